@@ -1,0 +1,63 @@
+import { PAGE_SIZE } from "../memory/address.js";
+import type { GuestMemory, MemoryRegion } from "../memory/guest-memory.js";
+import { countBits, type DirtyBitmap, setBits } from "./dirty-bitmap.js";
+
+/**
+ * A bit per 4 KiB page of a guest's RAM: which pages a round must send. Where a DirtyBitmap speaks of IOVAs, this one
+ * speaks of memory: one bit array per RAM arena, indexed by the arena's page. What isn't RAM (a peer's BAR, a hole) has
+ * no bit, so merging a tracker's bitmap filters it.
+ */
+export class RamBitmap {
+  readonly memory: GuestMemory;
+  /** Per arena: bit i is bit i % 32 of word i / 32 and stands for the arena's page i. */
+  readonly arenas: readonly Uint32Array<SharedArrayBuffer>[];
+
+  constructor(memory: GuestMemory, arenas?: readonly Uint32Array<SharedArrayBuffer>[]) {
+    this.memory = memory;
+    this.arenas =
+      arenas ??
+      memory.arenas.map((arena) => new Uint32Array(new SharedArrayBuffer(Math.ceil(arena.ramPages / 32 / 16) * 64)));
+  }
+
+  /** Marks every page of RAM (of one region, if given). */
+  setAll(region?: MemoryRegion): void {
+    for (const { arena, arenaPage, pages } of region === undefined ? this.memory.regions : [region]) {
+      setBits(this.arenas[arena], arenaPage, pages);
+    }
+  }
+
+  /** Adds guest pages [firstPage, firstPage + pages); those that are no RAM are left out. */
+  addPages(firstPage: number, pages: number): void {
+    const end = firstPage + pages;
+    for (const region of this.memory.regions) {
+      const from = Math.max(firstPage, region.firstPage);
+      const to = Math.min(end, region.firstPage + region.pages);
+      if (from < to) setBits(this.arenas[region.arena], region.arenaPage + from - region.firstPage, to - from);
+    }
+  }
+
+  /** Adds a tracker's bitmap, whose IOVAs are guest-physical addresses. Granules are rounded outwards to pages. */
+  addDirty(dirty: DirtyBitmap): void {
+    dirty.forEachPageRun((firstPage, pages) => this.addPages(firstPage, pages));
+  }
+
+  or(other: RamBitmap): void {
+    this.arenas.forEach((words, arena) => {
+      const from = other.arenas[arena];
+      for (let i = 0; i < words.length; i++) words[i] |= from[i];
+    });
+  }
+
+  clear(): void {
+    for (const words of this.arenas) words.fill(0);
+  }
+
+  /** Number of marked pages. */
+  count(): number {
+    return this.arenas.reduce((sum, words) => sum + countBits(words), 0);
+  }
+
+  get bytes(): number {
+    return this.count() * PAGE_SIZE;
+  }
+}

@@ -1,0 +1,75 @@
+import type { DmaLoggingLimits, IrqInfo, MigrationSupport, RegionInfo, TrackingFlags } from "../host/host.js";
+import type { PageNumber } from "../memory/address.js";
+
+/*
+ * What a device model is, whoever hosts it: the emulated host's device threads, or a vfio-user server. A model runs on
+ * one thread; its methods are synchronous and never nested.
+ */
+
+/** Why a DMA did not happen. The access is blocked and logged by the IOMMU, as hardware would; nothing is thrown. */
+export type DmaFault = "not-mapped" | "not-writeable" | "not-readable" | "p2p-refused" | "detached" | "not-pinned";
+
+/**
+ * A device's way to memory. Addresses are IOVA pages (numbers) and byte offsets in them; no call crosses a page
+ * boundary, so that a call is atomic to dirty tracking and to quiescing. Every method returns null, or the fault.
+ */
+export interface DmaPort {
+  /** Writes source[from, from + bytes) at `offset` of a page; offset + bytes is at most 4096. */
+  write(page: PageNumber, offset: number, source: Uint8Array, from: number, bytes: number): DmaFault | null;
+  read(page: PageNumber, offset: number, target: Uint8Array, to: number, bytes: number): DmaFault | null;
+}
+
+/** What hosts a model. */
+export interface DeviceContext {
+  readonly dma: DmaPort;
+  /** True while peer-to-peer DMA must not be started (RUNNING_P2P, PRE_COPY_P2P). */
+  readonly p2pQuiesced: boolean;
+  raiseIrq(index: number, vector: number): void;
+  /** CLOCK_MONOTONIC in nanoseconds, for stamps; the same in all processes of a machine. */
+  now(): bigint;
+  /** For models whose mdev hardware must have a page pinned before it touches it; resolves to the fault, or null. */
+  pin(page: PageNumber, pages: number): Promise<DmaFault | null>;
+  unpin(page: PageNumber, pages: number): Promise<void>;
+  /** The model can't go on: its migration state becomes ERROR until it is reset. */
+  fail(reason: string): void;
+}
+
+/** What a model says of itself; constant over its life. */
+export interface ModelInfo {
+  readonly model: string;
+  /** Raised when the state record's layout changes; a destination refuses what it doesn't know. */
+  readonly stateVersion: number;
+  readonly mdev: boolean;
+  readonly regions: readonly RegionInfo[];
+  readonly irqs: readonly IrqInfo[];
+  /** null: can't migrate. */
+  readonly migration: MigrationSupport | null;
+  readonly tracking: TrackingFlags;
+  readonly dmaLogging: DmaLoggingLimits | null;
+  /** True: it knows which of its DMA is P2P and stops only that in P2P states; false: it stops all DMA there. */
+  readonly separatesP2p: boolean;
+}
+
+/** A device model. */
+export interface DeviceModel extends Disposable {
+  readonly info: ModelInfo;
+  /** Opens what it needs (sockets, files); called once, before anything else. */
+  start(context: DeviceContext): Promise<void>;
+  /**
+   * Does a slice of work, at most `budgetMs`, and returns how many milliseconds may pass before the next slice (0: has
+   * more to do now). Called only in states in which the device may do DMA.
+   */
+  run(budgetMs: number): number;
+  /** The device is leaving the running states: ends what is in flight. After it, no DMA until `run` is called again. */
+  quiesce(): void;
+  /** Back to the state after power-on. */
+  reset(): void;
+  /** The whole internal state. In STOP and STOP_COPY it is final; in PRE_COPY it is a snapshot. */
+  save(): Uint8Array;
+  /** @throws DirtmapError `BAD_DEVICE_STATE` for data that is incomplete, inconsistent or of an unknown version */
+  load(state: Uint8Array): void;
+  regionRead(region: number, offset: number, target: Uint8Array): void;
+  regionWrite(region: number, offset: number, source: Uint8Array): void;
+  /** Counters for reports: DMA writes, bytes, datagrams, sequence numbers … */
+  counters(): Record<string, number>;
+}

@@ -1,0 +1,133 @@
+import { z } from "zod";
+
+/*
+ * The description of a machine: what a scenario says of it, and what a source tells its destination. It is checked with
+ * this schema wherever it comes from.
+ */
+
+const id = z.string().regex(/^[a-z0-9][a-z0-9._-]{0,31}$/, "lower-case letters, digits, '.', '_' and '-', at most 32");
+
+/** The page-table formats of the emulated system IOMMU, and an IOMMU without dirty tracking. */
+export const IOMMU_FORMATS = ["amd-v1", "vtd-ss", "arm-s1"] as const;
+
+const iommu = z.strictObject({
+  id,
+  format: z.enum(IOMMU_FORMATS),
+  /** false: an IOMMU that can't track (older hardware). */
+  dirtyTracking: z.boolean().default(true),
+  /** Entries of each device's IOTLB. */
+  iotlb: z.int().min(1).max(65536).default(256),
+});
+
+/** How much DMA a device's workload does, and where in guest memory. */
+const load = z.strictObject({
+  /** Megabytes (10^6) per second that the device writes; 0: idle. */
+  rate: z.number().min(0).max(100_000).default(50),
+  /** Size of its buffers in guest memory: what it can dirty over and over. */
+  footprint: z
+    .int()
+    .min(4096)
+    .max(2 ** 40),
+});
+
+const common = {
+  id,
+  load,
+  /** The P2P table's row: devices that this one writes to over P2P. */
+  p2pTargets: z.array(id).default([]),
+};
+
+const dmaLogging = z.strictObject({
+  /** Page sizes that its log supports, in bytes. */
+  pageSizes: z
+    .array(z.int().min(4096))
+    .min(1)
+    .default([4096, 65536, 2 * 2 ** 20]),
+  maxRanges: z.int().min(1).max(1024).default(8),
+  addressWidth: z.int().min(32).max(64).default(52),
+  readableWhen: z.enum(["always", "quiesced"]).default("always"),
+});
+
+const device = z.discriminatedUnion("model", [
+  z.strictObject({ model: z.literal("mlx5"), ...common, iommu: id, dmaLogging: dmaLogging.prefault({}) }),
+  z.strictObject({ model: z.literal("nic"), ...common, iommu: id }),
+  z.strictObject({
+    model: z.literal("blk"),
+    ...common,
+    iommu: id,
+    /** The file behind the disk; absent: one is made in the temporary directory from the seed. */
+    file: z.string().optional(),
+  }),
+  z.strictObject({
+    model: z.literal("vgpu"),
+    ...common,
+    /** The mdev's hardware can mark a tracker shared with other mdevs. */
+    sharedTracker: z.boolean().default(false),
+    /** Bytes of video memory behind a BAR: what peers write to. */
+    vram: z
+      .int()
+      .min(4096)
+      .max(2 ** 30)
+      .default(16 * 2 ** 20),
+  }),
+]);
+
+export const machineSchema = z
+  .strictObject({
+    /** Bytes of RAM. */
+    memory: z.int().min(2 ** 21),
+    vcpus: z.strictObject({
+      count: z.int().min(0).max(64).default(2),
+      /** Megabytes (10^6) per second that each writes. */
+      rate: z.number().min(0).max(100_000).default(20),
+      /** Bytes of guest memory that each writes to. */
+      footprint: z
+        .int()
+        .min(4096)
+        .max(2 ** 40)
+        .default(16 * 2 ** 20),
+    }),
+    /** Share of RAM that is filled with random data at the start; the rest is zero. */
+    fill: z.number().min(0).max(1).default(0.5),
+    /** Of the fill, and of disks that are made. */
+    seed: z.int().min(0).max(0xffffffff).default(1),
+    iommus: z.array(iommu).default([]),
+    devices: z.array(device).max(256),
+    /** Threads that devices are spread over. */
+    deviceThreads: z.int().min(1).max(16).default(1),
+    /** P2P: the firmware table (p2pTargets), all pairs, or none. */
+    p2p: z.enum(["all", "none", "table"]).default("table"),
+  })
+  .superRefine((machine, context) => {
+    const seen = new Set<string>();
+    machine.devices.forEach((entry, index) => {
+      if (seen.has(entry.id)) {
+        context.addIssue({ code: "custom", path: ["devices", index, "id"], message: `'${entry.id}' is used twice` });
+      }
+      seen.add(entry.id);
+      if ("iommu" in entry && !machine.iommus.some((candidate) => candidate.id === entry.iommu)) {
+        context.addIssue({
+          code: "custom",
+          path: ["devices", index, "iommu"],
+          message: `there is no IOMMU '${entry.iommu}' (there are: ${machine.iommus.map((i) => i.id).join(", ") || "none"})`,
+        });
+      }
+    });
+    machine.devices.forEach((entry, index) => {
+      for (const target of entry.p2pTargets) {
+        if (seen.has(target)) continue;
+        context.addIssue({
+          code: "custom",
+          path: ["devices", index, "p2pTargets"],
+          message: `there is no device '${target}'`,
+        });
+      }
+    });
+  });
+
+/** A machine as it can be built. */
+export type MachineDescription = z.output<typeof machineSchema>;
+export type DeviceDescription = MachineDescription["devices"][number];
+export type IommuDescription = MachineDescription["iommus"][number];
+export type DeviceModelName = DeviceDescription["model"];
+export type IommuFormatName = (typeof IOMMU_FORMATS)[number];

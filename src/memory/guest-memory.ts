@@ -1,0 +1,107 @@
+import { UsageError } from "../errors.js";
+import { GiB, KiB, MiB, PAGE_SHIFT, PAGE_SIZE, type PageNumber } from "./address.js";
+import { type Arena, createArena } from "./arena.js";
+
+/**
+ * The part of an arena that holds guest RAM; what lies above it, up to {@link RamArena.scratch}'s end, is for bitmaps
+ * and staging, so that kernels reach them and the RAM in one address space. 3 GiB keeps the guest's low memory, which
+ * ends there on a PC, in the first arena.
+ */
+export const RAM_PER_ARENA = 3 * GiB;
+
+/** What each RAM arena has besides RAM: the round's bitmaps and the staging buffers of the channels. */
+export const SCRATCH_BYTES = 64 * MiB;
+
+/** A stretch of guest-physical addresses backed by memory. IOVAs are guest-physical addresses (no virtual IOMMU). */
+export interface MemoryRegion {
+  readonly name: string;
+  /** First guest page: guest-physical address / 4096. */
+  readonly firstPage: PageNumber;
+  readonly pages: number;
+  /** Index into {@link GuestMemory.arenas}. */
+  readonly arena: number;
+  /** The page in the arena that backs the first guest page. */
+  readonly arenaPage: PageNumber;
+  /** False for ROM: mapped read-only for devices, still migrated. */
+  readonly writeable: boolean;
+}
+
+/** An arena of RAM and the stretch of scratch memory behind the RAM. */
+export interface RamArena extends Arena {
+  readonly ramPages: number;
+  readonly scratch: { readonly offset: number; readonly bytes: number };
+}
+
+/** The memory of one guest: RAM arenas, and how guest-physical addresses lie over them. */
+export interface GuestMemory {
+  readonly bytes: number;
+  readonly arenas: readonly RamArena[];
+  /** Sorted by firstPage, never overlapping; between them there are holes. */
+  readonly regions: readonly MemoryRegion[];
+}
+
+/**
+ * Lays a guest's memory out as a PC does: RAM up to 640 KiB, the VGA hole, a read-only BIOS shadow from 768 KiB to
+ * 1 MiB, RAM from there to 3 GiB, the PCI hole, and further RAM from 4 GiB upwards.
+ * The holes matter: they are what dirty readers trip over.
+ * @param bytes RAM, from 2 MiB, a multiple of 64 KiB.
+ * @throws UsageError `MEMORY_DOES_NOT_FIT`
+ */
+export function layoutRegions(bytes: number): MemoryRegion[] {
+  if (!Number.isSafeInteger(bytes) || bytes < 2 * MiB || bytes % (64 * KiB) !== 0) {
+    throw new UsageError(`guest memory of ${bytes} bytes is not possible`, {
+      code: "MEMORY_DOES_NOT_FIT",
+      remedy: "give at least 2M, in multiples of 64K",
+    });
+  }
+  const region = (name: string, from: number, to: number, writeable = true): MemoryRegion => ({
+    name,
+    firstPage: from / PAGE_SIZE,
+    pages: (to - from) / PAGE_SIZE,
+    arena: 0,
+    arenaPage: from / PAGE_SIZE,
+    writeable,
+  });
+  const low = Math.min(bytes, RAM_PER_ARENA);
+  const regions = [
+    region("ram-640k", 0, 640 * KiB),
+    region("bios", 768 * KiB, 1 * MiB, false),
+    region("ram-low", 1 * MiB, low),
+  ];
+  for (let done = low, arena = 1; done < bytes; arena++) {
+    const size = Math.min(bytes - done, RAM_PER_ARENA);
+    regions.push({
+      name: `ram-high-${arena}`,
+      firstPage: (4 * GiB + (arena - 1) * RAM_PER_ARENA) / PAGE_SIZE,
+      pages: size / PAGE_SIZE,
+      arena,
+      arenaPage: 0,
+      writeable: true,
+    });
+    done += size;
+  }
+  return regions;
+}
+
+/**
+ * Reserves a guest's memory, all zero. Nothing is committed until it is written.
+ * @throws UsageError `MEMORY_DOES_NOT_FIT`
+ */
+export function createGuestMemory(bytes: number): GuestMemory {
+  const regions = layoutRegions(bytes);
+  const arenas: RamArena[] = [];
+  for (let left = bytes; left > 0; left -= RAM_PER_ARENA) {
+    const ram = Math.min(left, RAM_PER_ARENA);
+    arenas.push(ramArena(createArena(ram + SCRATCH_BYTES), ram));
+  }
+  return { bytes, arenas, regions };
+}
+
+/** Splits an arena into its RAM and its scratch part; for workers, which get the arena's memory posted. */
+export function ramArena(arena: Arena, ramBytes: number): RamArena {
+  return {
+    ...arena,
+    ramPages: ramBytes >>> PAGE_SHIFT,
+    scratch: { offset: ramBytes, bytes: arena.bytes - ramBytes },
+  };
+}

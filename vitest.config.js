@@ -1,0 +1,13 @@
+import { defineConfig } from "vitest/config";
+
+// Tests run on built output: workers written in TypeScript do not start under vitest on Node 20.
+export default defineConfig({
+  test: {
+    include: ["dist/src/**/*.test.js", "dist/test/**/*.test.js"],
+    exclude: ["dist/test/stress/nightly/**", "dist/test/kernel/**"],
+    pool: "forks",
+    maxWorkers: 2,
+    testTimeout: 60_000,
+    hookTimeout: 60_000,
+  },
+});
