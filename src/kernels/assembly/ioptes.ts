@@ -35,14 +35,8 @@ export function scanIoptes(
       const d = v128.shuffle<i32>(v128.load(p, 96), v128.load(p, 112), 0, 2, 4, 6);
       all = v128.and(all, v128.and(v128.and(a, b), v128.and(c, d)));
       any = v128.or(any, v128.or(v128.or(a, b), v128.or(c, d)));
-      const ab = i16x8.narrow_i32x4_s(
-        i32x4.eq(v128.and(a, mask), value),
-        i32x4.eq(v128.and(b, mask), value),
-      );
-      const cd = i16x8.narrow_i32x4_s(
-        i32x4.eq(v128.and(c, mask), value),
-        i32x4.eq(v128.and(d, mask), value),
-      );
+      const ab = i16x8.narrow_i32x4_s(i32x4.eq(v128.and(a, mask), value), i32x4.eq(v128.and(b, mask), value));
+      const cd = i16x8.narrow_i32x4_s(i32x4.eq(v128.and(c, mask), value), i32x4.eq(v128.and(d, mask), value));
       word |= (<u32>i8x16.bitmask(i8x16.narrow_i16x8_s(ab, cd))) << half;
       p += 128;
     }
@@ -96,8 +90,6 @@ function firstHole(at: u32, from: u32, count: u32, presentMask: i32): u32 {
   return from + count;
 }
 
-// @ts-ignore: decorator
-@inline
 function clean(at: u32, word: u32, cleanAnd: i32, cleanOr: i32): void {
   let left = word;
   while (left != 0) {
