@@ -75,6 +75,11 @@ export class Journal<State extends SourceRecord | DestinationRecord> {
     return Journal.#create(new Journal<DestinationRecord>(directory, "destination", migration, peer), "loading");
   }
 
+  /** Goes on with a source's journal that is there already; records nothing. */
+  static reopenSource(directory: string, { migration, peer }: JournalRecord): Journal<SourceRecord> {
+    return new Journal<SourceRecord>(directory, "source", migration, peer);
+  }
+
   static #create<State extends SourceRecord | DestinationRecord>(
     journal: Journal<State>,
     state: State,

@@ -1,0 +1,18 @@
+import { RamBitmap } from "../bitmap/ram-bitmap.js";
+import { DirtmapError, explain, UsageError } from "../errors.js";
+import type { MachineDescription } from "../host/description.js";
+import type { Machine } from "../host/host.js";
+import { PAGE_SIZE } from "../memory/address.js";
+import type { GuestMemory } from "../memory/guest-memory.js";
+import type { TrackerChoice } from "../tracking/choice.js";
+import type { DirtyRead, DirtySource } from "../tracking/dirty-source.js";
+import { type Conditions, doesNotConverge, expectedDowntime, judge, type RoundFacts, throughput } from "./convergence.js";
+import type { PageDigests, PageSender, SentRound } from "./data-plane.js";
+import { DEFAULT_TIMEOUTS, type Timeouts, within } from "./deadline.js";
+import { DeviceStateSender } from "./device-state.js";
+import { type MigrationPhase, publish } from "./events.js";
+import { type SourceEvent, type SourceState, sourceStep } from "./handover.js";
+import { defaultJournalDirectory, Journal, newMigrationId, type SourceRecord } from "./journal.js";
+import { type MigratableDevice, migratableDevices, startPrecopy, stopAll, takeDevicesBack } from "./lock-step.js";
+import { type DecisionListener, decisionSocket } from "./decision.js";
+import { type ControlLink, Peer, PeerAborted } from "./peer.js";
