@@ -27,6 +27,7 @@ export const DEFAULT_TIMEOUTS: Timeouts = {
 
 /**
  * The promise's outcome, if it comes in time and before the signal.
+ * @param ms Infinity: the signal, or the promise itself, is the bound
  * @param what is waited for, as a phrase: "READY from the destination"
  * @throws DirtmapError `TIMED_OUT`; the signal's reason
  */
@@ -39,11 +40,12 @@ export async function within<T>(ms: number, what: string, promise: Promise<T>, s
   try {
     return await new Promise<T>((resolve, reject) => {
       promise.then(resolve, reject);
+      onAbort = () => reject(signal?.reason);
+      signal?.addEventListener("abort", onAbort, { once: true });
+      if (ms === Number.POSITIVE_INFINITY) return;
       timer = setTimeout(() => {
         reject(new DirtmapError(`${what} did not come within ${ms} ms`, { code: "TIMED_OUT", attempted: `wait for ${what}` }));
       }, ms);
-      onAbort = () => reject(signal?.reason);
-      signal?.addEventListener("abort", onAbort, { once: true });
     });
   } finally {
     clearTimeout(timer);
