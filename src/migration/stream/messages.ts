@@ -15,8 +15,8 @@ import { machineSchema } from "../../host/description.js";
  *                  ◀───────────────────   RUNNING, or RUN_FAILED: it may have run for a moment
  *                  ◀───────────────────   DIGESTS …, REPORT
  * DIGESTS come right after READY where HELLO says `verify: before`. Either side may say ABORT before GO; from the
- * destination it means that the machine is discarded, durably, and never ran, and it may answer GO. PING and PONG are
- * the connection's own.
+ * destination it means that the machine is discarded, durably, and never ran, and it may answer GO. PING is the
+ * connection's own: both sides send it when they have nothing to say.
  */
 
 /** Raised when messages or frames change incompatibly; a destination refuses a source that speaks another. */
@@ -31,7 +31,7 @@ export const MAX_MESSAGE_DATA = 1 << 20;
 const round = z.int().min(0).max(0xffffffff);
 const count = z.int().min(0);
 const text = z.string().max(4096);
-const digest = z.string().regex(/^[0-9a-f]{16}$/, "16 hexadecimal digits");
+const rootDigest = z.string().regex(/^[0-9a-f]{64}$/, "64 hexadecimal digits");
 const problem = { code: z.string().max(64), message: text, remedy: text.optional() };
 
 const heads = [
@@ -78,8 +78,8 @@ const heads = [
   }),
   z.strictObject({
     type: z.literal("READY"),
-    /** The hash over the destination's table of page digests. */
-    rootDigest: digest,
+    /** SHA-256 over the destination's table of page digests: rootDigest() of channels/digests.ts. */
+    rootDigest,
   }),
   z.strictObject({ type: z.literal("GO") }),
   z.strictObject({
@@ -102,7 +102,6 @@ const heads = [
   }),
   z.strictObject({ type: z.literal("ABORT"), ...problem }),
   z.strictObject({ type: z.literal("PING") }),
-  z.strictObject({ type: z.literal("PONG") }),
 ] as const;
 
 /** Checks the JSON head of a control message. */
