@@ -2,10 +2,10 @@ import { DirtmapError, explain } from "../errors.js";
 
 /** What was set up, step by step, and how each step is taken back: in reverse order, all of it, whatever fails. */
 export class UndoStack {
-  readonly #steps: { readonly what: string; readonly undo: () => Promise<unknown> }[] = [];
+  readonly #steps: { readonly what: string; readonly undo: () => PromiseLike<unknown> }[] = [];
 
   /** Remembers how the step just taken is taken back. `what` completes "could not …". */
-  add(what: string, undo: () => Promise<unknown>): void {
+  add(what: string, undo: () => PromiseLike<unknown>): void {
     this.#steps.push({ what, undo });
   }
 
