@@ -12,9 +12,11 @@ import { machineSchema } from "../../host/description.js";
  *   DEVICE_STATE …, VCPU_STATE, PREPARE ─▶
  *                  ◀───────────────────   READY: all loaded and verified
  *   (durably gives up)  GO ─────────────▶
- *                  ◀───────────────────   RUNNING
+ *                  ◀───────────────────   RUNNING, or RUN_FAILED: it may have run for a moment
  *                  ◀───────────────────   DIGESTS …, REPORT
- * Either side may say ABORT before GO. PING is the connection's own: both sides send it when they have nothing to say.
+ * DIGESTS come right after READY where HELLO says `verify: before`. Either side may say ABORT before GO; from the
+ * destination it means that the machine is discarded, durably, and never ran, and it may answer GO. PING is the
+ * connection's own: both sides send it when they have nothing to say.
  */
 
 /** Raised when messages or frames change incompatibly; a destination refuses a source that speaks another. */
@@ -40,6 +42,12 @@ const heads = [
     software: z.string().max(128),
     machine: machineSchema,
     channels: z.int().min(1).max(MAX_CHANNELS),
+    /** The id that both journals are kept under. */
+    migration: z.string().regex(/^[0-9a-z-]{1,64}$/, "lower-case letters, digits and '-', at most 64"),
+    /** When the page digests are compared: before GO, or after RUNNING, off the critical path. */
+    verify: z.enum(["before", "after"]),
+    /** How long the workload is to run on before the destination checks it and reports. */
+    runAfterMs: z.int().min(0).max(86_400_000),
   }),
   z.strictObject({
     type: z.literal("ACCEPT"),
@@ -79,6 +87,7 @@ const heads = [
     /** From the arrival of GO until everything ran. */
     resumeMs: z.number().min(0),
   }),
+  z.strictObject({ type: z.literal("RUN_FAILED"), ...problem }),
   z.strictObject({
     type: z.literal("DIGESTS"),
     arena: z.int().min(0).max(4096),
