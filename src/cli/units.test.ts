@@ -1,7 +1,8 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { UsageError } from "../errors.js";
-import { formatCount, formatMs, formatRate, formatSize, parseBandwidth, parseDuration, parseSize } from "./units.js";
+import { formatSize } from "../observe/format.js";
+import { parseBandwidth, parseDuration, parseSize } from "./units.js";
 
 describe("sizes", () => {
   it.each([
@@ -30,14 +31,6 @@ describe("sizes", () => {
       }),
     );
   });
-
-  it("never writes more than four characters of number", () => {
-    fc.assert(
-      fc.property(fc.double({ min: 0, max: 1e14, noNaN: true }), (bytes) => {
-        expect(formatSize(bytes)).toMatch(/^(\d{1,4}|\d{1,2}\.\d{1,2})[BKMGT]$/);
-      }),
-    );
-  });
 });
 
 describe("durations", () => {
@@ -54,17 +47,6 @@ describe("durations", () => {
   it.each(["50", "s", "-1s", "1 minute", ""])("refuses '%s'", (text) => {
     expect(() => parseDuration(text)).toThrow(/is not a duration/);
   });
-
-  it.each([
-    [0.234, "0.2 ms"],
-    [37.4, "37 ms"],
-    [999.7, "1.00 s"],
-    [1240, "1.24 s"],
-    [59_996, "1 min 0 s"],
-    [125_000, "2 min 5 s"],
-  ])("%d ms reads '%s'", (ms, text) => {
-    expect(formatMs(ms)).toBe(text);
-  });
 });
 
 describe("bandwidths", () => {
@@ -80,17 +62,5 @@ describe("bandwidths", () => {
 
   it.each(["0", "fast", "10Gbits", "-1M"])("refuses '%s'", (text) => {
     expect(() => parseBandwidth(text)).toThrow(/is not a bandwidth/);
-  });
-
-  it("has a word for no limit", () => {
-    expect(formatRate(Number.POSITIVE_INFINITY)).toBe("unlimited");
-    expect(formatRate(2 ** 20)).toBe("1M/s");
-  });
-});
-
-describe("counts", () => {
-  it("sets thousands apart", () => {
-    expect(formatCount(1234567)).toBe("1 234 567");
-    expect(formatCount(999)).toBe("999");
   });
 });
