@@ -4,7 +4,7 @@ import type { MigrationResult } from "../migration/report.js";
 /** How the command ends: the one table, which `--help` prints too. */
 export const EXIT_CODES = {
   done: { code: 0, means: "done" },
-  failed: { code: 1, means: "failed, or not verified; the source goes on running unless the report says otherwise" },
+  failed: { code: 1, means: "failed, or completed without being verified; the report says where the machine runs" },
   usage: { code: 2, means: "wrong usage; nothing was started" },
   indeterminate: {
     code: 3,
@@ -19,9 +19,9 @@ export function exitCodesHelp(): string {
   return ["Exit codes:", ...lines].join("\n");
 }
 
-/** The exit code of a migration. One that completed but whose memory was found to differ has failed. */
+/** The exit code of a migration. One that completed without the proof that no write was lost has failed. */
 export function exitCodeOf({ result, verified }: { result: MigrationResult; verified: boolean | null }): number {
-  if (result === "completed") return verified === false ? EXIT_CODES.failed.code : EXIT_CODES.done.code;
+  if (result === "completed") return verified === true ? EXIT_CODES.done.code : EXIT_CODES.failed.code;
   return EXIT_CODES[result].code;
 }
 

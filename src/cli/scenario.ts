@@ -34,6 +34,8 @@ const migrationSchema = z.strictObject({
   granules: z.record(z.string(), z.int().min(1)).default({}),
   domain: z.enum(DOMAINS).default("per-device"),
   untracked: z.enum(UNTRACKED).default("everything"),
+  /** Per device: what happens to it if it has no tracker. */
+  untrackedDevices: z.record(z.string(), z.enum(UNTRACKED)).default({}),
   design: z.enum(DESIGNS).default("split"),
   /** Milliseconds. */
   downtimeLimit: z.number().min(DOWNTIME_LIMIT_MS.min).max(DOWNTIME_LIMIT_MS.max).default(50),
@@ -53,7 +55,7 @@ const scenarioSchema = z
   })
   .superRefine((scenario, context) => {
     const devices = scenario.machine.devices.map(({ id }) => id);
-    for (const field of ["trackers", "granules"] as const) {
+    for (const field of ["trackers", "granules", "untrackedDevices"] as const) {
       for (const device of Object.keys(scenario.migration[field])) {
         if (devices.includes(device)) continue;
         const message = `there is no device '${device}'; ${suggest(device, devices)}`;

@@ -11,6 +11,9 @@ import { table } from "./table.js";
 
 const BAR_CELLS = 20;
 
+/** Phases whose text the final report repeats. `indeterminate` is not one: its text tells what to do meanwhile. */
+const ENDED: readonly MigrationPhase[] = ["completed", "failed", "cancelled"];
+
 /** Where the view is drawn; process.stderr is one. */
 export interface ViewStream {
   readonly isTTY?: boolean;
@@ -140,8 +143,10 @@ export class LiveView implements Disposable {
 
   #show(event: MigrationEvent): void {
     this.#state = afterEvent(this.#state, event);
-    if (event.type === "phase" && event.text !== undefined) this.note(`${event.phase}: ${event.text}`);
-    else if (this.#options.stream.isTTY === true) this.#draw();
+    if (event.type === "phase" && event.text !== undefined && !ENDED.includes(event.phase)) {
+      this.note(`${event.phase}: ${event.text}`);
+    }
+    if (this.#options.stream.isTTY === true) this.#draw();
     else if (event.type === "round") this.note(roundLine(event.round));
   }
 
