@@ -3,6 +3,7 @@ import type { Iova, PageNumber } from "../memory/address.js";
 import type { Arena } from "../memory/arena.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
 import type { DeviceFeature, MigState } from "../uapi/vfio.js";
+import type { KernelDesigns } from "./designs.js";
 
 /*
  * The interfaces that every host implements: the emulated one, this machine's Linux kernel, and devices behind a
@@ -276,6 +277,13 @@ export interface Machine extends AsyncDisposable {
   readonly memory: GuestMemory;
   readonly devices: readonly AttachedDevice[];
   readonly vcpus: Vcpus;
+  /**
+   * What the devices' IOASes map besides RAM, each as it was mapped: the BARs that peers may reach. Absent: none.
+   * IOMMU_IOAS_COPY wants exactly these ranges, and those of {@link memory}'s regions.
+   */
+  readonly peerMappings?: readonly { readonly iova: Iova; readonly length: bigint }[];
+  /** The designs in which the kernel merges dirty pages; absent where the kernel has none. */
+  readonly designs?: KernelDesigns;
   /** The "P2P allowed" query: may the initiator write into the target's BARs? Directed. */
   mayP2p(initiator: string, target: string): boolean;
   /** Withdraws or restores what {@link mayP2p} says about a device as a target, while it is suspended. */

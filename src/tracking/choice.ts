@@ -1,0 +1,61 @@
+import type { TrackerKind } from "./tracker.js";
+
+/** Trackers that a device can be given; vCPUs have theirs. */
+export const DEVICE_TRACKERS = ["iommu", "device", "pinned", "everything"] as const satisfies readonly TrackerKind[];
+export type DeviceTracker = (typeof DEVICE_TRACKERS)[number];
+
+/** What happens to a device that no tracker follows. */
+export const UNTRACKED = ["everything", "suspend", "refuse"] as const;
+export type Untracked = (typeof UNTRACKED)[number];
+
+/** What the operator wants. */
+export interface Policy {
+  /** `iommu-first`: ask the iommu_domain; where it can't, the device; where that can't either, no tracker. */
+  readonly order: "iommu-first" | "device-first";
+  /** Per device: the tracker that it gets, whatever the order says. */
+  readonly trackers: Readonly<Record<string, DeviceTracker>>;
+  /** Per device: bytes per dirty bit. */
+  readonly granules: Readonly<Record<string, number>>;
+  /** One HWPT for all devices that can share it, or one each, so that each one's share of the dirty pages is seen. */
+  readonly domain: "per-device" | "shared";
+  /** What happens to a device without a tracker: all that it may write counts as dirty; it is suspended; refuse. */
+  readonly untracked: Untracked;
+  /** Per device: what happens to it if it has no tracker. */
+  readonly untrackedDevices: Readonly<Record<string, Untracked>>;
+}
+
+export const DEFAULT_POLICY: Policy = {
+  order: "iommu-first",
+  trackers: {},
+  granules: {},
+  domain: "per-device",
+  untracked: "everything",
+  untrackedDevices: {},
+};
+
+/** The HWPT (for mdevs: the emulated-IOMMU object) that a device is to be attached to while it is tracked. */
+export interface DomainChoice {
+  /** Devices with the same key are attached to the same one, where their IOMMUs allow. */
+  readonly key: string;
+  /** `emulated`: the object that holds the tracker which mdevs share. */
+  readonly type: "hwpt" | "emulated";
+  readonly dirtyTracking: boolean;
+  /** false: IOMMU_OPTION_HUGE_PAGES = 0, so that a bit stands for a page of the smallest size. */
+  readonly hugePages: boolean;
+}
+
+/** What was decided for one device, and why. */
+export interface TrackerChoice {
+  readonly device: string;
+  readonly tracker: DeviceTracker;
+  /** Bytes per bit to ask for; null for `everything`, which has no bits. */
+  readonly granule: number | null;
+  /** null: the device stays attached to what it is. */
+  readonly domain: DomainChoice | null;
+  /** The device has no tracker and is stopped before copying starts, so that it writes nothing. */
+  readonly suspend: boolean;
+  /** One sentence that quotes the rule. */
+  readonly reason: string;
+  /** The trackers that were passed over, each with why. */
+  readonly alternatives: readonly { readonly tracker: DeviceTracker; readonly why: string }[];
+}

@@ -1,0 +1,225 @@
+import { UsageError } from "../errors.js";
+import { isPowerOfTwo, PAGE_SIZE } from "../memory/address.js";
+import type { DeviceCapabilities, TrackerAvailable } from "./capabilities.js";
+import type { DeviceTracker, DomainChoice, Policy, TrackerChoice, Untracked } from "./choice.js";
+
+/** Names that the ledger gives to owners that are no devices. */
+const RESERVED_IDS = ["cpu", "container"];
+
+/** Trackers with bits, each with what it is called in sentences. */
+const BITS = { iommu: "the iommu_domain", device: "the device's own log", pinned: "the log of its pins" } as const;
+type BitTracker = keyof typeof BITS;
+
+/**
+ * Chooses a tracker, a granule and a domain for each device. A pure function: the same devices, in whatever order, and
+ * the same policy give each device the same choice, and a tracker that a device lacks is never chosen.
+ * @throws UsageError `UNKNOWN_DEVICE`, `UNKNOWN_TRACKER`, `TRACKER_LACKING`, `BAD_GRANULE`, `UNTRACKED_DEVICE`,
+ * `CANNOT_SUSPEND`, each in one line that says what would work
+ */
+export function chooseTrackers(probed: readonly DeviceCapabilities[], policy: Policy): TrackerChoice[] {
+  checkDevices(probed, policy);
+  const choices = probed.map((device) => chooseOne(device, policy));
+  return policy.domain === "shared" ? shareDomains(choices, probed) : choices;
+}
+
+function checkDevices(probed: readonly DeviceCapabilities[], policy: Policy): void {
+  const ids = probed.map(({ id }) => id);
+  const named = [policy.trackers, policy.granules, policy.untrackedDevices].flatMap(Object.keys);
+  const unknown = named.find((id) => !ids.includes(id));
+  if (unknown !== undefined) {
+    throw new UsageError(`there is no device '${unknown}'`, {
+      code: "UNKNOWN_DEVICE",
+      remedy: ids.length === 0 ? "the machine has no devices" : `there are: ${[...ids].sort().join(", ")}`,
+    });
+  }
+  const bad = ids.find((id, index) => RESERVED_IDS.includes(id) || ids.indexOf(id) !== index);
+  if (bad !== undefined) {
+    throw new UsageError(`the device id '${bad}' is taken`, { code: "UNKNOWN_DEVICE", remedy: "rename the device" });
+  }
+}
+
+function chooseOne(device: DeviceCapabilities, policy: Policy): TrackerChoice {
+  const override = Object.hasOwn(policy.trackers, device.id) ? policy.trackers[device.id] : undefined;
+  const order = trackersInOrder(device, policy.order);
+  const tracker = override ?? order.find((kind) => device.trackers[kind].available) ?? null;
+  if (override !== undefined) checkOverride(device, override);
+
+  const untracked = Object.hasOwn(policy.untrackedDevices, device.id) ? policy.untrackedDevices[device.id] : undefined;
+  if (tracker === null || tracker === "everything") {
+    // Asking for `everything` by name is the operator's answer to what happens to an untracked device.
+    const fate = untracked ?? (tracker === "everything" ? "everything" : policy.untracked);
+    return untrackedChoice(device, policy, fate, tracker === "everything");
+  }
+  const granule = chooseGranule(device, tracker, policy);
+  return {
+    device: device.id,
+    tracker,
+    granule,
+    domain: ownDomain(device, tracker, granule),
+    suspend: false,
+    reason: reasonFor(device, tracker, policy, override !== undefined),
+    alternatives: alternatives(device, tracker, policy, override !== undefined),
+  };
+}
+
+/** Which trackers are asked, first to last. For an mdev the shared tracker is the answer of the IOMMU's side. */
+function trackersInOrder({ mdev }: DeviceCapabilities, order: Policy["order"]): BitTracker[] {
+  const own = mdev ? "pinned" : "device";
+  return order === "iommu-first" ? ["iommu", own] : [own, "iommu"];
+}
+
+function checkOverride(device: DeviceCapabilities, tracker: DeviceTracker): void {
+  const has = Object.entries(device.trackers).flatMap(([kind, { available }]) => (available ? [kind] : []));
+  const remedy = `${device.id} has: ${has.join(", ")}`;
+  if (!Object.hasOwn(device.trackers, tracker)) {
+    throw new UsageError(`there is no tracker '${tracker}'`, { code: "UNKNOWN_TRACKER", remedy });
+  }
+  const capability = device.trackers[tracker];
+  if (capability.available) return;
+  throw new UsageError(`${device.id} can't be tracked by '${tracker}': ${capability.why}`, {
+    code: "TRACKER_LACKING",
+    remedy,
+  });
+}
+
+function chooseGranule(device: DeviceCapabilities, tracker: BitTracker, policy: Policy): number {
+  const { pageSizes } = device.trackers[tracker] as TrackerAvailable;
+  const asked = Object.hasOwn(policy.granules, device.id) ? policy.granules[device.id] : undefined;
+  // The smallest by default: a coarser bit names pages that nobody wrote, and those are what a migration pays for.
+  if (asked === undefined) return pageSizes[0] ?? PAGE_SIZE;
+  if (!Number.isSafeInteger(asked) || !isPowerOfTwo(asked)) {
+    throw badGranule(device, `${asked} bytes is no power of two`, tracker, pageSizes);
+  }
+  if (pageSizes.length > 0 ? !pageSizes.includes(asked) : asked < PAGE_SIZE) {
+    throw badGranule(device, `its tracker '${tracker}' has no granule of ${size(asked)}`, tracker, pageSizes);
+  }
+  return asked;
+}
+
+function badGranule(
+  { id }: DeviceCapabilities,
+  problem: string,
+  tracker: BitTracker,
+  pageSizes: readonly number[],
+): UsageError {
+  const supported = pageSizes.length === 0 ? "a power of two from 4K up" : pageSizes.map(size).join(" or ");
+  return new UsageError(`no such granule for ${id}: ${problem}`, {
+    code: "BAD_GRANULE",
+    remedy: `the tracker '${tracker}' takes ${supported}`,
+  });
+}
+
+function untrackedChoice(device: DeviceCapabilities, policy: Policy, fate: Untracked, asked: boolean): TrackerChoice {
+  const { id, migration } = device;
+  if (Object.hasOwn(policy.granules, id)) {
+    throw new UsageError(`no such granule for ${id}: it has no tracker whose granule could be chosen`, {
+      code: "BAD_GRANULE",
+      remedy: `leave out the granule of ${id}, or give it a tracker`,
+    });
+  }
+  const why = asked
+    ? "the operator asked for no tracker"
+    : trackersInOrder(device, policy.order)
+        .map((kind) => missing(device, kind))
+        .join(", and ");
+  if (fate === "refuse") {
+    throw new UsageError(`${id} has no dirty tracker: ${why}`, {
+      code: "UNTRACKED_DEVICE",
+      remedy: "count everything that it may write as dirty (everything), or suspend it for the migration (suspend)",
+    });
+  }
+  if (fate === "suspend" && migration?.stopCopy !== true) {
+    throw new UsageError(`${id} can't be suspended: it does not support STOP`, {
+      code: "CANNOT_SUSPEND",
+      remedy: "count everything that it may write as dirty instead (everything)",
+    });
+  }
+  return {
+    device: id,
+    tracker: "everything",
+    granule: null,
+    domain: null,
+    suspend: fate === "suspend",
+    reason:
+      fate === "suspend"
+        ? `untracked (${why}): suspended for the migration, so that it writes nothing`
+        : `untracked (${why}): everything it may write counts as dirty`,
+    alternatives: alternatives(device, "everything", policy, asked),
+  };
+}
+
+function missing(device: DeviceCapabilities, kind: BitTracker): string {
+  const capability = device.trackers[kind];
+  return capability.available ? `'${kind}' was passed over` : capability.why;
+}
+
+function reasonFor(device: DeviceCapabilities, tracker: BitTracker, policy: Policy, asked: boolean): string {
+  const { what } = device.trackers[tracker] as TrackerAvailable;
+  if (asked) return `the operator asked for '${tracker}': ${what}`;
+  const [first] = trackersInOrder(device, policy.order);
+  if (tracker === first) return `${policy.order}: ${BITS[first]} is asked first, and it can track: ${what}`;
+  return `${policy.order}: ${missing(device, first)}, so ${BITS[tracker]} is asked, and it can track: ${what}`;
+}
+
+function alternatives(
+  device: DeviceCapabilities,
+  chosen: DeviceTracker,
+  policy: Policy,
+  asked: boolean,
+): TrackerChoice["alternatives"] {
+  const others = (Object.keys(BITS) as BitTracker[]).filter((kind) => kind !== chosen);
+  return others.map((tracker) => {
+    const capability = device.trackers[tracker];
+    if (!capability.available) return { tracker, why: capability.why };
+    return { tracker, why: asked ? "the operator asked for another" : `${policy.order} asks ${chosen} before it` };
+  });
+}
+
+/** Each device its own HWPT: on one that it shares, dirty bits have no owner. The tracker of mdevs is there to be shared. */
+function ownDomain(device: DeviceCapabilities, tracker: BitTracker, granule: number): DomainChoice | null {
+  if (device.mdev) {
+    if (tracker !== "iommu") return null;
+    return { key: "mdevs", type: "emulated", dirtyTracking: true, hugePages: true };
+  }
+  const dirtyTracking = tracker === "iommu";
+  const hugePages = !dirtyTracking || !demandsSmallPages(device, granule);
+  return { key: `own:${device.id}`, type: "hwpt", dirtyTracking, hugePages };
+}
+
+function demandsSmallPages({ trackers }: DeviceCapabilities, granule: number): boolean {
+  const pageSizes = trackers.iommu.available ? trackers.iommu.pageSizes : [];
+  return pageSizes.length !== 1 && granule === (pageSizes[0] ?? PAGE_SIZE);
+}
+
+/**
+ * Puts all devices that have an HWPT of their own into one. Its dirty tracking is on where one of them is tracked by
+ * it; a device whose IOMMU can't track then stays out. One that needs small pages gives them to all.
+ */
+function shareDomains(choices: readonly TrackerChoice[], probed: readonly DeviceCapabilities[]): TrackerChoice[] {
+  const members = choices.flatMap(({ domain }) => (domain?.type === "hwpt" ? [domain] : []));
+  const dirtyTracking = members.some((domain) => domain.dirtyTracking);
+  const hugePages = members.every((domain) => domain.hugePages);
+  return choices.map((choice, index) => {
+    const { domain } = choice;
+    if (domain?.type !== "hwpt") return choice;
+    const tracks = dirtyTracking && probed[index].iommu?.dirtyTracking === true;
+    return {
+      ...choice,
+      domain: tracks
+        ? { key: "shared", type: "hwpt", dirtyTracking: true, hugePages }
+        : { key: "shared-untracked", type: "hwpt", dirtyTracking: false, hugePages: true },
+    };
+  });
+}
+
+/** A size as the command line writes it: 4K, 2M, 1G. */
+function size(bytes: number): string {
+  const units = ["", "K", "M", "G", "T"];
+  let unit = 0;
+  let value = bytes;
+  while (value >= 1024 && value % 1024 === 0 && unit < units.length - 1) {
+    value /= 1024;
+    unit++;
+  }
+  return `${value}${units[unit]}`;
+}

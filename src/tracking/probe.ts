@@ -1,0 +1,111 @@
+import type { AttachedDevice, DmaLoggingLimits, HwInfo, Machine, MigrationSupport } from "../host/host.js";
+import { hex, iovaOf, PAGE_SIZE } from "../memory/address.js";
+import { isErrno, UapiError } from "../uapi/errno.js";
+import { endPage, type MappedArea, writeableAreas } from "./areas.js";
+import type { DeviceCapabilities, TrackerCapability } from "./capabilities.js";
+
+/** What each device of a machine can do, in the machine's order. Nothing is left changed. @throws UapiError */
+export async function probeMachine(machine: Machine): Promise<DeviceCapabilities[]> {
+  const areas = writeableAreas(machine.memory);
+  const probed: DeviceCapabilities[] = [];
+  for (const device of machine.devices) probed.push(await probeDevice(device, areas));
+  return probed;
+}
+
+/**
+ * What one device can do: each tracker that it has, or lacks and why.
+ * @param areas what is mapped for it: a log whose address width does not reach all of that is no tracker
+ * @throws UapiError for anything but "not supported"
+ */
+export async function probeDevice(device: AttachedDevice, areas: readonly MappedArea[]): Promise<DeviceCapabilities> {
+  const { id, model, mdev, vfio, iommufd } = device;
+  const flags = await vfio.trackingFlags();
+  const iommu = mdev ? null : await iommufd.hwInfo(device.deviceId);
+  const log = logCapability(await vfio.dmaLoggingLimits(), areas, await vfio.supports("DMA_LOGGING_START"));
+  return {
+    id,
+    model,
+    mdev,
+    flags,
+    migration: await migrationSupport(device),
+    iommu: iommu && { type: iommu.type, dirtyTracking: iommu.dirtyTracking, pageSizes: iommu.pageSizes },
+    trackers: {
+      iommu: iommu === null ? await sharedTracker(device, flags.tracksThroughContainer) : iommuCapability(iommu),
+      device: mdev ? { available: false, why: "an mdev's own log is computed from its pins (pinned)" } : log,
+      pinned: mdev ? log : { available: false, why: "it is no mdev: the IOMMU pins all that is mapped" },
+      everything: {
+        available: true,
+        pageSizes: [],
+        readableWhen: "always",
+        what: "no tracker: all that the device may write counts as dirty",
+      },
+    },
+  };
+}
+
+async function migrationSupport({ vfio }: AttachedDevice): Promise<MigrationSupport | null> {
+  try {
+    return await vfio.migration();
+  } catch (error) {
+    if (isErrno(error, "ENOTTY")) return null;
+    throw error;
+  }
+}
+
+function iommuCapability({ type, dirtyTracking, pageSizes }: HwInfo): TrackerCapability {
+  if (!dirtyTracking) return { available: false, why: `its IOMMU (${type}) has no dirty tracking` };
+  // Only two sizes can be asked for: IOMMU_OPTION_HUGE_PAGES = 0 makes all leaves the smallest, 1 as large as they get.
+  const extremes = new Set([...pageSizes.slice(0, 1), ...pageSizes.slice(-1)]);
+  return {
+    available: true,
+    pageSizes: [...extremes],
+    readableWhen: "always",
+    what: `dirty bits of the iommu_domain (${type})`,
+  };
+}
+
+/** Whether an mdev can mark a tracker that it shares with others, held by iommufd's emulated-IOMMU object. */
+async function sharedTracker({ iommufd, ioas }: AttachedDevice, flag: boolean): Promise<TrackerCapability> {
+  if (!flag) return { available: false, why: "it is an mdev, and its hardware can't mark a shared tracker" };
+  try {
+    await iommufd.destroy(await iommufd.allocEmulatedIommu(ioas));
+  } catch (error) {
+    if (!(error instanceof UapiError)) throw error;
+    return {
+      available: false,
+      why: `this iommufd has no emulated IOMMU that could hold a shared tracker (${error.code})`,
+    };
+  }
+  return {
+    available: true,
+    pageSizes: [PAGE_SIZE],
+    readableWhen: "always",
+    what: "the tracker that mdevs share, held by the emulated IOMMU",
+  };
+}
+
+function logCapability(
+  limits: DmaLoggingLimits | null,
+  areas: readonly MappedArea[],
+  supported: boolean,
+): TrackerCapability {
+  if (!supported) return { available: false, why: "it has no DMA logging of its own" };
+  if (limits === null) {
+    return { available: true, pageSizes: [], readableWhen: "always", what: "the device's own DMA log" };
+  }
+  const end = iovaOf(endPage(areas));
+  if (end > 1n << BigInt(limits.addressWidth)) {
+    return {
+      available: false,
+      why: `its log covers ${limits.addressWidth} bits of IOVA, and memory ends at ${hex(end)}`,
+    };
+  }
+  const { pageSizes, readableWhen, maxRanges } = limits;
+  const when = readableWhen === "quiesced" ? ", readable only while it does no DMA" : "";
+  return {
+    available: true,
+    pageSizes,
+    readableWhen,
+    what: `the device's own DMA log, ${maxRanges} ranges, ${limits.addressWidth} bits of IOVA${when}`,
+  };
+}

@@ -1,0 +1,85 @@
+import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
+import type { Iommufd, ObjectId } from "../../host/host.js";
+import { PAGE_SIZE } from "../../memory/address.js";
+import { claimTracker } from "../claims.js";
+import type { DirtyTracker, TrackedRange, TrackingSession } from "../tracker.js";
+import { SessionState, startSession } from "./session.js";
+
+/**
+ * The tracker of an HWPT, in which the system IOMMU sets dirty bits, or of an emulated-IOMMU object, in which mdevs do
+ * (IOMMU_HWPT_SET_DIRTY_TRACKING, IOMMU_HWPT_GET_DIRTY_BITMAP).
+ *
+ * Areas are read whole, one by one: the kernel cleans whole leaves even where part of one was asked for, and stops at a
+ * hole in the mapping without saying so. Mappings made while it runs are tracked too.
+ */
+export function iommuTracker({
+  iommufd,
+  hwpt,
+  owner,
+}: {
+  iommufd: Iommufd;
+  hwpt: ObjectId;
+  owner: string;
+}): DirtyTracker {
+  return {
+    kind: "iommu",
+    owner,
+    start: ({ signal }) => {
+      const claim = claimTracker(iommufd, `HWPT ${hwpt}`, owner);
+      return startSession(claim, signal, async () => {
+        await iommufd.setDirtyTracking(hwpt, true);
+        const state = new SessionState(owner, claim, () => iommufd.setDirtyTracking(hwpt, false));
+        return new IommuSession(iommufd, hwpt, owner, state);
+      });
+    },
+  };
+}
+
+/** Bytes per bit that are asked for. A finer grain than the leaves' costs nothing: the kernel repeats a leaf's bit. */
+const BIT = PAGE_SIZE;
+
+class IommuSession implements TrackingSession {
+  readonly kind = "iommu";
+  readonly readableWhen = "always";
+  readonly namesAll = false;
+  readonly owner: string;
+  readonly #iommufd: Iommufd;
+  readonly #hwpt: ObjectId;
+  readonly #state: SessionState;
+  #smallestLeaf: number | undefined;
+
+  constructor(iommufd: Iommufd, hwpt: ObjectId, owner: string, state: SessionState) {
+    this.#iommufd = iommufd;
+    this.#hwpt = hwpt;
+    this.owner = owner;
+    this.#state = state;
+  }
+
+  get granule(): number {
+    return this.#smallestLeaf ?? BIT;
+  }
+
+  plan(areas: readonly TrackedRange[]) {
+    return { reads: areas, uncovered: [] };
+  }
+
+  readAndClear(range: TrackedRange): Promise<DirtyBitmap> {
+    return this.#state.reading(range, () => this.#get(range, true));
+  }
+
+  peek(range: TrackedRange): Promise<DirtyBitmap> {
+    return this.#get(range, false);
+  }
+
+  async #get({ iova, length }: TrackedRange, clear: boolean): Promise<DirtyBitmap> {
+    const into = new DirtyBitmap({ iova, length, granule: BIT });
+    const query = { iova, length, pageSize: BIT, into, clear };
+    const { leafSizes } = await this.#iommufd.getDirtyBitmap(this.#hwpt, query);
+    for (const size of leafSizes) this.#smallestLeaf = Math.min(this.#smallestLeaf ?? size, size);
+    return into;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.#state.close();
+  }
+}
