@@ -36,18 +36,52 @@ export interface RoundReport {
   readonly byDevice: Readonly<Record<string, { reported: number; exclusive: number; readMs: number }>>;
 }
 
+/** What the destination found after the workload had run on there. */
+export interface DestinationReport {
+  /** From the arrival of GO until everything ran. */
+  readonly resumeMs: number;
+  /** Units that devices and vCPUs stamped, checked after the workload had run on; null: nobody could check. */
+  readonly stamps: {
+    readonly checked: number;
+    readonly problems: readonly { readonly owner: string; readonly kind: string; readonly count: number }[];
+  } | null;
+  /** Per device and vCPU, units written at the destination: the workload runs on. */
+  readonly written: Readonly<Record<string, number>>;
+}
+
+/** The comparison of the two memories, page by page. */
+export interface MemoryComparison {
+  readonly pagesCompared: number;
+  readonly pagesDifferent: number;
+  /** Guest-physical addresses of the first few pages that differ, in hexadecimal. */
+  readonly firstAddresses: readonly string[];
+  /** Owners of the trackers that reported any of them during the migration; empty: none ever did. */
+  readonly coveredBy: readonly string[];
+}
+
 /** What `dirtmap migrate --json` prints. */
 export interface MigrationReport {
   readonly schemaVersion: 1;
+  /** The id that `dirtmap resume` and `dirtmap abort` take. */
+  readonly migration: string;
   readonly result: MigrationResult;
   /** The destination's memory, read back, equals the source's, and the devices' stamps are whole; null: never compared. */
   readonly verified: boolean | null;
   readonly totalMs: number;
   readonly downtimeMs: number | null;
+  /** Sent, over all channels and the control connection's device states. */
   readonly bytes: number;
+  /** Milliseconds spent in each phase that was reached, in order. */
+  readonly phases: readonly { readonly phase: string; readonly ms: number }[];
   readonly rounds: readonly RoundReport[];
   readonly devices: readonly DeviceReport[];
   readonly design: "split" | "type1" | "aggregated" | "iterating";
   readonly policy: string;
+  /** null: the memories were not compared. */
+  readonly memory: MemoryComparison | null;
+  /** null: the destination has not reported. */
+  readonly destination: DestinationReport | null;
+  /** What happened on the way that the operator should know of, though it did not end the migration. */
+  readonly warnings: readonly string[];
   readonly error?: { readonly code: string; readonly message: string; readonly remedy?: string | undefined };
 }

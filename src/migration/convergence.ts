@@ -1,0 +1,144 @@
+import { DirtmapError } from "../errors.js";
+import { MiB, PAGE_SIZE } from "../memory/address.js";
+
+/*
+ * When to stop the machine: once what is left, moved at the speed that was measured, takes no longer than the downtime
+ * limit. And when to say that this will not happen. Pure: facts of the rounds in, a verdict out.
+ */
+
+/** What one round showed: what it moved, and what the read after it found. */
+export interface RoundFacts {
+  readonly pages: number;
+  readonly zeroPages: number;
+  /** Time that moving them took, above 0. */
+  readonly ms: number;
+  /** Found by the read after the round: what would have to be sent if the machine were stopped now. */
+  readonly remainingBytes: number;
+  /** The part of it that no round makes smaller: what devices without a tracker may write. */
+  readonly alwaysDirtyBytes: number;
+  /** What each tracker owner reported in that read. */
+  readonly owners: readonly { readonly owner: string; readonly everything: boolean; readonly bytes: number }[];
+}
+
+/** What else goes into a downtime. */
+export interface Conditions {
+  readonly downtimeLimitMs: number;
+  /** Pre-copy rounds after which it is enough. */
+  readonly maxRounds: number;
+  /** Bytes per second that may be used; Infinity: no limit. */
+  readonly bandwidth: number;
+  /** What the devices expect to send once they are stopped (MIG_DATA_SIZE). */
+  readonly deviceStateBytes: number;
+  /** Whatever doesn't depend on bytes: stopping, the last read, flushes, round trips, digests if they come before GO. */
+  readonly fixedMs: number;
+}
+
+export type Verdict =
+  | { readonly kind: "continue" | "switch-over"; readonly expectedDowntimeMs: number }
+  | {
+      readonly kind: "does-not-converge";
+      readonly expectedDowntimeMs: number;
+      readonly why: "always-dirty" | "no-progress" | "max-rounds";
+      /** The limit with which it would have worked. */
+      readonly neededLimitMs: number;
+      /** Tracker owners in the way, the worst first. */
+      readonly owners: readonly { readonly owner: string; readonly everything: boolean }[];
+    };
+
+/** Speed assumed until a round has moved enough data to measure it: a conservative figure for loopback. */
+const ASSUMED_BYTES_PER_SECOND = 500e6;
+/** All-zero pages are read and found to be zero at about the speed of memory, and never sent. */
+const ZERO_BYTES_PER_SECOND = 8e9;
+/** Rounds that move less than this measure latency, not throughput. */
+const ENOUGH_BYTES = 8 * MiB;
+/** Rounds without progress after which there will be none. */
+const PATIENCE = 6;
+/** Progress is a tenth less. */
+const PROGRESS = 0.9;
+
+/** Bytes of non-zero pages per second: of the last round that was large enough to measure, never above the bandwidth. */
+export function throughput(history: readonly RoundFacts[], bandwidth: number): number {
+  for (let i = history.length - 1; i >= 0; i--) {
+    const { pages, zeroPages, ms } = history[i];
+    const data = (pages - zeroPages) * PAGE_SIZE;
+    if (data < ENOUGH_BYTES) continue;
+    const zeroMs = ((zeroPages * PAGE_SIZE) / ZERO_BYTES_PER_SECOND) * 1000;
+    // At least half of the time is counted for the data: the speed of zeros is an assumption.
+    return Math.min(bandwidth, (data / Math.max(ms - zeroMs, ms / 2)) * 1000);
+  }
+  return Math.min(bandwidth, ASSUMED_BYTES_PER_SECOND);
+}
+
+/** Milliseconds from the pause of the vCPUs to the confirmation that the destination runs, if `bytes` are left. */
+export function expectedDowntime(bytes: number, bytesPerSecond: number, conditions: Conditions): number {
+  return ((bytes + conditions.deviceStateBytes) / bytesPerSecond) * 1000 + conditions.fixedMs;
+}
+
+/** What to do after the last round of `history`, which must not be empty. */
+export function judge(history: readonly RoundFacts[], conditions: Conditions): Verdict {
+  const last = history[history.length - 1];
+  const speed = throughput(history, conditions.bandwidth);
+  const expected = (bytes: number) => expectedDowntime(bytes, speed, conditions);
+  const expectedDowntimeMs = expected(last.remainingBytes);
+  if (expectedDowntimeMs <= conditions.downtimeLimitMs) return { kind: "switch-over", expectedDowntimeMs };
+
+  const best = Math.min(...history.map(({ remainingBytes }) => remainingBytes));
+  const fails = (why: "always-dirty" | "no-progress" | "max-rounds", bytes: number): Verdict => ({
+    kind: "does-not-converge",
+    expectedDowntimeMs,
+    why,
+    neededLimitMs: comfortable(expected(bytes)),
+    owners: ownersInTheWay(last),
+  });
+  if (expected(last.alwaysDirtyBytes) > conditions.downtimeLimitMs && last.alwaysDirtyBytes > 0) {
+    return fails("always-dirty", last.remainingBytes);
+  }
+  if (history.length > PATIENCE) {
+    const before = Math.min(...history.slice(0, -PATIENCE).map(({ remainingBytes }) => remainingBytes));
+    const lately = Math.min(...history.slice(-PATIENCE).map(({ remainingBytes }) => remainingBytes));
+    if (lately > before * PROGRESS) return fails("no-progress", best);
+  }
+  if (history.length >= conditions.maxRounds) return fails("max-rounds", best);
+  return { kind: "continue", expectedDowntimeMs };
+}
+
+/** A fifth more, on two digits: what to advise, since estimates vary. */
+function comfortable(ms: number): number {
+  const wanted = ms * 1.2;
+  const step = 10 ** Math.max(0, Math.floor(Math.log10(wanted)) - 1);
+  return Math.ceil(wanted / step) * step;
+}
+
+/** Who has no tracker; otherwise who reported at least a quarter of all, or else the most. */
+function ownersInTheWay({ owners }: RoundFacts): { owner: string; everything: boolean }[] {
+  const sorted = owners.filter(({ bytes }) => bytes > 0).sort((a, b) => b.bytes - a.bytes);
+  const untracked = sorted.filter(({ everything }) => everything);
+  if (untracked.length > 0) return untracked.map(({ owner, everything }) => ({ owner, everything }));
+  const total = sorted.reduce((sum, { bytes }) => sum + bytes, 0);
+  return sorted.filter(({ bytes }, i) => i === 0 || bytes >= total / 4).map(({ owner, everything }) => ({ owner, everything }));
+}
+
+/** The error for a verdict `does-not-converge`: who is in the way, and what would work. */
+export function doesNotConverge(
+  verdict: Extract<Verdict, { kind: "does-not-converge" }>,
+  { downtimeLimitMs }: Conditions,
+): DirtmapError {
+  const names = verdict.owners.map(({ owner }) => (owner === "cpu" ? "the vCPUs" : owner)).join(", ");
+  const untracked = verdict.owners.filter(({ everything }) => everything).map(({ owner }) => owner);
+  const expected = Math.ceil(verdict.expectedDowntimeMs);
+  const because = {
+    "always-dirty": `all that ${names} may write counts as dirty at all times`,
+    "no-progress": names === "" ? "it takes that long without any dirty page" : `${names} dirtied memory as fast as it was sent`,
+    "max-rounds": names === "" ? "the rounds allowed were used up" : `the rounds allowed were used up, most of the rest is by ${names}`,
+  }[verdict.why];
+  const raise = `raise --downtime-limit to ${verdict.neededLimitMs} ms`;
+  const remedies =
+    untracked.length > 0
+      ? [`suspend ${untracked.join(", ")} for the migration (--untracked suspend)`, "give it a tracker (--tracker)", raise]
+      : ["lower their load", "use more --channels or --bandwidth", raise];
+  return new DirtmapError(`the migration doesn't converge: a downtime of ${expected} ms is expected and ${downtimeLimitMs} ms allowed; ${because}`, {
+    code: "DOES_NOT_CONVERGE",
+    attempted: `stop the machine for at most ${downtimeLimitMs} ms`,
+    remedy: `${remedies.slice(0, -1).join(", ")} or ${remedies[remedies.length - 1]}`,
+  });
+}

@@ -1,0 +1,302 @@
+import { DirtmapError, explain } from "../errors.js";
+import type { MachineDescription } from "../host/description.js";
+import type { Machine } from "../host/host.js";
+import type { GuestMemory } from "../memory/guest-memory.js";
+import { PhaseClock } from "./clock.js";
+import type { PageReceiver } from "./data-plane.js";
+import { DEFAULT_TIMEOUTS, type Timeouts, within } from "./deadline.js";
+import type { Audit } from "./destination-report.js";
+import { DeviceStateReceiver } from "./device-state.js";
+import { type DestinationEvent, type DestinationState, destinationStep } from "./handover.js";
+import { type DestinationRecord, defaultJournalDirectory, Journal } from "./journal.js";
+import { type MigratableDevice, migratableDevices, runAll } from "./lock-step.js";
+import { type ControlLink, Peer } from "./peer.js";
+import { problemOf } from "./source-handover.js";
+import { type ControlMessageOf, PROTOCOL_VERSION } from "./stream/messages.js";
+import { digestMessages, rootDigest } from "./verification.js";
+
+/** A source that has connected. */
+export interface AcceptedSource {
+  /** For messages and the journal. */
+  readonly from: string;
+  readonly control: ControlLink;
+  /** Takes the page channels of this source from now on; they must show the token. */
+  openReceiver(args: { memory: GuestMemory; channels: number }): Promise<{ receiver: PageReceiver; token: string }>;
+}
+
+/** What receiving a machine needs. */
+export interface ReceiveOptions {
+  readonly source: AcceptedSource;
+  /**
+   * Builds the machine that is described, with its vCPUs paused and its devices doing nothing.
+   * @throws DirtmapError why it can't be built here: the source is refused with it
+   */
+  readonly createMachine: (description: MachineDescription) => Promise<Machine>;
+  /** Checks the machine after the workload has run on; it may pause it for that, and must let it run again. */
+  readonly audit?: (machine: Machine) => Promise<Audit>;
+  /** Stops receiving; heeded only before GO. */
+  readonly signal?: AbortSignal;
+  readonly journalDirectory?: string;
+  readonly timeouts?: Partial<Timeouts>;
+}
+
+/** How it ended. `refused` and `discarded`: the machine never ran here and never will. */
+export type ReceiveResult =
+  | { readonly outcome: "running"; readonly migration: string; readonly machine: Machine; readonly warning?: Error }
+  /** GO came, and something failed while devices or vCPUs were being started. */
+  | { readonly outcome: "run-failed"; readonly migration: string; readonly machine: Machine; readonly error: Error }
+  | { readonly outcome: "refused" | "discarded"; readonly migration: string | null; readonly error: Error };
+
+const SOFTWARE = "dirtmap 0.1.0";
+
+/**
+ * Receives one machine from a source that has connected. Where it runs in the end, it is the caller's; otherwise it is
+ * discarded, and a record says so before the source is told.
+ *
+ * Point of no return: `running` is recorded when GO has come, and then the machine runs. Never without GO.
+ */
+export async function receive(options: ReceiveOptions): Promise<ReceiveResult> {
+  return await new Destination(options).run();
+}
+
+class Destination {
+  readonly #options: ReceiveOptions;
+  readonly #timeouts: Timeouts;
+  readonly #peer: Peer;
+  readonly #clock = new PhaseClock();
+  #signal: AbortSignal;
+
+  #state: DestinationState = "loading";
+  #hello: ControlMessageOf<"HELLO"> | undefined;
+  #journal: Journal<DestinationRecord> | undefined;
+  #machine: Machine | undefined;
+  #receiver: PageReceiver | undefined;
+  #devices: MigratableDevice[] = [];
+  #resumeMs = 0;
+  /** `running` is on disk, or may be. */
+  #runningRecorded = false;
+
+  constructor(options: ReceiveOptions) {
+    this.#options = options;
+    this.#timeouts = { ...DEFAULT_TIMEOUTS, ...options.timeouts };
+    this.#peer = new Peer(options.source.control);
+    this.#signal = AbortSignal.any([this.#peer.lost, ...(options.signal === undefined ? [] : [options.signal])]);
+  }
+
+  async run(): Promise<ReceiveResult> {
+    try {
+      const refusal = await this.#greet();
+      if (refusal !== null) return { outcome: "refused", migration: this.#migration, error: refusal };
+      try {
+        const streams = await this.#toResuming();
+        await this.#load(streams);
+        await this.#ready();
+        await this.#waitForGo();
+      } catch (error) {
+        return await this.#discard(error as Error);
+      }
+      return await this.#run();
+    } finally {
+      // What could not be closed is the other side's no more; the outcome stands.
+      await Promise.allSettled([this.#receiver?.[Symbol.asyncDispose](), this.#peer.close()]);
+    }
+  }
+
+  /** Checks who is there and what is to be received; builds the machine. Null: accepted. */
+  async #greet(): Promise<Error | null> {
+    const { source, createMachine, journalDirectory } = this.#options;
+    this.#clock.enter("connecting");
+    let refusal: unknown;
+    try {
+      const hello = await this.#peer.expect(["HELLO"], this.#timeouts.peerMs, this.#signal);
+      this.#hello = hello;
+      if (hello.protocol !== PROTOCOL_VERSION) {
+        throw new DirtmapError(
+          `it speaks protocol ${hello.protocol} (${hello.software}), and this is ${PROTOCOL_VERSION} (${SOFTWARE})`,
+          { code: "INCOMPATIBLE", remedy: "use the same version on both sides" },
+        );
+      }
+      this.#machine = await createMachine(hello.machine);
+      this.#devices = await migratableDevices(this.#machine);
+      this.#journal = Journal.destination(journalDirectory ?? defaultJournalDirectory(), hello.migration, source.from);
+      const { receiver, token } = await source.openReceiver({ memory: this.#machine.memory, channels: hello.channels });
+      this.#receiver = receiver;
+      const broken = new AbortController();
+      receiver.failed.catch((error: unknown) => broken.abort(error));
+      this.#signal = AbortSignal.any([this.#signal, broken.signal]);
+      await this.#peer.send({ type: "ACCEPT", software: SOFTWARE, token });
+      return null;
+    } catch (error) {
+      refusal = error;
+    }
+    await this.#peer.send({ type: "REFUSE", ...problemOf(refusal) }).catch(() => {});
+    this.#record("discarded");
+    await this.#disposeMachine();
+    return refusal as Error;
+  }
+
+  /** All devices to RESUMING. */
+  async #toResuming(): Promise<Map<string, DeviceStateReceiver>> {
+    const streams = new Map<string, DeviceStateReceiver>();
+    for (const { id, vfio } of this.#devices) {
+      streams.set(id, await within(this.#timeouts.deviceMs, `${id} in RESUMING`, DeviceStateReceiver.open(vfio)));
+    }
+    return streams;
+  }
+
+  /** Takes all that comes, until PREPARE. Pages arrive over the channels meanwhile. */
+  async #load(streams: ReadonlyMap<string, DeviceStateReceiver>): Promise<void> {
+    const machine = opened(this.#machine);
+    this.#clock.enter("pre-copy");
+    let vcpuState: Uint8Array | undefined;
+    for (;;) {
+      // A round may take any time; that the source is alive meanwhile is the connection's to watch.
+      const message = await this.#peer.expect(
+        ["ROUND_BEGIN", "ROUND_END", "DEVICE_STATE", "VCPU_STATE", "PREPARE"],
+        Number.POSITIVE_INFINITY,
+        this.#signal,
+      );
+      if (message.type === "DEVICE_STATE") {
+        const stream = streams.get(message.device);
+        if (stream === undefined) {
+          throw new DirtmapError(`there is no device '${message.device}'`, { code: "BAD_DEVICE_STATE" });
+        }
+        await within(this.#timeouts.deviceMs, `${message.device} taking its state`, stream.write(message), this.#signal);
+      } else if (message.type === "VCPU_STATE") {
+        vcpuState = message.data;
+      } else if (message.type === "PREPARE") {
+        break;
+      }
+    }
+    this.#clock.enter("stop-copy");
+    if (vcpuState === undefined) throw new DirtmapError("no state of the vCPUs came", { code: "BAD_VCPU_STATE" });
+    await Promise.all(
+      [...streams.values()].map((stream) =>
+        within(this.#timeouts.deviceMs, `${stream.id} with its state loaded`, stream.finish(), this.#signal),
+      ),
+    );
+    await within(this.#timeouts.deviceMs, "the vCPUs with their state loaded", machine.vcpus.loadState(vcpuState));
+  }
+
+  /** All is here and verified: says so, with the hash of what memory holds now. */
+  async #ready(): Promise<void> {
+    this.#signal.throwIfAborted();
+    await this.#happened("loaded");
+    if (this.#hello?.verify === "before") await this.#sendDigests();
+  }
+
+  /** Not longer than agreed, by this side's clock: a GO that was held up must not start a machine long given up for lost. */
+  async #waitForGo(): Promise<void> {
+    this.#clock.enter("handover");
+    const until = performance.now() + this.#timeouts.goMs;
+    await this.#peer.expect(["GO"], this.#timeouts.goMs, this.#signal);
+    if (performance.now() > until) {
+      throw new DirtmapError(`GO came later than ${this.#timeouts.goMs} ms after READY`, { code: "TIMED_OUT" });
+    }
+  }
+
+  /** GO has come. */
+  async #run(): Promise<ReceiveResult> {
+    const machine = opened(this.#machine);
+    const migration = this.#migration ?? "";
+    try {
+      await this.#happened("go");
+    } catch (error) {
+      if (this.#state !== "running") return await this.#discard(error as Error);
+      await this.#peer.send({ type: "RUN_FAILED", ...problemOf(error) }).catch(() => {});
+      return { outcome: "run-failed", migration, machine, error: error as Error };
+    }
+    this.#clock.enter("running-at-destination");
+    try {
+      if (this.#hello?.verify !== "before") await this.#sendDigests();
+      const runAfterMs = this.#hello?.runAfterMs ?? 0;
+      // No pages come any more: the channels may end.
+      await new Promise((resolve) => setTimeout(resolve, runAfterMs));
+      this.#clock.enter("auditing");
+      const audit = (await this.#options.audit?.(machine)) ?? { stamps: null, written: {} };
+      await this.#peer.send({ type: "REPORT", report: { ...audit } });
+      this.#clock.end("completed");
+    } catch (error) {
+      // The machine runs; only the source does not learn all about it.
+      this.#clock.end("completed", explain(error));
+      return { outcome: "running", migration, machine, warning: error as Error };
+    }
+    return { outcome: "running", migration, machine };
+  }
+
+  async #sendDigests(): Promise<void> {
+    for (const message of digestMessages(opened(this.#receiver).digests())) await this.#peer.send(message);
+  }
+
+  async #discard(error: Error): Promise<ReceiveResult> {
+    try {
+      await this.#happened("failed", error);
+    } finally {
+      await this.#disposeMachine();
+    }
+    this.#clock.end("failed", explain(error));
+    return { outcome: "discarded", migration: this.#migration, error };
+  }
+
+  /** Carries out what {@link destinationStep} says. */
+  async #happened(event: DestinationEvent, error?: Error): Promise<void> {
+    const { state, effects } = destinationStep(this.#state, event);
+    this.#state = state;
+    for (const effect of effects) {
+      if (effect.do === "run") {
+        const since = performance.now();
+        await this.#startMachine();
+        this.#resumeMs = performance.now() - since;
+      } else if (effect.do === "send") {
+        await this.#say(effect.message, error);
+      } else if (state === "starting") {
+        this.#runningRecorded = true;
+        opened(this.#journal).record(effect.state);
+        await this.#happened("recorded");
+      } else {
+        this.#record(effect.state);
+      }
+    }
+  }
+
+  async #startMachine(): Promise<void> {
+    await runAll(this.#devices, this.#timeouts.deviceMs);
+    await within(this.#timeouts.deviceMs, "the vCPUs running", opened(this.#machine).vcpus.resume());
+  }
+
+  async #say(message: "READY" | "RUNNING" | "ABORT", error?: Error): Promise<void> {
+    if (message === "READY") {
+      await this.#peer.send({ type: "READY", rootDigest: rootDigest(opened(this.#receiver).digests()) });
+    } else if (message === "RUNNING") {
+      // It runs, whether the source hears of it or not.
+      await this.#peer.send({ type: "RUNNING", resumeMs: this.#resumeMs }).catch(() => {});
+    } else {
+      await this.#peer.send({ type: "ABORT", ...problemOf(error) }).catch(() => {});
+    }
+  }
+
+  /**
+   * Records `ready` or `discarded`. Both mean "never ran", as what is on disk does, so a failure changes nothing; unless
+   * `running` may be there: then nothing may be said, and the source has to take this side's silence for what it is.
+   */
+  #record(state: DestinationRecord): void {
+    try {
+      this.#journal?.record(state);
+    } catch (error) {
+      if (this.#runningRecorded) throw error;
+    }
+  }
+
+  async #disposeMachine(): Promise<void> {
+    await Promise.allSettled([this.#machine?.[Symbol.asyncDispose]()]);
+  }
+
+  get #migration(): string | null {
+    return this.#hello?.migration ?? null;
+  }
+}
+
+function opened<T>(part: T | undefined): T {
+  if (part === undefined) throw new Error("used before it was opened");
+  return part;
+}

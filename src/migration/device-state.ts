@@ -1,0 +1,142 @@
+import { DirtmapError } from "../errors.js";
+import type { ResumingStream, SavingStream, VfioDevice } from "../host/host.js";
+import { MiB } from "../memory/address.js";
+import { isErrno } from "../uapi/errno.js";
+import { type ControlMessage, MAX_MESSAGE_DATA } from "./stream/messages.js";
+
+/*
+ * Moves the data streams of VFIO devices: from a SavingStream into DEVICE_STATE messages, and from those into a
+ * ResumingStream. Chunks are counted and the last one is marked, so that a stream with a part missing is refused here,
+ * not by a device that has swallowed half of it. Frames carry checksums (stream/frame.ts).
+ */
+
+/** No device of this project has more; a stream that claims to is broken, and is not stored. */
+export const MAX_DEVICE_STATE_BYTES = 1024 * MiB;
+
+/** In one pre-copy round no more of a device's stream is read than this, so that a device can't hold up the rounds. */
+const MAX_PRECOPY_BYTES_PER_ROUND = 64 * MiB;
+
+type DeviceStateMessage = Extract<ControlMessage, { type: "DEVICE_STATE" }>;
+type Send = (message: DeviceStateMessage) => Promise<void>;
+
+/** The saving side of one device. */
+export class DeviceStateSender {
+  readonly device: string;
+  readonly #stream: SavingStream;
+  readonly #send: Send;
+  #chunk = 0;
+  #bytes = 0;
+
+  constructor(device: string, stream: SavingStream, send: Send) {
+    this.device = device;
+    this.#stream = stream;
+    this.#send = send;
+  }
+
+  /** Sent so far. */
+  get bytes(): number {
+    return this.#bytes;
+  }
+
+  /** In a PRE_COPY state: sends what there is now, up to the temporary end of the stream (ENOMSG). */
+  async sendPrecopy(signal: AbortSignal): Promise<void> {
+    for (let sent = 0; sent < MAX_PRECOPY_BYTES_PER_ROUND; ) {
+      signal.throwIfAborted();
+      let data: Uint8Array;
+      try {
+        data = await this.#stream.read(MAX_MESSAGE_DATA);
+      } catch (error) {
+        if (isErrno(error, "ENOMSG")) return;
+        throw error;
+      }
+      // The final end of stream can't come before STOP_COPY; a device that says so is sent its end there.
+      if (data.length === 0) return;
+      await this.#sendChunk(data, false);
+      sent += data.length;
+    }
+  }
+
+  /** In STOP_COPY: sends all that is left, and the end. */
+  async sendRest(signal: AbortSignal): Promise<void> {
+    for (;;) {
+      signal.throwIfAborted();
+      const data = await this.#stream.read(MAX_MESSAGE_DATA);
+      await this.#sendChunk(data, data.length === 0);
+      if (data.length === 0) return;
+    }
+  }
+
+  async #sendChunk(data: Uint8Array, last: boolean): Promise<void> {
+    this.#bytes += data.length;
+    if (this.#bytes > MAX_DEVICE_STATE_BYTES) throw tooMuch(this.device);
+    await this.#send({ type: "DEVICE_STATE", device: this.device, chunk: this.#chunk++, last, data });
+  }
+
+  /** Closes the stream. */
+  async close(): Promise<void> {
+    await this.#stream[Symbol.asyncDispose]();
+  }
+}
+
+/** The resuming side of one device. */
+export class DeviceStateReceiver {
+  readonly #device: VfioDevice;
+  readonly #stream: ResumingStream;
+  #chunks = 0;
+  #bytes = 0;
+  #complete = false;
+
+  private constructor(device: VfioDevice, stream: ResumingStream) {
+    this.#device = device;
+    this.#stream = stream;
+  }
+
+  /** Takes a device to RESUMING. */
+  static async open(device: VfioDevice): Promise<DeviceStateReceiver> {
+    const stream = await device.setState("RESUMING");
+    if (stream?.direction !== "resuming") {
+      throw new DirtmapError(`${device.id} gave no stream to resume from`, { code: "BAD_DEVICE_STATE" });
+    }
+    return new DeviceStateReceiver(device, stream);
+  }
+
+  get id(): string {
+    return this.#device.id;
+  }
+
+  /**
+   * Writes a chunk to the device.
+   * @throws DirtmapError `BAD_DEVICE_STATE` for a chunk out of order, after the last, or too many bytes; the device's error
+   */
+  async write({ chunk, last, data }: DeviceStateMessage): Promise<void> {
+    if (this.#complete || chunk !== this.#chunks) {
+      throw new DirtmapError(
+        `the state of ${this.id} came with chunk ${chunk} where ${this.#complete ? "nothing" : `chunk ${this.#chunks}`} was due`,
+        { code: "BAD_DEVICE_STATE" },
+      );
+    }
+    this.#chunks++;
+    this.#bytes += data.length;
+    if (this.#bytes > MAX_DEVICE_STATE_BYTES) throw tooMuch(this.id);
+    if (data.length > 0) await this.#stream.write(data);
+    this.#complete = last;
+  }
+
+  /** RESUMING to STOP: the device verifies and takes over what was written. @throws where the stream is incomplete or wrong */
+  async finish(): Promise<void> {
+    if (!this.#complete) {
+      throw new DirtmapError(`the state of ${this.id} is not complete: ${this.#chunks} chunks and no last one`, {
+        code: "BAD_DEVICE_STATE",
+      });
+    }
+    await this.#device.setState("STOP");
+    await this.#stream[Symbol.asyncDispose]();
+  }
+}
+
+function tooMuch(device: string): DirtmapError {
+  return new DirtmapError(`the state of ${device} is larger than ${MAX_DEVICE_STATE_BYTES} bytes`, {
+    code: "BAD_DEVICE_STATE",
+    attempted: `move the state of ${device}`,
+  });
+}

@@ -1,0 +1,280 @@
+import { describe, expect, it } from "vitest";
+import {
+  type DestinationEffect,
+  type DestinationEvent,
+  type DestinationState,
+  destinationStep,
+  type SourceEffect,
+  type SourceEvent,
+  type SourceState,
+  sourceStep,
+} from "./handover.js";
+import type { DestinationRecord, SourceRecord } from "./journal.js";
+
+/*
+ * A model checker: both sides' step functions, their disks, and the wires between them, explored through every
+ * interleaving. What is volatile dies in a crash; what is on disk decides, at a restart, who runs.
+ */
+
+interface World {
+  readonly source: { state: SourceState; todo: SourceEffect[]; disk: SourceRecord; runs: boolean; crashed: boolean };
+  readonly destination: {
+    state: DestinationState;
+    todo: DestinationEffect[];
+    disk: DestinationRecord;
+    runs: boolean;
+    crashed: boolean;
+  };
+  readonly toSource: ("READY" | "RUNNING" | "ABORT")[];
+  readonly toDestination: ("PREPARE" | "GO" | "ABORT")[];
+  /** The connection is lost: nothing more is delivered, each side may notice at any time. */
+  cut: boolean;
+}
+
+interface Rules {
+  readonly sourceStep: typeof sourceStep;
+  readonly destinationStep: typeof destinationStep;
+  /** What a restarted source does with what it finds on its disk. */
+  readonly sourceMayRun: (disk: SourceRecord) => boolean;
+}
+const rules: Rules = { sourceStep, destinationStep, sourceMayRun: (disk) => disk === "running" };
+
+const start: World = {
+  source: { state: "preparing", todo: [], disk: "running", runs: false, crashed: false },
+  destination: { state: "loading", todo: [], disk: "loading", runs: false, crashed: false },
+  toSource: [],
+  toDestination: ["PREPARE"],
+  cut: false,
+};
+
+/** The operator does what the error message says: `resume` only when the destination doesn't run and never will. */
+function destinationIsOver({ destination }: World): boolean {
+  return destination.crashed ? destination.disk !== "running" : destination.state === "discarded" && !destination.todo.length;
+}
+
+/** Every world that may follow, each with the name of what happened. */
+function successors(world: World, { sourceStep, destinationStep, sourceMayRun }: Rules): [string, World][] {
+  const found: [string, World][] = [];
+  const follow = (name: string, change: (next: World) => void) => {
+    const next = structuredClone(world);
+    change(next);
+    found.push([name, next]);
+  };
+  const sourceEvent = (event: SourceEvent) => (next: World) => {
+    const step = sourceStep(next.source.state, event);
+    next.source.state = step.state;
+    next.source.todo = [...step.effects];
+  };
+  const destinationEvent = (event: DestinationEvent) => (next: World) => {
+    const step = destinationStep(next.destination.state, event);
+    next.destination.state = step.state;
+    next.destination.todo = [...step.effects];
+  };
+  const { source, destination } = world;
+
+  if (!world.cut) follow("cut", (next) => void (next.cut = true));
+
+  if (source.crashed) {
+    if (sourceMayRun(source.disk) && !source.runs) follow("source restarts and runs", (next) => void (next.source.runs = true));
+  } else {
+    follow("source crashes", (next) => {
+      next.source.crashed = true;
+      next.source.runs = false;
+      next.source.todo = [];
+    });
+    const [effect] = source.todo;
+    if (effect !== undefined) {
+      follow(`source: ${JSON.stringify(effect)}`, (next) => {
+        next.source.todo.shift();
+        if (effect.do === "send") next.toDestination.push(effect.message);
+        else if (effect.do === "take-back") next.source.runs = true;
+        else {
+          next.source.disk = effect.state;
+          if (next.source.state === "giving-up") sourceEvent("recorded")(next);
+        }
+      });
+      if (effect.do === "record" && source.state === "giving-up") {
+        follow("source: its disk is full", sourceEvent("failed"));
+        follow("source: its disk reports an error but has the record", (next) => {
+          next.source.disk = effect.state;
+          sourceEvent("failed")(next);
+        });
+      }
+    } else {
+      const [message] = world.toSource;
+      if (!world.cut && message !== undefined) {
+        follow(`source receives ${message}`, (next) => {
+          next.toSource.shift();
+          sourceEvent(message === "READY" ? "ready" : message === "RUNNING" ? "running" : "discarded")(next);
+        });
+      }
+      if (source.state === "preparing") follow("source cancels or times out", sourceEvent("failed"));
+      if (source.state === "waiting") follow("source hears nothing", sourceEvent("silence"));
+      if (source.state === "undecided") {
+        follow("operator: abort", sourceEvent("abort"));
+        if (destinationIsOver(world)) follow("operator: resume", sourceEvent("resume"));
+      }
+    }
+  }
+
+  if (destination.crashed) {
+    if (destination.disk === "running" && !destination.runs) {
+      follow("destination restarts and runs", (next) => void (next.destination.runs = true));
+    }
+  } else {
+    follow("destination crashes", (next) => {
+      next.destination.crashed = true;
+      next.destination.runs = false;
+      next.destination.todo = [];
+    });
+    const [effect] = destination.todo;
+    if (effect !== undefined) {
+      follow(`destination: ${JSON.stringify(effect)}`, (next) => {
+        next.destination.todo.shift();
+        if (effect.do === "send") next.toSource.push(effect.message);
+        else if (effect.do === "run") next.destination.runs = true;
+        else {
+          next.destination.disk = effect.state;
+          if (next.destination.state === "starting") destinationEvent("recorded")(next);
+        }
+      });
+      if (effect.do === "record" && destination.state === "starting") {
+        follow("destination: its disk is full", destinationEvent("failed"));
+      }
+    } else {
+      const [message] = world.toDestination;
+      if (!world.cut && message !== undefined) {
+        follow(`destination receives ${message}`, (next) => {
+          next.toDestination.shift();
+          destinationEvent(message === "PREPARE" ? "loaded" : message === "GO" ? "go" : "failed")(next);
+        });
+      }
+      if (destination.state === "loading" || destination.state === "ready") {
+        follow("destination times out", destinationEvent("failed"));
+      }
+    }
+  }
+  return found;
+}
+
+/** All worlds that can be reached, and the way to the first in which both run. */
+function explore(rules: Rules): { worlds: World[]; twoRunning: string[] | null } {
+  const seen = new Map<string, { world: World; from: string | null; by: string }>();
+  const queue: string[] = [];
+  const visit = (world: World, from: string | null, by: string) => {
+    const key = JSON.stringify(world);
+    if (seen.has(key)) return;
+    seen.set(key, { world, from, by });
+    queue.push(key);
+  };
+  visit(start, null, "start");
+  for (let at = 0; at < queue.length && at < 1_000_000; at++) {
+    const entry = seen.get(queue[at]);
+    if (entry === undefined) break;
+    if (entry.world.source.runs && entry.world.destination.runs) {
+      const way: string[] = [];
+      for (let step: typeof entry | undefined = entry; step !== undefined; ) {
+        way.unshift(step.by);
+        step = step.from === null ? undefined : seen.get(step.from);
+      }
+      return { worlds: [], twoRunning: way };
+    }
+    for (const [by, world] of successors(entry.world, rules)) visit(world, queue[at], by);
+  }
+  return { worlds: [...seen.values()].map(({ world }) => world), twoRunning: null };
+}
+
+describe("the handover, over every interleaving of lost messages, crashes, full disks and time-outs", () => {
+  it("never has two machines running", () => {
+    const { worlds, twoRunning } = explore(rules);
+    expect(twoRunning).toBeNull();
+    expect(worlds.length).toBeGreaterThan(500);
+  });
+
+  it("can end with the machine at either side, and can end undecided", () => {
+    const { worlds } = explore(rules);
+    const some = (test: (world: World) => boolean) => worlds.some(test);
+    expect(some(({ source, destination }) => source.state === "gone" && destination.runs)).toBe(true);
+    expect(some(({ source }) => source.state === "taken-back" && source.runs)).toBe(true);
+    expect(some(({ source, destination }) => source.state === "undecided" && destination.runs)).toBe(true);
+    expect(some(({ source, destination }) => source.state === "undecided" && destination.disk === "discarded")).toBe(true);
+  });
+
+  it("leaves neither side in a state that only a crash could end", () => {
+    const { worlds } = explore(rules);
+    for (const world of worlds) {
+      const { source, destination } = world;
+      const next = successors(world, rules).map(([name]) => name).filter((name) => !/cut|crash/.test(name));
+      const sourceEnded = source.crashed || source.state === "gone" || source.state === "taken-back";
+      const destinationEnded = destination.crashed || destination.state === "running" || destination.state === "discarded";
+      if (!sourceEnded || !destinationEnded) expect(next, JSON.stringify(world)).not.toHaveLength(0);
+    }
+  });
+
+  it("never lets a source that has not given up say GO, nor a destination run without a record of it", () => {
+    for (const { source, destination, toDestination } of explore(rules).worlds) {
+      if (toDestination.includes("GO")) expect(["given-up", "gone", "running"]).toContain(source.disk);
+      if (destination.runs) expect(destination.disk).toBe("running");
+      if (source.runs && !source.crashed) expect(source.disk).toBe("running");
+    }
+  });
+});
+
+describe("the model checker notices a handover", () => {
+  const broken: [string, Partial<Rules>][] = [
+    [
+      "whose source takes the machine back when GO is not confirmed",
+      {
+        sourceStep: (state, event) =>
+          state === "waiting" && event === "silence"
+            ? { state: "taken-back", effects: [{ do: "record", state: "running" }, { do: "take-back" }] }
+            : sourceStep(state, event),
+      },
+    ],
+    [
+      "whose source says GO before it has given up durably",
+      {
+        sourceStep: (state, event) => {
+          if (state === "preparing" && event === "ready") return { state: "waiting", effects: [{ do: "send", message: "GO" }] };
+          return sourceStep(state, event);
+        },
+      },
+    ],
+    ["whose source forgets after a crash that it gave up", { sourceMayRun: (disk) => disk !== "gone" }],
+    [
+      "whose destination runs without being told when it waits too long",
+      {
+        destinationStep: (state, event) =>
+          state === "ready" && event === "failed"
+            ? { state: "running", effects: [{ do: "record", state: "running" }, { do: "run" }] }
+            : destinationStep(state, event),
+      },
+    ],
+    [
+      "whose destination says ABORT and runs on GO all the same",
+      {
+        destinationStep: (state, event) =>
+          state === "discarded" && event === "go"
+            ? { state: "starting", effects: [{ do: "record", state: "running" }] }
+            : destinationStep(state, event),
+      },
+    ],
+    [
+      "whose destination runs before `running` is on its disk",
+      {
+        destinationStep: (state, event) =>
+          state === "ready" && event === "go"
+            ? {
+                state: "running",
+                effects: [{ do: "run" }, { do: "record", state: "running" }, { do: "send", message: "RUNNING" }],
+              }
+            : destinationStep(state, event),
+      },
+    ],
+  ];
+  it.each(broken)("%s", (_, mutant) => {
+    const { worlds, twoRunning } = explore({ ...rules, ...mutant });
+    const unrecorded = worlds.some(({ destination }) => destination.runs && destination.disk !== "running");
+    expect(twoRunning !== null || unrecorded).toBe(true);
+  });
+});

@@ -1,0 +1,152 @@
+import { randomUUID } from "node:crypto";
+import { closeSync, fsyncSync, mkdirSync, openSync, readFileSync, renameSync, writeSync } from "node:fs";
+import { homedir } from "node:os";
+import { join } from "node:path";
+import { z } from "zod";
+import { DirtmapError, UsageError } from "../errors.js";
+
+/*
+ * What each side of a migration must remember over a crash: whether it may run the machine. A record is written whole
+ * or not at all: to a file of its own, which is flushed, renamed over the old one, and the directory flushed.
+ */
+
+/** `given-up`: the source must not run the machine again, unless the destination or the operator gives it back. */
+export const SOURCE_RECORDS = ["running", "given-up", "gone"] as const;
+/** Only `running` may have run. `loading` and `ready` never did. `discarded`: never did and never will. */
+export const DESTINATION_RECORDS = ["loading", "ready", "running", "discarded"] as const;
+
+const common = {
+  schemaVersion: z.literal(1),
+  migration: z.string().regex(/^[0-9a-z-]{1,64}$/),
+  /** The process that wrote it. */
+  pid: z.int().min(1),
+  /** The other side, as a person would look for it. */
+  peer: z.string().max(256),
+  at: z.string().max(64),
+};
+const recordSchema = z.discriminatedUnion("side", [
+  z.strictObject({ ...common, side: z.literal("source"), state: z.enum(SOURCE_RECORDS) }),
+  z.strictObject({ ...common, side: z.literal("destination"), state: z.enum(DESTINATION_RECORDS) }),
+]);
+
+/** What a journal's file holds. */
+export type JournalRecord = z.output<typeof recordSchema>;
+export type SourceRecord = (typeof SOURCE_RECORDS)[number];
+export type DestinationRecord = (typeof DESTINATION_RECORDS)[number];
+export type Side = JournalRecord["side"];
+
+/** Records are a few hundred bytes; a larger file is none. */
+const MAX_RECORD_BYTES = 4096;
+
+/** A migration's id: short enough to type, and for the path of a UNIX socket. */
+export function newMigrationId(): string {
+  return randomUUID().slice(0, 8);
+}
+
+/** Where journals are kept if nothing else is said: `$XDG_STATE_HOME/dirtmap`, or `~/.local/state/dirtmap`. */
+export function defaultJournalDirectory(): string {
+  return join(process.env.XDG_STATE_HOME ?? join(homedir(), ".local", "state"), "dirtmap");
+}
+
+/** The file of one side's journal. */
+export function journalPath(directory: string, migration: string, side: Side): string {
+  return join(directory, `${migration}.${side}.json`);
+}
+
+/** One side's durable state. `State` is what this side may record. */
+export class Journal<State extends SourceRecord | DestinationRecord> {
+  readonly path: string;
+  readonly #base: Pick<JournalRecord, "migration" | "peer" | "side">;
+  readonly #directory: string;
+
+  private constructor(directory: string, side: Side, migration: string, peer: string) {
+    this.path = journalPath(directory, migration, side);
+    this.#directory = directory;
+    this.#base = { migration, peer: peer.slice(0, 256), side };
+  }
+
+  /** Makes a source's journal and records `running`. @throws UsageError `JOURNAL` where the directory can't be written */
+  static source(directory: string, migration: string, peer: string): Journal<SourceRecord> {
+    return Journal.#create(new Journal<SourceRecord>(directory, "source", migration, peer), "running");
+  }
+
+  /** Makes a destination's journal and records `loading`. @throws UsageError `JOURNAL` */
+  static destination(directory: string, migration: string, peer: string): Journal<DestinationRecord> {
+    return Journal.#create(new Journal<DestinationRecord>(directory, "destination", migration, peer), "loading");
+  }
+
+  /** Goes on with a source's journal that is there already; records nothing. */
+  static reopenSource(directory: string, { migration, peer }: JournalRecord): Journal<SourceRecord> {
+    return new Journal<SourceRecord>(directory, "source", migration, peer);
+  }
+
+  static #create<State extends SourceRecord | DestinationRecord>(
+    journal: Journal<State>,
+    state: State,
+  ): Journal<State> {
+    try {
+      mkdirSync(journal.#directory, { recursive: true, mode: 0o700 });
+      journal.record(state);
+    } catch (cause) {
+      throw new UsageError(`the journal ${journal.path} can't be written: ${(cause as Error).message}`, {
+        code: "JOURNAL",
+        remedy: "give a directory that can be written with --journal",
+        cause,
+      });
+    }
+    return journal;
+  }
+
+  /**
+   * Returns when the state is on disk. Blocks for the flushes (a millisecond or so): what follows must not happen before.
+   * @throws the file system's error; then the state on disk is the old one or the new one, whole
+   */
+  record(state: State): void {
+    const record = { schemaVersion: 1, ...this.#base, pid: process.pid, at: new Date().toISOString(), state };
+    const temporary = `${this.path}.${process.pid}.tmp`;
+    const file = openSync(temporary, "w", 0o600);
+    try {
+      writeSync(file, `${JSON.stringify(record)}\n`);
+      fsyncSync(file);
+    } finally {
+      closeSync(file);
+    }
+    renameSync(temporary, this.path);
+    const directory = openSync(this.#directory, "r");
+    try {
+      fsyncSync(directory);
+    } finally {
+      closeSync(directory);
+    }
+  }
+}
+
+/**
+ * Reads one side's journal; null where there is none.
+ * @throws DirtmapError `JOURNAL` for a file that is no journal: nothing can be concluded from it
+ */
+export function readJournal(directory: string, migration: string, side: Side): JournalRecord | null {
+  const path = journalPath(directory, migration, side);
+  let text: string;
+  try {
+    text = readFileSync(path, "utf8");
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return null;
+    throw new DirtmapError(`the journal ${path} can't be read: ${(error as Error).message}`, { code: "JOURNAL" });
+  }
+  try {
+    if (text.length > MAX_RECORD_BYTES) throw new Error("it is too long");
+    return recordSchema.parse(JSON.parse(text));
+  } catch (cause) {
+    throw new DirtmapError(`${path} is not a migration's journal`, {
+      code: "JOURNAL",
+      remedy: "find out by hand on which side the machine runs",
+      cause,
+    });
+  }
+}
+
+/** May the side that wrote this record run the machine, as far as the record tells, without asking anybody? */
+export function mayRun(record: JournalRecord): boolean {
+  return record.state === "running";
+}

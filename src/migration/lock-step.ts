@@ -1,0 +1,152 @@
+import { DirtmapError, explain, UsageError } from "../errors.js";
+import type { AttachedDevice, DataStream, Machine, MigrationSupport, SavingStream } from "../host/host.js";
+import type { MigState } from "../uapi/vfio.js";
+import { within } from "./deadline.js";
+
+/*
+ * Takes all devices of a machine through the migration states together. Devices write into each other: so all reach the
+ * P2P-quiescent state before any is stopped, and on the way back all reach it before any runs.
+ */
+
+/** A device, and what it can do in a migration. */
+export interface MigratableDevice extends AttachedDevice {
+  readonly support: MigrationSupport;
+}
+
+/**
+ * The machine's devices with their migration support.
+ * @throws UsageError `CANNOT_MIGRATE` for a device that can't, or for two that can't be stopped without one of them
+ * writing into the other after it has stopped
+ */
+export async function migratableDevices(machine: Machine): Promise<MigratableDevice[]> {
+  const devices: MigratableDevice[] = [];
+  for (const device of machine.devices) {
+    const support = await device.vfio.migration().catch((cause: unknown) => {
+      throw new UsageError(`${device.id} can't migrate: ${explain(cause)}`, {
+        code: "CANNOT_MIGRATE",
+        remedy: "detach it before the migration",
+        cause,
+      });
+    });
+    devices.push({ id: device.id, model: device.model, vfio: device.vfio, iommufd: device.iommufd, deviceId: device.deviceId, ioas: device.ioas, mdev: device.mdev, support });
+  }
+  const abrupt = devices.filter(({ support }) => !support.p2p);
+  for (const { id: initiator } of abrupt) {
+    const target = abrupt.find(({ id }) => id !== initiator && machine.mayP2p(initiator, id));
+    if (target === undefined) continue;
+    throw new UsageError(`${initiator} may write into ${target.id} over P2P, and neither has a P2P-quiescent state`, {
+      code: "CANNOT_MIGRATE",
+      remedy: "forbid P2P between them (--p2p none)",
+    });
+  }
+  return devices;
+}
+
+/** Where a device's data transfer session goes. */
+type OnStream = (device: MigratableDevice, stream: SavingStream) => void;
+
+/** All devices that can: RUNNING to PRE_COPY. `except`: devices that are stopped already. */
+export async function startPrecopy(
+  devices: readonly MigratableDevice[],
+  except: ReadonlySet<string>,
+  deviceMs: number,
+  onStream: OnStream,
+): Promise<void> {
+  await together(devices, async (device) => {
+    if (!device.support.preCopy || except.has(device.id)) return;
+    taken(device, await setState(device, "PRE_COPY", deviceMs), onStream);
+  });
+}
+
+/**
+ * All devices to STOP_COPY, by way of the P2P-quiescent state. The vCPUs must be paused. When it resolves, no device
+ * does DMA. A device without a P2P state is stopped while the others still accept what it writes into them.
+ */
+export async function stopAll(
+  devices: readonly MigratableDevice[],
+  stopped: ReadonlySet<string>,
+  deviceMs: number,
+  onStream: OnStream,
+): Promise<void> {
+  const running = devices.filter(({ id }) => !stopped.has(id));
+  await together(running, async (device) => {
+    if (!device.support.p2p) return;
+    await setState(device, device.support.preCopy ? "PRE_COPY_P2P" : "RUNNING_P2P", deviceMs);
+  });
+  const abruptFirst = [devices.filter(({ support }) => !support.p2p), devices.filter(({ support }) => support.p2p)];
+  for (const group of abruptFirst) {
+    await together(group, async (device) => taken(device, await setState(device, "STOP_COPY", deviceMs), onStream));
+  }
+}
+
+/** All devices from STOP to RUNNING, by way of RUNNING_P2P. */
+export async function runAll(devices: readonly MigratableDevice[], deviceMs: number): Promise<void> {
+  await together(devices, async (device) => {
+    if (device.support.p2p) await setState(device, "RUNNING_P2P", deviceMs);
+  });
+  await together(devices, async (device) => {
+    await setState(device, "RUNNING", deviceMs);
+  });
+}
+
+/**
+ * All devices back to RUNNING from wherever a migration left them. One in ERROR, or that refuses, is reset, which loses
+ * its state. Never throws for a device: returns what could not be done, as sentences.
+ */
+export async function takeDevicesBack(
+  devices: readonly MigratableDevice[],
+  except: ReadonlySet<string>,
+  deviceMs: number,
+): Promise<string[]> {
+  const lost: string[] = [];
+  const step = async (next: MigState, wanted: (device: MigratableDevice, state: MigState) => boolean) => {
+    await Promise.all(
+      devices.map(async (device) => {
+        if (except.has(device.id)) return;
+        try {
+          const state = await within(deviceMs, `the state of ${device.id}`, device.vfio.state());
+          if (state === "ERROR") await reset(device, "it had gone to ERROR");
+          else if (state !== next && wanted(device, state)) await setState(device, next, deviceMs);
+        } catch (error) {
+          await reset(device, explain(error));
+        }
+      }),
+    );
+  };
+  const reset = async (device: MigratableDevice, why: string) => {
+    try {
+      await within(deviceMs, `the reset of ${device.id}`, device.vfio.reset());
+      lost.push(`${device.id} was reset and its guest driver must start it anew: ${why}`);
+    } catch (error) {
+      lost.push(`${device.id} is lost: ${why}; its reset failed: ${explain(error)}`);
+    }
+  };
+  await step("RUNNING_P2P", ({ support }, state) => support.p2p && state !== "RUNNING" && state !== "PRE_COPY");
+  await step("RUNNING", () => true);
+  return lost;
+}
+
+/** All at once; waits for all, then throws the first error: no device is left on its way. */
+async function together(
+  devices: readonly MigratableDevice[],
+  change: (device: MigratableDevice) => Promise<void>,
+): Promise<void> {
+  const results = await Promise.allSettled(devices.map(change));
+  for (const result of results) if (result.status === "rejected") throw result.reason;
+}
+
+async function setState(device: MigratableDevice, next: MigState, deviceMs: number): Promise<DataStream | null> {
+  try {
+    return await within(deviceMs, `${device.id} in ${next}`, device.vfio.setState(next));
+  } catch (cause) {
+    throw new DirtmapError(`${device.id} did not go to ${next}: ${explain(cause)}`, {
+      code: "DEVICE_FAILED",
+      attempted: `take ${device.id} to ${next}`,
+      cause,
+    });
+  }
+}
+
+function taken(device: MigratableDevice, stream: DataStream | null, onStream: OnStream): void {
+  if (stream?.direction === "saving") onStream(device, stream);
+}

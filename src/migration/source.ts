@@ -1,0 +1,578 @@
+import { RamBitmap } from "../bitmap/ram-bitmap.js";
+import { DirtmapError, explain, UsageError } from "../errors.js";
+import type { MachineDescription } from "../host/description.js";
+import type { Machine } from "../host/host.js";
+import { PAGE_SIZE } from "../memory/address.js";
+import type { GuestMemory } from "../memory/guest-memory.js";
+import type { DirtyRead, DirtySource } from "../tracking/dirty-source.js";
+import { PhaseClock, round as rounded } from "./clock.js";
+import { type Conditions, doesNotConverge, judge, type RoundFacts } from "./convergence.js";
+import type { PageSender } from "./data-plane.js";
+import { DEFAULT_TIMEOUTS, type Timeouts, within } from "./deadline.js";
+import { decisionSocket } from "./decision.js";
+import { parseDestinationReport } from "./destination-report.js";
+import { DeviceStateSender } from "./device-state.js";
+import { type MigrationPhase, publish } from "./events.js";
+import { defaultJournalDirectory, Journal, newMigrationId, type SourceRecord } from "./journal.js";
+import { type MigratableDevice, migratableDevices, startPrecopy, stopAll, takeDevicesBack } from "./lock-step.js";
+import { type ControlLink, Peer } from "./peer.js";
+import { ProgressMeter } from "./progress.js";
+import type { DestinationReport, MemoryComparison, MigrationReport, MigrationResult, RoundReport } from "./report.js";
+import { SourceHandover } from "./source-handover.js";
+import { MAX_MESSAGE_DATA, PROTOCOL_VERSION } from "./stream/messages.js";
+import { compareDigests, DigestTable, rootDigest } from "./verification.js";
+
+/** The way to a destination: one control connection, and channels for pages. */
+export interface SourceTransport {
+  /** For messages and the journal: `tls://host:port`. */
+  readonly destination: string;
+  /** @throws UsageError where nobody can be reached there, or certificates don't fit */
+  connect(signal: AbortSignal): Promise<ControlLink>;
+  /** Opens the page channels of the migration whose destination gave this token. */
+  openSender(args: { memory: GuestMemory; token: string; channels: number; signal: AbortSignal }): Promise<PageSender>;
+}
+
+/** A device that is stopped before copying starts, so that it writes nothing. */
+export interface Suspension {
+  readonly device: string;
+  /** The device runs again and can be reached by P2P; a device that runs already is left as it is. */
+  resume(): Promise<void>;
+}
+
+/** What tells the migration which pages are dirty. */
+export interface Tracking {
+  readonly source: DirtySource;
+  suspend(device: string): Promise<Suspension>;
+}
+
+/** What a migration needs. */
+export interface MigrateOptions {
+  readonly machine: Machine;
+  readonly description: MachineDescription;
+  readonly transport: SourceTransport;
+  /** Decides on the trackers; called once, before anything is started. @throws UsageError where the policy can't be kept */
+  readonly openTracking: (machine: Machine) => Promise<Tracking>;
+  /** For the report. */
+  readonly policy: string;
+  readonly design: MigrationReport["design"];
+  /** From the pause of the vCPUs until the destination runs, as estimated before switching over. Default 300. */
+  readonly downtimeLimitMs?: number;
+  /** Bytes per second over all channels. Default: no limit. */
+  readonly bandwidth?: number;
+  /** 1 to 16. Default 2. */
+  readonly channels?: number;
+  /** Pre-copy rounds at most. Default 30. */
+  readonly maxRounds?: number;
+  /** Compare the memories after RUNNING (default), off the critical path, or before GO. */
+  readonly verify?: "after" | "before";
+  /** How long the workload runs on at the destination before it is checked. Default 0. */
+  readonly runAfterMs?: number;
+  /** Cancels, at any point before the source gives up. */
+  readonly signal?: AbortSignal;
+  readonly journalDirectory?: string;
+  /** How long an undecided source waits for the operator; Infinity: until told. Default 0. */
+  readonly decideMs?: number;
+  readonly timeouts?: Partial<Timeouts>;
+  readonly hooks?: MigrationHooks;
+}
+
+/** Where tests reach in. */
+export interface MigrationHooks {
+  beforePhase?(phase: MigrationPhase): void | Promise<void>;
+  /** After each read of the trackers: a bit cleared here is a lost write, which verification must find. */
+  afterRead?(round: number, dirty: RamBitmap): void;
+}
+
+/** The software that says HELLO. */
+const SOFTWARE = "dirtmap 0.1.0";
+
+/** Stopping, the last read and two flushed journals took less than this wherever it was measured. */
+const STOP_MS = 8;
+/** Bytes per second at which a memory is hashed, for the estimate where digests come before GO. */
+const DIGEST_BYTES_PER_SECOND = 5e9;
+/** The destination's check after the workload ran on. */
+const AUDIT_MS = 60_000;
+
+/**
+ * Migrates a running machine and returns what happened. The machine runs at the end in exactly one place, or, where the
+ * result is `indeterminate`, nowhere here: the source stays paused.
+ *
+ * Point of no return: once the destination is READY the source records that it gives the machine up, and says GO. Until
+ * then any error, and the signal, leave the source running.
+ * @throws UsageError where nothing was started: no such destination, an incompatible one, a policy that can't be kept
+ */
+export async function migrate(options: MigrateOptions): Promise<MigrationReport> {
+  return await new Source(options).run();
+}
+
+class Source {
+  readonly #options: MigrateOptions;
+  readonly #machine: Machine;
+  readonly #timeouts: Timeouts;
+  readonly #directory: string;
+  readonly #migration = newMigrationId();
+  readonly #clock = new PhaseClock();
+  /** Fires on cancel and when the destination is lost; whatever is under way ends. */
+  #signal: AbortSignal;
+
+  #devices: MigratableDevice[] = [];
+  #tracking: Tracking | undefined;
+  #peer: Peer | undefined;
+  #sender: PageSender | undefined;
+  #handover: SourceHandover | undefined;
+  readonly #suspensions: { device: string; suspension: Suspension; since: number }[] = [];
+  readonly #streams = new Map<string, DeviceStateSender>();
+  readonly #rounds: RoundReport[] = [];
+  readonly #warnings: string[] = [];
+  readonly #progress = new ProgressMeter(this.#clock);
+  /** Pages that the next round must send. */
+  #pending: RamBitmap;
+  #vcpusPaused = false;
+  #devicesTouched = false;
+  #outageSince: number | undefined;
+  #downtimeMs: number | null = null;
+  #memory: MemoryComparison | null = null;
+  #destination: DestinationReport | null = null;
+
+  constructor(options: MigrateOptions) {
+    this.#options = options;
+    this.#machine = options.machine;
+    this.#timeouts = { ...DEFAULT_TIMEOUTS, ...options.timeouts };
+    this.#directory = options.journalDirectory ?? defaultJournalDirectory();
+    this.#signal = options.signal ?? new AbortController().signal;
+    this.#pending = new RamBitmap(options.machine.memory);
+  }
+
+  /** The story of a migration. */
+  async run(): Promise<MigrationReport> {
+    try {
+      await this.#enter("connecting");
+      const handover = await this.#connect();
+      try {
+        await this.#enter("suspending");
+        await this.#suspend();
+        await this.#enter("tracking");
+        await this.#track();
+        await this.#enter("pre-copy");
+        const lastRound = await this.#preCopy();
+        await this.#enter("pausing");
+        await this.#stop(lastRound);
+        await this.#enter("stop-copy");
+        await this.#stopCopy(lastRound + 1);
+        if (this.#options.verify === "before") {
+          await this.#enter("verifying");
+          await this.#verify(this.#signal);
+        }
+        await this.#enter("handover");
+        return await this.#handOver(handover);
+      } catch (error) {
+        if (handover.state !== "preparing") throw error;
+        await handover.fail(error as Error);
+        return this.#failed(error);
+      }
+    } catch (error) {
+      // Nothing has been started, or the machine could not be taken back as it should.
+      if (this.#handover === undefined && error instanceof UsageError) throw error;
+      return this.#failed(error);
+    } finally {
+      await this.#letGo();
+    }
+  }
+
+  /** Finds out whether this can work at all, and who is on the other side. Nothing of the machine is touched. */
+  async #connect(): Promise<SourceHandover> {
+    const { transport, description, channels = 2 } = this.#options;
+    decisionSocket(this.#directory, this.#migration);
+    this.#devices = await migratableDevices(this.#machine);
+    this.#signal.throwIfAborted();
+    this.#peer = new Peer(await transport.connect(this.#signal));
+    this.#signal = AbortSignal.any([this.#signal, this.#peer.lost]);
+    await this.#peer.send({
+      type: "HELLO",
+      protocol: PROTOCOL_VERSION,
+      software: SOFTWARE,
+      machine: description,
+      channels,
+      migration: this.#migration,
+      verify: this.#options.verify ?? "after",
+      runAfterMs: this.#options.runAfterMs ?? 0,
+    });
+    const answer = await this.#peer.expect(["ACCEPT", "REFUSE"], this.#timeouts.acceptMs, this.#signal);
+    if (answer.type === "REFUSE") {
+      throw new UsageError(`${transport.destination} refuses the machine: ${answer.message}`, {
+        code: answer.code,
+        remedy: answer.remedy,
+      });
+    }
+    this.#sender = await transport.openSender({
+      memory: this.#machine.memory,
+      token: answer.token,
+      channels,
+      signal: this.#signal,
+    });
+    this.#sender.setBandwidth(this.#bandwidth);
+    // The last thing that may refuse: from here on, tracking may have changed how devices are attached.
+    this.#tracking = await this.#options.openTracking(this.#machine);
+    const journal: Journal<SourceRecord> = Journal.source(this.#directory, this.#migration, transport.destination);
+    this.#handover = new SourceHandover({
+      journal,
+      peer: this.#peer,
+      timeouts: this.#timeouts,
+      takeBack: () => this.#takeBack(),
+      warn: (text) => this.#warnings.push(text),
+    });
+    return this.#handover;
+  }
+
+  /** Stops the devices that nothing tracks and that the operator would rather have silent. */
+  async #suspend(): Promise<void> {
+    const tracking = this.#trackingOn;
+    for (const { device, suspend } of tracking.source.choices) {
+      if (!suspend) continue;
+      this.#signal.throwIfAborted();
+      const since = performance.now();
+      const suspension = await within(this.#timeouts.deviceMs, `${device} suspended`, tracking.suspend(device));
+      this.#suspensions.push({ device, suspension, since });
+    }
+  }
+
+  /** All trackers on, before the first byte is copied. */
+  async #track(): Promise<void> {
+    await this.#trackingOn.source.start(this.#signal);
+    this.#devicesTouched = true;
+    await startPrecopy(this.#devices, this.#suspended, this.#timeouts.deviceMs, this.#openStream);
+  }
+
+  /** Rounds until what is left can be moved within the downtime limit. Returns the number of the last one. */
+  async #preCopy(): Promise<number> {
+    const { source } = this.#trackingOn;
+    const { deviceMs } = this.#timeouts;
+    const history: RoundFacts[] = [];
+    this.#pending.setAll();
+    for (let round = 0; ; round++) {
+      const sent = await this.#send(round, "pre-copy");
+      for (const stream of this.#streams.values()) await stream.sendPrecopy(this.#signal);
+      this.#signal.throwIfAborted();
+
+      // Reads and clears first; the next round copies after.
+      const read = await within(deviceMs, "the dirty pages", source.read({ quiesced: false }));
+      this.#options.hooks?.afterRead?.(round, read.dirty);
+      this.#noteFailures(round, read);
+      this.#pending.clear();
+      this.#pending.or(read.dirty);
+      if (read.always !== null) subtract(this.#pending, read.always);
+
+      const remaining = read.dirty.bytes;
+      this.#report({ round, phase: "pre-copy", ...sent, remaining, byDevice: read.byOwner });
+      history.push({
+        ...sent,
+        ms: Math.max(sent.ms, 0.001),
+        remainingBytes: remaining,
+        alwaysDirtyBytes: read.always?.bytes ?? 0,
+        owners: Object.entries(read.byOwner).map(([owner, { reported }]) => ({
+          owner,
+          everything: source.choices.some(({ device, tracker, suspend }) => device === owner && tracker === "everything" && !suspend),
+          bytes: reported * PAGE_SIZE,
+        })),
+      });
+      const conditions = await this.#conditions(read);
+      const verdict = judge(history, conditions);
+      this.#progress.noteRead(verdict.expectedDowntimeMs, read);
+      if (verdict.kind === "does-not-converge") throw doesNotConverge(verdict, conditions);
+      if (verdict.kind === "switch-over") return round;
+    }
+  }
+
+  /** Pauses the vCPUs, quiesces and stops all devices, and reads the trackers for the last time. */
+  async #stop(lastRound: number): Promise<void> {
+    this.#signal.throwIfAborted();
+    this.#outageSince = performance.now();
+    this.#vcpusPaused = true;
+    await within(this.#timeouts.deviceMs, "the pause of the vCPUs", this.#machine.vcpus.pause());
+    await stopAll(this.#devices, this.#suspended, this.#timeouts.deviceMs, this.#openStream);
+    const reading = this.#trackingOn.source.read({ quiesced: true, final: true });
+    const read = await within(this.#timeouts.deviceMs, "the last dirty pages", reading);
+    this.#options.hooks?.afterRead?.(lastRound + 1, read.dirty);
+    this.#noteFailures(lastRound + 1, read);
+    this.#pending.or(read.dirty);
+    this.#lastRead = read;
+  }
+  #lastRead: DirtyRead | undefined;
+
+  /** Moves the rest: pages, device states, vCPUs. Resolves when the destination has it all, verified. */
+  async #stopCopy(round: number): Promise<void> {
+    const peer = this.#destinationPeer;
+    const [sent] = await Promise.all([
+      this.#send(round, "stop-copy"),
+      ...[...this.#streams.values()].map((stream) => stream.sendRest(this.#signal)),
+    ]);
+    this.#report({ round, phase: "stop-copy", ...sent, remaining: 0, byDevice: this.#lastRead?.byOwner ?? {} });
+    const data = await within(this.#timeouts.deviceMs, "the state of the vCPUs", this.#machine.vcpus.saveState());
+    if (data.length > MAX_MESSAGE_DATA) {
+      throw new DirtmapError(`the vCPUs' state has ${data.length} bytes`, { code: "BAD_VCPU_STATE" });
+    }
+    await peer.send({ type: "VCPU_STATE", data });
+    await peer.send({ type: "PREPARE", round });
+    const { rootDigest } = await peer.expect(["READY"], this.#timeouts.readyMs, this.#signal);
+    this.#rootDigest = rootDigest;
+  }
+  #rootDigest = "";
+
+  /** Gives the machine up, lets the destination run it, and compares and reports afterwards. */
+  async #handOver(handover: SourceHandover): Promise<MigrationReport> {
+    const outcome = await handover.handOver({
+      signal: this.#signal,
+      cancel: this.#options.signal,
+      decideMs: this.#options.decideMs ?? 0,
+      directory: this.#directory,
+      migration: this.#migration,
+      undecided: (why) => this.#clock.enter("indeterminate", this.#whatToDo(why).message),
+    });
+    if (outcome.state === "taken-back") return this.#failed(outcome.why);
+    if (outcome.state === "undecided") return this.#end("indeterminate", this.#whatToDo(outcome.why));
+    if (outcome.running === null) {
+      return this.#end("indeterminate", this.#givenUp());
+    }
+    if (this.#outageSince !== undefined) this.#downtimeMs = performance.now() - this.#outageSince;
+    this.#resumedAt = performance.now();
+    await this.#enter("running-at-destination");
+    try {
+      if (this.#options.verify !== "before") {
+        await this.#enter("verifying");
+        await this.#verify();
+      }
+      await this.#enter("auditing");
+      await this.#audit(outcome.running.resumeMs);
+    } catch (error) {
+      // The machine runs at the destination; what is missing is the proof.
+      return this.#end("completed", error);
+    }
+    return this.#end("completed");
+  }
+  #resumedAt: number | undefined;
+
+  /** Compares this memory, which nothing writes any more, with the destination's as it was before GO. */
+  async #verify(signal?: AbortSignal): Promise<void> {
+    const peer = this.#destinationPeer;
+    const table = new DigestTable(this.#machine.memory);
+    const digesting = this.#pageSender.digest();
+    digesting.catch(() => {});
+    while (!table.add(await peer.expect(["DIGESTS"], this.#timeouts.peerMs, signal)));
+    if (rootDigest(table.digests) !== this.#rootDigest) {
+      throw new DirtmapError("the destination's page digests are not those that it was ready with", { code: "BAD_DIGESTS" });
+    }
+    const ours = await within(this.#timeouts.peerMs, "the digests of this memory", digesting, signal);
+    const owners = (arena: number, page: number) => this.#trackingOn.source.ledger.ownersOf(arena, page);
+    this.#memory = compareDigests(this.#machine.memory, ours, table.digests, owners);
+    if (this.#memory.pagesDifferent > 0 && signal !== undefined) throw different(this.#memory);
+  }
+
+  /** Waits until the workload has run on at the destination, and takes its findings. */
+  async #audit(resumeMs: number): Promise<void> {
+    const waitMs = (this.#options.runAfterMs ?? 0) + AUDIT_MS;
+    const { report } = await this.#destinationPeer.expect(["REPORT"], waitMs);
+    this.#destination = parseDestinationReport(report, resumeMs);
+  }
+
+  /** Everything back as it was, in the opposite order: devices, vCPUs, suspended devices. Trackers go off in letGo. */
+  async #takeBack(): Promise<void> {
+    await this.#closeStreams();
+    const { deviceMs } = this.#timeouts;
+    if (this.#devicesTouched) {
+      // After stopAll the suspended ones are in STOP_COPY like the others; before it, only their suspension is undone.
+      const except = this.#outageSince === undefined ? this.#suspended : new Set<string>();
+      this.#warnings.push(...(await takeDevicesBack(this.#devices, except, deviceMs)));
+    }
+    for (const { device, suspension } of this.#suspensions) {
+      await within(deviceMs, `${device} running again`, suspension.resume()).catch((error: unknown) => {
+        this.#warnings.push(`${device} could not be resumed: ${explain(error)}`);
+      });
+    }
+    if (this.#vcpusPaused) {
+      this.#vcpusPaused = false;
+      await within(deviceMs, "the vCPUs running again", this.#machine.vcpus.resume()).catch((error: unknown) => {
+        this.#warnings.push(`the vCPUs could not be resumed: ${explain(error)}`);
+      });
+    }
+    this.#resumedAt = performance.now();
+  }
+
+  /** Ends what the migration opened. The machine itself is the caller's. */
+  async #letGo(): Promise<void> {
+    this.#progress.stop();
+    await this.#closeStreams();
+    const closing = [this.#sender?.[Symbol.asyncDispose](), this.#peer?.close(), this.#tracking?.source[Symbol.asyncDispose]()];
+    for (const result of await Promise.allSettled(closing)) {
+      if (result.status === "rejected") this.#warnings.push(explain(result.reason));
+    }
+  }
+
+  async #send(round: number, phase: RoundReport["phase"]) {
+    const peer = this.#destinationPeer;
+    this.#progress.begin(round, this.#pageSender, this.#pending.bytes);
+    await peer.send({ type: "ROUND_BEGIN", round, phase, pages: this.#pending.count() });
+    const sent = await this.#pageSender.sendRound(round, this.#pending, this.#signal);
+    const { pages, zeroPages, bytes } = sent;
+    await peer.send({ type: "ROUND_END", round, pages, zeroPages, bytes });
+    return sent;
+  }
+
+  #report(round: RoundReport): void {
+    const report = { ...round, ms: rounded(round.ms) };
+    this.#rounds.push(report);
+    publish({ type: "round", round: report });
+  }
+
+  #noteFailures(round: number, read: DirtyRead): void {
+    for (const { owner, error } of read.failures) {
+      this.#warnings.push(`the tracker of ${owner} failed in round ${round}, all that it covers counted as dirty: ${explain(error)}`);
+    }
+  }
+
+  async #conditions(read: DirtyRead): Promise<Conditions> {
+    const asked = Promise.all(this.#devices.map(({ vfio }) => vfio.dataSize()));
+    const sizes = await within(this.#timeouts.deviceMs, "the size of the devices' states", asked);
+    const digestMs =
+      this.#options.verify === "before" ? (this.#machine.memory.bytes / DIGEST_BYTES_PER_SECOND) * 1000 : 0;
+    return {
+      downtimeLimitMs: this.#options.downtimeLimitMs ?? 300,
+      maxRounds: this.#options.maxRounds ?? 30,
+      bandwidth: this.#bandwidth,
+      deviceStateBytes: sizes.reduce((sum, bytes) => sum + bytes, 0),
+      fixedMs: STOP_MS + read.ms + digestMs,
+    };
+  }
+
+  async #enter(phase: MigrationPhase): Promise<void> {
+    this.#clock.enter(phase);
+    await this.#options.hooks?.beforePhase?.(phase);
+  }
+
+  readonly #openStream = (device: MigratableDevice, stream: ConstructorParameters<typeof DeviceStateSender>[1]): void => {
+    this.#streams.set(device.id, new DeviceStateSender(device.id, stream, (message) => this.#destinationPeer.send(message)));
+  };
+
+  async #closeStreams(): Promise<void> {
+    const streams = [...this.#streams.values()];
+    await Promise.allSettled(streams.map((stream) => stream.close()));
+  }
+
+  #failed(error: unknown): MigrationReport {
+    const cancelled = this.#options.signal?.aborted === true;
+    if (!cancelled) return this.#end("failed", error);
+    return this.#end(
+      "cancelled",
+      new DirtmapError("the migration was cancelled; the source goes on running", { code: "CANCELLED", cause: error }),
+    );
+  }
+
+  /** What an operator has to do when GO was not confirmed. */
+  #whatToDo(why: Error): DirtmapError {
+    const { destination } = this.#options.transport;
+    const id = this.#migration;
+    return new DirtmapError(
+      `the source has given the machine up and said GO, and ${destination} has not confirmed that it runs (${explain(why)}); the source stays paused`,
+      {
+        code: "GO_NOT_CONFIRMED",
+        attempted: "hand the machine over",
+        remedy: `look at ${destination}: if the machine runs there, \`dirtmap abort ${id}\` ends it here; if it does not and never will, \`dirtmap resume ${id}\` lets it run here`,
+        cause: why,
+      },
+    );
+  }
+
+  #givenUp(): DirtmapError {
+    return new DirtmapError("the operator gave the source's machine up; the destination never confirmed that it runs", {
+      code: "GIVEN_UP",
+    });
+  }
+
+  #end(result: MigrationResult, error?: unknown): MigrationReport {
+    this.#progress.stop();
+    const now = performance.now();
+    const tracking = this.#tracking?.source;
+    const stamps = this.#destination?.stamps;
+    const stampsWhole = stamps == null || stamps.problems.length === 0;
+    this.#clock.end(result, error === undefined ? undefined : explain(error));
+    return {
+      schemaVersion: 1,
+      migration: this.#migration,
+      result,
+      verified: this.#memory === null ? null : this.#memory.pagesDifferent === 0 && stampsWhole,
+      totalMs: rounded(this.#clock.elapsedMs),
+      downtimeMs: this.#downtimeMs === null ? null : rounded(this.#downtimeMs),
+      bytes:
+        this.#rounds.reduce((sum, { bytes }) => sum + bytes, 0) +
+        [...this.#streams.values()].reduce((sum, { bytes }) => sum + bytes, 0),
+      phases: this.#clock.phases(),
+      rounds: this.#rounds,
+      devices: (tracking?.choices ?? []).map((choice) => {
+        const suspended = this.#suspensions.find(({ device }) => device === choice.device);
+        return {
+          id: choice.device,
+          model: this.#machine.devices.find(({ id }) => id === choice.device)?.model ?? "",
+          tracker: choice.tracker,
+          granule: tracking?.granuleOf(choice.device) ?? null,
+          reason: choice.reason,
+          alternatives: choice.alternatives,
+          ...(tracking?.ledger.device(choice.device) ?? { pagesReported: null, pagesExclusive: null, readMs: 0 }),
+          suspendedMs: suspended === undefined ? 0 : rounded((this.#resumedAt ?? now) - suspended.since),
+        };
+      }),
+      design: this.#options.design,
+      policy: this.#options.policy,
+      memory: this.#memory,
+      destination: this.#destination,
+      warnings: this.#warnings,
+      ...(error === undefined ? {} : { error: reportedError(error) }),
+    };
+  }
+
+  get #bandwidth(): number {
+    return this.#options.bandwidth ?? Number.POSITIVE_INFINITY;
+  }
+
+  get #suspended(): ReadonlySet<string> {
+    return new Set(this.#suspensions.map(({ device }) => device));
+  }
+
+  get #trackingOn(): Tracking {
+    return opened(this.#tracking);
+  }
+
+  get #destinationPeer(): Peer {
+    return opened(this.#peer);
+  }
+
+  get #pageSender(): PageSender {
+    return opened(this.#sender);
+  }
+}
+
+function opened<T>(part: T | undefined): T {
+  if (part === undefined) throw new Error("used before the migration is connected");
+  return part;
+}
+
+/** Takes `other`'s pages out of `from`. */
+function subtract(from: RamBitmap, other: RamBitmap): void {
+  from.arenas.forEach((words, arena) => {
+    const away = other.arenas[arena];
+    for (let i = 0; i < words.length; i++) words[i] &= ~away[i];
+  });
+}
+
+function different({ pagesDifferent, firstAddresses, coveredBy }: MemoryComparison): DirtmapError {
+  const by = coveredBy.length === 0 ? "no tracker ever reported them" : `reported by ${coveredBy.join(", ")}`;
+  return new DirtmapError(`${pagesDifferent} pages differ at the destination (${firstAddresses.join(", ")} …; ${by})`, {
+    code: "MEMORY_DIFFERS",
+    attempted: "compare the destination's memory with this one",
+  });
+}
+
+function reportedError(error: unknown): NonNullable<MigrationReport["error"]> {
+  const code = error instanceof DirtmapError ? error.code : "INTERNAL";
+  const message = error instanceof Error ? error.message : String(error);
+  const remedy = error instanceof DirtmapError ? error.remedy : undefined;
+  return { code, message, ...(remedy === undefined ? {} : { remedy }) };
+}

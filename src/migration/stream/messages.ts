@@ -1,0 +1,126 @@
+import { z } from "zod";
+import { machineSchema } from "../../host/description.js";
+
+/*
+ * What source and destination say to each other on the control connection. A message is a checked JSON head and, for
+ * three of them, bytes behind it (docs/stream.md). Page data never travels here: it has channels of its own.
+ *
+ *   source                                destination
+ *   HELLO          ───────────────────▶   (checks the machine, builds it, opens its channels)
+ *                  ◀───────────────────   ACCEPT, or REFUSE
+ *   ROUND_BEGIN, (pages over the channels), ROUND_END            once per round
+ *   DEVICE_STATE …, VCPU_STATE, PREPARE ─▶
+ *                  ◀───────────────────   READY: all loaded and verified
+ *   (durably gives up)  GO ─────────────▶
+ *                  ◀───────────────────   RUNNING, or RUN_FAILED: it may have run for a moment
+ *                  ◀───────────────────   DIGESTS …, REPORT
+ * DIGESTS come right after READY where HELLO says `verify: before`. Either side may say ABORT before GO; from the
+ * destination it means that the machine is discarded, durably, and never ran, and it may answer GO. PING is the
+ * connection's own: both sides send it when they have nothing to say.
+ */
+
+/** Raised when messages or frames change incompatibly; a destination refuses a source that speaks another. */
+export const PROTOCOL_VERSION = 1;
+
+/** The most channels that a migration may have. */
+export const MAX_CHANNELS = 16;
+
+/** Bytes of device state, or of a digest table, that one message may carry: the writer cuts longer ones. */
+export const MAX_MESSAGE_DATA = 1 << 20;
+
+const round = z.int().min(0).max(0xffffffff);
+const count = z.int().min(0);
+const text = z.string().max(4096);
+const rootDigest = z.string().regex(/^[0-9a-f]{64}$/, "64 hexadecimal digits");
+const problem = { code: z.string().max(64), message: text, remedy: text.optional() };
+
+const heads = [
+  z.strictObject({
+    type: z.literal("HELLO"),
+    protocol: z.int(),
+    /** Name and version of the sending software, for messages. */
+    software: z.string().max(128),
+    machine: machineSchema,
+    channels: z.int().min(1).max(MAX_CHANNELS),
+    /** The id that both journals are kept under. */
+    migration: z.string().regex(/^[0-9a-z-]{1,64}$/, "lower-case letters, digits and '-', at most 64"),
+    /** When the page digests are compared: before GO, or after RUNNING, off the critical path. */
+    verify: z.enum(["before", "after"]),
+    /** How long the workload is to run on before the destination checks it and reports. */
+    runAfterMs: z.int().min(0).max(86_400_000),
+  }),
+  z.strictObject({
+    type: z.literal("ACCEPT"),
+    software: z.string().max(128),
+    /** What each channel must show to be taken for this migration's: 32 bytes, hex. */
+    token: z.string().regex(/^[0-9a-f]{64}$/, "32 bytes in hexadecimal"),
+  }),
+  z.strictObject({ type: z.literal("REFUSE"), ...problem }),
+  z.strictObject({
+    type: z.literal("ROUND_BEGIN"),
+    round,
+    phase: z.enum(["pre-copy", "stop-copy"]),
+    pages: count,
+  }),
+  z.strictObject({ type: z.literal("ROUND_END"), round, pages: count, zeroPages: count, bytes: count }),
+  z.strictObject({
+    type: z.literal("DEVICE_STATE"),
+    device: z.string().max(64),
+    /** Counts a device's chunks from 0. */
+    chunk: count,
+    last: z.boolean(),
+  }),
+  z.strictObject({ type: z.literal("VCPU_STATE") }),
+  z.strictObject({
+    type: z.literal("PREPARE"),
+    /** The last round whose pages must be in memory. */
+    round,
+  }),
+  z.strictObject({
+    type: z.literal("READY"),
+    /** SHA-256 over the destination's table of page digests: rootDigest() of channels/digests.ts. */
+    rootDigest,
+  }),
+  z.strictObject({ type: z.literal("GO") }),
+  z.strictObject({
+    type: z.literal("RUNNING"),
+    /** From the arrival of GO until everything ran. */
+    resumeMs: z.number().min(0),
+  }),
+  z.strictObject({ type: z.literal("RUN_FAILED"), ...problem }),
+  z.strictObject({
+    type: z.literal("DIGESTS"),
+    arena: z.int().min(0).max(4096),
+    firstPage: count,
+    /** The whole table has been sent. */
+    last: z.boolean(),
+  }),
+  z.strictObject({
+    type: z.literal("REPORT"),
+    /** What the destination found; the receiver checks the fields that it uses. */
+    report: z.record(z.string().max(64), z.unknown()),
+  }),
+  z.strictObject({ type: z.literal("ABORT"), ...problem }),
+  z.strictObject({ type: z.literal("PING") }),
+] as const;
+
+/** Checks the JSON head of a control message. */
+export const controlHeadSchema = z.discriminatedUnion("type", heads);
+
+type Head = z.output<typeof controlHeadSchema>;
+
+/** Messages that have bytes behind their head. */
+export type BinaryMessageType = "DEVICE_STATE" | "VCPU_STATE" | "DIGESTS";
+
+/** A message of the control connection. `data`: at most {@link MAX_MESSAGE_DATA} bytes. */
+export type ControlMessage =
+  | Exclude<Head, { type: BinaryMessageType }>
+  | (Extract<Head, { type: BinaryMessageType }> & { readonly data: Uint8Array });
+
+export type ControlMessageType = ControlMessage["type"];
+export type ControlMessageOf<Type extends ControlMessageType> = Extract<ControlMessage, { type: Type }>;
+
+/** True for a message type with bytes behind its head. */
+export function isBinaryMessage(type: ControlMessageType): type is BinaryMessageType {
+  return type === "DEVICE_STATE" || type === "VCPU_STATE" || type === "DIGESTS";
+}

@@ -1,0 +1,121 @@
+import { connect as connectTcp, isIP, type Socket } from "node:net";
+import { connect as connectTls } from "node:tls";
+import { DirtmapError, UsageError } from "../../errors.js";
+import { ControlConnection } from "../stream/control-connection.js";
+import { type TlsCredentials, tlsOptions } from "./credentials.js";
+import type { Endpoint } from "./endpoint.js";
+import { transportError } from "./transport-error.js";
+
+/** How long a connection may take to come about, TLS handshake included. */
+export const CONNECT_MS = 10_000;
+
+/**
+ * Connects; with credentials over TLS, and then the destination has been verified (the destination's verdict on this
+ * side's certificate arrives with its first byte).
+ * @throws DirtmapError of {@link transportError}; the signal's reason
+ */
+export function connect(
+  endpoint: Endpoint,
+  credentials: TlsCredentials | undefined,
+  signal?: AbortSignal,
+  servername?: string,
+): Promise<Socket> {
+  const { host, port } = endpoint;
+  return new Promise((resolve, reject) => {
+    if (signal?.aborted) {
+      reject(signal.reason);
+      return;
+    }
+    const name = servername ?? (isIP(host) === 0 ? host : undefined);
+    const socket =
+      credentials === undefined
+        ? connectTcp({ host, port, noDelay: true })
+        : connectTls({ host, port, ...tlsOptions(credentials), ...(name === undefined ? {} : { servername: name }) });
+    const settle = (finish: () => void) => {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", cancelled);
+      socket.off("error", failed);
+      finish();
+    };
+    const failed = (error: unknown) =>
+      settle(() => {
+        socket.on("error", () => {});
+        socket.destroy();
+        reject(error === signal?.reason ? error : transportError(error, "connect to", endpoint));
+      });
+    const cancelled = () => failed(signal?.reason);
+    const timer = setTimeout(
+      () =>
+        failed(
+          new UsageError(`${host} doesn't answer on port ${port}`, {
+            code: "UNREACHABLE",
+            remedy: "check the address, the route and firewalls",
+          }),
+        ),
+      CONNECT_MS,
+    );
+    signal?.addEventListener("abort", cancelled, { once: true });
+    socket.once("error", failed);
+    socket.once(credentials === undefined ? "connect" : "secureConnect", () =>
+      settle(() => {
+        socket.setNoDelay(true);
+        resolve(socket);
+      }),
+    );
+  });
+}
+
+/**
+ * Opens the control connection to a destination, and waits until it has spoken first: only then has it accepted this
+ * side's certificate.
+ * @throws DirtmapError; UsageError where the address or a certificate is wrong
+ */
+export async function connectControl(args: {
+  endpoint: Endpoint;
+  credentials?: TlsCredentials | undefined;
+  signal?: AbortSignal;
+}): Promise<ControlConnection> {
+  const { endpoint, signal } = args;
+  if (endpoint.scheme === "tls" && args.credentials === undefined) {
+    throw new UsageError("tls:// needs a certificate, a key and a CA", {
+      code: "NO_CREDENTIALS",
+      remedy: "give a folder made by `dirtmap certs`",
+    });
+  }
+  const socket = await connect(endpoint, endpoint.scheme === "tls" ? args.credentials : undefined, signal);
+  await firstBytes(socket, endpoint, signal);
+  return new ControlConnection(socket, { explain: (error) => transportError(error, "talk to", endpoint) });
+}
+
+function firstBytes(socket: Socket, endpoint: Endpoint, signal: AbortSignal | undefined): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const settle = (error?: unknown) => {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", cancelled);
+      socket.off("readable", readable).off("error", settle).off("close", closed);
+      if (error === undefined) resolve();
+      else {
+        socket.on("error", () => {});
+        socket.destroy();
+        reject(error === signal?.reason ? error : transportError(error, "connect to", endpoint));
+      }
+    };
+    const readable = () => {
+      if (socket.readableLength > 0) settle();
+    };
+    const closed = () =>
+      settle(
+        new DirtmapError("the destination closed the connection without a word", {
+          code: "CONNECTION_CLOSED",
+          remedy: "see what it says; it may be busy with another migration, or use another scheme (tcp, tls)",
+        }),
+      );
+    const cancelled = () => settle(signal?.reason);
+    const timer = setTimeout(
+      () => settle(new UsageError(`nothing that speaks this protocol answers`, { code: "UNREACHABLE" })),
+      CONNECT_MS,
+    );
+    signal?.addEventListener("abort", cancelled, { once: true });
+    socket.on("readable", readable).once("error", settle).once("close", closed);
+  });
+}

@@ -1,0 +1,101 @@
+import { createPrivateKey, X509Certificate } from "node:crypto";
+import { open } from "node:fs/promises";
+import { join } from "node:path";
+import type { TLSSocketOptions } from "node:tls";
+import { UsageError } from "../../errors.js";
+
+/** One side's certificate and key, and the CA that the other side's must come from; PEM. */
+export interface TlsCredentials {
+  readonly cert: string;
+  readonly key: string;
+  readonly ca: string;
+}
+
+export type TlsSide = "server" | "client";
+
+/** Names in a folder of credentials: what `dirtmap certs` writes. */
+export function credentialFiles(folder: string, side: TlsSide): { cert: string; key: string; ca: string } {
+  return {
+    cert: join(folder, `${side}.pem`),
+    key: join(folder, `${side}-key.pem`),
+    ca: join(folder, "ca.pem"),
+  };
+}
+
+/** A PEM file of more than this is something else. */
+const MAX_PEM_BYTES = 1 << 20;
+
+/**
+ * Reads credentials from a folder, or from files given one by one (which win), and checks them: that they are PEM, that
+ * the key is the certificate's, and that neither certificate has expired.
+ * @throws UsageError `NO_CREDENTIALS`, `BAD_CERTIFICATE`, `CERTIFICATE_EXPIRED`
+ */
+export async function loadCredentials(
+  side: TlsSide,
+  files: { folder?: string | undefined; cert?: string | undefined; key?: string | undefined; ca?: string | undefined },
+): Promise<TlsCredentials> {
+  const found = { ...(files.folder === undefined ? {} : credentialFiles(files.folder, side)), ...defined(files) };
+  const { cert, key, ca } = found;
+  if (cert === undefined || key === undefined || ca === undefined) {
+    throw new UsageError(`TLS needs this side's certificate and key, and the CA`, {
+      code: "NO_CREDENTIALS",
+      remedy: "give a folder made by `dirtmap certs`, or a certificate, a key and a CA",
+    });
+  }
+  const credentials = { cert: await readPem(cert), key: await readPem(key), ca: await readPem(ca) };
+  checkCertificate(credentials.ca, ca);
+  const own = checkCertificate(credentials.cert, cert);
+  let matches = false;
+  try {
+    matches = own.checkPrivateKey(createPrivateKey(credentials.key));
+  } catch (cause) {
+    throw new UsageError(`${key} holds no private key`, { code: "BAD_CERTIFICATE", cause });
+  }
+  if (!matches) {
+    throw new UsageError(`the key in ${key} is not that of the certificate in ${cert}`, { code: "BAD_CERTIFICATE" });
+  }
+  return credentials;
+}
+
+/** How a socket of this side is to be secured: TLS 1.3 only, and both sides show a certificate of the same CA. */
+export function tlsOptions({ cert, key, ca }: TlsCredentials): TLSSocketOptions {
+  return { cert, key, ca, minVersion: "TLSv1.3", requestCert: true, rejectUnauthorized: true };
+}
+
+function defined<T extends Record<string, string | undefined>>(object: T): { [Name in keyof T]?: string } {
+  return Object.fromEntries(Object.entries(object).filter(([, value]) => value !== undefined)) as {
+    [Name in keyof T]?: string;
+  };
+}
+
+async function readPem(path: string): Promise<string> {
+  try {
+    await using file = await open(path);
+    const buffer = new Uint8Array(MAX_PEM_BYTES);
+    const { bytesRead } = await file.read(buffer, 0, MAX_PEM_BYTES, 0);
+    return new TextDecoder("latin1").decode(buffer.subarray(0, bytesRead));
+  } catch (cause) {
+    const { code } = cause as NodeJS.ErrnoException;
+    throw new UsageError(`${path} can't be read (${code})`, {
+      code: "NO_CREDENTIALS",
+      remedy: "give a folder made by `dirtmap certs`, or a certificate, a key and a CA",
+      cause,
+    });
+  }
+}
+
+function checkCertificate(pem: string, path: string): X509Certificate {
+  let certificate: X509Certificate;
+  try {
+    certificate = new X509Certificate(pem);
+  } catch (cause) {
+    throw new UsageError(`${path} holds no certificate`, { code: "BAD_CERTIFICATE", remedy: "PEM is expected", cause });
+  }
+  if (Date.parse(certificate.validTo) < Date.now()) {
+    throw new UsageError(`the certificate in ${path} expired on ${certificate.validTo}`, {
+      code: "CERTIFICATE_EXPIRED",
+      remedy: "renew it (`dirtmap certs` makes a set for trying out)",
+    });
+  }
+  return certificate;
+}
