@@ -1,0 +1,52 @@
+import type { Command } from "commander";
+import { EXIT_CODES } from "../exit-codes.js";
+import { printResult, runCommand } from "../output.js";
+
+interface DecideOptions {
+  readonly journal?: string;
+  readonly json?: boolean;
+}
+
+/** `dirtmap resume`: the operator takes an undecided migration's machine back. */
+export function addResume(program: Command): void {
+  addDecision(program, "resume", {
+    description: "Takes the machine back after a handover that was not confirmed",
+    when: "Only when it is certain that the destination does not run the machine, and never will: it was stopped for good.",
+  });
+}
+
+/** `dirtmap abort`: the operator gives an undecided migration's machine up at the source. */
+export function addAbort(program: Command): void {
+  addDecision(program, "abort", {
+    description: "Gives the source's machine up after a handover that was not confirmed",
+    when: "Only when the machine runs at the destination, or is not wanted any more: the source's memory is let go.",
+  });
+}
+
+function addDecision(
+  program: Command,
+  decision: "resume" | "abort",
+  { description, when }: { description: string; when: string },
+): void {
+  program
+    .command(decision)
+    .description(description)
+    .argument("<id>", "the migration, as its report names it")
+    .option("--journal <folder>", "where the migration keeps its journal, if not in the default place")
+    .option("--json", "print the result as JSON")
+    .addHelpText(
+      "after",
+      `\n${when}\n\nExamples:\n  dirtmap ${decision} 1f0c93ab\n  dirtmap ${decision} 1f0c93ab --journal /var/lib/dirtmap --json`,
+    )
+    .action((id: string, { journal, json = false }: DecideOptions) =>
+      runCommand({ json }, async () => {
+        const [{ sendDecision }, { defaultJournalDirectory }] = await Promise.all([
+          import("../../migration/decision.js"),
+          import("../../migration/journal.js"),
+        ]);
+        const message = await sendDecision(journal ?? defaultJournalDirectory(), id, decision);
+        printResult({ migration: id, decision, message }, { json, text: () => message });
+        return EXIT_CODES.done.code;
+      }),
+    );
+}

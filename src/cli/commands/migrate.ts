@@ -1,0 +1,151 @@
+import { type Command, Option } from "commander";
+import { DOWNTIME_LIMIT_MS, MAX_CHANNELS } from "../choices.js";
+import { exitCodeOf, exitCodesHelp } from "../exit-codes.js";
+import {
+  addMachineOptions,
+  addPolicyOptions,
+  argument,
+  type MachineOptions,
+  type PolicyOptions,
+  wholeNumber,
+} from "../options.js";
+import { mayColor, runCommand } from "../output.js";
+import { addTlsOptions, readEndpoint, type TlsOptions } from "../tls-options.js";
+import { parseBandwidth, parseDuration } from "../units.js";
+
+interface MigrateOptions extends MachineOptions, PolicyOptions, TlsOptions {
+  readonly to?: string;
+  readonly downtimeLimit?: number;
+  readonly bandwidth?: number;
+  readonly channels?: number;
+  readonly maxRounds?: number;
+  readonly verify: "after" | "before";
+  readonly runAfter?: number;
+  readonly journal?: string;
+  readonly decide?: number;
+  readonly json?: boolean;
+  readonly quiet?: boolean;
+}
+
+const EXAMPLES = `
+Examples:
+  dirtmap migrate
+  dirtmap migrate --scenario nic-pair --memory 1G --downtime-limit 20ms
+  dirtmap migrate --tracker vf0=iommu --granule vf0=4K --domain shared
+  dirtmap migrate --scenario case-c --untracked suspend --json
+  dirtmap migrate --design type1 --downtime-limit 5s
+  dirtmap migrate --to tls://dst.example.com:7700 --tls-folder certs --bandwidth 10Gbit --channels 4
+
+Ctrl-C cancels, and the source goes on running; once more forces. Without --to the destination is a second process on
+this machine. Options that are left out are the scenario's to say.
+`;
+
+/** `dirtmap migrate`: runs a scenario's machine and moves it. */
+export function addMigrate(program: Command): void {
+  const command = program.command("migrate").description("Runs a scenario's machine and live-migrates it");
+  addTlsOptions(
+    addPolicyOptions(addMachineOptions(command))
+      .option("--to <address>", "tls://HOST:PORT or tcp://HOST:PORT of a `dirtmap receive`")
+      .option(
+        "--downtime-limit <duration>",
+        "expected downtime at which the machine may be stopped: 50ms",
+        argument(downtime),
+      )
+      .option("--bandwidth <rate>", "500M (bytes per second), 10Gbit, or unlimited", argument(parseBandwidth))
+      .option("--channels <number>", "connections that pages travel over", wholeNumber(1, MAX_CHANNELS))
+      .option("--max-rounds <number>", "pre-copy rounds at most", wholeNumber(1, 10_000)),
+  )
+    .addOption(
+      new Option("--verify <when>", "compare the two memories once the destination runs, or before it may")
+        .choices(["after", "before"])
+        .default("after"),
+    )
+    .option(
+      "--run-after <duration>",
+      "how long the workload runs on at the destination before it is checked",
+      argument(parseDuration),
+    )
+    .option("--journal <folder>", "where to keep the record of who may run the machine")
+    .option(
+      "--decide <duration>",
+      "how long to wait for `resume` or `abort` where the handover was not confirmed (default: on a terminal until told, elsewhere 0s)",
+      argument(parseDuration),
+    )
+    .option("--json", "print the report as JSON")
+    .option("-q, --quiet", "show nothing while it runs")
+    .addHelpText("after", `${EXAMPLES}\n${exitCodesHelp()}`)
+    .action(run);
+}
+
+function downtime(text: string): number {
+  const ms = parseDuration(text);
+  return Math.min(Math.max(ms, DOWNTIME_LIMIT_MS.min), DOWNTIME_LIMIT_MS.max);
+}
+
+async function run(options: MigrateOptions): Promise<void> {
+  const { json = false, quiet = false } = options;
+  let note = (text: string): void => {
+    process.stderr.write(`${text}\n`);
+  };
+  const onInterrupt = () => note("cancelling: the source goes on running; Ctrl-C once more forces");
+  await runCommand({ json, onInterrupt }, async (signal) => {
+    const [{ checkMemory, readRequest }, { openMachine }, { migrate }, { probeMachine }, { chooseTrackers }] =
+      await Promise.all([
+        import("../request.js"),
+        import("../hosts.js"),
+        import("../../migration/source.js"),
+        import("../../tracking/probe.js"),
+        import("../../tracking/policy.js"),
+      ]);
+    const [{ openTracking, sourceTransport }, { startLocalDestination }, { LiveView }, { reportText }] =
+      await Promise.all([
+        import("../wiring.js"),
+        import("../local-destination.js"),
+        import("../../observe/live-view.js"),
+        import("../report-text.js"),
+      ]);
+
+    // All that may be wrong with what was asked for is found out before anything is started.
+    const { description, policy, design, defaults } = readRequest(options);
+    checkMemory(description, options.to === undefined ? 2 : 1);
+    const remote = options.to === undefined ? undefined : await readEndpoint(options.to, "client", options);
+    await using machine = await openMachine(description);
+    const choices = chooseTrackers(await probeMachine(machine), policy);
+    signal.throwIfAborted();
+
+    await using local = remote === undefined ? await startLocalDestination(signal, options.journal) : undefined;
+    const { endpoint, credentials } = remote ?? (await readEndpoint(local?.address ?? "", "client", options));
+    const downtimeLimitMs = options.downtimeLimit ?? defaults.downtimeLimit;
+    using view = quiet
+      ? undefined
+      : new LiveView({
+          stream: process.stderr,
+          color: mayColor(process.stderr),
+          devices: choices.map(({ device, tracker }) => ({ id: device, tracker })),
+          downtimeLimitMs,
+        });
+    if (view !== undefined) note = (text) => view.note(text);
+
+    const bandwidth = options.bandwidth ?? defaults.bandwidth;
+    const report = await migrate({
+      machine,
+      description,
+      transport: sourceTransport(endpoint, credentials),
+      openTracking: () => openTracking(design, machine, choices),
+      policy: policy.order,
+      design,
+      downtimeLimitMs,
+      ...(bandwidth === undefined ? {} : { bandwidth }),
+      channels: options.channels ?? defaults.channels,
+      ...(options.maxRounds === undefined ? {} : { maxRounds: options.maxRounds }),
+      verify: options.verify,
+      runAfterMs: options.runAfter ?? defaults.runAfter,
+      signal,
+      ...(options.journal === undefined ? {} : { journalDirectory: options.journal }),
+      decideMs: options.decide ?? (process.stderr.isTTY ? Number.POSITIVE_INFINITY : 0),
+    });
+    view?.[Symbol.dispose]();
+    process.stdout.write(json ? `${JSON.stringify(report)}\n` : `${reportText(report)}\n`);
+    return exitCodeOf(report);
+  });
+}

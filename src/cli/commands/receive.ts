@@ -1,0 +1,106 @@
+import type { Command } from "commander";
+import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
+import { argument } from "../options.js";
+import { printResult, runCommand } from "../output.js";
+import { addTlsOptions, readEndpoint, type TlsOptions } from "../tls-options.js";
+import { parseDuration } from "../units.js";
+
+interface ReceiveOptions extends TlsOptions {
+  readonly listen: string;
+  readonly once?: boolean;
+  readonly wait?: number;
+  readonly journal?: string;
+  readonly json?: boolean;
+}
+
+const EXAMPLES = `
+Examples:
+  dirtmap receive
+  dirtmap receive --listen tls://0.0.0.0:7700 --tls-folder certs
+  dirtmap receive --listen tcp://127.0.0.1:0 --once --json
+
+A machine that arrives runs here until Ctrl-C, or with --once until its workload was checked. A source that is turned
+away, or gives up, changes nothing: the next one may come. With --json each event is a line of JSON.
+`;
+
+/** `dirtmap receive`: the destination. */
+export function addReceive(program: Command): void {
+  const command = program
+    .command("receive")
+    .description("Waits for a machine, and runs it")
+    .option(
+      "-l, --listen <address>",
+      "tls://HOST:PORT or tcp://HOST:PORT; port 0: the system chooses",
+      "tcp://127.0.0.1:7700",
+    );
+  addTlsOptions(command)
+    .option("--once", "end after the first migration, however it went")
+    .option("--wait <duration>", "end where no source has come in this time", argument(parseDuration))
+    .option("--journal <folder>", "where to keep the record of who may run the machine")
+    .option("--json", "print events as lines of JSON")
+    .addHelpText("after", `${EXAMPLES}\n${exitCodesHelp()}`)
+    .action(run);
+}
+
+async function run(options: ReceiveOptions): Promise<void> {
+  const { json = false, once = false } = options;
+  const tell = (event: { event: string } & Record<string, unknown>, text: string) => {
+    if (json) printResult(event, { json, text: () => text });
+    else process.stderr.write(`${text}\n`);
+  };
+  await runCommand({ json }, async (signal) => {
+    const { endpoint, credentials } = await readEndpoint(options.listen, "server", options);
+    const [
+      { listen },
+      { receive },
+      { acceptedSource },
+      { openMachine },
+      { formatEndpoint },
+      { checkMemory },
+      { explain },
+    ] = await Promise.all([
+      import("../../migration/transport/listener.js"),
+      import("../../migration/destination.js"),
+      import("../wiring.js"),
+      import("../hosts.js"),
+      import("../../migration/transport/endpoint.js"),
+      import("../request.js"),
+      import("../../errors.js"),
+    ]);
+    await using listener = await listen({
+      endpoint,
+      credentials,
+      onRefused: (error) => tell({ event: "refused", message: explain(error) }, `turned away: ${explain(error)}`),
+    });
+    const address = formatEndpoint(listener.endpoint);
+    tell({ event: "listening", address }, `listening on ${address}`);
+    for (;;) {
+      const waiting = options.wait === undefined ? [signal] : [signal, AbortSignal.timeout(options.wait)];
+      const control = await listener.acceptControl(AbortSignal.any(waiting));
+      const result = await receive({
+        source: acceptedSource(listener, control, signal),
+        createMachine: (description) => {
+          checkMemory(description, 1);
+          return openMachine(description, { paused: true });
+        },
+        signal,
+        ...(options.journal === undefined ? {} : { journalDirectory: options.journal }),
+      });
+      const { outcome: event, migration } = result;
+      if (result.outcome === "refused" || result.outcome === "discarded") {
+        tell({ event, migration, message: explain(result.error) }, `${event}: ${explain(result.error)}`);
+        if (once) return EXIT_CODES.failed.code;
+        continue;
+      }
+      await using _machine = result.machine;
+      if (result.outcome === "run-failed") {
+        tell({ event, migration, message: explain(result.error) }, `it does not run: ${explain(result.error)}`);
+        return EXIT_CODES.failed.code;
+      }
+      tell({ event, migration }, `migration ${migration}: the machine runs here`);
+      if (once) return EXIT_CODES.done.code;
+      await new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));
+      return EXIT_CODES.done.code;
+    }
+  });
+}

@@ -1,0 +1,33 @@
+import { UsageError } from "../errors.js";
+import type { MigrationResult } from "../migration/report.js";
+
+/** How the command ends: the one table, which `--help` prints too. */
+export const EXIT_CODES = {
+  done: { code: 0, means: "done" },
+  failed: { code: 1, means: "failed, or completed without being verified; the report says where the machine runs" },
+  usage: { code: 2, means: "wrong usage; nothing was started" },
+  indeterminate: {
+    code: 3,
+    means: "indeterminate: the source is paused, and waits for 'dirtmap resume' or 'dirtmap abort'",
+  },
+  cancelled: { code: 130, means: "cancelled (Ctrl-C); the source goes on running" },
+} as const;
+
+/** The table for `--help`. */
+export function exitCodesHelp(): string {
+  const lines = Object.values(EXIT_CODES).map(({ code, means }) => `  ${String(code).padStart(3)}  ${means}`);
+  return ["Exit codes:", ...lines].join("\n");
+}
+
+/** The exit code of a migration. One that completed without the proof that no write was lost has failed. */
+export function exitCodeOf({ result, verified }: { result: MigrationResult; verified: boolean | null }): number {
+  if (result === "completed") return verified === true ? EXIT_CODES.done.code : EXIT_CODES.failed.code;
+  return EXIT_CODES[result].code;
+}
+
+/** The exit code of a thrown error. */
+export function exitCodeOfError(error: unknown): number {
+  if (error instanceof UsageError) return EXIT_CODES.usage.code;
+  if (error instanceof Error && error.name === "AbortError") return EXIT_CODES.cancelled.code;
+  return EXIT_CODES.failed.code;
+}

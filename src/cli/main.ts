@@ -1,0 +1,46 @@
+import { readFileSync } from "node:fs";
+import { Command, CommanderError } from "commander";
+import { addCerts } from "./commands/certs.js";
+import { addAbort, addResume } from "./commands/decide.js";
+import { addMigrate } from "./commands/migrate.js";
+import { addPlan } from "./commands/plan.js";
+import { addProbe } from "./commands/probe.js";
+import { addReceive } from "./commands/receive.js";
+import { addScenarios } from "./commands/scenarios.js";
+import { EXIT_CODES, exitCodesHelp } from "./exit-codes.js";
+import { printError } from "./output.js";
+
+/*
+ * The command line's entry. Commands declare their options here and load what they need once they run, so that
+ * `--help` and a mistyped option are answered at once.
+ */
+
+const manifest = new URL("../../../package.json", import.meta.url);
+const { version } = JSON.parse(readFileSync(manifest, "utf8")) as { version: string };
+
+const program = new Command("dirtmap")
+  .description(
+    "Live-migrates virtual machines with passed-through devices, each tracked by the dirty tracker that suits it.",
+  )
+  .version(version, "-V, --version")
+  .exitOverride()
+  .configureOutput({ outputError: () => {} })
+  .addHelpText("after", `\n${exitCodesHelp()}`);
+for (const add of [addMigrate, addReceive, addPlan, addProbe, addScenarios, addCerts, addResume, addAbort])
+  add(program);
+for (const command of program.commands) command.exitOverride().configureOutput({ outputError: () => {} });
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  if (!(error instanceof CommanderError)) throw error;
+  // Help and version were printed. A bare `dirtmap` prints the help too, and is a usage error.
+  if (error.exitCode === 0) process.exitCode = EXIT_CODES.done.code;
+  else {
+    process.exitCode = EXIT_CODES.usage.code;
+    if (error.code !== "commander.help") {
+      const message = error.message.replace(/^error: /, "").replaceAll("\n", " ");
+      printError({ code: "BAD_OPTION", message, remedy: "see --help" }, { json: process.argv.includes("--json") });
+    }
+  }
+}

@@ -1,0 +1,116 @@
+import { type Command, InvalidArgumentError, Option } from "commander";
+import { explain, UsageError } from "../errors.js";
+import { DESIGNS, DEVICE_TRACKERS, DOMAINS, P2P, POLICY_ORDERS, UNTRACKED } from "./choices.js";
+import { suggest } from "./nearest.js";
+import { parseSize } from "./units.js";
+
+/*
+ * Options that several commands have. What is left out is the scenario's to say.
+ */
+
+/** Which machine. */
+export interface MachineOptions {
+  readonly scenario: string;
+  readonly memory?: number;
+  readonly seed?: number;
+  readonly p2p?: (typeof P2P)[number];
+}
+
+/** How its devices are to be tracked. */
+export interface PolicyOptions {
+  readonly policy?: (typeof POLICY_ORDERS)[number];
+  readonly tracker?: Readonly<Record<string, (typeof DEVICE_TRACKERS)[number]>>;
+  readonly granule?: Readonly<Record<string, number>>;
+  readonly domain?: (typeof DOMAINS)[number];
+  readonly untracked?: UntrackedOption;
+  readonly design?: (typeof DESIGNS)[number];
+}
+
+/** `--untracked MODE` for all devices, `--untracked DEV=MODE` for one. */
+export interface UntrackedOption {
+  readonly all?: (typeof UNTRACKED)[number];
+  readonly devices: Readonly<Record<string, (typeof UNTRACKED)[number]>>;
+}
+
+/** Makes a parser's UsageError one that commander reports with the option's name. */
+export function argument<T>(parse: (text: string) => T): (text: string) => T {
+  return (text) => {
+    try {
+      return parse(text);
+    } catch (error) {
+      if (error instanceof UsageError) throw new InvalidArgumentError(explain(error));
+      throw error;
+    }
+  };
+}
+
+/** A whole number in a range, both ends inclusive. */
+export function wholeNumber(min: number, max: number): (text: string) => number {
+  return argument((text) => {
+    const value = Number(text);
+    if (/^\d{1,16}$/.test(text) && value >= min && value <= max) return value;
+    throw new UsageError(`'${text}' is not possible`, { code: "BAD_OPTION", remedy: `give ${min} to ${max}` });
+  });
+}
+
+/** One of a list of words. */
+export function oneOf<Word extends string>(words: readonly Word[], what: string): (text: string) => Word {
+  return (text) => {
+    const word = words.find((candidate) => candidate === text);
+    if (word !== undefined) return word;
+    throw new UsageError(`there is no ${what} '${text}'`, { code: "BAD_OPTION", remedy: suggest(text, words) });
+  };
+}
+
+/** `DEV=VALUE`, as often as wanted; the last one for a device wins. */
+function perDevice<T>(parse: (text: string) => T): (text: string, before?: Record<string, T>) => Record<string, T> {
+  return (text, before = {}) => {
+    const at = text.indexOf("=");
+    if (at < 1) throw new InvalidArgumentError(`'${text}' has no device; write DEV=VALUE`);
+    return { ...before, [text.slice(0, at)]: argument(parse)(text.slice(at + 1)) };
+  };
+}
+
+function untracked(text: string, before: UntrackedOption = { devices: {} }): UntrackedOption {
+  const mode = argument(oneOf(UNTRACKED, "mode"));
+  if (!text.includes("=")) return { ...before, all: mode(text) };
+  return { ...before, devices: perDevice(mode)(text, { ...before.devices }) };
+}
+
+function choice<Word extends string>(flags: string, words: readonly Word[], what: string, text: string): Option {
+  return new Option(flags, `${text}: ${words.join(", ")}`).argParser(argument(oneOf(words, what)));
+}
+
+/** Adds the options of {@link MachineOptions}. */
+export function addMachineOptions(command: Command): Command {
+  return command
+    .option("-s, --scenario <name|file>", "the machine and its workload; see `dirtmap scenarios`", "mixed")
+    .option("--memory <size>", "guest memory instead of the scenario's: 512M, 1G …", argument(parseSize))
+    .option("--seed <number>", "seed of the memory's first content, and of disks", wholeNumber(0, 0xffffffff))
+    .addOption(choice("--p2p <mode>", P2P, "P2P mode", "peer-to-peer DMA"));
+}
+
+/** Adds the options of {@link PolicyOptions}. */
+export function addPolicyOptions(command: Command): Command {
+  return command
+    .addOption(choice("--policy <order>", POLICY_ORDERS, "policy", "whom to ask first"))
+    .addOption(
+      new Option(
+        "--tracker <dev=tracker...>",
+        `a device's tracker, whatever the policy says: ${DEVICE_TRACKERS.join(", ")}`,
+      ).argParser(perDevice(oneOf(DEVICE_TRACKERS, "tracker"))),
+    )
+    .addOption(
+      new Option("--granule <dev=size...>", "bytes per dirty bit of a device: 4K, 2M …").argParser(
+        perDevice(parseSize),
+      ),
+    )
+    .addOption(choice("--domain <mode>", DOMAINS, "mode", "HWPTs of devices on the system IOMMU"))
+    .addOption(
+      new Option(
+        "--untracked <[dev=]mode...>",
+        `devices without a tracker, or one of them: ${UNTRACKED.join(", ")}`,
+      ).argParser(untracked),
+    )
+    .addOption(choice("--design <design>", DESIGNS, "design", "who merges the trackers' answers"));
+}

@@ -1,0 +1,53 @@
+import { formatSize } from "../observe/format.js";
+import { table } from "../observe/table.js";
+import type { DeviceCapabilities } from "../tracking/capabilities.js";
+import { DEVICE_TRACKERS, type Policy, type TrackerChoice } from "../tracking/choice.js";
+
+/** What `dirtmap probe` prints: per device its flags, and a line for every tracker. Ends without a newline. */
+export function probeText(devices: readonly DeviceCapabilities[]): string {
+  if (devices.length === 0) return "the machine has no devices";
+  return devices.map(deviceText).join("\n\n");
+}
+
+function deviceText({ id, model, mdev, iommu, flags, migration, trackers }: DeviceCapabilities): string {
+  const behind = iommu === null ? "no system IOMMU" : `behind ${iommu.type}`;
+  const can = migration === null ? ["can't migrate"] : migrationWords(migration);
+  const rows = DEVICE_TRACKERS.map((kind) => {
+    const tracker = trackers[kind];
+    if (!tracker.available) return [kind, "no", "", tracker.why];
+    return [kind, "yes", tracker.pageSizes.map(formatSize).join(" "), tracker.what];
+  });
+  return [
+    `${id}: ${model}${mdev ? " (mdev)" : ""}, ${behind}`,
+    `  migration: ${can.join(", ")}`,
+    `  internal dirty track supported: ${yesNo(flags.tracksInternally)}`,
+    `  real dirty track through attached container supported: ${yesNo(flags.tracksThroughContainer)}`,
+    ...table([["tracker", "has it", "granules", ""], ...rows]).map((line) => `  ${line}`),
+  ].join("\n");
+}
+
+function migrationWords({ stopCopy, p2p, preCopy }: NonNullable<DeviceCapabilities["migration"]>): string[] {
+  return [...(stopCopy ? ["STOP_COPY"] : []), ...(p2p ? ["P2P"] : []), ...(preCopy ? ["PRE_COPY"] : [])];
+}
+
+function yesNo(flag: boolean): string {
+  return flag ? "yes" : "no";
+}
+
+/** What `dirtmap plan` prints: the choices as a table, then for each its reason and what was passed over. */
+export function planText(choices: readonly TrackerChoice[], policy: Policy): string {
+  if (choices.length === 0) return "the machine has no devices";
+  const rows = choices.map(({ device, tracker, granule, domain, suspend }) => [
+    device,
+    tracker,
+    granule === null ? "-" : formatSize(granule),
+    domain === null ? "-" : `${domain.key} (${domain.type}, dirty tracking ${domain.dirtyTracking ? "on" : "off"})`,
+    suspend ? "suspended meanwhile" : "",
+  ]);
+  const lines = table([["device", "tracker", "granule", "domain", ""], ...rows], ["left", "left", "right"]);
+  for (const { device, reason, alternatives } of choices) {
+    lines.push("", `${device}: ${reason}`);
+    for (const { tracker, why } of alternatives) lines.push(`  not ${tracker}: ${why}`);
+  }
+  return [`policy ${policy.order}, domain ${policy.domain}, untracked ${policy.untracked}`, "", ...lines].join("\n");
+}

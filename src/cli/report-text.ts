@@ -1,0 +1,95 @@
+import type { DestinationReport, MigrationReport } from "../migration/report.js";
+import { formatCount, formatMs, formatSize } from "../observe/format.js";
+import { table } from "../observe/table.js";
+
+const UNKNOWN = "-";
+
+/** A migration's report for people: the outcome first, then its rounds and its devices. Ends without a newline. */
+export function reportText(report: MigrationReport): string {
+  const { rounds, devices, error, destination, warnings, phases } = report;
+  const lines = [headline(report)];
+  if (error !== undefined) {
+    lines.push(`  ${error.message}`);
+    if (error.remedy !== undefined) lines.push(`  what would work: ${error.remedy}`);
+  }
+  lines.push(...warnings.map((warning) => `  warning: ${warning}`));
+  lines.push(`  migration ${report.migration}, design ${report.design}, policy ${report.policy}`);
+  if (phases.length > 0) lines.push(`  ${phases.map(({ phase, ms }) => `${phase} ${formatMs(ms)}`).join(" · ")}`);
+  lines.push(...memoryLines(report));
+  if (destination !== null) lines.push(...destinationLines(destination));
+  if (rounds.length > 0) lines.push("", ...roundsTable(report));
+  if (devices.length > 0) lines.push("", ...devicesTable(report), "");
+  for (const { id, reason } of devices) lines.push(`${id}: ${reason}`);
+  return lines.join("\n");
+}
+
+function headline({ result, verified, downtimeMs, totalMs, bytes, rounds }: MigrationReport): string {
+  const parts: string[] = [result];
+  if (verified !== null) parts.push(verified ? "verified: no write was lost" : "NOT VERIFIED: writes were lost");
+  if (downtimeMs !== null) parts.push(`downtime ${formatMs(downtimeMs)}`);
+  parts.push(`total ${formatMs(totalMs)}`, `${formatSize(bytes)} in ${rounds.length} rounds`);
+  return parts.join(" · ");
+}
+
+function memoryLines({ memory }: MigrationReport): string[] {
+  if (memory === null) return [];
+  const { pagesCompared, pagesDifferent, firstAddresses, coveredBy } = memory;
+  if (pagesDifferent === 0) return [`  memory: ${formatCount(pagesCompared)} pages compared, all equal`];
+  const by = coveredBy.length === 0 ? "no tracker ever reported them" : `reported by ${coveredBy.join(", ")}`;
+  return [
+    `  memory: ${formatCount(pagesDifferent)} of ${formatCount(pagesCompared)} pages differ, at ${firstAddresses.join(", ")}` +
+      `${pagesDifferent > firstAddresses.length ? " …" : ""}; ${by}`,
+  ];
+}
+
+function destinationLines({ resumeMs, stamps, written }: DestinationReport): string[] {
+  const lines: string[] = [];
+  const on = Object.entries(written).map(([owner, units]) => `${owner} ${formatCount(units)}`);
+  if (on.length > 0)
+    lines.push(`  at the destination: resumed in ${formatMs(resumeMs)}, and wrote on: ${on.join(", ")}`);
+  if (stamps === null) return lines;
+  const problems = stamps.problems.map(({ owner, kind, count }) => `${owner}: ${formatCount(count)} ${kind}`);
+  lines.push(
+    `  stamps: ${formatCount(stamps.checked)} checked, ${problems.length === 0 ? "all whole" : problems.join(", ")}`,
+  );
+  return lines;
+}
+
+function roundsTable({ rounds }: MigrationReport): string[] {
+  const owners = [...new Set(rounds.flatMap(({ byDevice }) => Object.keys(byDevice)))];
+  const head = ["round", "phase", "pages", "zero", "sent", "time", "remaining", ...owners.map((o) => `${o} dirty`)];
+  const rows = rounds.map((round) => [
+    String(round.round),
+    round.phase,
+    formatCount(round.pages),
+    formatCount(round.zeroPages),
+    formatSize(round.bytes),
+    formatMs(round.ms),
+    formatSize(round.remaining),
+    ...owners.map((owner) => countOr(round.byDevice[owner]?.reported ?? null)),
+  ]);
+  return table([head, ...rows], ["right", "left", ...Array<"right">(5 + owners.length).fill("right")]);
+}
+
+function devicesTable({ devices }: MigrationReport): string[] {
+  const suspended = devices.some(({ suspendedMs }) => suspendedMs > 0);
+  const head = ["device", "model", "tracker", "granule", "pages reported", "only by it", "reading"];
+  const rows = devices.map((device) => [
+    device.id,
+    device.model,
+    device.tracker,
+    device.granule === null ? UNKNOWN : formatSize(device.granule),
+    countOr(device.pagesReported),
+    countOr(device.pagesExclusive),
+    formatMs(device.readMs),
+    ...(suspended ? [device.suspendedMs > 0 ? formatMs(device.suspendedMs) : UNKNOWN] : []),
+  ]);
+  return table(
+    [suspended ? [...head, "suspended"] : head, ...rows],
+    ["left", "left", "left", "right", "right", "right", "right", "right"],
+  );
+}
+
+function countOr(count: number | null): string {
+  return count === null ? UNKNOWN : formatCount(count);
+}

@@ -1,0 +1,72 @@
+import { UsageError } from "../errors.js";
+import type { MachineDescription } from "../host/description.js";
+import { layoutRegions } from "../memory/guest-memory.js";
+import { formatSize } from "../observe/format.js";
+import type { Policy } from "../tracking/choice.js";
+import { suggest } from "./nearest.js";
+import type { MachineOptions, PolicyOptions } from "./options.js";
+import { loadScenario, type MigrationDefaults } from "./scenario.js";
+
+/** A scenario with the command line's options over it. */
+export interface Request {
+  readonly scenario: string;
+  readonly description: MachineDescription;
+  readonly policy: Policy;
+  readonly design: MigrationDefaults["design"];
+  readonly defaults: MigrationDefaults;
+}
+
+/**
+ * Reads the scenario and puts the options over it.
+ * @throws UsageError for an unknown or malformed scenario, an unknown device, memory that doesn't fit
+ */
+export function readRequest(options: MachineOptions & PolicyOptions): Request {
+  const { name, machine, migration } = loadScenario(options.scenario);
+  const description: MachineDescription = {
+    ...machine,
+    memory: options.memory ?? machine.memory,
+    seed: options.seed ?? machine.seed,
+    p2p: options.p2p ?? machine.p2p,
+  };
+  checkDevices(description, options);
+  const policy: Policy = {
+    order: options.policy ?? migration.policy,
+    trackers: { ...migration.trackers, ...options.tracker },
+    granules: { ...migration.granules, ...options.granule },
+    domain: options.domain ?? migration.domain,
+    // A mode for all devices is meant for those too that the scenario names.
+    untracked: options.untracked?.all ?? migration.untracked,
+    untrackedDevices: {
+      ...(options.untracked?.all === undefined ? migration.untrackedDevices : {}),
+      ...options.untracked?.devices,
+    },
+  };
+  return { scenario: name, description, policy, design: options.design ?? migration.design, defaults: migration };
+}
+
+function checkDevices({ devices }: MachineDescription, { tracker, granule, untracked }: PolicyOptions): void {
+  const ids = devices.map(({ id }) => id);
+  const named = [tracker, granule, untracked?.devices].flatMap((option) => Object.keys(option ?? {}));
+  const unknown = named.find((id) => !ids.includes(id));
+  if (unknown === undefined) return;
+  throw new UsageError(`there is no device '${unknown}'`, { code: "UNKNOWN_DEVICE", remedy: suggest(unknown, ids) });
+}
+
+/**
+ * Checks that a guest's memory can be had, before anything is started.
+ * @param copies how many machines run here: two where the destination is on this machine too
+ * @throws UsageError `MEMORY_DOES_NOT_FIT`
+ */
+export function checkMemory({ memory }: MachineDescription, copies: 1 | 2): void {
+  layoutRegions(memory);
+  const available = process.availableMemory();
+  if (memory * copies <= available) return;
+  const here = copies === 2 ? ", and the destination's is needed too" : "";
+  throw new UsageError(
+    `guest memory of ${formatSize(memory)} does not fit: ${formatSize(available)} available${here}`,
+    {
+      code: "MEMORY_DOES_NOT_FIT",
+      remedy: `give --memory ${Math.floor(available / copies / 2 ** 20)}M or less`,
+    },
+  );
+}

@@ -1,0 +1,234 @@
+import { describe, expect, it } from "vitest";
+import { UsageError } from "../errors.js";
+import { loadScenario, parseScenario, scenarioNames } from "./scenario.js";
+
+const GOOD = `summary: one NIC
+machine:
+  memory: 256M
+  vcpus: { count: 1 }
+  iommus:
+    - { id: iommu0, format: amd-v1 }
+  devices:
+    - id: nic0
+      model: nic
+      iommu: iommu0
+      load: { rate: 20, footprint: 8M }
+migration:
+  trackers: { nic0: iommu }
+  granules: { nic0: 4K }
+  downtimeLimit: 50ms
+  bandwidth: 10Gbit
+`;
+
+function parse(text: string) {
+  return parseScenario(text, { file: "s.yaml", folder: "/somewhere" });
+}
+
+/** The message that the good scenario gives with one piece of text replaced. */
+function refusal(from: string, to: string): string {
+  expect(GOOD).toContain(from);
+  try {
+    parse(GOOD.replace(from, to));
+  } catch (error) {
+    expect(error).toBeInstanceOf(UsageError);
+    expect((error as UsageError).message).not.toContain("\n");
+    return (error as UsageError).message;
+  }
+  throw new Error("it was accepted");
+}
+
+describe("a scenario that is well-formed", () => {
+  it("has its quantities in bytes, milliseconds and bytes per second", () => {
+    const { name, machine, migration } = parse(GOOD);
+    expect(name).toBe("s");
+    expect(machine.memory).toBe(256 * 2 ** 20);
+    expect(machine.devices[0].load).toEqual({ rate: 20, footprint: 8 * 2 ** 20 });
+    expect(migration.granules).toEqual({ nic0: 4096 });
+    expect(migration.downtimeLimit).toBe(50);
+    expect(migration.bandwidth).toBe(1.25e9);
+  });
+
+  it("may leave the migration to the defaults", () => {
+    const { migration } = parse(GOOD.slice(0, GOOD.indexOf("migration:")));
+    expect(migration).toMatchObject({ policy: "iommu-first", domain: "per-device", downtimeLimit: 50, channels: 2 });
+    expect(migration.bandwidth).toBeUndefined();
+  });
+
+  it("may say that the bandwidth has no limit", () => {
+    expect(parse(GOOD.replace("10Gbit", "unlimited")).migration.bandwidth).toBeUndefined();
+  });
+
+  it("names a disk's file relative to its own folder", () => {
+    const { machine } = parse(GOOD.replace("model: nic", "model: blk\n      file: disk.img"));
+    expect(machine.devices[0]).toMatchObject({ model: "blk", file: "/somewhere/disk.img" });
+  });
+});
+
+describe("a malformed scenario is refused with file, line, column and field", () => {
+  it.each([
+    [
+      "a misspelt field",
+      "memory:",
+      "memmory:",
+      /^s\.yaml:3:3: machine\.memmory: there is no such field; did you mean 'memory'\? .*\(and 1 more problem\)$/,
+    ],
+    ["a missing field", "memory: 256M", "fill: 1", /^s\.yaml:2:1: machine\.memory: is missing; a number goes here$/],
+    [
+      "a field too many",
+      "format: amd-v1",
+      "format: amd-v1, iotbl: 4",
+      /^s\.yaml:6:37: machine\.iommus\[0\]\.iotbl: there is no such field; did you mean 'iotlb'\?/,
+    ],
+    [
+      "a field that another model has",
+      "model: nic",
+      "model: nic\n      dmaLogging: {}",
+      /^s\.yaml:10:7: machine\.devices\[0\]\.dmaLogging: there is no such field/,
+    ],
+    [
+      "an unknown model",
+      "model: nic",
+      "model: nick",
+      /^s\.yaml:9:7: machine\.devices\[0\]\.model: 'nick' is not known; did you mean 'nic'\? \(there are: mlx5, nic, blk, vgpu\)/,
+    ],
+    [
+      "a missing model",
+      "model: nic",
+      "p2pTargets: []",
+      /^s\.yaml:8:7: machine\.devices\[0\]\.model: is missing; one of mlx5, nic, blk, vgpu goes here/,
+    ],
+    [
+      "an unknown format",
+      "amd-v1",
+      "amd-v2",
+      /^s\.yaml:6:21: machine\.iommus\[0\]\.format: 'amd-v2' is not known; did you mean 'amd-v1'\?/,
+    ],
+    [
+      "an unknown IOMMU",
+      "iommu: iommu0",
+      "iommu: iommu1",
+      /^s\.yaml:10:7: machine\.devices\[0\]\.iommu: there is no IOMMU 'iommu1' \(there are: iommu0\)/,
+    ],
+    [
+      "a number that is text",
+      "rate: 20",
+      "rate: fast",
+      /^s\.yaml:11:15: machine\.devices\[0\]\.load\.rate: must be a number, not 'fast'/,
+    ],
+    [
+      "a negative rate",
+      "rate: 20",
+      "rate: -1",
+      /^s\.yaml:11:15: machine\.devices\[0\]\.load\.rate: must be at least 0, not -1/,
+    ],
+    ["a size below the least", "256M", "64K", /^s\.yaml:3:3: machine\.memory: must be at least 2M, not 65536/],
+    [
+      "a size that is none",
+      "8M",
+      "8 apples",
+      /^s\.yaml:11:25: machine\.devices\[0\]\.load\.footprint: '8 apples' is not a size; write bytes, or 4K/,
+    ],
+    [
+      "a duration without unit",
+      "50ms",
+      "50",
+      /^s\.yaml:15:3: migration\.downtimeLimit: '50' is not a duration; write 50ms/,
+    ],
+    [
+      "a bandwidth that is none",
+      "10Gbit",
+      "10 lanes",
+      /^s\.yaml:16:3: migration\.bandwidth: '10 lanes' is not a bandwidth/,
+    ],
+    [
+      "a tracker of no device",
+      "{ nic0: iommu }",
+      "{ nic1: iommu }",
+      /^s\.yaml:13:15: migration\.trackers\.nic1: there is no device 'nic1'; did you mean 'nic0'\?/,
+    ],
+    [
+      "an unknown tracker",
+      "{ nic0: iommu }",
+      "{ nic0: immou }",
+      /^s\.yaml:13:15: migration\.trackers\.nic0: 'immou' is not known; did you mean 'iommu'\?/,
+    ],
+    [
+      "a list instead of fields",
+      "{ count: 1 }",
+      "[1]",
+      /^s\.yaml:4:3: machine\.vcpus: must be a block of fields, not a list/,
+    ],
+    [
+      "an id with spaces",
+      "id: nic0",
+      "id: my nic",
+      /^s\.yaml:8:7: machine\.devices\[0\]\.id: 'my nic' is not possible here: lower-case letters/,
+    ],
+    [
+      "a key given twice",
+      "memory: 256M",
+      "memory: 256M\n  memory: 1G",
+      /^s\.yaml:4:3: not valid YAML: Map keys must be unique/,
+    ],
+    ["broken YAML", "{ count: 1 }", "{ count: 1", /^s\.yaml:\d+:\d+: not valid YAML: /],
+    ["an anchor that does not exist", "{ count: 1 }", "*vcpus", /^s\.yaml:\d+:\d+: .*vcpus/],
+  ])("%s", (_, from, to, expected) => {
+    expect(refusal(from, to)).toMatch(expected);
+  });
+
+  it("and says how many more problems there are", () => {
+    expect(refusal("rate: 20, footprint: 8M", "rate: fast, footprint: 1")).toMatch(/ \(and 1 more problem\)$/);
+  });
+
+  it("and an empty file too", () => {
+    expect(() => parse("")).toThrow(/^s\.yaml:1:1: /);
+  });
+
+  it("and one that would swell beyond measure through aliases", () => {
+    const bomb = ["a0: &a0 [x,x,x,x,x,x,x,x,x,x]"];
+    for (let i = 1; i < 9; i++)
+      bomb.push(
+        `a${i}: &a${i} [${Array(10)
+          .fill(`*a${i - 1}`)
+          .join(",")}]`,
+      );
+    expect(() => parse(bomb.join("\n"))).toThrow(UsageError);
+  });
+});
+
+describe("the scenarios that come with Dirtmap", () => {
+  it("are those that the documents name", () => {
+    expect(scenarioNames()).toEqual(
+      ["case-a", "case-b", "case-c", "format-amd-v1", "format-arm-s1", "format-vtd-ss", "mdev-shared", "mixed"].concat([
+        "nic-pair",
+        "no-tracker",
+        "p2p",
+        "quiesced-log",
+        "shared-domain",
+        "vgpu-pair",
+      ]),
+    );
+  });
+
+  it.each(scenarioNames())("%s is well-formed, says what it shows, and its workload fits its memory", (name) => {
+    const { summary, machine } = loadScenario(name);
+    expect(summary).not.toBe("");
+    const buffers = machine.devices.reduce((sum, { load }) => sum + load.footprint, 0);
+    expect(buffers + machine.vcpus.count * machine.vcpus.footprint).toBeLessThan(machine.memory / 2);
+  });
+
+  it("are listed when a name is not known, the nearest first", () => {
+    expect(() => loadScenario("mixd")).toThrow(/there is no scenario 'mixd'/);
+    try {
+      loadScenario("mixd");
+    } catch (error) {
+      expect((error as UsageError).remedy).toMatch(
+        /^did you mean 'mixed'\? \(there are: case-a, .*vgpu-pair\); or give a file/,
+      );
+    }
+  });
+
+  it("a file that is not there is named", () => {
+    expect(() => loadScenario("./nowhere.yaml")).toThrow(/can't read the scenario \.\/nowhere\.yaml: ENOENT/);
+  });
+});

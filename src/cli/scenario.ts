@@ -1,0 +1,185 @@
+import { readdirSync, readFileSync, statSync } from "node:fs";
+import { basename, dirname, isAbsolute, relative, resolve } from "node:path";
+import { fileURLToPath } from "node:url";
+import { isAlias, isMap, isScalar, isSeq, LineCounter, type Node, parseDocument } from "yaml";
+import { z } from "zod";
+import { explain, UsageError } from "../errors.js";
+import { type MachineDescription, machineSchema } from "../host/description.js";
+import {
+  DESIGNS,
+  DEVICE_TRACKERS,
+  DOMAINS,
+  DOWNTIME_LIMIT_MS,
+  MAX_CHANNELS,
+  POLICY_ORDERS,
+  UNTRACKED,
+} from "./choices.js";
+import { suggest } from "./nearest.js";
+import { issueText } from "./scenario-issue.js";
+import { withQuantities } from "./scenario-quantities.js";
+
+/*
+ * A scenario: a machine with its workload, and how it is to be migrated unless the command line says otherwise. YAML,
+ * in which sizes, durations and bandwidths are written as on the command line.
+ */
+
+/** A scenario is a page of text; what is longer is another kind of file. */
+const MAX_SCENARIO_BYTES = 1 << 20;
+
+const migrationSchema = z.strictObject({
+  policy: z.enum(POLICY_ORDERS).default("iommu-first"),
+  /** Per device: the tracker that it gets whatever the policy says. */
+  trackers: z.record(z.string(), z.enum(DEVICE_TRACKERS)).default({}),
+  /** Per device: bytes per dirty bit. */
+  granules: z.record(z.string(), z.int().min(1)).default({}),
+  domain: z.enum(DOMAINS).default("per-device"),
+  untracked: z.enum(UNTRACKED).default("everything"),
+  /** Per device: what happens to it if it has no tracker. */
+  untrackedDevices: z.record(z.string(), z.enum(UNTRACKED)).default({}),
+  design: z.enum(DESIGNS).default("split"),
+  /** Milliseconds. */
+  downtimeLimit: z.number().min(DOWNTIME_LIMIT_MS.min).max(DOWNTIME_LIMIT_MS.max).default(50),
+  /** Bytes per second; absent: no limit. */
+  bandwidth: z.number().min(1).optional(),
+  channels: z.int().min(1).max(MAX_CHANNELS).default(2),
+  /** Milliseconds that the workload runs on at the destination before its stamps are checked. */
+  runAfter: z.number().min(0).max(3_600_000).default(500),
+});
+
+const scenarioSchema = z
+  .strictObject({
+    /** One line on what it shows, for `dirtmap scenarios`. */
+    summary: z.string().max(200).default(""),
+    machine: machineSchema,
+    migration: migrationSchema.prefault({}),
+  })
+  .superRefine((scenario, context) => {
+    const devices = scenario.machine.devices.map(({ id }) => id);
+    for (const field of ["trackers", "granules", "untrackedDevices"] as const) {
+      for (const device of Object.keys(scenario.migration[field])) {
+        if (devices.includes(device)) continue;
+        const message = `there is no device '${device}'; ${suggest(device, devices)}`;
+        context.addIssue({ code: "custom", path: ["migration", field, device], message });
+      }
+    }
+  });
+
+/** How a scenario wants its machine migrated. Durations in milliseconds, sizes in bytes. */
+export type MigrationDefaults = z.output<typeof migrationSchema>;
+
+/** A scenario, checked. */
+export interface Scenario {
+  readonly name: string;
+  readonly summary: string;
+  readonly machine: MachineDescription;
+  readonly migration: MigrationDefaults;
+}
+
+const SCENARIOS = fileURLToPath(new URL("../../../scenarios/", import.meta.url));
+
+/** Names of the scenarios that come with Dirtmap, sorted. */
+export function scenarioNames(): string[] {
+  return readdirSync(SCENARIOS)
+    .filter((file) => file.endsWith(".yaml"))
+    .map((file) => basename(file, ".yaml"))
+    .sort();
+}
+
+/**
+ * Reads a scenario: one that comes with Dirtmap by its name, or any file by its path (with a slash, or ending in .yaml
+ * or .yml).
+ * @throws UsageError `UNKNOWN_SCENARIO`, or `BAD_SCENARIO` with file, line, column and field
+ */
+export function loadScenario(nameOrFile: string): Scenario {
+  const isFile = nameOrFile.includes("/") || /\.ya?ml$/.test(nameOrFile);
+  const names = isFile ? [] : scenarioNames();
+  if (!isFile && !names.includes(nameOrFile)) {
+    throw new UsageError(`there is no scenario '${nameOrFile}'`, {
+      code: "UNKNOWN_SCENARIO",
+      remedy: `${suggest(nameOrFile, names)}; or give a file's path`,
+    });
+  }
+  const path = resolve(isFile ? nameOrFile : `${SCENARIOS}${nameOrFile}.yaml`);
+  let text: string;
+  try {
+    const { size } = statSync(path);
+    if (size > MAX_SCENARIO_BYTES)
+      throw new Error(`it has ${size} bytes; a scenario has at most ${MAX_SCENARIO_BYTES}`);
+    text = readFileSync(path, "utf8");
+  } catch (cause) {
+    throw new UsageError(`can't read the scenario ${nameOrFile}: ${explain(cause)}`, {
+      code: "UNKNOWN_SCENARIO",
+      cause,
+    });
+  }
+  const shown = relative(process.cwd(), path);
+  return parseScenario(text, { file: shown.startsWith("../../..") ? path : shown, folder: dirname(path) });
+}
+
+/**
+ * Checks a scenario's text.
+ * @param source.file how messages name it
+ * @param source.folder what paths in it are relative to
+ * @throws UsageError `BAD_SCENARIO`: one line with file, line, column and field
+ */
+export function parseScenario(text: string, { file, folder }: { file: string; folder: string }): Scenario {
+  const lines = new LineCounter();
+  const document = parseDocument(text, { lineCounter: lines, prettyErrors: false });
+  const refuse = (offset: number, problem: string, more = 0): never => {
+    const { line, col } = lines.linePos(offset);
+    const rest = more === 0 ? "" : ` (and ${more} more problem${more === 1 ? "" : "s"})`;
+    throw new UsageError(`${file}:${line}:${col}: ${problem}${rest}`, { code: "BAD_SCENARIO" });
+  };
+  const [error] = document.errors;
+  if (error !== undefined) refuse(error.pos[0], `not valid YAML: ${error.message}`, document.errors.length - 1);
+
+  const issues: { path: readonly PropertyKey[]; text: string }[] = [];
+  let plain: unknown;
+  try {
+    plain = withQuantities(document.toJS(), [], issues);
+  } catch (cause) {
+    refuse(0, explain(cause));
+  }
+  const parsed = scenarioSchema.safeParse(plain);
+  if (issues.length === 0) {
+    // A misspelt field is also a missing one: the spelling is what to mend.
+    const found = [...(parsed.error?.issues ?? [])];
+    found.sort((a, b) => Number(b.code === "unrecognized_keys") - Number(a.code === "unrecognized_keys"));
+    for (const issue of found) issues.push(issueText(issue, plain, scenarioSchema));
+  }
+  if (issues.length > 0) {
+    const [{ path, text: problem }] = issues;
+    const field = path.reduce<string>(
+      (all, part) =>
+        typeof part === "number" ? `${all}[${part}]` : all === "" ? String(part) : `${all}.${String(part)}`,
+      "",
+    );
+    refuse(offsetOf(document.contents, path), field === "" ? problem : `${field}: ${problem}`, issues.length - 1);
+  }
+  const { summary, machine, migration } = parsed.data as z.output<typeof scenarioSchema>;
+  for (const device of machine.devices) {
+    if (device.model === "blk" && device.file !== undefined && !isAbsolute(device.file)) {
+      device.file = resolve(folder, device.file);
+    }
+  }
+  return { name: basename(file).replace(/\.ya?ml$/, ""), summary, machine, migration };
+
+  /** Where the deepest part of a path that exists stands: a field's name, or an entry of a list. */
+  function offsetOf(root: Node | null, path: readonly PropertyKey[]): number {
+    let node: unknown = root;
+    let offset = root?.range?.[0] ?? 0;
+    for (const part of path) {
+      if (isAlias(node)) node = node.resolve(document);
+      if (isMap(node)) {
+        const pair = node.items.find(({ key }) => isScalar(key) && key.value === part);
+        if (!isScalar(pair?.key)) break;
+        offset = pair.key.range?.[0] ?? offset;
+        node = pair.value;
+      } else if (isSeq(node) && typeof part === "number") {
+        node = node.items[part];
+        offset = (node as Node | undefined)?.range?.[0] ?? offset;
+      } else break;
+    }
+    return offset;
+  }
+}

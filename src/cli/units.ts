@@ -1,0 +1,54 @@
+import { UsageError } from "../errors.js";
+
+/*
+ * Quantities as people write them on the command line and in scenarios. A unit's letter is a power of 1024, as in QEMU
+ * and virsh; bits per second are decimal, as network links are sold.
+ */
+
+const BINARY: Readonly<Record<string, number>> = { "": 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30, T: 2 ** 40 };
+const DECIMAL: Readonly<Record<string, number>> = { "": 1, K: 1e3, M: 1e6, G: 1e9, T: 1e12 };
+const DURATION_MS: Readonly<Record<string, number>> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000 };
+
+function refuse(text: string, what: string, remedy: string): never {
+  throw new UsageError(`'${text}' is not ${what}`, { code: "BAD_UNIT", remedy });
+}
+
+/**
+ * A size in bytes: `4096`, `4K`, `2M`, `1.5G`, `1T`, with or without `iB` or `B`. A whole number of bytes.
+ * @throws UsageError `BAD_UNIT`
+ */
+export function parseSize(text: string): number {
+  const match = /^(\d{1,15}(?:\.\d{1,6})?)\s?([KMGT]?)(?:i?B)?$/i.exec(text.trim());
+  const bytes = match === null ? Number.NaN : Number(match[1]) * BINARY[match[2].toUpperCase()];
+  if (!Number.isSafeInteger(bytes)) refuse(text, "a size", "write bytes, or 4K, 2M, 1G (powers of 1024)");
+  return bytes;
+}
+
+/**
+ * A duration in milliseconds: `50ms`, `2s`, `1.5m`, `1h`. A bare number has no unit and is refused.
+ * @throws UsageError `BAD_UNIT`
+ */
+export function parseDuration(text: string): number {
+  const match = /^(\d{1,9}(?:\.\d{1,6})?)\s?(ms|s|m|h)$/.exec(text.trim());
+  if (match === null) refuse(text, "a duration", "write 50ms, 2s, 1m or 1h");
+  return Number(match[1]) * DURATION_MS[match[2]];
+}
+
+/**
+ * A bandwidth in bytes per second, above 0: `500M` (bytes, powers of 1024), `10Gbit` (bits, powers of 1000), or
+ * `unlimited` for Infinity. A trailing `/s` is allowed.
+ * @throws UsageError `BAD_UNIT`
+ */
+export function parseBandwidth(text: string): number {
+  const trimmed = text.trim().replace(/\/s$/, "");
+  if (trimmed === "unlimited") return Number.POSITIVE_INFINITY;
+  const bits = /^(\d{1,12}(?:\.\d{1,6})?)\s?([KMGT]?)bit$/i.exec(trimmed);
+  const bytes = /^(\d{1,15}(?:\.\d{1,6})?)\s?([KMGT]?)(?:i?B)?$/i.exec(trimmed);
+  let rate = Number.NaN;
+  if (bits !== null) rate = (Number(bits[1]) * DECIMAL[bits[2].toUpperCase()]) / 8;
+  else if (bytes !== null) rate = Number(bytes[1]) * BINARY[bytes[2].toUpperCase()];
+  if (!(rate > 0)) {
+    refuse(text, "a bandwidth", "write bytes per second as 500M or 1G, bits per second as 10Gbit, or unlimited");
+  }
+  return rate;
+}
