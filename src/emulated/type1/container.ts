@@ -177,26 +177,23 @@ export class Type1Container {
     if (all && (iova !== 0n || length !== 0n)) refuse("EINVAL", call, "give 0 and 0 to unmap all");
     if (!all && length % PAGE !== 0n) refuse("EINVAL", call, `give a length that is a multiple of ${PAGE_SIZE}`);
     const end = pageOf(all ? U64_MAX : lastOf(iova, length, call));
-    let from = pageOf(iova);
+    const first = pageOf(iova);
     let pages = 0;
     if (dirty !== undefined) this.#checkBitmap({ iova, length, into: dirty }, call);
-    for (const edge of all ? [] : [from, end]) {
-      const entry = this.#dmas.at(edge);
-      if (entry !== undefined && (entry.start < from || entry.last > end)) {
-        refuse("EINVAL", call, "unmap whole mappings");
-      }
-    }
     for (let tries = 0; ; ) {
       const pinned = await this.#lock.write(async () => {
-        for (;;) {
-          const entry = from <= end ? this.#dmas.firstIn(from, end) : undefined;
-          if (entry === undefined || entry.value.pins > 0) return entry;
+        const entries = this.#dmas.in(first, end);
+        if (entries.some((entry) => entry.start < first || entry.last > end)) {
+          refuse("EINVAL", call, "unmap whole mappings");
+        }
+        for (const entry of entries) {
+          if (entry.value.pins > 0) return entry;
           if (dirty !== undefined) this.#readAndClear(entry, dirty);
           await this.#remove(entry);
           pages += entry.last - entry.start + 1;
-          from = entry.last + 1;
           tries = 0;
         }
+        return undefined;
       });
       if (pinned === undefined) return BigInt(pages) * PAGE;
       if (++tries > UNMAP_TRIES) refuse("EDEADLK", call, "make the mdev's callback release every pin");
