@@ -11,7 +11,7 @@ import type {
   MemorySpan,
   ObjectId,
 } from "../../host/host.js";
-import { hex, type Iova, pageOf, U64_MAX } from "../../memory/address.js";
+import { hex, type Iova, PAGE_SIZE, pageOf, U64_MAX } from "../../memory/address.js";
 import type { InFlight } from "../../memory/in-flight.js";
 import { isErrno } from "../../uapi/errno.js";
 import type { Port, SystemIommu } from "../iommu/iommu.js";
@@ -64,7 +64,7 @@ export class EmulatedIommufd implements Iommufd {
 
   async map(ioas: ObjectId, span: MemorySpan, flags: MapFlags): Promise<Iova> {
     const call = mapCall("IOMMU_IOAS_MAP", ioas, span.length, flags);
-    checkMap(flags, span.length, call);
+    checkMap(flags, [span.length], call);
     const space = this.#ioas(ioas, call);
     checkMemory(span.offset, span.length, call);
     const slice = { pages: { span, writeable: flags.writeable }, offset: span.offset, length: BigInt(span.length) };
@@ -79,7 +79,7 @@ export class EmulatedIommufd implements Iommufd {
   ): Promise<Iova> {
     const { start, length } = range;
     const call = mapCall("IOMMU_IOAS_MAP_FILE", ioas, length, flags);
-    checkMap(flags, length, call);
+    checkMap(flags, [length], call);
     const space = this.#ioas(ioas, call);
     checkMemory(start, length, call);
     if (!(file instanceof EmulatedMemoryFile) || !file.open) {
@@ -96,8 +96,7 @@ export class EmulatedIommufd implements Iommufd {
       syscall: "IOMMU_IOAS_COPY",
       attempted: `copy ${hex(from.length)} bytes at ${hex(from.iova)} of IOAS ${from.ioas} to IOAS ${to.ioas}`,
     };
-    checkMap(to, from.length, call);
-    if (from.iova >= U64_MAX) refuse("EOVERFLOW", call);
+    checkMap(to, [from.length, from.iova], call);
     const source = this.#ioas(from.ioas, call);
     const slices: PagesSlice[] = await source.lock.read(() => source.slices(from.iova, from.length, call));
     return this.#ioas(to.ioas, call).map(slices, from.length, to, call);
@@ -192,7 +191,7 @@ export class EmulatedIommufd implements Iommufd {
       if (!clear) refuse("EOPNOTSUPP", call, "read and clear it, or ask its reader's ledger");
       checkBitmap(query, target.ioas.alignment, call);
       await target.readDirty(query, call);
-      return { leafSizes: [query.pageSize] };
+      return { leafSizes: [PAGE_SIZE] };
     }
     const { ioas, domain, tracking } = this.#get(hwpt, Hwpt, call);
     checkBitmap(query, ioas.alignment, call);
@@ -371,12 +370,10 @@ function mapCall(syscall: string, ioas: ObjectId, length: number, { iova }: MapF
   return { syscall, attempted: `map ${hex(length)} bytes${where} in IOAS ${ioas}` };
 }
 
-/** What MAP, MAP_FILE and COPY check before they look the IOAS up. */
-function checkMap({ iova, readable, writeable }: MapFlags, length: number | bigint, call: Call): void {
-  if ((iova !== undefined && (iova >= U64_MAX || iova < 0n)) || length >= U64_MAX || length < 0) {
-    refuse("EOVERFLOW", call);
-  }
-  if (!readable && !writeable) refuse("EINVAL", call, "make it readable, writeable or both");
+/** What MAP, MAP_FILE and COPY check before they look the IOAS up: that `values` and the IOVA are u64 below the last. */
+function checkMap(flags: MapFlags, values: readonly (number | bigint)[], call: Call): void {
+  for (const value of [flags.iova ?? 0n, ...values]) if (value >= U64_MAX || value < 0) refuse("EOVERFLOW", call);
+  if (!flags.readable && !flags.writeable) refuse("EINVAL", call, "make it readable, writeable or both");
 }
 
 function checkMemory(offset: number, length: number, call: Call): void {
