@@ -39,7 +39,7 @@ export interface ReadPlan {
 export interface TrackingSession extends AsyncDisposable {
   readonly kind: TrackerKind | "container";
   readonly owner: string;
-  /** Bytes per bit, known once tracking runs; for `iommu`, the smallest leaf found once it was read. */
+  /** Bytes per bit, known once tracking runs; for `iommu`, the largest leaf found, once it was read. */
   readonly granule: number;
   /** `quiesced`: read only when the owner does no DMA. */
   readonly readableWhen: "always" | "quiesced";

@@ -22,7 +22,7 @@ export function dmaLogTracker(vfio: VfioDevice, kind: "device" | "pinned"): Dirt
   return {
     kind,
     owner,
-    start: ({ ranges, granule, signal }) => {
+    start: async ({ ranges, granule, signal }) => {
       const claim = claimTracker(vfio, "DMA log", owner);
       return startSession(claim, signal, async () => {
         const limits = await vfio.dmaLoggingLimits();

@@ -24,7 +24,7 @@ export function iommuTracker({
   return {
     kind: "iommu",
     owner,
-    start: ({ signal }) => {
+    start: async ({ signal }) => {
       const claim = claimTracker(iommufd, `HWPT ${hwpt}`, owner);
       return startSession(claim, signal, async () => {
         await iommufd.setDirtyTracking(hwpt, true);
@@ -46,7 +46,7 @@ class IommuSession implements TrackingSession {
   readonly #iommufd: Iommufd;
   readonly #hwpt: ObjectId;
   readonly #state: SessionState;
-  #smallestLeaf: number | undefined;
+  #largestLeaf: number | undefined;
 
   constructor(iommufd: Iommufd, hwpt: ObjectId, owner: string, state: SessionState) {
     this.#iommufd = iommufd;
@@ -56,7 +56,7 @@ class IommuSession implements TrackingSession {
   }
 
   get granule(): number {
-    return this.#smallestLeaf ?? BIT;
+    return this.#largestLeaf ?? BIT;
   }
 
   plan(areas: readonly TrackedRange[]) {
@@ -75,7 +75,7 @@ class IommuSession implements TrackingSession {
     const into = new DirtyBitmap({ iova, length, granule: BIT });
     const query = { iova, length, pageSize: BIT, into, clear };
     const { leafSizes } = await this.#iommufd.getDirtyBitmap(this.#hwpt, query);
-    for (const size of leafSizes) this.#smallestLeaf = Math.min(this.#smallestLeaf ?? size, size);
+    for (const size of leafSizes) this.#largestLeaf = Math.max(this.#largestLeaf ?? size, size);
     return into;
   }
 
