@@ -25,6 +25,7 @@ export const ERRNO = {
   ENOSPC: 28,
   EPIPE: 32,
   ERANGE: 34,
+  EDEADLK: 35,
   ENAMETOOLONG: 36,
   ENOSYS: 38,
   ENOMSG: 42,

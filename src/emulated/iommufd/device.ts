@@ -1,0 +1,118 @@
+import type { AccessCallbacks } from "../../host/host.js";
+import { iovaOf } from "../../memory/address.js";
+import type { Port, SystemIommu } from "../iommu/iommu.js";
+import { EmulatedAccess } from "./access.js";
+import type { EmulatedIommu, SharedTrackerPort } from "./emulated-iommu.js";
+import type { Hwpt } from "./hwpt.js";
+import type { Call, Ioas } from "./ioas.js";
+import { IommufdObject } from "./objects.js";
+
+/**
+ * A device bound to an iommufd (struct iommufd_device): it stands behind an IOMMU, alone in its group.
+ *
+ * What holds: while it is attached it holds its HWPT, and the stretches that its IOMMU reserves are reserved in that
+ * HWPT's IOAS in its name.
+ */
+export class BoundDevice extends IommufdObject {
+  readonly port: Port;
+  readonly iommu: SystemIommu;
+  #hwpt: Hwpt | null = null;
+
+  constructor(port: Port, iommu: SystemIommu) {
+    super();
+    this.port = port;
+    this.iommu = iommu;
+    // The driver that bound it, until it unbinds.
+    this.users = 1;
+  }
+
+  get hwpt(): Hwpt | null {
+    return this.#hwpt;
+  }
+
+  /**
+   * Attaches to an HWPT; where one was attached, replaces it in one step, so that no DMA is blocked in between.
+   * Returns the one that was left.
+   * @throws UapiError EADDRINUSE where something is mapped in a stretch that its IOMMU reserves, EINVAL where the domain
+   * does not fit its IOMMU; then nothing has changed
+   */
+  async attach(hwpt: Hwpt, call: Call): Promise<Hwpt | null> {
+    const old = this.#hwpt;
+    if (old === hwpt) return null;
+    const entersIoas = old?.ioas !== hwpt.ioas;
+    if (entersIoas) {
+      const spans = this.iommu.reserved.map(({ first, last }) => ({
+        start: iovaOf(first),
+        last: iovaOf(last + 1) - 1n,
+      }));
+      await hwpt.ioas.lock.write(() => hwpt.ioas.reserve(spans, this, call));
+    }
+    try {
+      await this.iommu.attach(this.port, hwpt.domain);
+    } catch (error) {
+      if (entersIoas) hwpt.ioas.unreserve(this);
+      throw error;
+    }
+    this.#hwpt = hwpt;
+    hwpt.users++;
+    if (old !== null) {
+      old.users--;
+      if (entersIoas) old.ioas.unreserve(this);
+    }
+    return old;
+  }
+
+  /** DMA is blocked when it resolves. Returns the HWPT that was left, null if there was none. */
+  async detach(): Promise<Hwpt | null> {
+    const old = this.#hwpt;
+    if (old === null) return null;
+    await this.iommu.attach(this.port, null);
+    this.#hwpt = null;
+    old.users--;
+    old.ioas.unreserve(this);
+    return old;
+  }
+
+  async destroy(): Promise<void> {
+    // Detached by who unbinds it; nothing is held.
+  }
+}
+
+/** What an mdev's driver brings when it binds. */
+export interface MdevBinding {
+  /** Asked to unpin when memory is about to be unmapped. */
+  readonly callbacks: AccessCallbacks;
+  /** Present where its hardware can mark a tracker that it shares with other mdevs. */
+  readonly sharedTracker?: SharedTrackerPort;
+}
+
+/**
+ * A bound mdev: it stands behind no IOMMU and reaches memory through an access (vfio_iommufd_emulated_bind). Its id is
+ * the access's, so calls that want a device answer ENOENT for it, as on Linux.
+ */
+export class BoundMdev extends EmulatedAccess {
+  readonly port: Port;
+  readonly #sharedTracker: SharedTrackerPort | undefined;
+  #joined: EmulatedIommu | null = null;
+
+  constructor(port: Port, binding: MdevBinding, dispose: (access: EmulatedAccess) => Promise<void>) {
+    super(binding.callbacks, dispose);
+    this.port = port;
+    this.#sharedTracker = binding.sharedTracker;
+  }
+
+  get marksSharedTracker(): boolean {
+    return this.#sharedTracker !== undefined;
+  }
+
+  /** Attaches to an IOAS, with the tracker of an emulated IOMMU or without one; or to nothing. */
+  async attach(ioas: Ioas | null, tracker: EmulatedIommu | null, call: Call): Promise<void> {
+    await this.setIoas(ioas, call);
+    if (this.#sharedTracker === undefined || this.#joined === tracker) return;
+    const { port } = this;
+    const old = this.#joined;
+    this.#joined = tracker;
+    if (old !== null) await old.leave(port);
+    if (tracker !== null) await tracker.join(port, this.#sharedTracker);
+  }
+}

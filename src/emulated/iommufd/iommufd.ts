@@ -1,0 +1,406 @@
+import type {
+  Access,
+  AccessCallbacks,
+  BitmapQuery,
+  HwInfo,
+  Iommufd,
+  IommuOption,
+  IovaRange,
+  MapFlags,
+  MemoryFile,
+  MemorySpan,
+  ObjectId,
+} from "../../host/host.js";
+import { hex, type Iova, pageOf, U64_MAX } from "../../memory/address.js";
+import type { InFlight } from "../../memory/in-flight.js";
+import { isErrno } from "../../uapi/errno.js";
+import type { Port, SystemIommu } from "../iommu/iommu.js";
+import type { PhysicalMemory } from "../physical-memory.js";
+import { EmulatedAccess } from "./access.js";
+import { BoundDevice, BoundMdev, type MdevBinding } from "./device.js";
+import { EmulatedIommu } from "./emulated-iommu.js";
+import { Hwpt } from "./hwpt.js";
+import { type Call, Ioas, lastOf, type PagesSlice, refuse } from "./ioas.js";
+import { EmulatedMemoryFile } from "./memory-file.js";
+import { type IommufdObject, ObjectTable } from "./objects.js";
+import { RwLock } from "./rw-lock.js";
+
+/**
+ * /dev/iommu of the emulated host: the rules of drivers/iommu/iommufd of Linux 7.2, in the order in which it checks
+ * them, so that a call with several faults is refused with the same errno.
+ *
+ * The first half is the uAPI; the second is what a VFIO device's driver calls: {@link bindDevice} and what follows.
+ */
+export class EmulatedIommufd implements Iommufd {
+  readonly #physical: PhysicalMemory;
+  readonly #inFlight: InFlight;
+  readonly #objects = new ObjectTable();
+  /** Held while a device's attachment changes or an HWPT comes or goes: ioas->mutex and igroup->lock. */
+  readonly #attaching = new RwLock();
+  #rlimitMode = 0;
+  #open = true;
+
+  /** @param inFlight of all ports, where the emulated IOMMU waits for DMA to land */
+  constructor({ physical, inFlight }: { physical: PhysicalMemory; inFlight: InFlight }) {
+    this.#physical = physical;
+    this.#inFlight = inFlight;
+  }
+
+  async allocIoas(): Promise<ObjectId> {
+    this.#checkOpen({ syscall: "IOMMU_IOAS_ALLOC", attempted: "make an IOAS" });
+    return this.#objects.add(new Ioas(this.#physical));
+  }
+
+  async iovaRanges(ioas: ObjectId): Promise<{ ranges: IovaRange[]; alignment: number }> {
+    const space = this.#ioas(ioas, { syscall: "IOMMU_IOAS_IOVA_RANGES", attempted: `list the IOVAs of IOAS ${ioas}` });
+    return { ranges: space.iovaRanges(), alignment: space.alignment };
+  }
+
+  async allowIovas(ioas: ObjectId, ranges: readonly IovaRange[]): Promise<void> {
+    const text = ranges.map(({ start, last }) => `${hex(start)}-${hex(last)}`).join(", ") || "everything";
+    const call = { syscall: "IOMMU_IOAS_ALLOW_IOVAS", attempted: `allow ${text} in IOAS ${ioas}` };
+    await this.#ioas(ioas, call).allowIovas(ranges, call);
+  }
+
+  async map(ioas: ObjectId, span: MemorySpan, flags: MapFlags): Promise<Iova> {
+    const call = mapCall("IOMMU_IOAS_MAP", ioas, span.length, flags);
+    checkMap(flags, span.length, call);
+    const space = this.#ioas(ioas, call);
+    checkMemory(span.offset, span.length, call);
+    const slice = { pages: { span, writeable: flags.writeable }, offset: span.offset, length: BigInt(span.length) };
+    return space.map([slice], slice.length, flags, call);
+  }
+
+  async mapFile(
+    ioas: ObjectId,
+    file: MemoryFile,
+    range: { start: number; length: number },
+    flags: MapFlags,
+  ): Promise<Iova> {
+    const { start, length } = range;
+    const call = mapCall("IOMMU_IOAS_MAP_FILE", ioas, length, flags);
+    checkMap(flags, length, call);
+    const space = this.#ioas(ioas, call);
+    checkMemory(start, length, call);
+    if (!(file instanceof EmulatedMemoryFile) || !file.open) {
+      refuse("EBADF", call, "give an open file that the emulated host made");
+    }
+    if (start + length > file.bytes) refuse("EINVAL", call, `the file ends at ${file.bytes}`);
+    const span = { arena: file.arena, offset: start, length };
+    const slice = { pages: { span, writeable: flags.writeable }, offset: start, length: BigInt(length) };
+    return space.map([slice], slice.length, flags, call);
+  }
+
+  async copy(from: { ioas: ObjectId; iova: Iova; length: bigint }, to: { ioas: ObjectId } & MapFlags): Promise<Iova> {
+    const call = {
+      syscall: "IOMMU_IOAS_COPY",
+      attempted: `copy ${hex(from.length)} bytes at ${hex(from.iova)} of IOAS ${from.ioas} to IOAS ${to.ioas}`,
+    };
+    checkMap(to, from.length, call);
+    if (from.iova >= U64_MAX) refuse("EOVERFLOW", call);
+    const source = this.#ioas(from.ioas, call);
+    const slices: PagesSlice[] = await source.lock.read(() => source.slices(from.iova, from.length, call));
+    return this.#ioas(to.ioas, call).map(slices, from.length, to, call);
+  }
+
+  async unmap(ioas: ObjectId, iova: Iova, length: bigint): Promise<bigint> {
+    const call = {
+      syscall: "IOMMU_IOAS_UNMAP",
+      attempted: `unmap ${hex(length)} bytes at ${hex(iova)} of IOAS ${ioas}`,
+    };
+    const space = this.#ioas(ioas, call);
+    if (iova === 0n && length === U64_MAX) return space.unmap(0n, U64_MAX, call);
+    if (iova >= U64_MAX || length >= U64_MAX) refuse("EOVERFLOW", call);
+    const bytes = await space.unmap(iova, lastOf(iova, length, call), call);
+    if (bytes === 0n) refuse("ENOENT", call, "nothing is mapped there");
+    return bytes;
+  }
+
+  async setOption(option: IommuOption, value: number): Promise<void> {
+    const call = { syscall: "IOMMU_OPTION", attempted: `set ${option.option} to ${value}` };
+    if (option.option === "HUGE_PAGES") {
+      const ioas = this.#ioas(option.ioas, call);
+      checkSwitch(value, call);
+      await ioas.setHugePages(value === 1, call);
+      return;
+    }
+    this.#checkOpen(call);
+    if (this.#objects.size > 0) refuse("EBUSY", call, "set it before the first object is made");
+    checkSwitch(value, call);
+    this.#rlimitMode = value;
+  }
+
+  async getOption(option: IommuOption): Promise<number> {
+    const call = { syscall: "IOMMU_OPTION", attempted: `get ${option.option}` };
+    if (option.option === "HUGE_PAGES") return this.#ioas(option.ioas, call).hugePages ? 1 : 0;
+    this.#checkOpen(call);
+    return this.#rlimitMode;
+  }
+
+  async hwInfo(device: ObjectId): Promise<HwInfo> {
+    const call = { syscall: "IOMMU_GET_HW_INFO", attempted: `ask for the IOMMU of device ${device}` };
+    return this.#get(device, BoundDevice, call).iommu.hwInfo();
+  }
+
+  async allocHwpt(args: { device: ObjectId; ioas: ObjectId; dirtyTracking: boolean }): Promise<ObjectId> {
+    const { dirtyTracking } = args;
+    const call = {
+      syscall: "IOMMU_HWPT_ALLOC",
+      attempted: `make an HWPT${dirtyTracking ? " with dirty tracking" : ""} for device ${args.device} on IOAS ${args.ioas}`,
+    };
+    return this.#attaching.write(async () => {
+      const { iommu } = this.#get(args.device, BoundDevice, call);
+      const ioas = this.#objects.find(args.ioas);
+      if (ioas instanceof Hwpt) refuse("EOPNOTSUPP", call, "give an IOAS: nested HWPTs are not emulated");
+      if (!(ioas instanceof Ioas)) refuse("EINVAL", call, "give the id of an IOAS");
+      if (dirtyTracking && !iommu.dirtyTracking) {
+        refuse("EOPNOTSUPP", call, "its IOMMU can't track: use another tracker for this device");
+      }
+      return this.#objects.add(await Hwpt.create({ ioas, iommu, dirtyTracking, auto: false, call }));
+    });
+  }
+
+  async allocEmulatedIommu(ioas: ObjectId): Promise<ObjectId> {
+    const call = { syscall: "allocEmulatedIommu", attempted: `make an emulated IOMMU on IOAS ${ioas}` };
+    return this.#objects.add(new EmulatedIommu(this.#ioas(ioas, call), this.#inFlight));
+  }
+
+  async setDirtyTracking(hwpt: ObjectId, on: boolean): Promise<void> {
+    const call = {
+      syscall: "IOMMU_HWPT_SET_DIRTY_TRACKING",
+      attempted: `switch dirty tracking of HWPT ${hwpt} ${on ? "on" : "off"}`,
+    };
+    const target = this.#objects.find(hwpt);
+    if (target instanceof EmulatedIommu) return target.setDirtyTracking(on, call);
+    const { ioas, domain } = this.#get(hwpt, Hwpt, call);
+    if (!domain.dirtyTracking) refuse("EOPNOTSUPP", call, "make the HWPT with dirtyTracking: true");
+    await ioas.lock.write(() => domain.setDirtyTracking(on));
+    this.#get(hwpt, Hwpt, call).tracking = on;
+  }
+
+  async getDirtyBitmap(
+    hwpt: ObjectId,
+    query: BitmapQuery & { clear: boolean },
+  ): Promise<{ leafSizes: readonly number[] }> {
+    const { iova, length, into, clear } = query;
+    const call = {
+      syscall: "IOMMU_HWPT_GET_DIRTY_BITMAP",
+      attempted: `read the dirty bits of ${hex(length)} bytes at ${hex(iova)} of HWPT ${hwpt}`,
+    };
+    const target = this.#objects.find(hwpt);
+    if (target instanceof EmulatedIommu) {
+      if (!clear) refuse("EOPNOTSUPP", call, "read and clear it, or ask its reader's ledger");
+      checkBitmap(query, target.ioas.alignment, call);
+      await target.readDirty(query, call);
+      return { leafSizes: [query.pageSize] };
+    }
+    const { ioas, domain, tracking } = this.#get(hwpt, Hwpt, call);
+    checkBitmap(query, ioas.alignment, call);
+    if (!domain.dirtyTracking) refuse("EOPNOTSUPP", call, "make the HWPT with dirtyTracking: true");
+    // Linux drops the driver's refusal: a domain that isn't tracking reports nothing, successfully.
+    if (!tracking) return { leafSizes: [] };
+    return ioas.lock.read(async () => {
+      const mapped = ioas.contiguous(iova, iova + length - 1n).parts.at(-1);
+      if (mapped === undefined) return { leafSizes: [] };
+      const page = pageOf(iova);
+      return domain.readDirty({ page, pages: pageOf(mapped.last) - page + 1, into, clear });
+    });
+  }
+
+  async createAccess(ioas: ObjectId, callbacks: AccessCallbacks): Promise<Access> {
+    const call = { syscall: "iommufd_access_create", attempted: `make an access to IOAS ${ioas}` };
+    const space = this.#ioas(ioas, call);
+    const access = new EmulatedAccess(callbacks, (closed) => this.#close(closed));
+    await access.setIoas(space, call);
+    this.#objects.add(access);
+    return access;
+  }
+
+  async destroy(id: ObjectId): Promise<void> {
+    this.#checkOpen({ syscall: "IOMMU_DESTROY", attempted: `destroy object ${id}` });
+    await this.#attaching.write(() => this.#objects.destroy(id));
+  }
+
+  /**
+   * Ends it as close(2) does: devices are detached and everything is destroyed, users before what they use. Drivers
+   * should have unbound their devices before.
+   */
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (!this.#open) return;
+    this.#open = false;
+    for (const object of [...this.#objects.values()]) {
+      if (object instanceof BoundDevice || object instanceof EmulatedAccess) await this.unbindDevice(object.id);
+    }
+    for (let leaf = this.#leaf(); leaf !== undefined; leaf = this.#leaf()) await this.#objects.destroy(leaf.id);
+  }
+
+  /**
+   * VFIO_DEVICE_BIND_IOMMUFD, iommufd's side: a device behind an IOMMU, or an mdev, which gets an access.
+   * @throws UapiError ENODEV for a device that has neither
+   */
+  async bindDevice(args: { port: Port; iommu: SystemIommu | null; mdev: MdevBinding | null }): Promise<ObjectId> {
+    const { port, iommu, mdev } = args;
+    const call = { syscall: "VFIO_DEVICE_BIND_IOMMUFD", attempted: `bind the device at port ${port}` };
+    this.#checkOpen(call);
+    if (mdev !== null) return this.#objects.add(new BoundMdev(port, mdev, (closed) => this.#close(closed)));
+    if (iommu === null) refuse("ENODEV", call, "put it behind an IOMMU, or make it an mdev");
+    return this.#objects.add(new BoundDevice(port, iommu));
+  }
+
+  /** The access of a bound mdev: how it pins. @throws UapiError ENOENT for anything else */
+  accessOf(id: ObjectId): EmulatedAccess {
+    return this.#get(id, EmulatedAccess, { syscall: "accessOf", attempted: `find the access of device ${id}` });
+  }
+
+  /**
+   * VFIO_DEVICE_ATTACH_IOMMUFD_PT, iommufd's side; attaching an attached device replaces. `pt` is an HWPT, or an IOAS,
+   * on which an HWPT is found or made; for an mdev an IOAS or an emulated IOMMU. Returns what was attached to.
+   * @throws UapiError ENOENT, EINVAL for a `pt` of another kind or one that does not fit, EADDRINUSE
+   */
+  async attachDevice(id: ObjectId, pt: ObjectId): Promise<ObjectId> {
+    const call = { syscall: "VFIO_DEVICE_ATTACH_IOMMUFD_PT", attempted: `attach device ${id} to ${pt}` };
+    return this.#attaching.write(async () => {
+      const device = this.#objects.find(id);
+      if (device instanceof BoundMdev) return this.#attachMdev(device, pt, call);
+      const target = this.#objects.find(pt);
+      const bound = this.#get(id, BoundDevice, call);
+      if (target === undefined) refuse("ENOENT", call, "give the id of an IOAS or an HWPT");
+      if (target instanceof Hwpt) {
+        await this.#leave(await bound.attach(target, call));
+        return target.id;
+      }
+      if (target instanceof Ioas) return this.#attachToIoas(bound, target, call);
+      refuse("EINVAL", call, "give the id of an IOAS or an HWPT");
+    });
+  }
+
+  /** VFIO_DEVICE_DETACH_IOMMUFD_PT, iommufd's side: DMA is blocked when it resolves. Detaching a detached device does nothing. */
+  async detachDevice(id: ObjectId): Promise<void> {
+    const call = { syscall: "VFIO_DEVICE_DETACH_IOMMUFD_PT", attempted: `detach device ${id}` };
+    await this.#attaching.write(async () => {
+      const device = this.#objects.find(id);
+      if (device instanceof BoundMdev) return device.attach(null, null, call);
+      await this.#leave(await this.#get(id, BoundDevice, call).detach());
+    });
+  }
+
+  /** The driver lets go of the device: it is detached, and its id is free again. */
+  async unbindDevice(id: ObjectId): Promise<void> {
+    const call = { syscall: "iommufd_device_unbind", attempted: `unbind device ${id}` };
+    const object = this.#objects.find(id);
+    if (object instanceof EmulatedAccess) {
+      if (object instanceof BoundMdev) await this.detachDevice(id);
+      return this.#close(object);
+    }
+    const device = this.#get(id, BoundDevice, call);
+    await this.detachDevice(id);
+    device.users--;
+    await this.#objects.destroy(id);
+  }
+
+  #checkOpen(call: Call): void {
+    if (!this.#open) refuse("EBADF", call, "open the iommufd first");
+  }
+
+  #get<T extends IommufdObject>(id: ObjectId, type: abstract new (...args: never[]) => T, call: Call): T {
+    return this.#objects.get(id, type, call);
+  }
+
+  #ioas(id: ObjectId, call: Call): Ioas {
+    this.#checkOpen(call);
+    return this.#get(id, Ioas, call);
+  }
+
+  /** An object that nothing holds. */
+  #leaf(): IommufdObject | undefined {
+    for (const object of this.#objects.values()) if (object.users === 0) return object;
+    return undefined;
+  }
+
+  async #close(access: EmulatedAccess): Promise<void> {
+    if (access.id === 0) return;
+    this.#objects.remove(access);
+    access.users--;
+    await access.destroy();
+  }
+
+  async #attachMdev(mdev: BoundMdev, pt: ObjectId, call: Call): Promise<ObjectId> {
+    const target = this.#objects.find(pt);
+    if (target instanceof EmulatedIommu) {
+      if (!mdev.marksSharedTracker) refuse("EINVAL", call, "its hardware can't mark a shared tracker: give an IOAS");
+      await mdev.attach(target.ioas, target, call);
+    } else {
+      await mdev.attach(this.#ioas(pt, call), null, call);
+    }
+    return pt;
+  }
+
+  /** Linux's automatic domains: the first that takes the device, or a new one without dirty tracking. */
+  async #attachToIoas(device: BoundDevice, ioas: Ioas, call: Call): Promise<ObjectId> {
+    for (const hwpt of ioas.hwpts) {
+      if (!hwpt.auto) continue;
+      try {
+        await this.#leave(await device.attach(hwpt, call));
+        return hwpt.id;
+      } catch (error) {
+        // EINVAL says that the domain doesn't fit the device; anything else is final.
+        if (!isErrno(error, "EINVAL")) throw error;
+      }
+    }
+    const hwpt = await Hwpt.create({ ioas, iommu: device.iommu, dirtyTracking: false, auto: true, call });
+    let left: Hwpt | null;
+    try {
+      left = await device.attach(hwpt, call);
+    } catch (error) {
+      await hwpt.destroy();
+      throw error;
+    }
+    this.#objects.add(hwpt);
+    await this.#leave(left);
+    return hwpt.id;
+  }
+
+  /** A device has left an HWPT: an automatic one goes with its last. */
+  async #leave(hwpt: Hwpt | null): Promise<void> {
+    if (hwpt?.auto && hwpt.users === 0) await this.#objects.destroy(hwpt.id);
+  }
+}
+
+function mapCall(syscall: string, ioas: ObjectId, length: number, { iova }: MapFlags): Call {
+  const where = iova === undefined ? "" : ` at IOVA ${hex(iova)}`;
+  return { syscall, attempted: `map ${hex(length)} bytes${where} in IOAS ${ioas}` };
+}
+
+/** What MAP, MAP_FILE and COPY check before they look the IOAS up. */
+function checkMap({ iova, readable, writeable }: MapFlags, length: number | bigint, call: Call): void {
+  if ((iova !== undefined && (iova >= U64_MAX || iova < 0n)) || length >= U64_MAX || length < 0) {
+    refuse("EOVERFLOW", call);
+  }
+  if (!readable && !writeable) refuse("EINVAL", call, "make it readable, writeable or both");
+}
+
+function checkMemory(offset: number, length: number, call: Call): void {
+  if (length === 0) refuse("EINVAL", call, "give a length above 0");
+  if (!Number.isSafeInteger(offset) || offset < 0 || !Number.isSafeInteger(offset + length)) refuse("EOVERFLOW", call);
+}
+
+function checkSwitch(value: number, call: Call): void {
+  if (value !== 0 && value !== 1) refuse("EINVAL", call, "give 0 or 1");
+}
+
+/** iommufd_check_iova_range, and that the caller's bitmap is the one that the query speaks of. */
+function checkBitmap({ iova, length, pageSize, into }: BitmapQuery, alignment: number, call: Call): void {
+  if (iova < 0n || length < 0n || (length === 0n && iova > 0n) || iova + length - 1n > U64_MAX) {
+    refuse("EOVERFLOW", call, "end the range at or below 2^64");
+  }
+  for (const granule of [alignment, pageSize]) {
+    if (granule === 0 || iova % BigInt(granule) !== 0n || (iova + length) % BigInt(granule) !== 0n) {
+      refuse("EINVAL", call, `start and end at multiples of ${granule}`);
+    }
+  }
+  const end = iova + length;
+  const fits = into.granule === pageSize && into.iova <= iova && into.iova + into.length >= end;
+  if (!fits || (iova - into.iova) % BigInt(pageSize) !== 0n) {
+    refuse("EINVAL", call, "give a bitmap of that range and page size");
+  }
+}
