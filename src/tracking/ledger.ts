@@ -1,5 +1,6 @@
 import { countBits, popcount32 } from "../bitmap/dirty-bitmap.js";
 import { RamBitmap } from "../bitmap/ram-bitmap.js";
+import type { PageNumber } from "../memory/address.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
 
 /** What one tracker reported, in 4 KiB pages of RAM. */
@@ -29,6 +30,8 @@ export function ledgerKey(owner: string): string {
  */
 export class Ledger {
   readonly #reads: Readonly<Record<string, OwnerCounts>>[] = [];
+  /** Per owner, all that it ever reported. */
+  readonly #ever = new Map<string, RamBitmap>();
   readonly #once: RamBitmap;
   readonly #twice: RamBitmap;
 
@@ -59,10 +62,20 @@ export class Ledger {
         reported += countBits(words);
         shared += countCommonBits(words, this.#twice.arenas[arena]);
       });
-      counts[ledgerKey(owner)] = { reported, exclusive: reported - shared, readMs };
+      const key = ledgerKey(owner);
+      counts[key] = { reported, exclusive: reported - shared, readMs };
+      const ever = this.#ever.get(key) ?? new RamBitmap(pages.memory);
+      ever.or(pages);
+      this.#ever.set(key, ever);
     }
     this.#reads.push(counts);
     return counts;
+  }
+
+  /** Who ever reported a page of an arena. */
+  ownersOf(arena: number, page: PageNumber): string[] {
+    const reported = ({ arenas }: RamBitmap) => ((arenas[arena][page >>> 5] >>> (page & 31)) & 1) === 1;
+    return [...this.#ever].filter(([, pages]) => reported(pages)).map(([owner]) => owner);
   }
 
   /** The sums over all reads, per owner. */

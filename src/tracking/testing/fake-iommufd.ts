@@ -24,6 +24,7 @@ interface Domain {
   /** Which IOMMU it was made for; null for an emulated one. */
   readonly iommu: string | null;
   readonly automatic: boolean;
+  readonly emulated: boolean;
   readonly attached: Set<ObjectId>;
   /** First pages of leaves. */
   readonly dirty: Set<PageNumber>;
@@ -58,7 +59,9 @@ export class FakeIommufd implements Iommufd {
     let id = pt;
     if (this.ioases.has(pt)) {
       const automatic = [...this.domains].find(([, d]) => d.automatic && d.ioas === pt && d.iommu === device.iommu);
-      id = automatic?.[0] ?? this.#addDomain({ ioas: pt, dirtyTracking: false, iommu: device.iommu, automatic: true });
+      id =
+        automatic?.[0] ??
+        this.#addDomain({ ioas: pt, dirtyTracking: false, iommu: device.iommu, automatic: true, emulated: false });
     }
     const domain = this.#domain(id);
     if (domain.iommu !== device.iommu) throw refuse("EINVAL", "attach across IOMMUs");
@@ -131,12 +134,18 @@ export class FakeIommufd implements Iommufd {
   async allocHwpt(args: { device: ObjectId; ioas: ObjectId; dirtyTracking: boolean }): Promise<ObjectId> {
     const { iommu, dirtyTracking } = this.#device(args.device);
     if (args.dirtyTracking && !dirtyTracking) throw refuse("EOPNOTSUPP", "allocate an HWPT with dirty tracking");
-    return this.#addDomain({ ioas: args.ioas, dirtyTracking: args.dirtyTracking, iommu, automatic: false });
+    return this.#addDomain({
+      ioas: args.ioas,
+      dirtyTracking: args.dirtyTracking,
+      iommu,
+      automatic: false,
+      emulated: false,
+    });
   }
 
   async allocEmulatedIommu(ioas: ObjectId): Promise<ObjectId> {
     if (!this.emulatedIommu) throw refuse("EOPNOTSUPP", "allocate an emulated IOMMU");
-    return this.#addDomain({ ioas, dirtyTracking: true, iommu: null, automatic: false });
+    return this.#addDomain({ ioas, dirtyTracking: true, iommu: null, automatic: false, emulated: true });
   }
 
   async setDirtyTracking(hwpt: ObjectId, on: boolean): Promise<void> {
@@ -152,6 +161,7 @@ export class FakeIommufd implements Iommufd {
     if (failure !== undefined) throw refuse(failure, "read dirty bits");
     const domain = this.#domain(hwpt);
     if (!domain.on) throw refuse("EINVAL", "read where tracking is off");
+    if (!query.clear && domain.emulated) throw refuse("EOPNOTSUPP", "look without clearing");
     const end = pageOf(query.iova + query.length);
     const first = pageOf(query.iova);
     const leafSizes = new Set<number>();
@@ -205,7 +215,7 @@ export class FakeIommufd implements Iommufd {
 
   async [Symbol.asyncDispose](): Promise<void> {}
 
-  #addDomain(domain: Pick<Domain, "ioas" | "dirtyTracking" | "iommu" | "automatic">): ObjectId {
+  #addDomain(domain: Pick<Domain, "ioas" | "dirtyTracking" | "iommu" | "automatic" | "emulated">): ObjectId {
     const id = this.#next++;
     this.domains.set(id, { ...domain, attached: new Set(), dirty: new Set(), on: false });
     return id;
