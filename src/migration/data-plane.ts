@@ -40,6 +40,8 @@ export interface PageSender extends AsyncDisposable {
   sendRound(round: number, pages: RamBitmap, signal: AbortSignal): Promise<SentRound>;
   /** Bytes per second over all channels; Infinity: no limit. Takes effect at once. */
   setBandwidth(bytesPerSecond: number): void;
+  /** What went to the channels so far in the round under way, for progress; of the last round between rounds. */
+  progress(): { readonly pages: number; readonly bytes: number };
   /** Hashes all of RAM as it is now. The machine must be stopped for the answer to mean anything. */
   digest(): Promise<PageDigests>;
 }
