@@ -1,3 +1,5 @@
+// @peculiar/x509 looks for the Reflect API that this adds, so it has to come first.
+import "reflect-metadata";
 import { webcrypto } from "node:crypto";
 import { mkdir, writeFile } from "node:fs/promises";
 import { isIP } from "node:net";
