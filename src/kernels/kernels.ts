@@ -1,9 +1,10 @@
 import { readFileSync } from "node:fs";
 import "../memory/webassembly.js";
 import type { IopteKernels } from "./ioptes.js";
+import type { PageKernels } from "./pages.js";
 
 /** What kernels.wasm exports. */
-export type Kernels = IopteKernels;
+export type Kernels = IopteKernels & PageKernels;
 
 let compiled: WebAssembly.Module | undefined;
 

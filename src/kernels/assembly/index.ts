@@ -1,1 +1,2 @@
 export * from "./ioptes";
+export * from "./pages";
