@@ -74,11 +74,16 @@ function successors(world: World, { sourceStep, destinationStep, sourceMayRun }:
   };
   const { source, destination } = world;
 
-  if (!world.cut) follow("cut", (next) => void (next.cut = true));
+  if (!world.cut)
+    follow("cut", (next) => {
+      next.cut = true;
+    });
 
   if (source.crashed) {
     if (sourceMayRun(source.disk) && !source.runs)
-      follow("source restarts and runs", (next) => void (next.source.runs = true));
+      follow("source restarts and runs", (next) => {
+        next.source.runs = true;
+      });
   } else {
     follow("source crashes", (next) => {
       next.source.crashed = true;
@@ -122,7 +127,9 @@ function successors(world: World, { sourceStep, destinationStep, sourceMayRun }:
 
   if (destination.crashed) {
     if (destination.disk === "running" && !destination.runs) {
-      follow("destination restarts and runs", (next) => void (next.destination.runs = true));
+      follow("destination restarts and runs", (next) => {
+        next.destination.runs = true;
+      });
     }
   } else {
     follow("destination crashes", (next) => {

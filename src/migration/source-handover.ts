@@ -1,9 +1,9 @@
 import { DirtmapError, explain } from "../errors.js";
-import { type Control, expectMessage, isPeerAbort } from "./control.js";
 import type { Timeouts } from "./deadline.js";
 import { type Decided, DecisionListener } from "./decision.js";
 import { type SourceEvent, type SourceState, sourceStep } from "./handover.js";
 import type { Journal, SourceRecord } from "./journal.js";
+import { type Peer, PeerAborted } from "./peer.js";
 import type { ControlMessageOf } from "./stream/messages.js";
 
 /** How the handover ended, as far as the source can know. */
@@ -23,7 +23,7 @@ interface Answer {
 export class SourceHandover {
   #state: SourceState = "preparing";
   readonly #journal: Journal<SourceRecord>;
-  readonly #control: Control;
+  readonly #peer: Peer;
   readonly #timeouts: Timeouts;
   /** Devices and vCPUs run again when it resolves. */
   readonly #takeBack: () => Promise<void>;
@@ -31,13 +31,13 @@ export class SourceHandover {
 
   constructor(parts: {
     journal: Journal<SourceRecord>;
-    control: Control;
+    peer: Peer;
     timeouts: Timeouts;
     takeBack: () => Promise<void>;
     warn: (text: string) => void;
   }) {
     this.#journal = parts.journal;
-    this.#control = parts.control;
+    this.#peer = parts.peer;
     this.#timeouts = parts.timeouts;
     this.#takeBack = parts.takeBack;
     this.#warn = parts.warn;
@@ -141,14 +141,14 @@ export class SourceHandover {
   async #lateAnswer(stop: AbortSignal): Promise<Answer> {
     for (;;) {
       const answer = await this.#answer(this.#timeouts.peerMs, stop);
-      if (answer.event !== "silence" || this.#control.lost.aborted || stop.aborted) return answer;
+      if (answer.event !== "silence" || this.#peer.lost.aborted || stop.aborted) return answer;
     }
   }
 
   /** What the destination says to GO. */
   async #answer(ms: number, signal?: AbortSignal): Promise<Answer> {
     try {
-      const message = await expectMessage(this.#control, ["RUNNING", "RUN_FAILED"], ms, signal);
+      const message = await this.#peer.expect(["RUNNING", "RUN_FAILED"], ms, signal);
       if (message.type === "RUNNING") return { event: "running", error: new Error("it runs"), running: message };
       // It may have run for a moment, so this is no ground for taking the machine back without asking.
       const error = new DirtmapError(`the destination could not run the machine: ${message.message}`, {
@@ -157,7 +157,7 @@ export class SourceHandover {
       });
       return { event: "silence", error, running: null };
     } catch (error) {
-      const event = isPeerAbort(error) ? "discarded" : "silence";
+      const event = error instanceof PeerAborted ? "discarded" : "silence";
       return { event, error: error instanceof Error ? error : new Error(String(error)), running: null };
     }
   }
@@ -185,7 +185,7 @@ export class SourceHandover {
     for (const effect of effects) {
       if (effect.do === "send") {
         // A message that can't be sent is as good as lost: the time-outs of both sides deal with that.
-        await this.#control
+        await this.#peer
           .send(effect.message === "GO" ? { type: "GO" } : { type: "ABORT", ...problemOf(error) })
           .catch(() => {});
       } else if (effect.do === "take-back") {

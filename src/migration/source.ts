@@ -11,7 +11,6 @@ import { chooseTrackers } from "../tracking/policy.js";
 import { probeMachine } from "../tracking/probe.js";
 import { type Suspension, suspendDevices } from "../tracking/suspension.js";
 import { PhaseClock, round as rounded } from "./clock.js";
-import { type Control, expectMessage } from "./control.js";
 import { type Conditions, doesNotConverge, judge, type RoundFacts } from "./convergence.js";
 import type { PageSender } from "./data-plane.js";
 import { DEFAULT_TIMEOUTS, type Timeouts, within } from "./deadline.js";
@@ -21,6 +20,7 @@ import { DeviceStateSender } from "./device-state.js";
 import { type MigrationPhase, publish } from "./events.js";
 import { defaultJournalDirectory, Journal, newMigrationId, type SourceRecord } from "./journal.js";
 import { type MigratableDevice, migratableDevices, startPrecopy, stopAll, takeDevicesBack } from "./lock-step.js";
+import { type ControlLink, Peer } from "./peer.js";
 import { ProgressMeter } from "./progress.js";
 import type { DestinationReport, MemoryComparison, MigrationReport, MigrationResult, RoundReport } from "./report.js";
 import { SourceHandover } from "./source-handover.js";
@@ -32,7 +32,7 @@ export interface SourceTransport {
   /** For messages and the journal: `tls://host:port`. */
   readonly destination: string;
   /** @throws UsageError where nobody can be reached there, or certificates don't fit */
-  connect(signal: AbortSignal): Promise<Control>;
+  connect(signal: AbortSignal): Promise<ControlLink>;
   /** Opens the page channels of the migration whose destination gave this token. */
   openSender(args: { memory: GuestMemory; token: string; channels: number; signal: AbortSignal }): Promise<PageSender>;
 }
@@ -107,7 +107,7 @@ class Source {
   #devices: MigratableDevice[] = [];
   #tracking: DirtySource | undefined;
   #suspension: Suspension | undefined;
-  #control: Control | undefined;
+  #peer: Peer | undefined;
   #sender: PageSender | undefined;
   #handover: SourceHandover | undefined;
   readonly #streams = new Map<string, DeviceStateSender>();
@@ -175,10 +175,10 @@ class Source {
     this.#devices = await migratableDevices(this.#machine);
     const choices = chooseTrackers(await probeMachine(this.#machine), policy);
     this.#signal.throwIfAborted();
-    const control = await transport.connect(this.#signal);
-    this.#control = control;
-    this.#signal = AbortSignal.any([this.#signal, control.lost]);
-    await control.send({
+    const peer = new Peer(await transport.connect(this.#signal));
+    this.#peer = peer;
+    this.#signal = AbortSignal.any([this.#signal, peer.lost]);
+    await peer.send({
       type: "HELLO",
       protocol: PROTOCOL_VERSION,
       software: SOFTWARE,
@@ -188,7 +188,7 @@ class Source {
       verify: this.#options.verify ?? "after",
       runAfterMs: this.#options.runAfterMs ?? 0,
     });
-    const answer = await expectMessage(control, ["ACCEPT", "REFUSE"], this.#timeouts.acceptMs, this.#signal);
+    const answer = await peer.expect(["ACCEPT", "REFUSE"], this.#timeouts.acceptMs, this.#signal);
     if (answer.type === "REFUSE") {
       throw new UsageError(`${transport.destination} refuses the machine: ${answer.message}`, {
         code: answer.code,
@@ -207,7 +207,7 @@ class Source {
     const journal: Journal<SourceRecord> = Journal.source(this.#directory, this.#migration, transport.destination);
     this.#handover = new SourceHandover({
       journal,
-      control,
+      peer,
       timeouts: this.#timeouts,
       takeBack: () => this.#takeBack(),
       warn: (text) => this.#warnings.push(text),
@@ -288,7 +288,7 @@ class Source {
 
   /** Moves the rest: pages, device states, vCPUs. Resolves when the destination has it all, verified. */
   async #stopCopy(round: number): Promise<void> {
-    const control = this.#connection;
+    const peer = this.#otherSide;
     const [sent] = await Promise.all([
       this.#send(round, "stop-copy"),
       ...[...this.#streams.values()].map((stream) => stream.sendRest(this.#signal)),
@@ -298,9 +298,9 @@ class Source {
     if (data.length > MAX_MESSAGE_DATA) {
       throw new DirtmapError(`the vCPUs' state has ${data.length} bytes`, { code: "BAD_VCPU_STATE" });
     }
-    await control.send({ type: "VCPU_STATE", data });
-    await control.send({ type: "PREPARE", round });
-    const { rootDigest } = await expectMessage(control, ["READY"], this.#timeouts.readyMs, this.#signal);
+    await peer.send({ type: "VCPU_STATE", data });
+    await peer.send({ type: "PREPARE", round });
+    const { rootDigest } = await peer.expect(["READY"], this.#timeouts.readyMs, this.#signal);
     this.#rootDigest = rootDigest;
   }
   #rootDigest = "";
@@ -339,11 +339,11 @@ class Source {
 
   /** Compares this memory, which nothing writes any more, with the destination's as it was before GO. */
   async #verify(signal?: AbortSignal): Promise<void> {
-    const control = this.#connection;
+    const peer = this.#otherSide;
     const table = new DigestTable(this.#machine.memory);
     const digesting = this.#pageSender.digest();
     digesting.catch(() => {});
-    while (!table.add(await expectMessage(control, ["DIGESTS"], this.#timeouts.peerMs, signal)));
+    while (!table.add(await peer.expect(["DIGESTS"], this.#timeouts.peerMs, signal)));
     if (rootDigest(table.digests) !== this.#rootDigest) {
       throw new DirtmapError("the destination's page digests are not those that it was ready with", {
         code: "BAD_DIGESTS",
@@ -358,7 +358,7 @@ class Source {
   /** Waits until the workload has run on at the destination, and takes its findings. */
   async #audit(resumeMs: number): Promise<void> {
     const waitMs = (this.#options.runAfterMs ?? 0) + AUDIT_MS;
-    const { report } = await expectMessage(this.#connection, ["REPORT"], waitMs);
+    const { report } = await this.#otherSide.expect(["REPORT"], waitMs);
     this.#destination = parseDestinationReport(report, resumeMs);
   }
 
@@ -400,7 +400,7 @@ class Source {
     await this.#closeStreams();
     const closing = [
       this.#sender?.[Symbol.asyncDispose](),
-      this.#control?.close(),
+      this.#peer?.close(),
       this.#tracking?.[Symbol.asyncDispose](),
     ];
     for (const result of await Promise.allSettled(closing)) {
@@ -409,12 +409,12 @@ class Source {
   }
 
   async #send(round: number, phase: RoundReport["phase"]) {
-    const control = this.#connection;
+    const peer = this.#otherSide;
     this.#progress.begin(round, this.#pageSender, this.#pending.bytes);
-    await control.send({ type: "ROUND_BEGIN", round, phase, pages: this.#pending.count() });
+    await peer.send({ type: "ROUND_BEGIN", round, phase, pages: this.#pending.count() });
     const sent = await this.#pageSender.sendRound(round, this.#pending, this.#signal);
     const { pages, zeroPages, bytes } = sent;
-    await control.send({ type: "ROUND_END", round, pages, zeroPages, bytes });
+    await peer.send({ type: "ROUND_END", round, pages, zeroPages, bytes });
     return sent;
   }
 
@@ -455,7 +455,7 @@ class Source {
     device: MigratableDevice,
     stream: ConstructorParameters<typeof DeviceStateSender>[1],
   ): void => {
-    this.#streams.set(device.id, new DeviceStateSender(device.id, stream, (message) => this.#connection.send(message)));
+    this.#streams.set(device.id, new DeviceStateSender(device.id, stream, (message) => this.#otherSide.send(message)));
   };
 
   async #closeStreams(): Promise<void> {
@@ -545,8 +545,8 @@ class Source {
     return opened(this.#tracking);
   }
 
-  get #connection(): Control {
-    return opened(this.#control);
+  get #otherSide(): Peer {
+    return opened(this.#peer);
   }
 
   get #pageSender(): PageSender {

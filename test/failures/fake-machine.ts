@@ -89,7 +89,14 @@ export class FakeDevice implements VfioDevice {
   readonly #tracked: boolean;
   #logging = false;
 
-  constructor(id: string, ring: PageNumber, machine: FakeMachine, tracked: boolean, support: MigrationSupport, state: MigState) {
+  constructor(
+    id: string,
+    ring: PageNumber,
+    machine: FakeMachine,
+    tracked: boolean,
+    support: MigrationSupport,
+    state: MigState,
+  ) {
     this.id = id;
     this.#ring = ring;
     this.#machine = machine;
@@ -151,9 +158,7 @@ export class FakeDevice implements VfioDevice {
     return { tracksInternally: this.#tracked, tracksThroughContainer: false };
   }
   async dmaLoggingLimits(): Promise<DmaLoggingLimits | null> {
-    return this.#tracked
-      ? { pageSizes: [PAGE_SIZE], maxRanges: 16, addressWidth: 52, readableWhen: "always" }
-      : null;
+    return this.#tracked ? { pageSizes: [PAGE_SIZE], maxRanges: 16, addressWidth: 52, readableWhen: "always" } : null;
   }
   async state(): Promise<MigState> {
     return this.now;
@@ -333,7 +338,8 @@ export class FakeMachine implements Machine {
     this.memory = createGuestMemory(options.memory ?? 8 * MiB);
     this.vcpus = new FakeVcpus(this, running);
     this.fakes = devices.map(
-      (id, i) => new FakeDevice(id, 512 + i * RING, this, !untracked.includes(id), support, running ? "RUNNING" : "STOP"),
+      (id, i) =>
+        new FakeDevice(id, 512 + i * RING, this, !untracked.includes(id), support, running ? "RUNNING" : "STOP"),
     );
     this.devices = this.fakes.map((vfio, i) => ({
       id: vfio.id,
@@ -436,7 +442,7 @@ const noIommufd: Iommufd = {
   setOption: unsupported,
   getOption: unsupported,
   hwInfo: async () => ({ dirtyTracking: false, type: "none", pageSizes: [], data: new Uint8Array(0) }),
-  allocHwpt: unsupported,
+  allocHwpt: async () => 2000,
   allocEmulatedIommu: unsupported,
   setDirtyTracking: unsupported,
   getDirtyBitmap: unsupported,

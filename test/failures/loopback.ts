@@ -36,7 +36,10 @@ export interface Damage {
 }
 
 /** A TCP proxy that knows frames. */
-export async function proxy(port: number, damage: Damage): Promise<{ port: number; close: () => void; frames: number[] }> {
+export async function proxy(
+  port: number,
+  damage: Damage,
+): Promise<{ port: number; close: () => void; frames: number[] }> {
   const sockets = new Set<Socket>();
   const frames = [0, 0];
   const server = createServer((client) => {
@@ -159,7 +162,11 @@ function digestOf(memory: GuestMemory, arena: number, page: number): bigint {
   return createHash("md5").update(bytes).digest().readBigUInt64LE();
 }
 
-export const description: MachineDescription = machineSchema.parse({ memory: 8 * MiB, vcpus: { count: 1 }, devices: [] });
+export const description: MachineDescription = machineSchema.parse({
+  memory: 8 * MiB,
+  vcpus: { count: 1 },
+  devices: [],
+});
 
 export interface Loopback {
   readonly witness: Witness;

@@ -1,15 +1,8 @@
 import type { Duplex } from "node:stream";
-import { DirtmapError, UsageError } from "../../errors.js";
+import { DirtmapError } from "../../errors.js";
 import { encodeFrame, frameRefused, MAX_CONTROL_BODY } from "./frame.js";
 import { FrameReader } from "./frame-reader.js";
-import {
-  type ControlMessage,
-  type ControlMessageOf,
-  type ControlMessageType,
-  controlHeadSchema,
-  isBinaryMessage,
-  MAX_MESSAGE_DATA,
-} from "./messages.js";
+import { type ControlMessage, controlHeadSchema, isBinaryMessage, MAX_MESSAGE_DATA } from "./messages.js";
 
 /** A peer that has said nothing for this long is gone or stopped; each side speaks at least four times as often. */
 export const SILENCE_MS = 10_000;
@@ -27,25 +20,17 @@ export interface ControlConnectionOptions {
   readonly explain?: (error: unknown) => DirtmapError;
 }
 
-export interface Patience {
-  /** Milliseconds to wait; then DirtmapError `TIMED_OUT`. */
-  readonly deadlineMs: number;
-  readonly signal?: AbortSignal | undefined;
-}
-
 interface Waiter {
   resolve(message: ControlMessage): void;
   reject(error: unknown): void;
 }
 
 /**
- * The conversation between source and destination. Messages arrive in order or the connection is lost; what is lost is
- * told through {@link lost} at once, also while nobody receives. One caller at a time may wait in {@link receive}.
+ * The conversation between source and destination. Messages arrive in order, or receive() and send() reject with what
+ * happened to the connection. It sends and expects a PING where nothing else is said, so that no wait is without bound:
+ * a peer that died without a word, or was stopped, is noticed.
  */
 export class ControlConnection implements AsyncDisposable {
-  /** Aborts, with the DirtmapError as its reason, when the connection breaks, falls silent, or the peer says ABORT. */
-  readonly lost: AbortSignal;
-  readonly #lost = new AbortController();
   readonly #socket: Duplex;
   readonly #silenceMs: number;
   readonly #explain: (error: unknown) => DirtmapError;
@@ -55,18 +40,19 @@ export class ControlConnection implements AsyncDisposable {
   #queuedBytes = 0;
   #waiter: Waiter | undefined;
   #sequence = 0;
+  #lost: DirtmapError | undefined;
   #closing = false;
   #heardAt = performance.now();
   #spokeAt = performance.now();
 
   constructor(socket: Duplex, options: ControlConnectionOptions = {}) {
-    this.lost = this.#lost.signal;
     this.#socket = socket;
     this.#silenceMs = options.silenceMs ?? SILENCE_MS;
     this.#explain =
       options.explain ??
       ((cause) => new DirtmapError("the control connection broke", { code: "CONNECTION_LOST", cause }));
     socket.on("data", (bytes: Uint8Array) => this.#take(bytes));
+    socket.resume();
     socket.on("end", () => this.#ended());
     socket.on("close", () => this.#ended());
     socket.on("error", (error) => this.#fail(this.#explain(error)));
@@ -74,75 +60,34 @@ export class ControlConnection implements AsyncDisposable {
     this.#speak({ type: "PING" });
   }
 
-  /** Resolves when the system has taken the message. @throws DirtmapError of {@link lost}, or `MESSAGE_TOO_LONG` */
+  /** Resolves when the system has taken the message. @throws DirtmapError `MESSAGE_TOO_LONG`, or why the connection is lost */
   send(message: ControlMessage): Promise<void> {
-    if (this.#lost.signal.aborted) return Promise.reject(this.#lost.signal.reason);
+    if (this.#lost !== undefined) return Promise.reject(this.#lost);
     return new Promise((resolve, reject) => {
       this.#speak(message, (error) => {
-        if (error) reject(this.#lost.signal.aborted ? this.#lost.signal.reason : this.#explain(error));
+        if (error) reject(this.#lost ?? this.#explain(error));
         else resolve();
       });
     });
   }
 
   /**
-   * The next message, PINGs left out. Messages that came before the connection was lost are still given out.
-   * @throws DirtmapError `TIMED_OUT`, or that of {@link lost}; the signal's reason
+   * The next message, PINGs left out; one caller at a time. Messages that came before the connection was lost are still
+   * given out.
+   * @throws DirtmapError `PEER_SILENT`, `CONNECTION_CLOSED`, `FRAME_REFUSED`, or what the transport says
    */
-  receive({ deadlineMs, signal }: Patience): Promise<ControlMessage> {
+  receive(): Promise<ControlMessage> {
     const next = this.#queue.shift();
     if (next !== undefined) {
       this.#queuedBytes -= next.bytes;
       if (this.#queuedBytes <= MAX_QUEUED_BYTES) this.#socket.resume();
       return Promise.resolve(next.message);
     }
-    if (this.#lost.signal.aborted) return Promise.reject(this.#lost.signal.reason);
-    if (signal?.aborted) return Promise.reject(signal.reason);
+    if (this.#lost !== undefined) return Promise.reject(this.#lost);
     if (this.#waiter !== undefined) throw new Error("receive() is waiting already");
     return new Promise((resolve, reject) => {
-      const timer = setTimeout(
-        () =>
-          waiter.reject(
-            new DirtmapError(`no message for ${deadlineMs / 1000} s`, {
-              code: "TIMED_OUT",
-              attempted: "wait for the other side's next message",
-            }),
-          ),
-        deadlineMs,
-      );
-      const cancelled = () => waiter.reject(signal?.reason);
-      const done = () => {
-        clearTimeout(timer);
-        signal?.removeEventListener("abort", cancelled);
-        this.#waiter = undefined;
-      };
-      const waiter: Waiter = {
-        resolve: (message) => {
-          done();
-          resolve(message);
-        },
-        reject: (error) => {
-          done();
-          reject(error);
-        },
-      };
-      signal?.addEventListener("abort", cancelled, { once: true });
-      this.#waiter = waiter;
+      this.#waiter = { resolve, reject };
     });
-  }
-
-  /**
-   * The next message, which must be of one type.
-   * @throws UsageError with the peer's own code for a REFUSE; DirtmapError `OUT_OF_TURN` for any other message; see {@link receive}
-   */
-  async expect<Type extends ControlMessageType>(type: Type, patience: Patience): Promise<ControlMessageOf<Type>> {
-    const message = await this.receive(patience);
-    if (message.type === type) return message as ControlMessageOf<Type>;
-    if (message.type === "REFUSE") {
-      const { code, remedy } = message;
-      throw new UsageError(`the destination refuses: ${message.message}`, { code, remedy });
-    }
-    throw new DirtmapError(`${message.type} arrived where ${type} was due`, { code: "OUT_OF_TURN" });
   }
 
   /** Sends what is underway, says goodbye, and waits for the peer to do so for at most two seconds. */
@@ -196,18 +141,9 @@ export class ControlConnection implements AsyncDisposable {
       for (const { body } of this.#reader.push(bytes)) {
         const message = decodeMessage(body);
         if (message.type === "PING") continue;
-        if (message.type === "ABORT") {
-          const { code, remedy } = message;
-          this.#fail(
-            new DirtmapError(`the other side gave up: ${message.message}`, {
-              code: "PEER_ABORTED",
-              remedy,
-              cause: new DirtmapError(message.message, { code }),
-            }),
-          );
-          return;
-        }
-        if (this.#waiter !== undefined) this.#waiter.resolve(message);
+        const waiter = this.#waiter;
+        this.#waiter = undefined;
+        if (waiter !== undefined) waiter.resolve(message);
         else {
           this.#queue.push({ message, bytes: body.length });
           this.#queuedBytes += body.length;
@@ -229,10 +165,11 @@ export class ControlConnection implements AsyncDisposable {
   }
 
   #fail(error: DirtmapError): void {
-    if (this.#lost.signal.aborted) return;
+    if (this.#lost !== undefined) return;
     clearInterval(this.#heartbeat);
-    this.#lost.abort(error);
+    this.#lost = error;
     this.#waiter?.reject(error);
+    this.#waiter = undefined;
     if (!this.#closing) this.#socket.destroy();
   }
 }
