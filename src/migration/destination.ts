@@ -10,7 +10,7 @@ import { DeviceStateReceiver } from "./device-state.js";
 import { type DestinationEvent, type DestinationState, destinationStep } from "./handover.js";
 import { type DestinationRecord, defaultJournalDirectory, Journal } from "./journal.js";
 import { type MigratableDevice, migratableDevices, runAll } from "./lock-step.js";
-import { type ControlLink, Peer } from "./peer.js";
+import { type ControlLink, Peer, UNTIL_LOST } from "./peer.js";
 import { problemOf } from "./source-handover.js";
 import { type ControlMessageOf, PROTOCOL_VERSION } from "./stream/messages.js";
 import { digestMessages, rootDigest } from "./verification.js";
@@ -153,7 +153,7 @@ class Destination {
       // A round may take any time; that the source is alive meanwhile is the connection's to watch.
       const message = await this.#peer.expect(
         ["ROUND_BEGIN", "ROUND_END", "DEVICE_STATE", "VCPU_STATE", "PREPARE"],
-        Number.POSITIVE_INFINITY,
+        UNTIL_LOST,
         this.#signal,
       );
       if (message.type === "DEVICE_STATE") {
@@ -161,7 +161,12 @@ class Destination {
         if (stream === undefined) {
           throw new DirtmapError(`there is no device '${message.device}'`, { code: "BAD_DEVICE_STATE" });
         }
-        await within(this.#timeouts.deviceMs, `${message.device} taking its state`, stream.write(message), this.#signal);
+        await within(
+          this.#timeouts.deviceMs,
+          `${message.device} taking its state`,
+          stream.write(message),
+          this.#signal,
+        );
       } else if (message.type === "VCPU_STATE") {
         vcpuState = message.data;
       } else if (message.type === "PREPARE") {

@@ -124,7 +124,8 @@ export class SourceHandover {
   async #decided({ decision, answer }: Decided, why: Error): Promise<HandoverOutcome> {
     try {
       const outcome = await this.#happened(decision, why);
-      if (outcome === null) throw new DirtmapError("the source does not wait for a decision", { code: "NOT_UNDECIDED" });
+      if (outcome === null)
+        throw new DirtmapError("the source does not wait for a decision", { code: "NOT_UNDECIDED" });
       const message =
         decision === "resume"
           ? "the source's machine runs again"
@@ -193,7 +194,10 @@ export class SourceHandover {
         try {
           this.#journal.record(effect.state);
         } catch (cause) {
-          const failed = new DirtmapError(`the journal can't be written: ${explain(cause)}`, { code: "JOURNAL", cause });
+          const failed = new DirtmapError(`the journal can't be written: ${explain(cause)}`, {
+            code: "JOURNAL",
+            cause,
+          });
           return await this.#happened("failed", failed);
         }
         return await this.#happened("recorded");
@@ -212,7 +216,11 @@ export function problemOf(error: unknown): { code: string; message: string; reme
   const limit = (text: string) => text.slice(0, 4096);
   if (error instanceof DirtmapError) {
     const { code, message, remedy } = error;
-    return { code: code.slice(0, 64), message: limit(message), ...(remedy === undefined ? {} : { remedy: limit(remedy) }) };
+    return {
+      code: code.slice(0, 64),
+      message: limit(message),
+      ...(remedy === undefined ? {} : { remedy: limit(remedy) }),
+    };
   }
   return { code: "INTERNAL", message: limit(explain(error)) };
 }

@@ -14,11 +14,11 @@ import { type ControlMessageOf, MAX_MESSAGE_DATA } from "./stream/messages.js";
 /** Bytes per page in the table. */
 const DIGEST_BYTES = 8;
 
-/** The table's hash that READY carries: the first 8 bytes of the SHA-256 over the arenas' tables, in order. */
+/** The hash that READY carries: the SHA-256 over the tables of the arenas, in order, in hexadecimal. */
 export function rootDigest({ arenas }: PageDigests): string {
   const hash = createHash("sha256");
   for (const arena of arenas) hash.update(bytesOf(arena));
-  return hash.digest("hex").slice(0, 16);
+  return hash.digest("hex");
 }
 
 /** A table cut into messages. */

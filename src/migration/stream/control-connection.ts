@@ -52,6 +52,7 @@ export class ControlConnection implements AsyncDisposable {
       options.explain ??
       ((cause) => new DirtmapError("the control connection broke", { code: "CONNECTION_LOST", cause }));
     socket.on("data", (bytes: Uint8Array) => this.#take(bytes));
+    socket.resume();
     socket.on("end", () => this.#ended());
     socket.on("close", () => this.#ended());
     socket.on("error", (error) => this.#fail(this.#explain(error)));
