@@ -29,7 +29,10 @@ export class PhaseClock {
   /** Milliseconds per phase, in order. */
   phases(): { phase: MigrationPhase; ms: number }[] {
     const end = this.#ended ?? performance.now();
-    return this.#phases.map(({ phase, since }, i) => ({ phase, ms: round((this.#phases[i + 1]?.since ?? end) - since) }));
+    return this.#phases.map(({ phase, since }, i) => ({
+      phase,
+      ms: round((this.#phases[i + 1]?.since ?? end) - since),
+    }));
   }
 }
 

@@ -1,7 +1,14 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { MiB, PAGE_SIZE } from "../memory/address.js";
-import { type Conditions, doesNotConverge, expectedDowntime, judge, type RoundFacts, throughput } from "./convergence.js";
+import {
+  type Conditions,
+  doesNotConverge,
+  expectedDowntime,
+  judge,
+  type RoundFacts,
+  throughput,
+} from "./convergence.js";
 
 const conditions: Conditions = {
   downtimeLimitMs: 50,
@@ -12,7 +19,10 @@ const conditions: Conditions = {
 };
 
 /** Facts of a migration of `ram` bytes at `speed` from a machine that dirties `rate` bytes per second of `footprint`. */
-function simulate(args: { ram: number; speed: number; rate: number; footprint: number; always?: number }, limits = conditions) {
+function simulate(
+  args: { ram: number; speed: number; rate: number; footprint: number; always?: number },
+  limits = conditions,
+) {
   const history: RoundFacts[] = [];
   let bytes = args.ram;
   for (;;) {
@@ -45,21 +55,25 @@ describe("convergence", () => {
       remainingBytes: fc.integer({ min: 0, max: 2 ** 40 }),
     });
     fc.assert(
-      fc.property(fc.array(facts, { minLength: 1, maxLength: 40 }), fc.integer({ min: 1, max: 5000 }), (rounds, limit) => {
-        const history = rounds.map(({ zeroShare, ...round }) => ({
-          ...round,
-          zeroPages: Math.floor(round.pages * zeroShare),
-          alwaysDirtyBytes: 0,
-          owners: [{ owner: "nic0", everything: false, bytes: round.remainingBytes }],
-        }));
-        const limits = { ...conditions, downtimeLimitMs: limit };
-        const last = history[history.length - 1];
-        const expected = expectedDowntime(last.remainingBytes, throughput(history, limits.bandwidth), limits);
-        const verdict = judge(history, limits);
-        expect(verdict.expectedDowntimeMs).toBe(expected);
-        expect(verdict.kind === "switch-over").toBe(expected <= limit);
-        if (history.length >= limits.maxRounds) expect(verdict.kind).not.toBe("continue");
-      }),
+      fc.property(
+        fc.array(facts, { minLength: 1, maxLength: 40 }),
+        fc.integer({ min: 1, max: 5000 }),
+        (rounds, limit) => {
+          const history = rounds.map(({ zeroShare, ...round }) => ({
+            ...round,
+            zeroPages: Math.floor(round.pages * zeroShare),
+            alwaysDirtyBytes: 0,
+            owners: [{ owner: "nic0", everything: false, bytes: round.remainingBytes }],
+          }));
+          const limits = { ...conditions, downtimeLimitMs: limit };
+          const last = history[history.length - 1];
+          const expected = expectedDowntime(last.remainingBytes, throughput(history, limits.bandwidth), limits);
+          const verdict = judge(history, limits);
+          expect(verdict.expectedDowntimeMs).toBe(expected);
+          expect(verdict.kind === "switch-over").toBe(expected <= limit);
+          if (history.length >= limits.maxRounds) expect(verdict.kind).not.toBe("continue");
+        },
+      ),
     );
   });
 
@@ -70,7 +84,12 @@ describe("convergence", () => {
         fc.double({ min: 1e8, max: 4e9, noNaN: true }),
         fc.double({ min: 0, max: 2, noNaN: true }),
         (ramMiB, speed, ratio) => {
-          const { verdict, rounds } = simulate({ ram: ramMiB * MiB, speed, rate: speed * ratio, footprint: ramMiB * MiB });
+          const { verdict, rounds } = simulate({
+            ram: ramMiB * MiB,
+            speed,
+            rate: speed * ratio,
+            footprint: ramMiB * MiB,
+          });
           expect(rounds).toBeLessThanOrEqual(conditions.maxRounds);
           if (ratio < 0.5) expect(verdict.kind).toBe("switch-over");
           if (ratio > 1.2 && (ramMiB * MiB) / speed > 0.1) expect(verdict.kind).toBe("does-not-converge");
@@ -80,7 +99,13 @@ describe("convergence", () => {
   });
 
   it("gives the untracked device as the reason as soon as one round has shown the speed", () => {
-    const { verdict, rounds } = simulate({ ram: 1024 * MiB, speed: 2e9, rate: 1e6, footprint: MiB, always: 1024 * MiB });
+    const { verdict, rounds } = simulate({
+      ram: 1024 * MiB,
+      speed: 2e9,
+      rate: 1e6,
+      footprint: MiB,
+      always: 1024 * MiB,
+    });
     expect(rounds).toBe(1);
     if (verdict.kind !== "does-not-converge") throw new Error(verdict.kind);
     expect(verdict.why).toBe("always-dirty");
@@ -94,24 +119,36 @@ describe("convergence", () => {
 
   it("advises a limit with which the same workload does converge", () => {
     fc.assert(
-      fc.property(fc.integer({ min: 256, max: 4096 }), fc.double({ min: 0, max: 3, noNaN: true }), fc.boolean(), (ramMiB, ratio, untracked) => {
-        const workload = {
-          ram: ramMiB * MiB,
-          speed: 1e9,
-          rate: 1e9 * ratio,
-          footprint: (ramMiB * MiB) / 2,
-          always: untracked ? ramMiB * MiB : 0,
-        };
-        const first = simulate(workload).verdict;
-        if (first.kind !== "does-not-converge") return;
-        const second = simulate(workload, { ...conditions, downtimeLimitMs: first.neededLimitMs }).verdict;
-        expect(second.kind).toBe("switch-over");
-      }),
+      fc.property(
+        fc.integer({ min: 256, max: 4096 }),
+        fc.double({ min: 0, max: 3, noNaN: true }),
+        fc.boolean(),
+        (ramMiB, ratio, untracked) => {
+          const workload = {
+            ram: ramMiB * MiB,
+            speed: 1e9,
+            rate: 1e9 * ratio,
+            footprint: (ramMiB * MiB) / 2,
+            always: untracked ? ramMiB * MiB : 0,
+          };
+          const first = simulate(workload).verdict;
+          if (first.kind !== "does-not-converge") return;
+          const second = simulate(workload, { ...conditions, downtimeLimitMs: first.neededLimitMs }).verdict;
+          expect(second.kind).toBe("switch-over");
+        },
+      ),
     );
   });
 
   it("does not take a mostly empty memory for a slow connection", () => {
-    const round: RoundFacts = { pages: 262144, zeroPages: 262144 - 4096, ms: 150, remainingBytes: 0, alwaysDirtyBytes: 0, owners: [] };
+    const round: RoundFacts = {
+      pages: 262144,
+      zeroPages: 262144 - 4096,
+      ms: 150,
+      remainingBytes: 0,
+      alwaysDirtyBytes: 0,
+      owners: [],
+    };
     expect(throughput([round], Number.POSITIVE_INFINITY)).toBeGreaterThan((16 * MiB) / 0.15);
     expect(throughput([{ ...round, pages: 100, zeroPages: 100 }], 1e6)).toBe(1e6);
   });

@@ -115,7 +115,9 @@ function ownersInTheWay({ owners }: RoundFacts): { owner: string; everything: bo
   const untracked = sorted.filter(({ everything }) => everything);
   if (untracked.length > 0) return untracked.map(({ owner, everything }) => ({ owner, everything }));
   const total = sorted.reduce((sum, { bytes }) => sum + bytes, 0);
-  return sorted.filter(({ bytes }, i) => i === 0 || bytes >= total / 4).map(({ owner, everything }) => ({ owner, everything }));
+  return sorted
+    .filter(({ bytes }, i) => i === 0 || bytes >= total / 4)
+    .map(({ owner, everything }) => ({ owner, everything }));
 }
 
 /** The error for a verdict `does-not-converge`: who is in the way, and what would work. */
@@ -128,17 +130,28 @@ export function doesNotConverge(
   const expected = Math.ceil(verdict.expectedDowntimeMs);
   const because = {
     "always-dirty": `all that ${names} may write counts as dirty at all times`,
-    "no-progress": names === "" ? "it takes that long without any dirty page" : `${names} dirtied memory as fast as it was sent`,
-    "max-rounds": names === "" ? "the rounds allowed were used up" : `the rounds allowed were used up, most of the rest is by ${names}`,
+    "no-progress":
+      names === "" ? "it takes that long without any dirty page" : `${names} dirtied memory as fast as it was sent`,
+    "max-rounds":
+      names === ""
+        ? "the rounds allowed were used up"
+        : `the rounds allowed were used up, most of the rest is by ${names}`,
   }[verdict.why];
   const raise = `raise --downtime-limit to ${verdict.neededLimitMs} ms`;
   const remedies =
     untracked.length > 0
-      ? [`suspend ${untracked.join(", ")} for the migration (--untracked suspend)`, "give it a tracker (--tracker)", raise]
+      ? [
+          `suspend ${untracked.join(", ")} for the migration (--untracked suspend)`,
+          "give it a tracker (--tracker)",
+          raise,
+        ]
       : ["lower their load", "use more --channels or --bandwidth", raise];
-  return new DirtmapError(`the migration doesn't converge: a downtime of ${expected} ms is expected and ${downtimeLimitMs} ms allowed; ${because}`, {
-    code: "DOES_NOT_CONVERGE",
-    attempted: `stop the machine for at most ${downtimeLimitMs} ms`,
-    remedy: `${remedies.slice(0, -1).join(", ")} or ${remedies[remedies.length - 1]}`,
-  });
+  return new DirtmapError(
+    `the migration doesn't converge: a downtime of ${expected} ms is expected and ${downtimeLimitMs} ms allowed; ${because}`,
+    {
+      code: "DOES_NOT_CONVERGE",
+      attempted: `stop the machine for at most ${downtimeLimitMs} ms`,
+      remedy: `${remedies.slice(0, -1).join(", ")} or ${remedies[remedies.length - 1]}`,
+    },
+  );
 }

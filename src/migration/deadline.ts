@@ -27,7 +27,6 @@ export const DEFAULT_TIMEOUTS: Timeouts = {
 
 /**
  * The promise's outcome, if it comes in time and before the signal.
- * @param ms Infinity: the signal, or the promise itself, is the bound
  * @param what is waited for, as a phrase: "READY from the destination"
  * @throws DirtmapError `TIMED_OUT`; the signal's reason
  */
@@ -42,9 +41,13 @@ export async function within<T>(ms: number, what: string, promise: Promise<T>, s
       promise.then(resolve, reject);
       onAbort = () => reject(signal?.reason);
       signal?.addEventListener("abort", onAbort, { once: true });
-      if (ms === Number.POSITIVE_INFINITY) return;
       timer = setTimeout(() => {
-        reject(new DirtmapError(`${what} did not come within ${ms} ms`, { code: "TIMED_OUT", attempted: `wait for ${what}` }));
+        reject(
+          new DirtmapError(`${what} did not come within ${ms} ms`, {
+            code: "TIMED_OUT",
+            attempted: `wait for ${what}`,
+          }),
+        );
       }, ms);
     });
   } finally {

@@ -121,9 +121,12 @@ export async function sendDecision(directory: string, migration: string, decisio
     throw new DirtmapError(answer.message, { code: "DECISION_REFUSED" });
   }
   if (record.state !== "given-up") {
-    throw new UsageError(`migration '${migration}' waits for no decision: its source is recorded as '${record.state}'`, {
-      code: "NOT_UNDECIDED",
-    });
+    throw new UsageError(
+      `migration '${migration}' waits for no decision: its source is recorded as '${record.state}'`,
+      {
+        code: "NOT_UNDECIDED",
+      },
+    );
   }
   if (decision === "abort") {
     Journal.reopenSource(directory, record).record("gone");

@@ -3,6 +3,7 @@ import type { MachineDescription } from "../host/description.js";
 import type { Machine } from "../host/host.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
 import { PhaseClock } from "./clock.js";
+import { type Control, expectMessage, UNTIL_LOST } from "./control.js";
 import type { PageReceiver } from "./data-plane.js";
 import { DEFAULT_TIMEOUTS, type Timeouts, within } from "./deadline.js";
 import type { Audit } from "./destination-report.js";
@@ -10,7 +11,6 @@ import { DeviceStateReceiver } from "./device-state.js";
 import { type DestinationEvent, type DestinationState, destinationStep } from "./handover.js";
 import { type DestinationRecord, defaultJournalDirectory, Journal } from "./journal.js";
 import { type MigratableDevice, migratableDevices, runAll } from "./lock-step.js";
-import { type ControlLink, Peer } from "./peer.js";
 import { problemOf } from "./source-handover.js";
 import { type ControlMessageOf, PROTOCOL_VERSION } from "./stream/messages.js";
 import { digestMessages, rootDigest } from "./verification.js";
@@ -19,7 +19,7 @@ import { digestMessages, rootDigest } from "./verification.js";
 export interface AcceptedSource {
   /** For messages and the journal. */
   readonly from: string;
-  readonly control: ControlLink;
+  readonly control: Control;
   /** Takes the page channels of this source from now on; they must show the token. */
   openReceiver(args: { memory: GuestMemory; channels: number }): Promise<{ receiver: PageReceiver; token: string }>;
 }
@@ -62,7 +62,7 @@ export async function receive(options: ReceiveOptions): Promise<ReceiveResult> {
 class Destination {
   readonly #options: ReceiveOptions;
   readonly #timeouts: Timeouts;
-  readonly #peer: Peer;
+  readonly #control: Control;
   readonly #clock = new PhaseClock();
   #signal: AbortSignal;
 
@@ -79,8 +79,8 @@ class Destination {
   constructor(options: ReceiveOptions) {
     this.#options = options;
     this.#timeouts = { ...DEFAULT_TIMEOUTS, ...options.timeouts };
-    this.#peer = new Peer(options.source.control);
-    this.#signal = AbortSignal.any([this.#peer.lost, ...(options.signal === undefined ? [] : [options.signal])]);
+    this.#control = options.source.control;
+    this.#signal = AbortSignal.any([this.#control.lost, ...(options.signal === undefined ? [] : [options.signal])]);
   }
 
   async run(): Promise<ReceiveResult> {
@@ -98,7 +98,7 @@ class Destination {
       return await this.#run();
     } finally {
       // What could not be closed is the other side's no more; the outcome stands.
-      await Promise.allSettled([this.#receiver?.[Symbol.asyncDispose](), this.#peer.close()]);
+      await Promise.allSettled([this.#receiver?.[Symbol.asyncDispose](), this.#control.close()]);
     }
   }
 
@@ -108,7 +108,7 @@ class Destination {
     this.#clock.enter("connecting");
     let refusal: unknown;
     try {
-      const hello = await this.#peer.expect(["HELLO"], this.#timeouts.peerMs, this.#signal);
+      const hello = await expectMessage(this.#control, ["HELLO"], this.#timeouts.peerMs, this.#signal);
       this.#hello = hello;
       if (hello.protocol !== PROTOCOL_VERSION) {
         throw new DirtmapError(
@@ -124,12 +124,12 @@ class Destination {
       const broken = new AbortController();
       receiver.failed.catch((error: unknown) => broken.abort(error));
       this.#signal = AbortSignal.any([this.#signal, broken.signal]);
-      await this.#peer.send({ type: "ACCEPT", software: SOFTWARE, token });
+      await this.#control.send({ type: "ACCEPT", software: SOFTWARE, token });
       return null;
     } catch (error) {
       refusal = error;
     }
-    await this.#peer.send({ type: "REFUSE", ...problemOf(refusal) }).catch(() => {});
+    await this.#control.send({ type: "REFUSE", ...problemOf(refusal) }).catch(() => {});
     this.#record("discarded");
     await this.#disposeMachine();
     return refusal as Error;
@@ -151,9 +151,10 @@ class Destination {
     let vcpuState: Uint8Array | undefined;
     for (;;) {
       // A round may take any time; that the source is alive meanwhile is the connection's to watch.
-      const message = await this.#peer.expect(
+      const message = await expectMessage(
+        this.#control,
         ["ROUND_BEGIN", "ROUND_END", "DEVICE_STATE", "VCPU_STATE", "PREPARE"],
-        Number.POSITIVE_INFINITY,
+        UNTIL_LOST,
         this.#signal,
       );
       if (message.type === "DEVICE_STATE") {
@@ -161,7 +162,12 @@ class Destination {
         if (stream === undefined) {
           throw new DirtmapError(`there is no device '${message.device}'`, { code: "BAD_DEVICE_STATE" });
         }
-        await within(this.#timeouts.deviceMs, `${message.device} taking its state`, stream.write(message), this.#signal);
+        await within(
+          this.#timeouts.deviceMs,
+          `${message.device} taking its state`,
+          stream.write(message),
+          this.#signal,
+        );
       } else if (message.type === "VCPU_STATE") {
         vcpuState = message.data;
       } else if (message.type === "PREPARE") {
@@ -189,7 +195,7 @@ class Destination {
   async #waitForGo(): Promise<void> {
     this.#clock.enter("handover");
     const until = performance.now() + this.#timeouts.goMs;
-    await this.#peer.expect(["GO"], this.#timeouts.goMs, this.#signal);
+    await expectMessage(this.#control, ["GO"], this.#timeouts.goMs, this.#signal);
     if (performance.now() > until) {
       throw new DirtmapError(`GO came later than ${this.#timeouts.goMs} ms after READY`, { code: "TIMED_OUT" });
     }
@@ -203,7 +209,7 @@ class Destination {
       await this.#happened("go");
     } catch (error) {
       if (this.#state !== "running") return await this.#discard(error as Error);
-      await this.#peer.send({ type: "RUN_FAILED", ...problemOf(error) }).catch(() => {});
+      await this.#control.send({ type: "RUN_FAILED", ...problemOf(error) }).catch(() => {});
       return { outcome: "run-failed", migration, machine, error: error as Error };
     }
     this.#clock.enter("running-at-destination");
@@ -214,7 +220,7 @@ class Destination {
       await new Promise((resolve) => setTimeout(resolve, runAfterMs));
       this.#clock.enter("auditing");
       const audit = (await this.#options.audit?.(machine)) ?? { stamps: null, written: {} };
-      await this.#peer.send({ type: "REPORT", report: { ...audit } });
+      await this.#control.send({ type: "REPORT", report: { ...audit } });
       this.#clock.end("completed");
     } catch (error) {
       // The machine runs; only the source does not learn all about it.
@@ -225,7 +231,7 @@ class Destination {
   }
 
   async #sendDigests(): Promise<void> {
-    for (const message of digestMessages(opened(this.#receiver).digests())) await this.#peer.send(message);
+    for (const message of digestMessages(opened(this.#receiver).digests())) await this.#control.send(message);
   }
 
   async #discard(error: Error): Promise<ReceiveResult> {
@@ -266,12 +272,12 @@ class Destination {
 
   async #say(message: "READY" | "RUNNING" | "ABORT", error?: Error): Promise<void> {
     if (message === "READY") {
-      await this.#peer.send({ type: "READY", rootDigest: rootDigest(opened(this.#receiver).digests()) });
+      await this.#control.send({ type: "READY", rootDigest: rootDigest(opened(this.#receiver).digests()) });
     } else if (message === "RUNNING") {
       // It runs, whether the source hears of it or not.
-      await this.#peer.send({ type: "RUNNING", resumeMs: this.#resumeMs }).catch(() => {});
+      await this.#control.send({ type: "RUNNING", resumeMs: this.#resumeMs }).catch(() => {});
     } else {
-      await this.#peer.send({ type: "ABORT", ...problemOf(error) }).catch(() => {});
+      await this.#control.send({ type: "ABORT", ...problemOf(error) }).catch(() => {});
     }
   }
 

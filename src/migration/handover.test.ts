@@ -49,7 +49,9 @@ const start: World = {
 
 /** The operator does what the error message says: `resume` only when the destination doesn't run and never will. */
 function destinationIsOver({ destination }: World): boolean {
-  return destination.crashed ? destination.disk !== "running" : destination.state === "discarded" && !destination.todo.length;
+  return destination.crashed
+    ? destination.disk !== "running"
+    : destination.state === "discarded" && !destination.todo.length;
 }
 
 /** Every world that may follow, each with the name of what happened. */
@@ -75,7 +77,8 @@ function successors(world: World, { sourceStep, destinationStep, sourceMayRun }:
   if (!world.cut) follow("cut", (next) => void (next.cut = true));
 
   if (source.crashed) {
-    if (sourceMayRun(source.disk) && !source.runs) follow("source restarts and runs", (next) => void (next.source.runs = true));
+    if (sourceMayRun(source.disk) && !source.runs)
+      follow("source restarts and runs", (next) => void (next.source.runs = true));
   } else {
     follow("source crashes", (next) => {
       next.source.crashed = true;
@@ -197,16 +200,21 @@ describe("the handover, over every interleaving of lost messages, crashes, full 
     expect(some(({ source, destination }) => source.state === "gone" && destination.runs)).toBe(true);
     expect(some(({ source }) => source.state === "taken-back" && source.runs)).toBe(true);
     expect(some(({ source, destination }) => source.state === "undecided" && destination.runs)).toBe(true);
-    expect(some(({ source, destination }) => source.state === "undecided" && destination.disk === "discarded")).toBe(true);
+    expect(some(({ source, destination }) => source.state === "undecided" && destination.disk === "discarded")).toBe(
+      true,
+    );
   });
 
   it("leaves neither side in a state that only a crash could end", () => {
     const { worlds } = explore(rules);
     for (const world of worlds) {
       const { source, destination } = world;
-      const next = successors(world, rules).map(([name]) => name).filter((name) => !/cut|crash/.test(name));
+      const next = successors(world, rules)
+        .map(([name]) => name)
+        .filter((name) => !/cut|crash/.test(name));
       const sourceEnded = source.crashed || source.state === "gone" || source.state === "taken-back";
-      const destinationEnded = destination.crashed || destination.state === "running" || destination.state === "discarded";
+      const destinationEnded =
+        destination.crashed || destination.state === "running" || destination.state === "discarded";
       if (!sourceEnded || !destinationEnded) expect(next, JSON.stringify(world)).not.toHaveLength(0);
     }
   });
@@ -235,7 +243,8 @@ describe("the model checker notices a handover", () => {
       "whose source says GO before it has given up durably",
       {
         sourceStep: (state, event) => {
-          if (state === "preparing" && event === "ready") return { state: "waiting", effects: [{ do: "send", message: "GO" }] };
+          if (state === "preparing" && event === "ready")
+            return { state: "waiting", effects: [{ do: "send", message: "GO" }] };
           return sourceStep(state, event);
         },
       },

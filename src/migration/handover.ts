@@ -110,7 +110,13 @@ export function destinationStep(
   switch (state) {
     case "loading":
       if (event === "loaded") {
-        return { state: "ready", effects: [{ do: "record", state: "ready" }, { do: "send", message: "READY" }] };
+        return {
+          state: "ready",
+          effects: [
+            { do: "record", state: "ready" },
+            { do: "send", message: "READY" },
+          ],
+        };
       }
       if (event === "failed") return discard();
       break;
@@ -119,7 +125,8 @@ export function destinationStep(
       if (event === "failed") return discard();
       break;
     case "starting":
-      if (event === "recorded") return { state: "running", effects: [{ do: "run" }, { do: "send", message: "RUNNING" }] };
+      if (event === "recorded")
+        return { state: "running", effects: [{ do: "run" }, { do: "send", message: "RUNNING" }] };
       // `running` may be on disk or not: overwritten before anything is said.
       if (event === "failed") return discard();
       break;
@@ -133,5 +140,11 @@ export function destinationStep(
 }
 
 function discard(): Step<DestinationState, DestinationEffect> {
-  return { state: "discarded", effects: [{ do: "record", state: "discarded" }, { do: "send", message: "ABORT" }] };
+  return {
+    state: "discarded",
+    effects: [
+      { do: "record", state: "discarded" },
+      { do: "send", message: "ABORT" },
+    ],
+  };
 }

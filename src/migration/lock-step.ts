@@ -28,7 +28,16 @@ export async function migratableDevices(machine: Machine): Promise<MigratableDev
         cause,
       });
     });
-    devices.push({ id: device.id, model: device.model, vfio: device.vfio, iommufd: device.iommufd, deviceId: device.deviceId, ioas: device.ioas, mdev: device.mdev, support });
+    devices.push({
+      id: device.id,
+      model: device.model,
+      vfio: device.vfio,
+      iommufd: device.iommufd,
+      deviceId: device.deviceId,
+      ioas: device.ioas,
+      mdev: device.mdev,
+      support,
+    });
   }
   const abrupt = devices.filter(({ support }) => !support.p2p);
   for (const { id: initiator } of abrupt) {

@@ -1,9 +1,9 @@
 import { DirtmapError, explain } from "../errors.js";
+import { type Control, expectMessage, isPeerAbort } from "./control.js";
 import type { Timeouts } from "./deadline.js";
 import { type Decided, DecisionListener } from "./decision.js";
 import { type SourceEvent, type SourceState, sourceStep } from "./handover.js";
 import type { Journal, SourceRecord } from "./journal.js";
-import { type Peer, PeerAborted } from "./peer.js";
 import type { ControlMessageOf } from "./stream/messages.js";
 
 /** How the handover ended, as far as the source can know. */
@@ -23,7 +23,7 @@ interface Answer {
 export class SourceHandover {
   #state: SourceState = "preparing";
   readonly #journal: Journal<SourceRecord>;
-  readonly #peer: Peer;
+  readonly #control: Control;
   readonly #timeouts: Timeouts;
   /** Devices and vCPUs run again when it resolves. */
   readonly #takeBack: () => Promise<void>;
@@ -31,13 +31,13 @@ export class SourceHandover {
 
   constructor(parts: {
     journal: Journal<SourceRecord>;
-    peer: Peer;
+    control: Control;
     timeouts: Timeouts;
     takeBack: () => Promise<void>;
     warn: (text: string) => void;
   }) {
     this.#journal = parts.journal;
-    this.#peer = parts.peer;
+    this.#control = parts.control;
     this.#timeouts = parts.timeouts;
     this.#takeBack = parts.takeBack;
     this.#warn = parts.warn;
@@ -124,7 +124,8 @@ export class SourceHandover {
   async #decided({ decision, answer }: Decided, why: Error): Promise<HandoverOutcome> {
     try {
       const outcome = await this.#happened(decision, why);
-      if (outcome === null) throw new DirtmapError("the source does not wait for a decision", { code: "NOT_UNDECIDED" });
+      if (outcome === null)
+        throw new DirtmapError("the source does not wait for a decision", { code: "NOT_UNDECIDED" });
       const message =
         decision === "resume"
           ? "the source's machine runs again"
@@ -140,14 +141,14 @@ export class SourceHandover {
   async #lateAnswer(stop: AbortSignal): Promise<Answer> {
     for (;;) {
       const answer = await this.#answer(this.#timeouts.peerMs, stop);
-      if (answer.event !== "silence" || this.#peer.lost.aborted || stop.aborted) return answer;
+      if (answer.event !== "silence" || this.#control.lost.aborted || stop.aborted) return answer;
     }
   }
 
   /** What the destination says to GO. */
   async #answer(ms: number, signal?: AbortSignal): Promise<Answer> {
     try {
-      const message = await this.#peer.expect(["RUNNING", "RUN_FAILED"], ms, signal);
+      const message = await expectMessage(this.#control, ["RUNNING", "RUN_FAILED"], ms, signal);
       if (message.type === "RUNNING") return { event: "running", error: new Error("it runs"), running: message };
       // It may have run for a moment, so this is no ground for taking the machine back without asking.
       const error = new DirtmapError(`the destination could not run the machine: ${message.message}`, {
@@ -156,7 +157,7 @@ export class SourceHandover {
       });
       return { event: "silence", error, running: null };
     } catch (error) {
-      const event = error instanceof PeerAborted ? "discarded" : "silence";
+      const event = isPeerAbort(error) ? "discarded" : "silence";
       return { event, error: error instanceof Error ? error : new Error(String(error)), running: null };
     }
   }
@@ -184,7 +185,7 @@ export class SourceHandover {
     for (const effect of effects) {
       if (effect.do === "send") {
         // A message that can't be sent is as good as lost: the time-outs of both sides deal with that.
-        await this.#peer
+        await this.#control
           .send(effect.message === "GO" ? { type: "GO" } : { type: "ABORT", ...problemOf(error) })
           .catch(() => {});
       } else if (effect.do === "take-back") {
@@ -193,7 +194,10 @@ export class SourceHandover {
         try {
           this.#journal.record(effect.state);
         } catch (cause) {
-          const failed = new DirtmapError(`the journal can't be written: ${explain(cause)}`, { code: "JOURNAL", cause });
+          const failed = new DirtmapError(`the journal can't be written: ${explain(cause)}`, {
+            code: "JOURNAL",
+            cause,
+          });
           return await this.#happened("failed", failed);
         }
         return await this.#happened("recorded");
@@ -212,7 +216,11 @@ export function problemOf(error: unknown): { code: string; message: string; reme
   const limit = (text: string) => text.slice(0, 4096);
   if (error instanceof DirtmapError) {
     const { code, message, remedy } = error;
-    return { code: code.slice(0, 64), message: limit(message), ...(remedy === undefined ? {} : { remedy: limit(remedy) }) };
+    return {
+      code: code.slice(0, 64),
+      message: limit(message),
+      ...(remedy === undefined ? {} : { remedy: limit(remedy) }),
+    };
   }
   return { code: "INTERNAL", message: limit(explain(error)) };
 }

@@ -4,8 +4,14 @@ import type { MachineDescription } from "../host/description.js";
 import type { Machine } from "../host/host.js";
 import { PAGE_SIZE } from "../memory/address.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
+import type { Policy } from "../tracking/choice.js";
+import { openDesign, type TrackingDesign } from "../tracking/designs.js";
 import type { DirtyRead, DirtySource } from "../tracking/dirty-source.js";
+import { chooseTrackers } from "../tracking/policy.js";
+import { probeMachine } from "../tracking/probe.js";
+import { type Suspension, suspendDevices } from "../tracking/suspension.js";
 import { PhaseClock, round as rounded } from "./clock.js";
+import { type Control, expectMessage } from "./control.js";
 import { type Conditions, doesNotConverge, judge, type RoundFacts } from "./convergence.js";
 import type { PageSender } from "./data-plane.js";
 import { DEFAULT_TIMEOUTS, type Timeouts, within } from "./deadline.js";
@@ -15,7 +21,6 @@ import { DeviceStateSender } from "./device-state.js";
 import { type MigrationPhase, publish } from "./events.js";
 import { defaultJournalDirectory, Journal, newMigrationId, type SourceRecord } from "./journal.js";
 import { type MigratableDevice, migratableDevices, startPrecopy, stopAll, takeDevicesBack } from "./lock-step.js";
-import { type ControlLink, Peer } from "./peer.js";
 import { ProgressMeter } from "./progress.js";
 import type { DestinationReport, MemoryComparison, MigrationReport, MigrationResult, RoundReport } from "./report.js";
 import { SourceHandover } from "./source-handover.js";
@@ -27,22 +32,9 @@ export interface SourceTransport {
   /** For messages and the journal: `tls://host:port`. */
   readonly destination: string;
   /** @throws UsageError where nobody can be reached there, or certificates don't fit */
-  connect(signal: AbortSignal): Promise<ControlLink>;
+  connect(signal: AbortSignal): Promise<Control>;
   /** Opens the page channels of the migration whose destination gave this token. */
   openSender(args: { memory: GuestMemory; token: string; channels: number; signal: AbortSignal }): Promise<PageSender>;
-}
-
-/** A device that is stopped before copying starts, so that it writes nothing. */
-export interface Suspension {
-  readonly device: string;
-  /** The device runs again and can be reached by P2P; a device that runs already is left as it is. */
-  resume(): Promise<void>;
-}
-
-/** What tells the migration which pages are dirty. */
-export interface Tracking {
-  readonly source: DirtySource;
-  suspend(device: string): Promise<Suspension>;
 }
 
 /** What a migration needs. */
@@ -50,11 +42,8 @@ export interface MigrateOptions {
   readonly machine: Machine;
   readonly description: MachineDescription;
   readonly transport: SourceTransport;
-  /** Decides on the trackers; called once, before anything is started. @throws UsageError where the policy can't be kept */
-  readonly openTracking: (machine: Machine) => Promise<Tracking>;
-  /** For the report. */
-  readonly policy: string;
-  readonly design: MigrationReport["design"];
+  readonly policy: Policy;
+  readonly design: TrackingDesign;
   /** From the pause of the vCPUs until the destination runs, as estimated before switching over. Default 300. */
   readonly downtimeLimitMs?: number;
   /** Bytes per second over all channels. Default: no limit. */
@@ -116,11 +105,11 @@ class Source {
   #signal: AbortSignal;
 
   #devices: MigratableDevice[] = [];
-  #tracking: Tracking | undefined;
-  #peer: Peer | undefined;
+  #tracking: DirtySource | undefined;
+  #suspension: Suspension | undefined;
+  #control: Control | undefined;
   #sender: PageSender | undefined;
   #handover: SourceHandover | undefined;
-  readonly #suspensions: { device: string; suspension: Suspension; since: number }[] = [];
   readonly #streams = new Map<string, DeviceStateSender>();
   readonly #rounds: RoundReport[] = [];
   readonly #warnings: string[] = [];
@@ -181,13 +170,15 @@ class Source {
 
   /** Finds out whether this can work at all, and who is on the other side. Nothing of the machine is touched. */
   async #connect(): Promise<SourceHandover> {
-    const { transport, description, channels = 2 } = this.#options;
+    const { transport, description, policy, design, channels = 2 } = this.#options;
     decisionSocket(this.#directory, this.#migration);
     this.#devices = await migratableDevices(this.#machine);
+    const choices = chooseTrackers(await probeMachine(this.#machine), policy);
     this.#signal.throwIfAborted();
-    this.#peer = new Peer(await transport.connect(this.#signal));
-    this.#signal = AbortSignal.any([this.#signal, this.#peer.lost]);
-    await this.#peer.send({
+    const control = await transport.connect(this.#signal);
+    this.#control = control;
+    this.#signal = AbortSignal.any([this.#signal, control.lost]);
+    await control.send({
       type: "HELLO",
       protocol: PROTOCOL_VERSION,
       software: SOFTWARE,
@@ -197,7 +188,7 @@ class Source {
       verify: this.#options.verify ?? "after",
       runAfterMs: this.#options.runAfterMs ?? 0,
     });
-    const answer = await this.#peer.expect(["ACCEPT", "REFUSE"], this.#timeouts.acceptMs, this.#signal);
+    const answer = await expectMessage(control, ["ACCEPT", "REFUSE"], this.#timeouts.acceptMs, this.#signal);
     if (answer.type === "REFUSE") {
       throw new UsageError(`${transport.destination} refuses the machine: ${answer.message}`, {
         code: answer.code,
@@ -212,11 +203,11 @@ class Source {
     });
     this.#sender.setBandwidth(this.#bandwidth);
     // The last thing that may refuse: from here on, tracking may have changed how devices are attached.
-    this.#tracking = await this.#options.openTracking(this.#machine);
+    this.#tracking = await openDesign(design, this.#machine, choices, { signal: this.#signal });
     const journal: Journal<SourceRecord> = Journal.source(this.#directory, this.#migration, transport.destination);
     this.#handover = new SourceHandover({
       journal,
-      peer: this.#peer,
+      control,
       timeouts: this.#timeouts,
       takeBack: () => this.#takeBack(),
       warn: (text) => this.#warnings.push(text),
@@ -226,26 +217,20 @@ class Source {
 
   /** Stops the devices that nothing tracks and that the operator would rather have silent. */
   async #suspend(): Promise<void> {
-    const tracking = this.#trackingOn;
-    for (const { device, suspend } of tracking.source.choices) {
-      if (!suspend) continue;
-      this.#signal.throwIfAborted();
-      const since = performance.now();
-      const suspension = await within(this.#timeouts.deviceMs, `${device} suspended`, tracking.suspend(device));
-      this.#suspensions.push({ device, suspension, since });
-    }
+    const suspending = suspendDevices(this.#machine, this.#trackingOn.choices);
+    this.#suspension = await within(this.#timeouts.deviceMs, "the suspension of devices", suspending);
   }
 
   /** All trackers on, before the first byte is copied. */
   async #track(): Promise<void> {
-    await this.#trackingOn.source.start(this.#signal);
+    await this.#trackingOn.start(this.#signal);
     this.#devicesTouched = true;
     await startPrecopy(this.#devices, this.#suspended, this.#timeouts.deviceMs, this.#openStream);
   }
 
   /** Rounds until what is left can be moved within the downtime limit. Returns the number of the last one. */
   async #preCopy(): Promise<number> {
-    const { source } = this.#trackingOn;
+    const source = this.#trackingOn;
     const { deviceMs } = this.#timeouts;
     const history: RoundFacts[] = [];
     this.#pending.setAll();
@@ -271,7 +256,9 @@ class Source {
         alwaysDirtyBytes: read.always?.bytes ?? 0,
         owners: Object.entries(read.byOwner).map(([owner, { reported }]) => ({
           owner,
-          everything: source.choices.some(({ device, tracker, suspend }) => device === owner && tracker === "everything" && !suspend),
+          everything: source.choices.some(
+            ({ device, tracker, suspend }) => device === owner && tracker === "everything" && !suspend,
+          ),
           bytes: reported * PAGE_SIZE,
         })),
       });
@@ -290,7 +277,7 @@ class Source {
     this.#vcpusPaused = true;
     await within(this.#timeouts.deviceMs, "the pause of the vCPUs", this.#machine.vcpus.pause());
     await stopAll(this.#devices, this.#suspended, this.#timeouts.deviceMs, this.#openStream);
-    const reading = this.#trackingOn.source.read({ quiesced: true, final: true });
+    const reading = this.#trackingOn.read({ quiesced: true, final: true });
     const read = await within(this.#timeouts.deviceMs, "the last dirty pages", reading);
     this.#options.hooks?.afterRead?.(lastRound + 1, read.dirty);
     this.#noteFailures(lastRound + 1, read);
@@ -301,7 +288,7 @@ class Source {
 
   /** Moves the rest: pages, device states, vCPUs. Resolves when the destination has it all, verified. */
   async #stopCopy(round: number): Promise<void> {
-    const peer = this.#destinationPeer;
+    const control = this.#connection;
     const [sent] = await Promise.all([
       this.#send(round, "stop-copy"),
       ...[...this.#streams.values()].map((stream) => stream.sendRest(this.#signal)),
@@ -311,9 +298,9 @@ class Source {
     if (data.length > MAX_MESSAGE_DATA) {
       throw new DirtmapError(`the vCPUs' state has ${data.length} bytes`, { code: "BAD_VCPU_STATE" });
     }
-    await peer.send({ type: "VCPU_STATE", data });
-    await peer.send({ type: "PREPARE", round });
-    const { rootDigest } = await peer.expect(["READY"], this.#timeouts.readyMs, this.#signal);
+    await control.send({ type: "VCPU_STATE", data });
+    await control.send({ type: "PREPARE", round });
+    const { rootDigest } = await expectMessage(control, ["READY"], this.#timeouts.readyMs, this.#signal);
     this.#rootDigest = rootDigest;
   }
   #rootDigest = "";
@@ -334,7 +321,7 @@ class Source {
       return this.#end("indeterminate", this.#givenUp());
     }
     if (this.#outageSince !== undefined) this.#downtimeMs = performance.now() - this.#outageSince;
-    this.#resumedAt = performance.now();
+    this.#noteResumed();
     await this.#enter("running-at-destination");
     try {
       if (this.#options.verify !== "before") {
@@ -349,20 +336,21 @@ class Source {
     }
     return this.#end("completed");
   }
-  #resumedAt: number | undefined;
 
   /** Compares this memory, which nothing writes any more, with the destination's as it was before GO. */
   async #verify(signal?: AbortSignal): Promise<void> {
-    const peer = this.#destinationPeer;
+    const control = this.#connection;
     const table = new DigestTable(this.#machine.memory);
     const digesting = this.#pageSender.digest();
     digesting.catch(() => {});
-    while (!table.add(await peer.expect(["DIGESTS"], this.#timeouts.peerMs, signal)));
+    while (!table.add(await expectMessage(control, ["DIGESTS"], this.#timeouts.peerMs, signal)));
     if (rootDigest(table.digests) !== this.#rootDigest) {
-      throw new DirtmapError("the destination's page digests are not those that it was ready with", { code: "BAD_DIGESTS" });
+      throw new DirtmapError("the destination's page digests are not those that it was ready with", {
+        code: "BAD_DIGESTS",
+      });
     }
     const ours = await within(this.#timeouts.peerMs, "the digests of this memory", digesting, signal);
-    const owners = (arena: number, page: number) => this.#trackingOn.source.ledger.ownersOf(arena, page);
+    const owners = (arena: number, page: number) => this.#trackingOn.ledger.ownersOf(arena, page);
     this.#memory = compareDigests(this.#machine.memory, ours, table.digests, owners);
     if (this.#memory.pagesDifferent > 0 && signal !== undefined) throw different(this.#memory);
   }
@@ -370,7 +358,7 @@ class Source {
   /** Waits until the workload has run on at the destination, and takes its findings. */
   async #audit(resumeMs: number): Promise<void> {
     const waitMs = (this.#options.runAfterMs ?? 0) + AUDIT_MS;
-    const { report } = await this.#destinationPeer.expect(["REPORT"], waitMs);
+    const { report } = await expectMessage(this.#connection, ["REPORT"], waitMs);
     this.#destination = parseDestinationReport(report, resumeMs);
   }
 
@@ -383,37 +371,50 @@ class Source {
       const except = this.#outageSince === undefined ? this.#suspended : new Set<string>();
       this.#warnings.push(...(await takeDevicesBack(this.#devices, except, deviceMs)));
     }
-    for (const { device, suspension } of this.#suspensions) {
-      await within(deviceMs, `${device} running again`, suspension.resume()).catch((error: unknown) => {
-        this.#warnings.push(`${device} could not be resumed: ${explain(error)}`);
-      });
-    }
+    await this.#tried("suspended devices running again", this.#suspension?.resume());
     if (this.#vcpusPaused) {
       this.#vcpusPaused = false;
-      await within(deviceMs, "the vCPUs running again", this.#machine.vcpus.resume()).catch((error: unknown) => {
-        this.#warnings.push(`the vCPUs could not be resumed: ${explain(error)}`);
-      });
+      await this.#tried("the vCPUs running again", this.#machine.vcpus.resume());
     }
-    this.#resumedAt = performance.now();
+    this.#noteResumed();
   }
+
+  /** What must not keep the rest from being taken back becomes a warning. */
+  async #tried(what: string, doing: Promise<void> | undefined): Promise<void> {
+    if (doing === undefined) return;
+    await within(this.#timeouts.deviceMs, what, doing).catch((error: unknown) => {
+      this.#warnings.push(`${what}: ${explain(error)}`);
+    });
+  }
+
+  /** Devices run again, here or there: the suspended ones' outage is over. */
+  #noteResumed(): void {
+    const { devices, suspendedMs } = this.#suspension ?? { devices: [], suspendedMs: () => 0 };
+    for (const device of devices) this.#suspendedMs.set(device, suspendedMs(device));
+  }
+  readonly #suspendedMs = new Map<string, number>();
 
   /** Ends what the migration opened. The machine itself is the caller's. */
   async #letGo(): Promise<void> {
     this.#progress.stop();
     await this.#closeStreams();
-    const closing = [this.#sender?.[Symbol.asyncDispose](), this.#peer?.close(), this.#tracking?.source[Symbol.asyncDispose]()];
+    const closing = [
+      this.#sender?.[Symbol.asyncDispose](),
+      this.#control?.close(),
+      this.#tracking?.[Symbol.asyncDispose](),
+    ];
     for (const result of await Promise.allSettled(closing)) {
       if (result.status === "rejected") this.#warnings.push(explain(result.reason));
     }
   }
 
   async #send(round: number, phase: RoundReport["phase"]) {
-    const peer = this.#destinationPeer;
+    const control = this.#connection;
     this.#progress.begin(round, this.#pageSender, this.#pending.bytes);
-    await peer.send({ type: "ROUND_BEGIN", round, phase, pages: this.#pending.count() });
+    await control.send({ type: "ROUND_BEGIN", round, phase, pages: this.#pending.count() });
     const sent = await this.#pageSender.sendRound(round, this.#pending, this.#signal);
     const { pages, zeroPages, bytes } = sent;
-    await peer.send({ type: "ROUND_END", round, pages, zeroPages, bytes });
+    await control.send({ type: "ROUND_END", round, pages, zeroPages, bytes });
     return sent;
   }
 
@@ -425,7 +426,9 @@ class Source {
 
   #noteFailures(round: number, read: DirtyRead): void {
     for (const { owner, error } of read.failures) {
-      this.#warnings.push(`the tracker of ${owner} failed in round ${round}, all that it covers counted as dirty: ${explain(error)}`);
+      this.#warnings.push(
+        `the tracker of ${owner} failed in round ${round}, all that it covers counted as dirty: ${explain(error)}`,
+      );
     }
   }
 
@@ -448,8 +451,11 @@ class Source {
     await this.#options.hooks?.beforePhase?.(phase);
   }
 
-  readonly #openStream = (device: MigratableDevice, stream: ConstructorParameters<typeof DeviceStateSender>[1]): void => {
-    this.#streams.set(device.id, new DeviceStateSender(device.id, stream, (message) => this.#destinationPeer.send(message)));
+  readonly #openStream = (
+    device: MigratableDevice,
+    stream: ConstructorParameters<typeof DeviceStateSender>[1],
+  ): void => {
+    this.#streams.set(device.id, new DeviceStateSender(device.id, stream, (message) => this.#connection.send(message)));
   };
 
   async #closeStreams(): Promise<void> {
@@ -489,8 +495,7 @@ class Source {
 
   #end(result: MigrationResult, error?: unknown): MigrationReport {
     this.#progress.stop();
-    const now = performance.now();
-    const tracking = this.#tracking?.source;
+    const tracking = this.#tracking;
     const stamps = this.#destination?.stamps;
     const stampsWhole = stamps == null || stamps.problems.length === 0;
     this.#clock.end(result, error === undefined ? undefined : explain(error));
@@ -507,7 +512,7 @@ class Source {
       phases: this.#clock.phases(),
       rounds: this.#rounds,
       devices: (tracking?.choices ?? []).map((choice) => {
-        const suspended = this.#suspensions.find(({ device }) => device === choice.device);
+        const { device } = choice;
         return {
           id: choice.device,
           model: this.#machine.devices.find(({ id }) => id === choice.device)?.model ?? "",
@@ -516,11 +521,11 @@ class Source {
           reason: choice.reason,
           alternatives: choice.alternatives,
           ...(tracking?.ledger.device(choice.device) ?? { pagesReported: null, pagesExclusive: null, readMs: 0 }),
-          suspendedMs: suspended === undefined ? 0 : rounded((this.#resumedAt ?? now) - suspended.since),
+          suspendedMs: rounded(this.#suspendedMs.get(device) ?? this.#suspension?.suspendedMs(device) ?? 0),
         };
       }),
       design: this.#options.design,
-      policy: this.#options.policy,
+      policy: this.#options.policy.order,
       memory: this.#memory,
       destination: this.#destination,
       warnings: this.#warnings,
@@ -533,15 +538,15 @@ class Source {
   }
 
   get #suspended(): ReadonlySet<string> {
-    return new Set(this.#suspensions.map(({ device }) => device));
+    return new Set(this.#suspension?.devices);
   }
 
-  get #trackingOn(): Tracking {
+  get #trackingOn(): DirtySource {
     return opened(this.#tracking);
   }
 
-  get #destinationPeer(): Peer {
-    return opened(this.#peer);
+  get #connection(): Control {
+    return opened(this.#control);
   }
 
   get #pageSender(): PageSender {

@@ -1,0 +1,244 @@
+import { createHash } from "node:crypto";
+import { mkdtempSync, rmSync } from "node:fs";
+import { createConnection, createServer, type Socket } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { forEachRun } from "../../src/bitmap/dirty-bitmap.js";
+import type { RamBitmap } from "../../src/bitmap/ram-bitmap.js";
+import { DirtmapError } from "../../src/errors.js";
+import { type MachineDescription, machineSchema } from "../../src/host/description.js";
+import { MiB, PAGE_SIZE } from "../../src/memory/address.js";
+import type { GuestMemory } from "../../src/memory/guest-memory.js";
+import type { PageDigests, PageReceiver, PageSender } from "../../src/migration/data-plane.js";
+import { type ReceiveOptions, type ReceiveResult, receive } from "../../src/migration/destination.js";
+import type { MigrationReport } from "../../src/migration/report.js";
+import { type MigrateOptions, migrate } from "../../src/migration/source.js";
+import { FRAME_HEADER_BYTES } from "../../src/migration/stream/frame.js";
+import { connectControl } from "../../src/migration/transport/connect.js";
+import { listen } from "../../src/migration/transport/listener.js";
+import { DEFAULT_POLICY } from "../../src/tracking/choice.js";
+import { FakeMachine, type FakeOptions, Witness } from "./fake-machine.js";
+
+/*
+ * A source and a destination in one process. The control connection is a real one, over TCP, through a proxy that can
+ * damage it; pages are copied from memory to memory, so that a test decides about each of them.
+ */
+
+/** What the proxy between the two does to one direction, frame by frame. */
+export interface Damage {
+  /** Frames from the source that arrive; then the connection is cut. */
+  cutAfterToDestination?: number;
+  /** Frames from the destination that arrive; then the connection is cut. */
+  cutAfterToSource?: number;
+  /** Called with each whole frame; returns what arrives instead; null: nothing more ever arrives, without an end. */
+  toDestination?: (frame: Buffer, index: number) => Buffer | null;
+  toSource?: (frame: Buffer, index: number) => Buffer | null;
+}
+
+/** A TCP proxy that knows frames. */
+export async function proxy(port: number, damage: Damage): Promise<{ port: number; close: () => void; frames: number[] }> {
+  const sockets = new Set<Socket>();
+  const frames = [0, 0];
+  const server = createServer((client) => {
+    const upstream = createConnection({ host: "127.0.0.1", port });
+    const cut = () => {
+      client.destroy();
+      upstream.destroy();
+    };
+    const relay = (from: Socket, to: Socket, direction: number, limit: number, change: Damage["toSource"]) => {
+      let buffer = Buffer.alloc(0);
+      let stuck = false;
+      from.on("data", (data: Buffer) => {
+        if (stuck) return;
+        buffer = Buffer.concat([buffer, data]);
+        while (buffer.length >= FRAME_HEADER_BYTES) {
+          const bytes = FRAME_HEADER_BYTES + buffer.readUInt32LE(24) + buffer.readUInt32LE(28);
+          if (buffer.length < bytes) break;
+          const frame = buffer.subarray(0, bytes);
+          buffer = buffer.subarray(bytes);
+          const index = frames[direction]++;
+          if (index >= limit) return cut();
+          const changed = change === undefined ? frame : change(frame, index);
+          if (changed === null) {
+            stuck = true;
+            return;
+          }
+          to.write(changed);
+        }
+      });
+      from.on("end", () => !stuck && to.end());
+      from.on("error", cut);
+      from.on("close", () => !stuck && to.end());
+    };
+    sockets.add(client).add(upstream);
+    relay(client, upstream, 0, damage.cutAfterToDestination ?? Number.POSITIVE_INFINITY, damage.toDestination);
+    relay(upstream, client, 1, damage.cutAfterToSource ?? Number.POSITIVE_INFINITY, damage.toSource);
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const address = server.address();
+  return {
+    port: typeof address === "object" && address !== null ? address.port : 0,
+    frames,
+    close: () => {
+      server.close();
+      for (const socket of sockets) socket.destroy();
+    },
+  };
+}
+
+/** Pages that go from one memory into the other, with digests of what lies in the other. */
+class DirectPages {
+  #to: GuestMemory | undefined;
+  #table: PageDigests = { arenas: [] };
+  /** Called before each page is stored; false: the page is lost. */
+  onPage: (arena: number, page: number) => boolean = () => true;
+  /** Rejects the round when it resolves to an error. */
+  failRound: (round: number) => Error | null = () => null;
+  #break: (error: Error) => void = () => {};
+
+  /** Breaks the destination's end. */
+  breakReceiver(error: Error): void {
+    this.#break(error);
+  }
+
+  receiver(memory: GuestMemory): PageReceiver {
+    this.#to = memory;
+    this.#table = digestsOf(memory);
+    const failed = new Promise<never>((_, reject) => {
+      this.#break = reject;
+    });
+    failed.catch(() => {});
+    return { failed, digests: () => this.#table, [Symbol.asyncDispose]: async () => {} };
+  }
+
+  sender(from: GuestMemory): PageSender {
+    return {
+      sendRound: async (round: number, pages: RamBitmap, signal: AbortSignal) => {
+        const to = this.#to;
+        if (to === undefined) throw new DirtmapError("nobody receives", { code: "CHANNEL_LOST" });
+        const since = performance.now();
+        // Devices and vCPUs write while a round is under way.
+        await new Promise((resolve) => setTimeout(resolve, 2));
+        signal.throwIfAborted();
+        const failure = this.failRound(round);
+        if (failure !== null) throw failure;
+        let count = 0;
+        pages.arenas.forEach((words, arena) => {
+          forEachRun(words, words.length * 32, (first, length) => {
+            for (let page = first; page < first + length; page++) {
+              count++;
+              if (!this.onPage(arena, page)) continue;
+              const at = page * PAGE_SIZE;
+              to.arenas[arena].u8.set(from.arenas[arena].u8.subarray(at, at + PAGE_SIZE), at);
+              this.#table.arenas[arena][page] = digestOf(to, arena, page);
+            }
+          });
+        });
+        return { pages: count, zeroPages: 0, bytes: count * PAGE_SIZE, ms: performance.now() - since };
+      },
+      progress: () => ({ pages: 0, bytes: 0 }),
+      setBandwidth: () => {},
+      digest: async () => digestsOf(from),
+      [Symbol.asyncDispose]: async () => {},
+    };
+  }
+}
+
+function digestsOf(memory: GuestMemory): PageDigests {
+  return {
+    arenas: memory.arenas.map(({ ramPages }, arena) => {
+      const table = new BigUint64Array(new SharedArrayBuffer(ramPages * 8));
+      for (let page = 0; page < ramPages; page++) table[page] = digestOf(memory, arena, page);
+      return table;
+    }),
+  };
+}
+
+function digestOf(memory: GuestMemory, arena: number, page: number): bigint {
+  const bytes = memory.arenas[arena].u8.subarray(page * PAGE_SIZE, (page + 1) * PAGE_SIZE);
+  return createHash("md5").update(bytes).digest().readBigUInt64LE();
+}
+
+export const description: MachineDescription = machineSchema.parse({ memory: 8 * MiB, vcpus: { count: 1 }, devices: [] });
+
+export interface Loopback {
+  readonly witness: Witness;
+  readonly source: FakeMachine;
+  /** The destination's machine, once it was made. */
+  destination: FakeMachine | undefined;
+  readonly pages: DirectPages;
+  readonly journals: string;
+  /** Frames that passed the proxy, to the destination and to the source. */
+  readonly frames: readonly number[];
+  migrate(options?: Partial<MigrateOptions>): Promise<MigrationReport>;
+  /** How the destination's receive ended. */
+  readonly received: Promise<ReceiveResult>;
+  close(): Promise<void>;
+}
+
+/** Time-outs for tests: long enough for a busy machine, short enough to wait for. */
+const TIMEOUTS = { acceptMs: 2000, deviceMs: 500, readyMs: 1500, runningMs: 500, goMs: 1500, peerMs: 2000 };
+
+/** Starts a destination, and offers to migrate a running machine to it. */
+export async function loopback(
+  args: { damage?: Damage; machine?: Partial<FakeOptions>; receive?: Partial<ReceiveOptions> } = {},
+): Promise<Loopback> {
+  const witness = new Witness();
+  const journals = mkdtempSync(join(tmpdir(), "dirtmap-test-"));
+  const source = new FakeMachine({ name: "source", witness, running: true, ...args.machine });
+  const pages = new DirectPages();
+  const listener = await listen({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: 0 } });
+  const between = await proxy(listener.endpoint.port, args.damage ?? {});
+  const endpoint = { scheme: "tcp", host: "127.0.0.1", port: between.port } as const;
+
+  const result: Loopback = {
+    witness,
+    source,
+    destination: undefined,
+    pages,
+    journals,
+    frames: between.frames,
+    received: (async () => {
+      const control = await listener.acceptControl();
+      return await receive({
+        source: {
+          from: "test",
+          control,
+          openReceiver: async ({ memory }) => ({ receiver: pages.receiver(memory), token: "0".repeat(64) }),
+        },
+        createMachine: async () => {
+          result.destination = new FakeMachine({ name: "destination", witness, ...args.machine, running: false });
+          return result.destination;
+        },
+        journalDirectory: journals,
+        timeouts: TIMEOUTS,
+        ...args.receive,
+      });
+    })(),
+    migrate: (options = {}) =>
+      migrate({
+        machine: source,
+        description,
+        transport: {
+          destination: `tcp://127.0.0.1:${between.port}`,
+          connect: (signal) => connectControl({ endpoint, signal }),
+          openSender: async ({ memory }) => pages.sender(memory),
+        },
+        policy: DEFAULT_POLICY,
+        design: "split",
+        downtimeLimitMs: 200,
+        journalDirectory: journals,
+        timeouts: TIMEOUTS,
+        ...options,
+      }),
+    close: async () => {
+      between.close();
+      await listener[Symbol.asyncDispose]();
+      source.kill();
+      result.destination?.kill();
+      rmSync(journals, { recursive: true, force: true });
+    },
+  };
+  result.received.catch(() => {});
+  return result;
+}
