@@ -1,6 +1,7 @@
 import { type DirtyBitmap, forEachRun, setBits } from "../bitmap/dirty-bitmap.js";
 import type { RamBitmap } from "../bitmap/ram-bitmap.js";
-import { type Iova, iovaOf, PAGE_SIZE, type PageNumber, pageOf } from "../memory/address.js";
+import { overlap } from "../bitmap/ranges.js";
+import { iovaOf, PAGE_SIZE, type PageNumber, pageOf } from "../memory/address.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
 import type { TrackedRange } from "./tracker.js";
 
@@ -24,16 +25,6 @@ export function writeableAreas(memory: GuestMemory): MappedArea[] {
       length: BigInt(pages) * BigInt(PAGE_SIZE),
       guestPage: firstPage,
     }));
-}
-
-/** True where the two have an address in common. */
-export function overlap(a: TrackedRange, b: TrackedRange): boolean {
-  return a.iova < b.iova + b.length && b.iova < a.iova + a.length;
-}
-
-/** True where `inner` lies in `outer` as a whole. */
-export function contains(outer: TrackedRange, inner: TrackedRange): boolean {
-  return outer.iova <= inner.iova && inner.iova + inner.length <= outer.iova + outer.length;
 }
 
 /** Marks all that an area maps. */
@@ -91,50 +82,6 @@ function addWords(into: Uint32Array, dirty: DirtyBitmap, { from, to, arenaPage, 
     const end = Math.min(to, Math.ceil((first + count) * pagesPerBit + shift));
     if (start < end) setBits(into, arenaPage + start, end - start);
   });
-}
-
-/** Sorts stretches and joins those that overlap or touch. */
-export function joined(ranges: readonly TrackedRange[]): TrackedRange[] {
-  const sorted = [...ranges].sort((a, b) => (a.iova < b.iova ? -1 : a.iova > b.iova ? 1 : 0));
-  const result: { iova: Iova; length: bigint }[] = [];
-  for (const { iova, length } of sorted) {
-    const last = result.at(-1);
-    if (last === undefined || iova > last.iova + last.length) {
-      result.push({ iova, length });
-    } else if (iova + length > last.iova + last.length) {
-      last.length = iova + length - last.iova;
-    }
-  }
-  return result;
-}
-
-/**
- * The stretches that a device's log is asked for: rounded outwards to the granule (VFIO_DEVICE_FEATURE_DMA_LOGGING_START
- * refuses others), and where they are more than the device takes, joined across the smallest gaps.
- */
-export function loggingRanges(ranges: readonly TrackedRange[], granule: number, maxRanges: number): TrackedRange[] {
-  const unit = BigInt(granule);
-  const rounded = ranges.map(({ iova, length }) => {
-    const start = iova - (iova % unit);
-    const end = ((iova + length + unit - 1n) / unit) * unit;
-    return { iova: start, length: end - start };
-  });
-  const result = joined(rounded);
-  while (result.length > Math.max(1, maxRanges)) {
-    let smallest = 1;
-    for (let i = 2; i < result.length; i++) {
-      if (gapBefore(result, i) < gapBefore(result, smallest)) smallest = i;
-    }
-    const left = result[smallest - 1];
-    const right = result[smallest];
-    result.splice(smallest - 1, 2, { iova: left.iova, length: right.iova + right.length - left.iova });
-  }
-  return result;
-}
-
-function gapBefore(ranges: readonly TrackedRange[], index: number): bigint {
-  const left = ranges[index - 1];
-  return ranges[index].iova - left.iova - left.length;
 }
 
 /** The page behind the last byte of all that is mapped: what a device's log must reach. */

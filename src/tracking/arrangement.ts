@@ -9,6 +9,7 @@ export interface ArrangedDomain {
   readonly iommufd: Iommufd;
   /** The HWPT, or the emulated IOMMU. */
   readonly id: ObjectId;
+  readonly type: DomainChoice["type"];
   readonly dirtyTracking: boolean;
   /** In the order of the choices. */
   readonly devices: readonly string[];
@@ -56,7 +57,7 @@ export async function arrange(
   }
   return {
     domains: domains.map(({ iommufd, id, choice, devices }) => {
-      return { iommufd, id, dirtyTracking: choice.dirtyTracking, devices };
+      return { iommufd, id, type: choice.type, dirtyTracking: choice.dirtyTracking, devices };
     }),
     ioases: ioases.all(),
     [Symbol.asyncDispose]: () => undo.undo(),

@@ -1,8 +1,9 @@
 import { RamBitmap } from "../bitmap/ram-bitmap.js";
+import { contains, overlap } from "../bitmap/ranges.js";
 import { DirtmapError, explain } from "../errors.js";
 import { hex } from "../memory/address.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
-import { addArea, addDirty, contains, type MappedArea, overlap, writeableAreas } from "./areas.js";
+import { addArea, addDirty, type MappedArea, writeableAreas } from "./areas.js";
 import type { DirtyRead } from "./dirty-source.js";
 import { Ledger, ledgerKey, type OwnerPages } from "./ledger.js";
 import type { DirtyTracker, TrackedRange, TrackingSession } from "./tracker.js";

@@ -130,7 +130,7 @@ function deviceRequests(
   const requests: TrackerRequest[] = domains
     .filter(({ dirtyTracking }) => dirtyTracking)
     .map((domain) => ({
-      tracker: iommuTracker({ iommufd: domain.iommufd, hwpt: domain.id, owner: ownerOf(domain) }),
+      tracker: iommuTracker({ ...domain, hwpt: domain.id, owner: ownerOf(domain) }),
       granule: null,
     }));
   for (const { device: id, tracker, granule, suspend } of choices) {

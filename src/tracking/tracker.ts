@@ -1,15 +1,12 @@
 import type { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
-import type { Iova } from "../memory/address.js";
+import type { IovaStretch } from "../bitmap/ranges.js";
 
 /** The sources of dirty bits. */
 export const TRACKER_KINDS = ["iommu", "device", "pinned", "cpu", "everything"] as const;
 export type TrackerKind = (typeof TRACKER_KINDS)[number];
 
 /** A stretch of IOVAs; one that is mapped as a whole, where a tracker is asked about it. */
-export interface TrackedRange {
-  readonly iova: Iova;
-  readonly length: bigint;
-}
+export type TrackedRange = IovaStretch;
 
 /** One source of dirty bits. It shares nothing with others: only the reader iterates over all and forms the union. */
 export interface DirtyTracker {
@@ -39,7 +36,7 @@ export interface ReadPlan {
 export interface TrackingSession extends AsyncDisposable {
   readonly kind: TrackerKind | "container";
   readonly owner: string;
-  /** Bytes per bit, known once tracking runs; for `iommu`, the smallest leaf found once it was read. */
+  /** Bytes per bit, known once tracking runs; for `iommu`, the largest leaf found, once it was read. */
   readonly granule: number;
   /** `quiesced`: read only when the owner does no DMA. */
   readonly readableWhen: "always" | "quiesced";

@@ -79,9 +79,9 @@ export class PinLog {
 
   /**
    * Adds to `into` what of pages [firstPage, firstPage + pages) was reportable, and forgets the unpinned ones there;
-   * pages that are still pinned stay reportable. Granules are rounded outwards.
+   * pages that are still pinned stay reportable. Granules are rounded outwards. Without `into` it only forgets.
    */
-  readAndClear(range: { firstPage: PageNumber; pages: number; into: DirtyBitmap }): void {
+  readAndClear(range: { firstPage: PageNumber; pages: number; into?: DirtyBitmap }): void {
     const { into } = range;
     const end = range.firstPage + range.pages;
     for (const run of this.#pinned.values()) {
@@ -107,8 +107,8 @@ function endOf({ firstPage, pages }: Run): PageNumber {
 }
 
 /** Sets the granules of pages [from, to) that lie in the bitmap's range. */
-function mark(into: DirtyBitmap, from: PageNumber, to: PageNumber): void {
-  if (from >= to) return;
+function mark(into: DirtyBitmap | undefined, from: PageNumber, to: PageNumber): void {
+  if (into === undefined || from >= to) return;
   const granule = BigInt(into.granule);
   const start = iovaOf(from) > into.iova ? iovaOf(from) - into.iova : 0n;
   const last = iovaOf(to) - 1n - into.iova;

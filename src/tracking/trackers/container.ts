@@ -10,7 +10,7 @@ export function containerTracker(container: ContainerTracking): DirtyTracker {
   return {
     kind: "container",
     owner: "container",
-    start: ({ signal }) => {
+    start: async ({ signal }) => {
       const claim = claimTracker(container, "dirty pages", "container");
       return startSession(claim, signal, async () => {
         await container.start();

@@ -10,7 +10,7 @@ export function cpuTracker(vcpus: Vcpus): DirtyTracker {
   return {
     kind: "cpu",
     owner: "cpu",
-    start: ({ signal }) => {
+    start: async ({ signal }) => {
       const claim = claimTracker(vcpus, "dirty log", "cpu");
       return startSession(claim, signal, async () => {
         await vcpus.startDirtyLog();

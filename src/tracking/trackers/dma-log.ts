@@ -1,8 +1,8 @@
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
-import { DirtmapError } from "../../errors.js";
-import type { DmaLoggingLimits, VfioDevice } from "../../host/host.js";
-import { hex, PAGE_SIZE } from "../../memory/address.js";
-import { contains, loggingRanges, overlap } from "../areas.js";
+import { contains, overlap } from "../../bitmap/ranges.js";
+import { type RunningDmaLog, startDmaLog } from "../../host/dma-logging.js";
+import type { VfioDevice } from "../../host/host.js";
+import { PAGE_SIZE } from "../../memory/address.js";
 import { claimTracker } from "../claims.js";
 import type { DirtyTracker, ReadPlan, TrackedRange, TrackingSession } from "../tracker.js";
 import { SessionState, startSession } from "./session.js";
@@ -14,79 +14,50 @@ import { SessionState, startSession } from "./session.js";
  * mapped areas it touches.
  */
 
-/** Ranges that the kernel takes at least: as many as fit in a page (LOG_MAX_RANGES); for a device that doesn't tell. */
-const MAX_RANGES = PAGE_SIZE / 16;
-
 export function dmaLogTracker(vfio: VfioDevice, kind: "device" | "pinned"): DirtyTracker {
   const owner = vfio.id;
   return {
     kind,
     owner,
-    start: ({ ranges, granule, signal }) => {
+    start: async ({ ranges, granule, signal }) => {
       const claim = claimTracker(vfio, "DMA log", owner);
       return startSession(claim, signal, async () => {
-        const limits = await vfio.dmaLoggingLimits();
-        const startWith = async (pageSize: number) => {
-          const logged = loggingRanges(ranges, pageSize, limits?.maxRanges ?? MAX_RANGES);
-          checkReach(owner, logged, limits);
-          return { logged, granule: await vfio.startDmaLogging({ pageSize, ranges: logged }) };
-        };
-        const asked = granule ?? limits?.pageSizes[0] ?? PAGE_SIZE;
-        let started = await startWith(asked);
-        if (started.granule > asked) {
-          // Two ranges may now lie in one of the device's granules, and reading one would clean the other's.
-          await vfio.stopDmaLogging();
-          started = await startWith(started.granule);
-        }
-        const state = new SessionState(owner, claim, () => vfio.stopDmaLogging());
-        return new DmaLogSession({ vfio, kind, ...started, limits, state });
+        const log = await startDmaLog(vfio, ranges, granule);
+        return new DmaLogSession(vfio, kind, log, new SessionState(owner, claim, () => vfio.stopDmaLogging()));
       });
     },
   };
 }
 
-function checkReach(owner: string, logged: readonly TrackedRange[], limits: DmaLoggingLimits | null): void {
-  const last = logged[logged.length - 1];
-  const end = last.iova + last.length;
-  if (limits === null || end <= 1n << BigInt(limits.addressWidth)) return;
-  throw new DirtmapError(`the log of ${owner} covers ${limits.addressWidth} bits of IOVA, memory ends at ${hex(end)}`, {
-    code: "OUT_OF_REACH",
-    attempted: `start the DMA log of ${owner}`,
-    remedy: "give the device another tracker",
-  });
-}
-
 class DmaLogSession implements TrackingSession {
   readonly kind: "device" | "pinned";
   readonly owner: string;
-  readonly granule: number;
-  readonly readableWhen: "always" | "quiesced";
   readonly namesAll = false;
   readonly #vfio: VfioDevice;
-  readonly #logged: readonly TrackedRange[];
+  readonly #log: RunningDmaLog;
   readonly #state: SessionState;
 
-  constructor(args: {
-    vfio: VfioDevice;
-    kind: "device" | "pinned";
-    granule: number;
-    logged: readonly TrackedRange[];
-    limits: DmaLoggingLimits | null;
-    state: SessionState;
-  }) {
-    this.kind = args.kind;
-    this.owner = args.vfio.id;
-    this.granule = args.granule;
-    this.readableWhen = args.limits?.readableWhen ?? "always";
-    this.#vfio = args.vfio;
-    this.#logged = args.logged;
-    this.#state = args.state;
+  constructor(vfio: VfioDevice, kind: "device" | "pinned", log: RunningDmaLog, state: SessionState) {
+    this.kind = kind;
+    this.owner = vfio.id;
+    this.#vfio = vfio;
+    this.#log = log;
+    this.#state = state;
+  }
+
+  get granule(): number {
+    return this.#log.granule;
+  }
+
+  get readableWhen(): "always" | "quiesced" {
+    return this.#log.readableWhen;
   }
 
   plan(areas: readonly TrackedRange[]): ReadPlan {
+    const { logged } = this.#log;
     return {
-      reads: this.#logged.filter((range) => areas.some((area) => overlap(range, area))),
-      uncovered: areas.filter((area) => !this.#logged.some((range) => contains(range, area))),
+      reads: logged.filter((range) => areas.some((area) => overlap(range, area))),
+      uncovered: areas.filter((area) => !logged.some((range) => contains(range, area))),
     };
   }
 

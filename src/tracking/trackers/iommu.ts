@@ -1,9 +1,20 @@
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import type { Iommufd, ObjectId } from "../../host/host.js";
 import { PAGE_SIZE } from "../../memory/address.js";
+import type { DomainChoice } from "../choice.js";
 import { claimTracker } from "../claims.js";
 import type { DirtyTracker, TrackedRange, TrackingSession } from "../tracker.js";
 import { SessionState, startSession } from "./session.js";
+
+/** Whose dirty bits are read. */
+export interface IommuTrackerOptions {
+  readonly iommufd: Iommufd;
+  /** The HWPT, or the emulated IOMMU. */
+  readonly hwpt: ObjectId;
+  readonly type?: DomainChoice["type"];
+  /** All devices attached to it, joined by '+'. */
+  readonly owner: string;
+}
 
 /**
  * The tracker of an HWPT, in which the system IOMMU sets dirty bits, or of an emulated-IOMMU object, in which mdevs do
@@ -12,24 +23,16 @@ import { SessionState, startSession } from "./session.js";
  * Areas are read whole, one by one: the kernel cleans whole leaves even where part of one was asked for, and stops at a
  * hole in the mapping without saying so. Mappings made while it runs are tracked too.
  */
-export function iommuTracker({
-  iommufd,
-  hwpt,
-  owner,
-}: {
-  iommufd: Iommufd;
-  hwpt: ObjectId;
-  owner: string;
-}): DirtyTracker {
+export function iommuTracker({ iommufd, hwpt, owner, type = "hwpt" }: IommuTrackerOptions): DirtyTracker {
   return {
     kind: "iommu",
     owner,
-    start: ({ signal }) => {
+    start: async ({ signal }) => {
       const claim = claimTracker(iommufd, `HWPT ${hwpt}`, owner);
       return startSession(claim, signal, async () => {
         await iommufd.setDirtyTracking(hwpt, true);
         const state = new SessionState(owner, claim, () => iommufd.setDirtyTracking(hwpt, false));
-        return new IommuSession(iommufd, hwpt, owner, state);
+        return new IommuSession({ iommufd, hwpt, owner, type, state });
       });
     },
   };
@@ -43,20 +46,23 @@ class IommuSession implements TrackingSession {
   readonly readableWhen = "always";
   readonly namesAll = false;
   readonly owner: string;
+  /** IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR exists for HWPTs only. */
+  readonly peek?: (range: TrackedRange) => Promise<DirtyBitmap>;
   readonly #iommufd: Iommufd;
   readonly #hwpt: ObjectId;
   readonly #state: SessionState;
-  #smallestLeaf: number | undefined;
+  #largestLeaf: number | undefined;
 
-  constructor(iommufd: Iommufd, hwpt: ObjectId, owner: string, state: SessionState) {
+  constructor({ iommufd, hwpt, owner, type, state }: Required<IommuTrackerOptions> & { state: SessionState }) {
     this.#iommufd = iommufd;
     this.#hwpt = hwpt;
     this.owner = owner;
     this.#state = state;
+    if (type === "hwpt") this.peek = (range) => this.#get(range, false);
   }
 
   get granule(): number {
-    return this.#smallestLeaf ?? BIT;
+    return this.#largestLeaf ?? BIT;
   }
 
   plan(areas: readonly TrackedRange[]) {
@@ -67,15 +73,11 @@ class IommuSession implements TrackingSession {
     return this.#state.reading(range, () => this.#get(range, true));
   }
 
-  peek(range: TrackedRange): Promise<DirtyBitmap> {
-    return this.#get(range, false);
-  }
-
   async #get({ iova, length }: TrackedRange, clear: boolean): Promise<DirtyBitmap> {
     const into = new DirtyBitmap({ iova, length, granule: BIT });
     const query = { iova, length, pageSize: BIT, into, clear };
     const { leafSizes } = await this.#iommufd.getDirtyBitmap(this.#hwpt, query);
-    for (const size of leafSizes) this.#smallestLeaf = Math.min(this.#smallestLeaf ?? size, size);
+    for (const size of leafSizes) this.#largestLeaf = Math.max(this.#largestLeaf ?? size, size);
     return into;
   }
 

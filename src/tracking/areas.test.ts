@@ -1,0 +1,85 @@
+import fc from "fast-check";
+import { describe, expect, test } from "vitest";
+import { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
+import { RamBitmap } from "../bitmap/ram-bitmap.js";
+import { iovaOf, PAGE_SIZE } from "../memory/address.js";
+import { createGuestMemory } from "../memory/guest-memory.js";
+import { addDirty, type MappedArea, writeableAreas } from "./areas.js";
+import { markedPages } from "./testing/fake-machine.js";
+
+const memory = createGuestMemory(4 * 2 ** 20);
+const PAGES = 1024;
+
+describe("taking a tracker's bits over into RAM", () => {
+  test("marks exactly the RAM behind each dirty granule, whatever granule, offset and mapping", () => {
+    const bitmap = fc.record({
+      firstPage: fc.integer({ min: 0, max: PAGES }),
+      granule: fc.constantFrom(2048, 4096, 8192, 65536),
+      bits: fc.array(fc.boolean(), { minLength: 1, maxLength: 300 }),
+    });
+    const area = fc.record({
+      iovaPage: fc.integer({ min: 0, max: PAGES }),
+      pages: fc.integer({ min: 1, max: 700 }),
+      guestPage: fc.integer({ min: 0, max: PAGES - 1 }),
+    });
+    fc.assert(
+      fc.property(bitmap, area, ({ firstPage, granule, bits }, { iovaPage, pages, guestPage }) => {
+        const dirty = new DirtyBitmap({ iova: iovaOf(firstPage), length: BigInt(bits.length * granule), granule });
+        bits.forEach((set, bit) => {
+          if (set) dirty.set(bit);
+        });
+        const mapped: MappedArea = { iova: iovaOf(iovaPage), length: BigInt(pages * PAGE_SIZE), guestPage };
+        const into = new RamBitmap(memory);
+        addDirty(into, dirty, [mapped]);
+
+        const expected: number[] = [];
+        for (const region of memory.regions) {
+          for (let page = region.firstPage; page < region.firstPage + region.pages; page++) {
+            const offset = page - guestPage;
+            if (offset < 0 || offset >= pages) continue;
+            const at = (iovaPage + offset - firstPage) * PAGE_SIZE;
+            const first = Math.floor(at / granule);
+            const last = Math.floor((at + PAGE_SIZE - 1) / granule);
+            if (bits.some((set, bit) => set && bit >= first && bit <= last)) expected.push(page);
+          }
+        }
+        expect(markedPages(into)).toEqual(expected);
+      }),
+      { numRuns: 300 },
+    );
+  });
+
+  test("a word at a time and a run at a time give the same result", () => {
+    fc.assert(
+      fc.property(fc.array(fc.integer({ min: 0, max: 767 }), { maxLength: 60 }), (pages) => {
+        const [, low] = writeableAreas(memory);
+        const whole = new DirtyBitmap({ ...low, granule: PAGE_SIZE });
+        // Shifted by a page, so that words of the two sides don't begin at the same pages.
+        const shifted = new DirtyBitmap({
+          iova: low.iova - BigInt(PAGE_SIZE),
+          length: low.length + BigInt(PAGE_SIZE),
+          granule: PAGE_SIZE,
+        });
+        for (const page of pages) {
+          whole.set(page);
+          shifted.set(page + 1);
+        }
+        const [a, b] = [whole, shifted].map((dirty) => {
+          const into = new RamBitmap(memory);
+          addDirty(into, dirty, [low]);
+          return markedPages(into);
+        });
+        expect(a).toEqual(b);
+        expect(a).toEqual([...new Set(pages)].sort((x, y) => x - y).map((page) => page + 256));
+      }),
+    );
+  });
+
+  test("what is no RAM (a peer's BAR) is left out", () => {
+    const into = new RamBitmap(memory);
+    const bar = new DirtyBitmap({ iova: 0xe000_0000n, length: 0x1_0000n, granule: PAGE_SIZE });
+    bar.setAll();
+    addDirty(into, bar, writeableAreas(memory));
+    expect(into.count()).toBe(0);
+  });
+});
