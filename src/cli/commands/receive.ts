@@ -58,7 +58,7 @@ async function run(options: ReceiveOptions): Promise<void> {
       await Promise.all([
         import("../../migration/transport/listener.js"),
         import("../../migration/destination.js"),
-        import("../wiring.js"),
+        import("../transport.js"),
         import("../hosts.js"),
         import("../../migration/transport/endpoint.js"),
         import("../request.js"),
@@ -73,7 +73,7 @@ async function run(options: ReceiveOptions): Promise<void> {
     for (;;) {
       const control = await nextSource(listener, signal, options.wait);
       const result = await receive({
-        source: acceptedSource(listener, control, signal),
+        source: acceptedSource(listener, control),
         createMachine: (description) => {
           checkMemory(description, 1);
           return openMachine(description, { paused: true });
