@@ -39,8 +39,16 @@ try {
   else {
     process.exitCode = EXIT_CODES.usage.code;
     if (error.code !== "commander.help") {
-      const message = error.message.replace(/^error: /, "").replaceAll("\n", " ");
-      printError({ code: "BAD_OPTION", message, remedy: "see --help" }, { json: process.argv.includes("--json") });
+      printError({ code: "BAD_OPTION", ...inOneLine(error) }, { json: process.argv.includes("--json") });
     }
   }
+}
+
+/** Commander's words for what is wrong, on one line; a parser's own words already say what would work. */
+function inOneLine(error: CommanderError): { message: string; remedy?: string } {
+  const message = error.message.replace(/^error: /, "").replaceAll("\n", " ");
+  const [, option, why] =
+    /^(?:option|command-argument value) '(.*?)' argument '.*?' is invalid\. (.*)$/.exec(message) ?? [];
+  if (option !== undefined) return { message: `${option}: ${why.replace(/\.$/, "")}` };
+  return { message: message.replace(/\.$/, ""), remedy: "see --help" };
 }

@@ -97,13 +97,12 @@ async function run(options: MigrateOptions): Promise<void> {
         import("../../tracking/probe.js"),
         import("../../tracking/policy.js"),
       ]);
-    const [{ openTracking, sourceTransport }, { startLocalDestination }, { LiveView }, { reportText }] =
-      await Promise.all([
-        import("../wiring.js"),
-        import("../local-destination.js"),
-        import("../../observe/live-view.js"),
-        import("../report-text.js"),
-      ]);
+    const [{ sourceTransport }, { startLocalDestination }, { LiveView }, { reportText }] = await Promise.all([
+      import("../transport.js"),
+      import("../local-destination.js"),
+      import("../../observe/live-view.js"),
+      import("../report-text.js"),
+    ]);
 
     // All that may be wrong with what was asked for is found out before anything is started.
     const { description, policy, design, defaults } = readRequest(options);
@@ -114,7 +113,7 @@ async function run(options: MigrateOptions): Promise<void> {
     signal.throwIfAborted();
 
     await using local = remote === undefined ? await startLocalDestination(signal, options.journal) : undefined;
-    const { endpoint, credentials } = remote ?? (await readEndpoint(local?.address ?? "", "client", options));
+    const destination = remote ?? (await readEndpoint(local?.address ?? "", "client", options));
     const downtimeLimitMs = options.downtimeLimit ?? defaults.downtimeLimit;
     using view = quiet
       ? undefined
@@ -130,9 +129,8 @@ async function run(options: MigrateOptions): Promise<void> {
     const report = await migrate({
       machine,
       description,
-      transport: sourceTransport(endpoint, credentials),
-      openTracking: () => openTracking(design, machine, choices),
-      policy: policy.order,
+      transport: sourceTransport(destination),
+      policy,
       design,
       downtimeLimitMs,
       ...(bandwidth === undefined ? {} : { bandwidth }),

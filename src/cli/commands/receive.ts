@@ -1,4 +1,8 @@
 import type { Command } from "commander";
+import { DirtmapError, explain } from "../../errors.js";
+import type { ControlConnection } from "../../migration/stream/control-connection.js";
+import type { Listener } from "../../migration/transport/listener.js";
+import { formatMs } from "../../observe/format.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
 import { argument } from "../options.js";
 import { printResult, runCommand } from "../output.js";
@@ -50,23 +54,15 @@ async function run(options: ReceiveOptions): Promise<void> {
   };
   await runCommand({ json }, async (signal) => {
     const { endpoint, credentials } = await readEndpoint(options.listen, "server", options);
-    const [
-      { listen },
-      { receive },
-      { acceptedSource },
-      { openMachine },
-      { formatEndpoint },
-      { checkMemory },
-      { explain },
-    ] = await Promise.all([
-      import("../../migration/transport/listener.js"),
-      import("../../migration/destination.js"),
-      import("../wiring.js"),
-      import("../hosts.js"),
-      import("../../migration/transport/endpoint.js"),
-      import("../request.js"),
-      import("../../errors.js"),
-    ]);
+    const [{ listen }, { receive }, { acceptedSource }, { openMachine }, { formatEndpoint }, { checkMemory }] =
+      await Promise.all([
+        import("../../migration/transport/listener.js"),
+        import("../../migration/destination.js"),
+        import("../transport.js"),
+        import("../hosts.js"),
+        import("../../migration/transport/endpoint.js"),
+        import("../request.js"),
+      ]);
     await using listener = await listen({
       endpoint,
       credentials,
@@ -75,10 +71,9 @@ async function run(options: ReceiveOptions): Promise<void> {
     const address = formatEndpoint(listener.endpoint);
     tell({ event: "listening", address }, `listening on ${address}`);
     for (;;) {
-      const waiting = options.wait === undefined ? [signal] : [signal, AbortSignal.timeout(options.wait)];
-      const control = await listener.acceptControl(AbortSignal.any(waiting));
+      const control = await nextSource(listener, signal, options.wait);
       const result = await receive({
-        source: acceptedSource(listener, control, signal),
+        source: acceptedSource(listener, control),
         createMachine: (description) => {
           checkMemory(description, 1);
           return openMachine(description, { paused: true });
@@ -87,7 +82,7 @@ async function run(options: ReceiveOptions): Promise<void> {
         ...(options.journal === undefined ? {} : { journalDirectory: options.journal }),
       });
       const { outcome: event, migration } = result;
-      if (result.outcome === "refused" || result.outcome === "discarded") {
+      if (!("machine" in result)) {
         tell({ event, migration, message: explain(result.error) }, `${event}: ${explain(result.error)}`);
         if (once) return EXIT_CODES.failed.code;
         continue;
@@ -103,4 +98,17 @@ async function run(options: ReceiveOptions): Promise<void> {
       return EXIT_CODES.done.code;
     }
   });
+}
+
+/** @throws DirtmapError `NO_SOURCE` when the time is over; the signal's reason */
+async function nextSource(listener: Listener, signal: AbortSignal, waitMs?: number): Promise<ControlConnection> {
+  if (waitMs === undefined) return await listener.acceptControl(signal);
+  const late = new DirtmapError(`no source came within ${formatMs(waitMs)}`, { code: "NO_SOURCE" });
+  const over = new AbortController();
+  const timer = setTimeout(() => over.abort(late), waitMs);
+  try {
+    return await listener.acceptControl(AbortSignal.any([signal, over.signal]));
+  } finally {
+    clearTimeout(timer);
+  }
 }

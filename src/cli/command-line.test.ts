@@ -1,0 +1,200 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { afterAll, describe, expect, it } from "vitest";
+import { EXIT_CODES } from "./exit-codes.js";
+
+const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
+const COMMANDS = ["migrate", "receive", "plan", "probe", "scenarios", "certs", "resume", "abort"];
+
+const folder = mkdtempSync(join(tmpdir(), "dirtmap-cli-"));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+/** Starts the program; bounded, so that a hang is a failure. */
+function start(args: readonly string[]) {
+  const child = spawn(process.execPath, [PROGRAM, ...args], {
+    stdio: ["ignore", "pipe", "pipe"],
+    timeout: 30_000,
+    killSignal: "SIGKILL",
+  });
+  let stdout = "";
+  let stderr = "";
+  child.stdout.setEncoding("utf8").on("data", (text: string) => {
+    stdout += text;
+  });
+  child.stderr.setEncoding("utf8").on("data", (text: string) => {
+    stderr += text;
+  });
+  const ended = once(child, "close").then(([code]) => ({ code: code as number | null, stdout, stderr }));
+  return { child, ended };
+}
+
+function run(...args: readonly string[]) {
+  return start(args).ended;
+}
+
+describe("help", () => {
+  it.each(COMMANDS)("of %s has examples, which call it", async (command) => {
+    const { code, stdout } = await run(command, "--help");
+    expect(code).toBe(0);
+    expect(stdout).toMatch(new RegExp(`Examples:\n(  dirtmap .*\n?)*  dirtmap ${command}`));
+  });
+
+  it("has the table of exit codes, and every command", async () => {
+    const { code, stdout } = await run("--help");
+    expect(code).toBe(0);
+    for (const { code: number, means } of Object.values(EXIT_CODES)) expect(stdout).toContain(`${number}  ${means}`);
+    for (const command of COMMANDS) expect(stdout).toMatch(new RegExp(`^  ${command} `, "m"));
+  });
+
+  it("is what a bare call prints, as wrong usage", async () => {
+    const { code, stderr } = await run();
+    expect(code).toBe(2);
+    expect(stderr).toContain("Usage: dirtmap");
+  });
+});
+
+describe("wrong usage is refused in one line that says what would work, with exit code 2", () => {
+  it.each([
+    ["an unknown command", ["migrat"], /unknown command 'migrat' \(Did you mean migrate\?\); see --help/],
+    ["an unknown option", ["migrate", "--memry", "1G"], /unknown option '--memry' \(Did you mean --memory\?\)/],
+    [
+      "an unknown tracker",
+      ["migrate", "--tracker", "vf0=immou"],
+      /--tracker .*there is no tracker 'immou'; did you mean 'iommu'\?/,
+    ],
+    ["a tracker for no device", ["migrate", "--tracker", "iommu"], /'iommu' has no device; write DEV=VALUE/],
+    [
+      "an unknown device",
+      ["migrate", "--tracker", "vf9=iommu"],
+      /there is no device 'vf9'; did you mean 'vf0'\? \(there are: vf0, nic0, disk0, gpu0\)/,
+    ],
+    ["an unknown device's granule", ["plan", "--granule", "x=4K"], /there is no device 'x'/],
+    [
+      "a size that is none",
+      ["migrate", "--memory", "much"],
+      /--memory <size>: 'much' is not a size; write bytes, or 4K, 2M, 1G/,
+    ],
+    [
+      "memory below the least",
+      ["migrate", "--memory", "64K"],
+      /guest memory of 65536 bytes is not possible; give at least 2M/,
+    ],
+    [
+      "memory that does not fit",
+      ["migrate", "--memory", "1000T"],
+      /does not fit: .* available, and the destination's is needed too; give --memory \d+M or less/,
+    ],
+    [
+      "a duration without unit",
+      ["migrate", "--downtime-limit", "50"],
+      /--downtime-limit .*'50' is not a duration; write 50ms/,
+    ],
+    [
+      "a bandwidth that is none",
+      ["migrate", "--bandwidth", "0"],
+      /'0' is not a bandwidth; write bytes per second as 500M/,
+    ],
+    ["too many channels", ["migrate", "--channels", "99"], /'99' is not possible; give 1 to 16/],
+    [
+      "an unknown mode",
+      ["migrate", "--untracked", "vf0=suspnd"],
+      /there is no mode 'suspnd'; did you mean 'suspend'\?/,
+    ],
+    ["an unknown design", ["plan", "--design", "type2"], /there is no design 'type2'; did you mean 'type1'\?/],
+    [
+      "an address that is none",
+      ["migrate", "--to", "somewhere"],
+      /'somewhere' is no address of a migration; write tls:\/\/HOST:PORT/,
+    ],
+    [
+      "plain TCP to elsewhere",
+      ["migrate", "--to", "tcp://192.0.2.1:7700"],
+      /unencrypted; use tls:\/\/, or add --insecure/,
+    ],
+    [
+      "TLS without certificates",
+      ["migrate", "--to", "tls://192.0.2.1:7700"],
+      /certificate and key, and the CA; give a folder made by `dirtmap certs`/,
+    ],
+    [
+      "certificates that are not there",
+      ["receive", "--listen", "tls://127.0.0.1:0", "--tls-folder", join(folder, "none")],
+      /can't be read \(ENOENT\)/,
+    ],
+    ["an unknown scenario", ["probe", "--scenario", "mixd"], /there is no scenario 'mixd'; did you mean 'mixed'\?/],
+    ["a migration that is not known", ["resume", "0000", "--journal", folder], /there is no migration '0000' in /],
+  ])("%s", async (_, args, expected) => {
+    const { code, stdout, stderr } = await run(...args);
+    expect({ code, stdout, lines: stderr.trimEnd().split("\n").length }).toEqual({ code: 2, stdout: "", lines: 1 });
+    expect(stderr).toMatch(/^dirtmap: /);
+    expect(stderr).toMatch(expected);
+  });
+
+  it("a malformed scenario, with the line", async () => {
+    const file = join(folder, "broken.yaml");
+    writeFileSync(file, "machine:\n  memory: 256M\n  vcpus: { count: 1 }\n  devices: []\n  iommuss: []\n");
+    const { code, stderr } = await run("migrate", "--scenario", file);
+    expect(code).toBe(2);
+    expect(stderr).toMatch(/broken\.yaml:5:3: machine\.iommuss: there is no such field; did you mean 'iommus'\?/);
+  });
+
+  it("a port in use", async () => {
+    const server = createServer().listen(0, "127.0.0.1");
+    await once(server, "listening");
+    try {
+      const { port } = server.address() as { port: number };
+      const { code, stderr } = await run("receive", "--listen", `tcp://127.0.0.1:${port}`);
+      expect(code).toBe(2);
+      expect(stderr).toMatch(
+        new RegExp(`^dirtmap: can't listen on tcp://127.0.0.1:${port}: the port is in use; choose another`),
+      );
+    } finally {
+      server.close();
+    }
+  });
+
+  it("and with --json also as an object on standard output", async () => {
+    const { code, stdout } = await run("migrate", "--tracker", "vf9=iommu", "--json");
+    expect(code).toBe(2);
+    expect(JSON.parse(stdout)).toMatchObject({
+      schemaVersion: 1,
+      result: "failed",
+      error: { code: "UNKNOWN_DEVICE", message: "there is no device 'vf9'" },
+    });
+  });
+});
+
+describe("scenarios", () => {
+  it("are listed with what they show, as JSON too", async () => {
+    const { code, stdout } = await run("scenarios", "--json");
+    expect(code).toBe(0);
+    const { schemaVersion, scenarios } = JSON.parse(stdout);
+    expect(schemaVersion).toBe(1);
+    expect(scenarios).toContainEqual({ name: "mixed", summary: expect.stringContaining("an mlx5 VF") });
+  });
+});
+
+describe("receive", () => {
+  it("says where it listens, ends on Ctrl-C, and then with exit code 130", async () => {
+    const { child, ended } = start(["receive", "--listen", "tcp://127.0.0.1:0", "--json"]);
+    const [line] = (await once(child.stdout, "data")) as [string];
+    expect(JSON.parse(line)).toEqual({
+      schemaVersion: 1,
+      event: "listening",
+      address: expect.stringMatching(/^tcp:\/\/127\.0\.0\.1:[1-9]\d*$/),
+    });
+    child.kill("SIGINT");
+    expect(await ended).toMatchObject({ code: 130 });
+  });
+
+  it("ends where no source comes in time", async () => {
+    const { code, stderr } = await run("receive", "--listen", "tcp://127.0.0.1:0", "--wait", "50ms");
+    expect(code).toBe(1);
+    expect(stderr).toMatch(/dirtmap: no source came within 50 ms\n$/);
+  });
+});
