@@ -20,6 +20,10 @@ export const REGISTER = {
   SCRATCH: 0x08,
 } as const;
 
+/** The command register of the configuration space, and its Bus Master Enable bit (PCI Local Bus 3.0, 6.2.2). */
+export const PCI_COMMAND = 0x04;
+export const PCI_COMMAND_MASTER = 1 << 2;
+
 /** Tags of an image's records. Models number their own from 16. */
 const TAG = { IDENTITY: 1, CONFIG: 2, DMA: 3, MEMORY: 4 } as const;
 export const FIRST_MODEL_TAG = 16;
@@ -160,6 +164,11 @@ export abstract class PciModel implements DeviceModel {
 
   counters(): Record<string, number> {
     return this.dma.counters();
+  }
+
+  /** The guest's driver lets it do DMA: Bus Master Enable in the command register. Off after power-on and reset. */
+  get busMaster(): boolean {
+    return (this.#config[PCI_COMMAND] & PCI_COMMAND_MASTER) !== 0;
   }
 
   /** What its stamps in guest memory must be, once it has stopped. */

@@ -18,7 +18,8 @@ export interface DmaTargets {
 }
 
 const count = z.int().min(0);
-const progressSchema = z.strictObject({
+/** How far a writer came, as it is saved. */
+export const progressSchema = z.strictObject({
   lastSequence: count,
   epochs: z
     .array(z.strictObject({ incarnation: z.int().min(0).max(0xffffffff), firstSequence: count }))

@@ -97,6 +97,9 @@ export class StateEncoder {
     return encodeRecord({ tag: TAG.STOP_COPY_SIZE, optional: true, data });
   }
 
+  /** Bytes that {@link end} returns. */
+  readonly endBytes = RECORD_HEADER_BYTES + 4;
+
   /** Ends the stream: the image sent last is the state. */
   end(): Uint8Array {
     const data = new Uint8Array(4);

@@ -47,8 +47,11 @@ export type DeviceOperations = {
   setLog(args: { device: DeviceNumber; log: PostedDmaLog | null }): void;
   /** The tracker that mdevs share, from here on. */
   setTracker(args: { device: DeviceNumber; tracker: PostedTracker | null }): void;
-  /** Pages that are about to be unpinned on behalf of an unmap: the device no longer reaches them at the answer. */
-  dropPins(args: { device: DeviceNumber; page: PageNumber; pages: number }): void;
+  /**
+   * Pages that are about to be unpinned on behalf of an unmap: the device no longer reaches them at the answer. Pins of
+   * an earlier epoch that it has yet to learn of may be gone as well.
+   */
+  dropPins(args: { device: DeviceNumber; page: PageNumber; pages: number; epoch: number }): void;
   counters(args: { device: DeviceNumber }): Record<string, number>;
   trail(args: { device: DeviceNumber }): StampTrail;
 };
@@ -59,7 +62,7 @@ export type HostOperations = {
     device: DeviceNumber;
     page: PageNumber;
     pages: number;
-  }): Promise<{ fault: DmaFault } | { runs: PinnedRun[] }>;
+  }): Promise<{ fault: DmaFault } | { runs: PinnedRun[]; epoch: number }>;
   unpin(args: { device: DeviceNumber; page: PageNumber; pages: number }): Promise<void>;
   raiseIrq(args: { device: DeviceNumber; index: number; vector: number }): void;
   failed(args: { device: DeviceNumber; reason: string }): void;

@@ -74,6 +74,7 @@ const operations: DeviceOperations = {
   },
   regionWrite({ device: number, region, offset, data }) {
     device(number).model.regionWrite(region, offset, data);
+    wake();
   },
   setLog({ device: number, log }) {
     device(number).setLog(log);
@@ -81,8 +82,8 @@ const operations: DeviceOperations = {
   setTracker({ device: number, tracker }) {
     device(number).setTracker(tracker);
   },
-  dropPins({ device: number, page, pages }) {
-    device(number).dropPins(page, pages);
+  dropPins({ device: number, page, pages, epoch }) {
+    device(number).dropPins(page, pages, epoch);
   },
   counters({ device: number }) {
     return device(number).model.counters();

@@ -88,8 +88,8 @@ export class DeviceClient {
     await this.#call("setTracker", { tracker });
   }
 
-  async dropPins(page: PageNumber, pages: number): Promise<void> {
-    await this.#call("dropPins", { page, pages });
+  async dropPins(args: { page: PageNumber; pages: number; epoch: number }): Promise<void> {
+    await this.#call("dropPins", args);
   }
 
   async counters(): Promise<Record<string, number>> {

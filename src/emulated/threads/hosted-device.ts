@@ -24,6 +24,7 @@ export class HostedDevice implements DeviceContext {
   readonly #pinPort: PinPort | undefined;
   #mode: RunMode = "stopped";
   #failure: string | undefined;
+  #dropEpoch = 0;
   /** Pinning and unpinning that the main thread has not answered yet. */
   readonly #pinning = new Set<Promise<unknown>>();
 
@@ -51,7 +52,7 @@ export class HostedDevice implements DeviceContext {
 
   /** True if its model may be given a slice. */
   get runnable(): boolean {
-    if (this.#failure !== undefined) return false;
+    if (this.#failure !== undefined || !this.model.busMaster) return false;
     return this.#mode === "running" || (this.#mode === "p2p-quiesced" && this.model.info.separatesP2p);
   }
 
@@ -66,6 +67,11 @@ export class HostedDevice implements DeviceContext {
   async pin(page: PageNumber, pages: number): Promise<DmaFault | null> {
     const answer = await this.#pending(this.#host.call("pin", { device: this.#number, page, pages }));
     if ("fault" in answer) return answer.fault;
+    if (answer.epoch < this.#dropEpoch) {
+      // Pins were taken back while this answer was on its way; these may be among them.
+      await this.unpin(page, pages);
+      return "not-mapped";
+    }
     for (const run of answer.runs) this.#pinPort?.add(run);
     return null;
   }
@@ -120,7 +126,8 @@ export class HostedDevice implements DeviceContext {
     this.#pinPort.setTracker(tracker);
   }
 
-  dropPins(page: PageNumber, pages: number): void {
+  dropPins(page: PageNumber, pages: number, epoch: number): void {
+    this.#dropEpoch = Math.max(this.#dropEpoch, epoch);
     this.#pinPort?.drop(page, pages);
   }
 
