@@ -119,7 +119,8 @@ class BufferSpace {
 function layoutBars(machine: MachineDescription, regions: readonly MemoryRegion[]): Map<string, BarLayout> {
   const bars = new Map<string, BarLayout>();
   const endOfRam = Math.max(...regions.map(({ firstPage, pages }) => firstPage + pages), (4 * GiB) / PAGE_SIZE);
-  let low = HOLE_FIRST;
+  const holeIsFree = regions.every(({ firstPage, pages }) => firstPage >= HOLE_END || firstPage + pages <= HOLE_FIRST);
+  let low = holeIsFree ? HOLE_FIRST : HOLE_END;
   let high = alignUp(endOfRam, GiB / PAGE_SIZE);
   for (const device of machine.devices) {
     const pages = deviceMemoryBytes(device, machine) / PAGE_SIZE;

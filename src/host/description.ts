@@ -1,4 +1,5 @@
 import { z } from "zod";
+import type { Platform } from "../memory/guest-memory.js";
 
 /*
  * The description of a machine: what a scenario says of it, and what a source tells its destination. It is checked with
@@ -72,10 +73,17 @@ const device = z.discriminatedUnion("model", [
   }),
 ]);
 
+/**
+ * The platform that goes with a machine's IOMMUs: an SMMU keeps its MSI window where a PC has RAM.
+ */
+export function platformOf({ iommus }: Pick<MachineDescription, "iommus">): Platform {
+  return iommus.some(({ format }) => format === "arm-s1") ? "virt" : "pc";
+}
+
 export const machineSchema = z
   .strictObject({
     /** Bytes of RAM. */
-    memory: z.int().min(2 ** 21),
+    memory: z.int().min(2 ** 22),
     vcpus: z.strictObject({
       count: z.int().min(0).max(64).default(2),
       /** Megabytes (10^6) per second that each writes. */
@@ -113,6 +121,9 @@ export const machineSchema = z
         });
       }
     });
+    if (new Set(machine.iommus.map(({ format }) => format === "arm-s1")).size > 1) {
+      context.addIssue({ code: "custom", path: ["iommus"], message: "no machine has an SMMU and an x86 IOMMU" });
+    }
     machine.devices.forEach((entry, index) => {
       for (const target of entry.p2pTargets) {
         if (seen.has(target)) continue;

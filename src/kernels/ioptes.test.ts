@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { createArena } from "../memory/arena.js";
-import { RESULT_ANY, RESULT_FIRST_HOLE } from "./ioptes.js";
+import { type IopteKernels, RESULT_ANY, RESULT_FIRST_HOLE } from "./ioptes.js";
 import { loadKernels } from "./kernels.js";
 import { ioptesTwin } from "./twins/ioptes.js";
 
@@ -51,7 +51,7 @@ describe("the kernels over I/O page-table entries", () => {
             i32[TABLE / 4 + (skew + index) * 2] = low;
           });
         }
-        const scan = (kernel: typeof kernels): number =>
+        const scan = (kernel: IopteKernels): number =>
           kernel.scanIoptes(
             TABLE + skew * 8,
             entries.length,

@@ -40,44 +40,49 @@ export interface GuestMemory {
   readonly regions: readonly MemoryRegion[];
 }
 
+/** How guest-physical addresses are laid out: a PC, or QEMU's and others' Arm `virt` machine. */
+export type Platform = "pc" | "virt";
+
+/** What a `virt` machine has below its RAM, which starts at 1 GiB: 2 MiB of flash. */
+const VIRT_FLASH = 2 * MiB;
+
 /**
- * Lays a guest's memory out as a PC does: RAM up to 640 KiB, the VGA hole, a read-only BIOS shadow from 768 KiB to
- * 1 MiB, RAM from there to 3 GiB, the PCI hole, and further RAM from 4 GiB upwards.
+ * Lays a guest's memory out. A PC: RAM up to 640 KiB, the VGA hole, a read-only BIOS shadow from 768 KiB to 1 MiB, RAM
+ * from there to 3 GiB, the PCI hole, and further RAM from 4 GiB upwards. A `virt` machine: read-only flash at 0, a hole
+ * for devices (an SMMU's MSI window among them), RAM from 1 GiB upwards.
  * The holes matter: they are what dirty readers trip over.
- * @param bytes RAM, from 2 MiB, a multiple of 64 KiB.
+ * @param bytes RAM, holes that fall into it included; from 4 MiB, a multiple of 64 KiB.
  * @throws UsageError `MEMORY_DOES_NOT_FIT`
  */
-export function layoutRegions(bytes: number): MemoryRegion[] {
-  if (!Number.isSafeInteger(bytes) || bytes < 2 * MiB || bytes % (64 * KiB) !== 0) {
+export function layoutRegions(bytes: number, platform: Platform = "pc"): MemoryRegion[] {
+  if (!Number.isSafeInteger(bytes) || bytes < 4 * MiB || bytes % (64 * KiB) !== 0) {
     throw new UsageError(`guest memory of ${bytes} bytes is not possible`, {
       code: "MEMORY_DOES_NOT_FIT",
-      remedy: "give at least 2M, in multiples of 64K",
+      remedy: "give at least 4M, in multiples of 64K",
     });
   }
-  const region = (name: string, from: number, to: number, writeable = true): MemoryRegion => ({
+  const region = (name: string, at: number, arena: number, from: number, to: number, writeable = true) => ({
     name,
-    firstPage: from / PAGE_SIZE,
+    firstPage: at / PAGE_SIZE,
     pages: (to - from) / PAGE_SIZE,
-    arena: 0,
+    arena,
     arenaPage: from / PAGE_SIZE,
     writeable,
   });
   const low = Math.min(bytes, RAM_PER_ARENA);
-  const regions = [
-    region("ram-640k", 0, 640 * KiB),
-    region("bios", 768 * KiB, 1 * MiB, false),
-    region("ram-low", 1 * MiB, low),
-  ];
+  const regions =
+    platform === "pc"
+      ? [
+          region("ram-640k", 0, 0, 0, 640 * KiB),
+          region("bios", 768 * KiB, 0, 768 * KiB, 1 * MiB, false),
+          region("ram-low", 1 * MiB, 0, 1 * MiB, low),
+        ]
+      : [region("flash", 0, 0, 0, VIRT_FLASH, false), region("ram-low", 1 * GiB, 0, VIRT_FLASH, low)];
+  // Where the second arena's RAM begins: above the PCI hole, or right behind the first arena's.
+  const high = platform === "pc" ? 4 * GiB : 1 * GiB + RAM_PER_ARENA - VIRT_FLASH;
   for (let done = low, arena = 1; done < bytes; arena++) {
     const size = Math.min(bytes - done, RAM_PER_ARENA);
-    regions.push({
-      name: `ram-high-${arena}`,
-      firstPage: (4 * GiB + (arena - 1) * RAM_PER_ARENA) / PAGE_SIZE,
-      pages: size / PAGE_SIZE,
-      arena,
-      arenaPage: 0,
-      writeable: true,
-    });
+    regions.push(region(`ram-high-${arena}`, high + (arena - 1) * RAM_PER_ARENA, arena, 0, size));
     done += size;
   }
   return regions;
@@ -87,8 +92,8 @@ export function layoutRegions(bytes: number): MemoryRegion[] {
  * Reserves a guest's memory, all zero. Nothing is committed until it is written.
  * @throws UsageError `MEMORY_DOES_NOT_FIT`
  */
-export function createGuestMemory(bytes: number): GuestMemory {
-  const regions = layoutRegions(bytes);
+export function createGuestMemory(bytes: number, platform: Platform = "pc"): GuestMemory {
+  const regions = layoutRegions(bytes, platform);
   const arenas: RamArena[] = [];
   for (let left = bytes; left > 0; left -= RAM_PER_ARENA) {
     const ram = Math.min(left, RAM_PER_ARENA);

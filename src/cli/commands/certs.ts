@@ -28,8 +28,8 @@ export function addCerts(program: Command): void {
     )
     .action((folder: string, { host, days, json = false }: CertsOptions) =>
       runCommand({ json }, async () => {
-        const { writeCertificates } = await import("../../migration/transport/certs.js");
-        const files = await writeCertificates(folder, { days, ...(host === undefined ? {} : { hosts: host }) });
+        const { makeCertificates, writeCertificates } = await import("../../migration/transport/certs.js");
+        const files = await writeCertificates(folder, await makeCertificates({ hosts: host, days }));
         printResult({ folder, files }, { json, text: () => files.join("\n") });
         return EXIT_CODES.done.code;
       }),

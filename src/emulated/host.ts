@@ -1,0 +1,165 @@
+import type { DeviceDescription, MachineDescription } from "../host/description.js";
+import type { DeviceSummary, Host } from "../host/host.js";
+import type { Arena } from "../memory/arena.js";
+import { createArena } from "../memory/arena.js";
+import type { GuestMemory } from "../memory/guest-memory.js";
+import { InFlight } from "../memory/in-flight.js";
+import { UapiError } from "../uapi/errno.js";
+import type { Port } from "./iommu/iommu.js";
+import { P2pMatrix } from "./iommu/p2p-matrix.js";
+import { PortCounters } from "./iommu/port-counters.js";
+import { EmulatedSystemIommu } from "./iommu/system-iommu.js";
+import { EmulatedIommufd } from "./iommufd/iommufd.js";
+import { deviceMemoryBytes, type WorkloadLayout } from "./layout.js";
+import { PhysicalMemory } from "./physical-memory.js";
+import type { PostedDevice } from "./threads/device-protocol.js";
+import { DeviceThreads } from "./threads/device-threads.js";
+import type { DmaHold } from "./threads/hold.js";
+import { EmulatedVfioDevice } from "./vfio/device.js";
+
+/** What an emulated host is made from. */
+export interface EmulatedHostOptions {
+  readonly description: MachineDescription;
+  readonly layout: WorkloadLayout;
+  readonly memory: GuestMemory;
+  /** Of the machine instance, told apart in stamps; 32 bits. */
+  readonly incarnation: number;
+  /** Ports beyond those of the devices: one per vCPU. */
+  readonly extraPorts: number;
+  /** Called when a thread of devices ends that should not have: the machine has failed. */
+  readonly onDeath: (error: Error) => void;
+  /** For tests: places to hold a device's DMA up, by device id. */
+  readonly holds?: ReadonlyMap<string, DmaHold>;
+}
+
+/** A device of the host: where it sits, and what lies behind its BAR. */
+interface Slot {
+  readonly port: Port;
+  readonly description: DeviceDescription;
+  readonly iommu: EmulatedSystemIommu | null;
+  readonly memory: { readonly arena: Arena; readonly bytes: number } | null;
+  opened: EmulatedVfioDevice | null;
+}
+
+/**
+ * The host in this process: physical memory, system IOMMUs, and devices on threads of their own. A device's port is its
+ * index in the description; vCPUs have the ports behind.
+ */
+export class EmulatedHost implements Host {
+  readonly name = "emulated";
+  readonly inFlight: InFlight;
+  readonly physical = new PhysicalMemory();
+  readonly p2p: P2pMatrix;
+  readonly iommus: ReadonlyMap<string, EmulatedSystemIommu>;
+  readonly #options: EmulatedHostOptions;
+  readonly #slots = new Map<string, Slot>();
+  readonly #threads: DeviceThreads;
+  readonly #iommufds: EmulatedIommufd[] = [];
+
+  /** @throws UsageError `MEMORY_DOES_NOT_FIT` */
+  constructor(options: EmulatedHostOptions) {
+    const { description, memory } = options;
+    const devices = description.devices.length;
+    this.#options = options;
+    this.inFlight = InFlight.allocate(Math.max(1, devices + options.extraPorts));
+    this.p2p = P2pMatrix.allocate(Math.max(1, devices));
+    for (const arena of memory.arenas) this.physical.register(arena, { kind: "ram" });
+    this.iommus = new Map(
+      description.iommus.map(({ id, format, dirtyTracking }) => [
+        id,
+        new EmulatedSystemIommu({ format, dirtyTracking, ports: Math.max(1, devices), inFlight: this.inFlight }),
+      ]),
+    );
+    description.devices.forEach((device, port) => {
+      const bytes = deviceMemoryBytes(device, description);
+      const slotMemory = bytes === 0 ? null : { arena: createArena(bytes), bytes };
+      if (slotMemory !== null) this.physical.register(slotMemory.arena, { kind: "bar", port });
+      const iommu = "iommu" in device ? (this.iommus.get(device.iommu) ?? null) : null;
+      this.#slots.set(device.id, { port, description: device, iommu, memory: slotMemory, opened: null });
+    });
+    this.#threads = new DeviceThreads(description.deviceThreads, options.onDeath);
+  }
+
+  async devices(): Promise<DeviceSummary[]> {
+    return [...this.#slots.values()].map(({ description: { id, model }, port, iommu }) => ({
+      id,
+      model,
+      kind: iommu === null ? "mdev" : "pci",
+      // Each function in a group of its own, as behind a root port with ACS.
+      iommuGroup: iommu === null ? null : port,
+    }));
+  }
+
+  async openIommufd(): Promise<EmulatedIommufd> {
+    const iommufd = new EmulatedIommufd({ physical: this.physical, inFlight: this.inFlight });
+    this.#iommufds.push(iommufd);
+    return iommufd;
+  }
+
+  async openDevice(id: string): Promise<EmulatedVfioDevice> {
+    const call = { syscall: "open", attempted: `open device '${id}'` };
+    const slot = this.#slots.get(id);
+    if (slot === undefined) {
+      const ids = [...this.#slots.keys()].join(", ") || "none";
+      throw new UapiError("ENODEV", { ...call, remedy: `there are: ${ids}` });
+    }
+    if (slot.opened !== null) throw new UapiError("EBUSY", { ...call, remedy: "close it first: it is open" });
+    const { port, iommu } = slot;
+    const client = await this.#threads.place(this.#posted(slot));
+    slot.opened = await EmulatedVfioDevice.open({
+      client,
+      port,
+      iommu,
+      inFlight: this.inFlight,
+      physical: this.physical,
+      onClose: () => {
+        slot.opened = null;
+      },
+    });
+    return slot.opened;
+  }
+
+  /** A device's port, and the memory behind its BAR. @throws UapiError ENODEV */
+  slot(id: string): { readonly port: Port; readonly memory: { readonly arena: Arena; readonly bytes: number } | null } {
+    const slot = this.#slots.get(id);
+    if (slot === undefined) throw new UapiError("ENODEV", { syscall: "open", attempted: `find device '${id}'` });
+    return slot;
+  }
+
+  /** Closes devices, then iommufds, then ends the threads. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    const closing = [...this.#slots.values()].map(({ opened }) => opened?.[Symbol.asyncDispose]());
+    await Promise.allSettled(closing);
+    for (const iommufd of this.#iommufds) await iommufd[Symbol.asyncDispose]();
+    await this.#threads[Symbol.asyncDispose]();
+    for (const iommu of this.iommus.values()) await iommu[Symbol.asyncDispose]();
+  }
+
+  #posted({ port, description, iommu, memory }: Slot): Omit<PostedDevice, "device"> {
+    const { layout, incarnation, description: machine, holds } = this.#options;
+    const counters = PortCounters.allocate();
+    const iotlb = "iommu" in description ? machine.iommus.find(({ id }) => id === description.iommu)?.iotlb : undefined;
+    const place = layout.devices.get(description.id);
+    return {
+      description,
+      wiring: { incarnation, seed: machine.seed, buffers: place?.buffers ?? [], p2p: place?.p2p ?? [] },
+      memory: memory === null ? null : { memory: memory.arena.memory, bytes: memory.bytes },
+      port:
+        iommu === null || iotlb === undefined
+          ? {
+              kind: "pins",
+              wiring: {
+                port,
+                inFlight: this.inFlight.words,
+                physical: this.physical.posted(),
+                counters: counters.values,
+              },
+            }
+          : {
+              kind: "iommu",
+              wiring: iommu.wiring(port, { physical: this.physical, p2p: this.p2p, counters, iotlb }),
+            },
+      hold: holds?.get(description.id)?.words ?? null,
+    };
+  }
+}
