@@ -97,7 +97,7 @@ export class Blk extends PciModel {
     }
   }
 
-  override run(budgetMs: number): number {
+  protected override work(budgetMs: number): number {
     const { dma } = this;
     dma.beginSlice();
     const until = performance.now() + budgetMs;

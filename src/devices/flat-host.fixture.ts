@@ -50,12 +50,15 @@ export class FlatContext implements DeviceContext {
   readonly failures: string[] = [];
   readonly pinned = new Set<PageNumber>();
   mostPinned = 0;
+  interrupts = 0;
 
   constructor(memory: GuestMemory) {
     this.dma = new FlatPort(memory);
   }
 
-  raiseIrq(): void {}
+  raiseIrq(): void {
+    this.interrupts++;
+  }
 
   now(): bigint {
     return clockMonotonic();

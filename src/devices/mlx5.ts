@@ -61,11 +61,13 @@ export class Mlx5 extends PciModel {
     return this.#receive.open();
   }
 
-  override run(budgetMs: number): number {
-    const before = this.dma.lastSequence;
-    const wait = this.#receive.run(budgetMs);
-    this.#account(this.dma.lastSequence - before);
-    return wait;
+  protected override work(budgetMs: number): number {
+    return this.#receive.run(budgetMs);
+  }
+
+  protected override wrote(units: number): void {
+    super.wrote(units);
+    this.#account(units);
   }
 
   override quiesce(): void {
@@ -117,7 +119,6 @@ export class Mlx5 extends PciModel {
 
   /** Counts units to the queues, in turn. */
   #account(units: number): void {
-    if (units === 0) return;
     const view = new DataView(this.#contexts.buffer, this.#contexts.byteOffset);
     const queues = this.#queues;
     const each = Math.floor(units / queues);

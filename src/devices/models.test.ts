@@ -162,6 +162,17 @@ describe.each(["mlx5", "nic", "blk", "vgpu"] as const)("the model %s", (name) =>
     expect(model.counters().lastSequence).toBeLessThan(60);
   });
 
+  it("tells the guest by interrupts, fewer than there are units", async () => {
+    const { model, context } = await startModel(name);
+    if (name === "mlx5" || name === "nic") feed(model);
+    await runUntil(model, () => context.interrupts > 2);
+    expect(context.interrupts).toBeLessThan(model.counters().units);
+    model.quiesce();
+    const before = context.interrupts;
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    expect(context.interrupts).toBe(before);
+  });
+
   it("shows its sequence number in a register", async () => {
     const { model } = await startModel(name);
     if (name === "mlx5" || name === "nic") feed(model);

@@ -36,7 +36,7 @@ export class Nic extends PciModel {
     return this.#receive.open();
   }
 
-  override run(budgetMs: number): number {
+  protected override work(budgetMs: number): number {
     return this.#receive.run(budgetMs);
   }
 

@@ -28,6 +28,9 @@ export const PCI_COMMAND_MASTER = 1 << 2;
 const TAG = { IDENTITY: 1, CONFIG: 2, DMA: 3, MEMORY: 4 } as const;
 export const FIRST_MODEL_TAG = 16;
 
+/** Interrupt moderation: one interrupt tells of all that was written in this time. */
+const INTERRUPT_MODERATION_MS = 10;
+
 /** What a model is made from besides its description. All but `memory` can be posted to a thread. */
 export interface ModelWiring extends DmaTargets {
   /** Of the machine instance: told apart in stamps. 32 bits. */
@@ -74,6 +77,9 @@ export abstract class PciModel implements DeviceModel {
   readonly #config = new Uint8Array(CONFIG_BYTES);
   readonly #memory: Uint8Array | null;
   #context: DeviceContext | undefined;
+  /** Units were written of which no interrupt has told the guest. */
+  #unannounced = false;
+  #interruptedAt = 0;
 
   constructor(
     info: ModelInfo,
@@ -94,13 +100,29 @@ export abstract class PciModel implements DeviceModel {
     await this.open();
   }
 
-  abstract run(budgetMs: number): number;
+  run(budgetMs: number): number {
+    const before = this.dma.lastSequence;
+    const wait = this.work(budgetMs);
+    const units = this.dma.lastSequence - before;
+    if (units > 0) this.wrote(units);
+    this.#interrupt();
+    return wait;
+  }
+
+  /** The model's part of {@link run}. */
+  protected abstract work(budgetMs: number): number;
+
+  /** A slice wrote this many units. */
+  protected wrote(_units: number): void {
+    this.#unannounced = true;
+  }
 
   /** Opens the outside end: a socket, a file. */
   protected async open(): Promise<void> {}
 
   quiesce(): void {
     this.dma.pause();
+    this.#unannounced = false;
   }
 
   reset(): void {
@@ -199,6 +221,15 @@ export abstract class PciModel implements DeviceModel {
     const view = registerView(this.registers);
     view.setUint32(REGISTER.SEQUENCE_LOW, this.dma.lastSequence >>> 0, true);
     view.setUint32(REGISTER.SEQUENCE_HIGH, Math.floor(this.dma.lastSequence / 2 ** 32), true);
+  }
+
+  #interrupt(): void {
+    if (!this.#unannounced) return;
+    const now = performance.now();
+    if (now - this.#interruptedAt < INTERRUPT_MODERATION_MS) return;
+    this.#interruptedAt = now;
+    this.#unannounced = false;
+    this.context.raiseIrq(this.info.irqs[0].index, 0);
   }
 
   #region(region: number): Uint8Array {

@@ -137,7 +137,9 @@ export class StateDecoder {
   readonly #identity: StateIdentity;
   readonly #maxImage: number;
   #image: Uint8Array<ArrayBuffer> | undefined;
-  #pending: Uint8Array = EMPTY;
+  /** The record that is coming in, of which `#held` bytes are there. Grows to the largest record. */
+  #record = new Uint8Array(RECORD_HEADER_BYTES);
+  #held = 0;
   #identified = false;
   #ended = false;
 
@@ -149,23 +151,15 @@ export class StateDecoder {
 
   /** @throws DirtmapError `BAD_DEVICE_STATE` as soon as it is clear that the data can't be right */
   write(data: Uint8Array): void {
-    let input = data;
-    if (this.#pending.byteLength > 0) {
-      input = new Uint8Array(this.#pending.byteLength + data.byteLength);
-      input.set(this.#pending);
-      input.set(data, this.#pending.byteLength);
+    for (let at = 0; at < data.byteLength; ) {
+      const wanted = this.#wanted();
+      const taken = Math.min(wanted - this.#held, data.byteLength - at);
+      if (this.#record.byteLength < wanted) this.#grow(wanted);
+      this.#record.set(data.subarray(at, at + taken), this.#held);
+      this.#held += taken;
+      at += taken;
+      if (this.#held === this.#wanted()) this.#endRecord();
     }
-    const view = new DataView(input.buffer, input.byteOffset, input.byteLength);
-    let at = 0;
-    while (input.byteLength - at >= RECORD_HEADER_BYTES) {
-      const header = readRecordHeader(view, at, MAX_RECORD);
-      const from = at + RECORD_HEADER_BYTES;
-      if (input.byteLength - from < header.size) break;
-      this.#take(header, input.subarray(from, from + header.size));
-      at = from + header.size;
-    }
-    // A copy: the caller may reuse its buffer. At most one record is held.
-    this.#pending = input.slice(at);
   }
 
   /**
@@ -173,9 +167,27 @@ export class StateDecoder {
    * @throws DirtmapError `BAD_DEVICE_STATE` where it is incomplete
    */
   finish(): Uint8Array<ArrayBuffer> {
-    if (this.#pending.byteLength > 0) throw badState("the stream ends inside a record");
+    if (this.#held > 0) throw badState("the stream ends inside a record");
     if (!this.#ended || this.#image === undefined) throw badState("the stream ends early");
     return this.#image;
+  }
+
+  /** Bytes that the record has, as far as is known: its header first. */
+  #wanted(): number {
+    if (this.#held < RECORD_HEADER_BYTES) return RECORD_HEADER_BYTES;
+    return RECORD_HEADER_BYTES + readRecordHeader(viewOf(this.#record), 0, MAX_RECORD).size;
+  }
+
+  #grow(bytes: number): void {
+    const record = new Uint8Array(bytes);
+    record.set(this.#record.subarray(0, this.#held));
+    this.#record = record;
+  }
+
+  #endRecord(): void {
+    const header = readRecordHeader(viewOf(this.#record), 0, MAX_RECORD);
+    this.#take(header, this.#record.subarray(RECORD_HEADER_BYTES, RECORD_HEADER_BYTES + header.size));
+    this.#held = 0;
   }
 
   #take({ tag, optional }: RecordHeader, data: Uint8Array): void {

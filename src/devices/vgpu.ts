@@ -50,7 +50,7 @@ export class Vgpu extends PciModel {
     });
   }
 
-  override run(budgetMs: number): number {
+  protected override work(budgetMs: number): number {
     const { dma } = this;
     dma.beginSlice();
     const until = performance.now() + budgetMs;

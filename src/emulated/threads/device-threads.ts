@@ -30,8 +30,8 @@ export class DeviceClient {
   readonly info: ModelInfo;
   /** Set by the mdev's driver once it has an access; until then pinning is refused. */
   pins: PinService | null = null;
-  /** Interrupts that the device raised, by index and vector. */
-  readonly interrupts = new Map<string, number>();
+  /** Interrupts that the device raised. */
+  interrupts = 0;
   readonly #number: number;
   readonly #rpc: RpcClient<DeviceOperations>;
   #failure: string | undefined;
@@ -93,7 +93,11 @@ export class DeviceClient {
   }
 
   async counters(): Promise<Record<string, number>> {
-    return this.#call("counters", {});
+    return {
+      ...(await this.#call("counters", {})),
+      interrupts: this.interrupts,
+      failed: this.#failure === undefined ? 0 : 1,
+    };
   }
 
   /** What its stamps in memory must be; meaningful once it has stopped. */
@@ -141,6 +145,11 @@ export class DeviceThreads implements AsyncDisposable {
     return client;
   }
 
+  /** For tests: a thread dies, as by running out of memory. */
+  async kill(thread: number): Promise<void> {
+    await this.#threads[thread].worker.terminate();
+  }
+
   /** Ends the threads; what their devices were doing ends with them. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#disposed = true;
@@ -166,10 +175,8 @@ export class DeviceThreads implements AsyncDisposable {
       async unpin({ device, ...range }) {
         await client(device).pins?.unpin(range);
       },
-      raiseIrq({ device, index, vector }) {
-        const { interrupts } = client(device);
-        const key = `${index}:${vector}`;
-        interrupts.set(key, (interrupts.get(key) ?? 0) + 1);
+      raiseIrq({ device }) {
+        client(device).interrupts++;
       },
       failed({ device, reason }) {
         client(device).noteFailure(reason);
@@ -178,8 +185,10 @@ export class DeviceThreads implements AsyncDisposable {
     serve(port1, operations);
     // The worker's own life keeps the process alive; this port must not outlive it.
     port1.unref();
+    let over = false;
     const ended = (cause?: Error) => {
-      if (this.#disposed) return;
+      if (this.#disposed || over) return;
+      over = true;
       const ids = [...clients.values()].map(({ id }) => id).join(", ");
       const error = new DirtmapError(`the thread of ${ids} has ended`, { code: "DEVICE_THREAD_ENDED", cause });
       for (const each of clients.values()) each.noteFailure(error.message);

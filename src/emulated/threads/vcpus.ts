@@ -71,8 +71,10 @@ export class EmulatedVcpus implements Vcpus, AsyncDisposable {
         logging: this.#logging,
       };
       const worker = new Worker(new URL("./vcpu-thread.js", import.meta.url), { workerData: posted });
+      let over = false;
       const ended = (cause?: Error) => {
-        if (this.#disposed) return;
+        if (this.#disposed || over) return;
+        over = true;
         const who = numbers.map((number) => `vcpu${number}`).join(", ");
         onDeath(new DirtmapError(`the thread of ${who} has ended`, { code: "VCPU_THREAD_ENDED", cause }));
       };

@@ -28,6 +28,11 @@ export interface Bench extends AsyncDisposable {
   readonly inFlight: InFlight;
   readonly holds: ReadonlyMap<string, DmaHold>;
   readonly deaths: Error[];
+  readonly threads: DeviceThreads;
+  /** May the initiator write into the target's BAR? At first nobody may. */
+  allowP2p(initiator: string, target: string, allowed: boolean): Promise<void>;
+  /** The memory behind a device's BAR 2. */
+  bar(id: string): Uint8Array;
   device(id: string): EmulatedVfioDevice;
 }
 
@@ -66,6 +71,12 @@ export async function openBench(
     const span = { arena: memory.arenas[arena], offset: arenaPage * PAGE_SIZE, length: pages * PAGE_SIZE };
     await iommufd.map(ioas, span, { iova: BigInt(firstPage * PAGE_SIZE), readable: true, writeable });
   }
+  for (const { device, firstPage, pages } of layout.bars.values()) {
+    const bar = bars[portOf(description, device)];
+    if (bar === null) continue;
+    const span = { arena: bar.arena, offset: 0, length: pages * PAGE_SIZE };
+    await iommufd.map(ioas, span, { iova: BigInt(firstPage * PAGE_SIZE), readable: true, writeable: true });
+  }
   const deaths: Error[] = [];
   const threads = new DeviceThreads(1, (error) => deaths.push(error));
   const holds = new Map<string, DmaHold>();
@@ -81,7 +92,7 @@ export async function openBench(
         incarnation: options.incarnation ?? 1,
         seed: description.seed,
         buffers: layout.devices.get(device.id)?.buffers ?? [],
-        p2p: [],
+        p2p: layout.devices.get(device.id)?.p2p ?? [],
       },
       memory: bar === null ? null : { memory: bar.arena.memory, bytes: bar.bytes },
       port:
@@ -113,6 +124,15 @@ export async function openBench(
     inFlight,
     holds,
     deaths,
+    threads,
+    async allowP2p(initiator, target, allowed) {
+      await p2p.set(inFlight, portOf(description, initiator), portOf(description, target), allowed);
+    },
+    bar(id) {
+      const bar = bars[portOf(description, id)];
+      if (bar === null) throw new Error(`${id} has no BAR 2`);
+      return bar.arena.u8.subarray(0, bar.bytes);
+    },
     device(id) {
       const found = devices.find((device) => device.id === id);
       if (found === undefined) throw new Error(`no device ${id} on the bench`);
@@ -125,6 +145,10 @@ export async function openBench(
       await iommu[Symbol.asyncDispose]();
     },
   };
+}
+
+function portOf(description: MachineDescription, id: string): number {
+  return description.devices.findIndex((device) => device.id === id);
 }
 
 /** Waits until `condition` holds, at most `limitMs`. */

@@ -1,4 +1,7 @@
 import { createSocket } from "node:dgram";
+import { mkdtemp, rm, truncate, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { afterEach, describe, expect, it } from "vitest";
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import { MLX5_QUEUES_REGISTER } from "../../devices/mlx5.js";
@@ -484,7 +487,79 @@ describe("the DMA logging of an mdev", () => {
   });
 });
 
+describe("P2P DMA", () => {
+  const peer = { ...BLK, id: "blk0", p2pTargets: ["vgpu0"] };
+
+  it("reaches the peer's memory where it is allowed, and is refused where it is not", async () => {
+    const { device, bar, allowP2p } = await bench([peer, VGPU]);
+    const blk = device("blk0");
+    await blk.enableBusMaster();
+    await eventually(async () => (await blk.counters()).p2pRefused > 2);
+    expect(bar("vgpu0").every((byte) => byte === 0)).toBe(true);
+    await allowP2p("blk0", "vgpu0", true);
+    await eventually(async () => (await blk.counters()).p2pUnits > 2);
+    expect(bar("vgpu0").some((byte) => byte !== 0)).toBe(true);
+    await allowP2p("blk0", "vgpu0", false);
+    const { p2pUnits, p2pRefused, units } = await blk.counters();
+    await eventually(async () => (await blk.counters()).p2pRefused > p2pRefused + 2);
+    const after = await blk.counters();
+    expect(after.p2pUnits).toBe(p2pUnits);
+    expect(after.units).toBeGreaterThan(units);
+  });
+
+  it("is over when the device has reached a P2P-quiescent state, and goes with its target's state", async () => {
+    const { device, bar, allowP2p } = await bench([peer, VGPU]);
+    const [blk, vgpu] = [device("blk0"), device("vgpu0")];
+    await allowP2p("blk0", "vgpu0", true);
+    await blk.enableBusMaster();
+    await eventually(async () => (await blk.counters()).p2pUnits > 3);
+    for (const each of [vgpu, blk]) await each.setState("RUNNING_P2P");
+    const { p2pUnits, units } = await blk.counters();
+    const stream = saving(await vgpu.setState("STOP_COPY"));
+    const written = bar("vgpu0").slice();
+    await eventually(async () => (await blk.counters()).units > units + 30);
+    expect((await blk.counters()).p2pUnits).toBe(p2pUnits);
+    expect(Buffer.compare(bar("vgpu0"), written)).toBe(0);
+
+    const parts = await readAll(stream);
+    await vgpu.reset();
+    expect(bar("vgpu0").every((byte) => byte === 0)).toBe(true);
+    const target = resuming(await vgpu.setState("RESUMING"));
+    for (const part of parts) await target.write(part);
+    await vgpu.setState("STOP");
+    expect(Buffer.compare(bar("vgpu0"), written)).toBe(0);
+  });
+});
+
 describe("a device thread", () => {
+  it("that dies fails its devices and says so once", async () => {
+    const { device, threads, deaths } = await bench([BLK, VGPU]);
+    await device("blk0").enableBusMaster();
+    await threads.kill(0);
+    await eventually(() => deaths.length > 0);
+    expect(deaths.map((death) => death.message)).toEqual(["the thread of blk0, vgpu0 has ended"]);
+    await expect(device("blk0").setState("STOP")).rejects.toMatchObject({ code: "EIO" });
+    expect(await device("blk0").state()).toBe("ERROR");
+    await expect(device("vgpu0").counters()).rejects.toMatchObject({ code: "THREAD_ENDED" });
+  });
+
+  it("whose disk file is cut short fails that device alone, until it is reset", async () => {
+    const folder = await mkdtemp(join(tmpdir(), "dirtmap-test-"));
+    const file = join(folder, "disk.img");
+    await writeFile(file, Buffer.alloc(1 << 20, 5));
+    const { device } = await bench([{ ...BLK, file }, VGPU]);
+    await device("blk0").enableBusMaster();
+    await eventually(async () => (await device("blk0").counters()).units > 5);
+    await truncate(file, 0);
+    await eventually(async () => (await device("blk0").counters()).failed === 1);
+    await expect(device("blk0").setState("RUNNING_P2P")).rejects.toThrow(/became shorter/);
+    expect(await device("blk0").state()).toBe("ERROR");
+    await device("vgpu0").setState("STOP");
+    await device("blk0").reset();
+    expect((await device("blk0").counters()).failed).toBe(0);
+    await rm(folder, { recursive: true });
+  });
+
   it("ends with the bench, and what its devices were is refused afterwards", async () => {
     const opened = await openBench(describeMachine([BLK]), { memory: createGuestMemory(8 * MiB) });
     const blk = opened.device("blk0");
