@@ -2,9 +2,9 @@ import { describe, expect, test } from "vitest";
 import { MiB } from "../memory/address.js";
 import { arrange } from "./arrangement.js";
 import { DEFAULT_POLICY, type Policy } from "./choice.js";
+import { type FakeDeviceOptions, fakeMachine } from "./fake-machine.test.helper.js";
 import { chooseTrackers } from "./policy.js";
 import { probeMachine } from "./probe.js";
-import { type FakeDeviceOptions, fakeMachine } from "./testing/fake-machine.js";
 
 async function arranged(devices: FakeDeviceOptions[], policy: Partial<Policy>) {
   const machine = await fakeMachine(devices);

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { MiB } from "../memory/address.js";
+import { type FakeDeviceOptions, fakeMachine } from "./fake-machine.test.helper.js";
 import { probeMachine } from "./probe.js";
-import { type FakeDeviceOptions, fakeMachine } from "./testing/fake-machine.js";
 
 async function probe(options: Omit<FakeDeviceOptions, "id">, { emulatedIommu = true } = {}) {
   const machine = await fakeMachine([{ id: "dev0", ...options }]);

@@ -1,10 +1,10 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { expect, test } from "vitest";
 import { DEFAULT_POLICY, type TrackerChoice } from "./choice.js";
+import { type FakeMachine, fakeMachine } from "./fake-machine.test.helper.js";
 import { chooseTrackers } from "./policy.js";
 import { probeMachine } from "./probe.js";
 import { suspendDevices } from "./suspension.js";
-import { type FakeMachine, fakeMachine } from "./testing/fake-machine.js";
 
 const OLD = { iommuTracks: false };
 

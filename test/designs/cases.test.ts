@@ -5,15 +5,15 @@ import type { GuestMemory } from "../../src/memory/guest-memory.js";
 import { DEFAULT_POLICY, type Policy } from "../../src/tracking/choice.js";
 import { openDesign, type TrackingDesign } from "../../src/tracking/designs.js";
 import type { DirtySource } from "../../src/tracking/dirty-source.js";
-import { chooseTrackers } from "../../src/tracking/policy.js";
-import { probeMachine } from "../../src/tracking/probe.js";
-import { suspendDevices } from "../../src/tracking/suspension.js";
 import {
   type FakeDeviceOptions,
   type FakeMachine,
   fakeMachine,
   markedPages,
-} from "../../src/tracking/testing/fake-machine.js";
+} from "../../src/tracking/fake-machine.test.helper.js";
+import { chooseTrackers } from "../../src/tracking/policy.js";
+import { probeMachine } from "../../src/tracking/probe.js";
+import { suspendDevices } from "../../src/tracking/suspension.js";
 
 /*
  * The thread's cases in each design: (a) both trackers on; (b) only the mlx5 tracker on; (c) mlx5 tracked and the other

@@ -1,5 +1,5 @@
-import type { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
-import type { KernelDesigns } from "../../host/designs.js";
+import type { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
+import type { KernelDesigns } from "../host/designs.js";
 import type {
   AttachedDevice,
   BitmapQuery,
@@ -11,12 +11,12 @@ import type {
   TrackingFlags,
   Vcpus,
   VfioDevice,
-} from "../../host/host.js";
-import { iovaOf, PAGE_SIZE, type PageNumber, pageOf } from "../../memory/address.js";
-import { createGuestMemory, type GuestMemory } from "../../memory/guest-memory.js";
-import type { ErrnoName } from "../../uapi/errno.js";
-import type { DeviceFeature, MigState } from "../../uapi/vfio.js";
-import { FakeIommufd, refuse } from "./fake-iommufd.js";
+} from "../host/host.js";
+import { iovaOf, PAGE_SIZE, type PageNumber, pageOf } from "../memory/address.js";
+import { createGuestMemory, type GuestMemory } from "../memory/guest-memory.js";
+import type { ErrnoName } from "../uapi/errno.js";
+import type { DeviceFeature, MigState } from "../uapi/vfio.js";
+import { FakeIommufd, refuse } from "./fake-iommufd.test.helper.js";
 
 /* A machine for tests of trackers and their reader. Devices write when a test says so. */
 
