@@ -1,0 +1,257 @@
+import { createSocket } from "node:dgram";
+import { afterEach, describe, expect, it } from "vitest";
+import type { DeviceDescription } from "../host/description.js";
+import { MiB, PAGE_SIZE } from "../memory/address.js";
+import { createGuestMemory } from "../memory/guest-memory.js";
+import { FlatContext, runUntil } from "./flat-host.fixture.js";
+import { MLX5_QUEUES_REGISTER } from "./mlx5.js";
+import { createModel } from "./models.js";
+import { type ModelWiring, type PciModel, REGION, REGISTER } from "./pci-model.js";
+import { checkStamps, stampsIntact } from "./stamp.js";
+import { VGPU_WINDOW_PAGES } from "./vgpu.js";
+
+const PAGES = 200;
+const buffers = [
+  { firstPage: 256, pages: 120 },
+  { firstPage: 500, pages: PAGES - 120 },
+];
+
+const descriptions: { [model in DeviceDescription["model"]]: DeviceDescription } = {
+  mlx5: {
+    model: "mlx5",
+    id: "mlx5-0",
+    iommu: "iommu0",
+    load: { rate: 200, footprint: PAGES * PAGE_SIZE },
+    p2pTargets: [],
+    dmaLogging: { pageSizes: [4096], maxRanges: 8, addressWidth: 52, readableWhen: "always" },
+  },
+  nic: { model: "nic", id: "nic0", iommu: "iommu0", load: { rate: 200, footprint: PAGES * PAGE_SIZE }, p2pTargets: [] },
+  blk: { model: "blk", id: "blk0", iommu: "iommu0", load: { rate: 200, footprint: PAGES * PAGE_SIZE }, p2pTargets: [] },
+  vgpu: {
+    model: "vgpu",
+    id: "vgpu0",
+    load: { rate: 200, footprint: PAGES * PAGE_SIZE },
+    p2pTargets: [],
+    sharedTracker: false,
+    vram: 64 * 1024,
+  },
+};
+
+const disposables: Disposable[] = [];
+afterEach(() => {
+  for (const disposable of disposables.splice(0)) disposable[Symbol.dispose]();
+});
+
+function wiring(change: Partial<ModelWiring> = {}): ModelWiring {
+  return { incarnation: 1, seed: 1, memory: null, buffers, p2p: [], ...change };
+}
+
+async function startModel(
+  name: DeviceDescription["model"],
+  memory = createGuestMemory(4 * MiB),
+  change: Partial<ModelWiring> = {},
+) {
+  const vram = name === "vgpu" ? new Uint8Array(64 * 1024) : null;
+  const model = createModel(descriptions[name], wiring({ memory: vram, ...change }));
+  disposables.push(model);
+  const context = new FlatContext(memory);
+  await model.start(context);
+  return { model, memory, context };
+}
+
+/** Sends datagrams to a NIC, paced so that its ring does not overflow. */
+function feed(model: PciModel): void {
+  const socket = createSocket("udp4");
+  const timer = setInterval(() => {
+    for (let i = 0; i < 10; i++) socket.send(Buffer.alloc(256 + i * 800, i), model.counters().udpPort, "127.0.0.1");
+  }, 2);
+  disposables.push({
+    [Symbol.dispose]() {
+      clearInterval(timer);
+      socket.close();
+    },
+  });
+}
+
+describe.each(["mlx5", "nic", "blk", "vgpu"] as const)("the model %s", (name) => {
+  it("writes stamped units into all of its buffers, and nowhere else", async () => {
+    const { model, memory, context } = await startModel(name);
+    if (name === "mlx5" || name === "nic") feed(model);
+    await runUntil(model, () => model.counters().lastSequence > PAGES + 20);
+    model.quiesce();
+    const problems = checkStamps(memory, model.trail());
+    expect(problems).toMatchObject({ checked: PAGES, lost: 0, torn: 0, reordered: 0, foreign: 0 });
+    for (const page of context.dma.written) {
+      expect(buffers.some(({ firstPage, pages }) => page >= firstPage && page < firstPage + pages)).toBe(true);
+    }
+    expect(context.failures).toEqual([]);
+  });
+
+  it("goes on after a migration without a gap in its numbers", async () => {
+    const source = await startModel(name);
+    if (name === "mlx5" || name === "nic") feed(source.model);
+    await runUntil(source.model, () => source.model.counters().lastSequence > 50);
+    source.model.quiesce();
+    const state = source.model.save();
+    const last = source.model.counters().lastSequence;
+
+    const destination = await startModel(name, source.memory, { incarnation: 2 });
+    destination.model.load(state);
+    expect(destination.model.counters().lastSequence).toBe(last);
+    if (name === "mlx5" || name === "nic") feed(destination.model);
+    await runUntil(destination.model, () => destination.model.counters().lastSequence > last + 30);
+    destination.model.quiesce();
+    const trail = destination.model.trail();
+    expect(trail.epochs).toEqual([
+      { incarnation: 1, firstSequence: 1 },
+      { incarnation: 2, firstSequence: last + 1 },
+    ]);
+    expect(stampsIntact(checkStamps(source.memory, trail))).toBe(true);
+  });
+
+  it("saves a state of the same size at all times, and the same state twice while stopped", async () => {
+    const { model } = await startModel(name);
+    const before = model.save();
+    if (name === "mlx5" || name === "nic") feed(model);
+    await runUntil(model, () => model.counters().lastSequence > 20);
+    model.quiesce();
+    expect(model.save().byteLength).toBe(before.byteLength);
+    expect(model.save()).toEqual(model.save());
+    expect(model.save()).not.toEqual(before);
+  });
+
+  it("refuses a state that was cut, extended, or is of something else", async () => {
+    const { model } = await startModel(name);
+    const state = model.save();
+    const other = (await startModel(name === "nic" ? "blk" : "nic")).model.save();
+    for (const bad of [
+      state.slice(0, -1),
+      state.slice(0, 20),
+      new Uint8Array(0),
+      new Uint8Array(64).fill(255),
+      other,
+    ]) {
+      expect(() => model.load(bad)).toThrow(expect.objectContaining({ code: "BAD_DEVICE_STATE" }));
+    }
+    model.load(state);
+    expect(model.save().byteLength).toBe(state.byteLength);
+  });
+
+  it("tries the same number again after a blocked write, and leaves no gap", async () => {
+    const { model, memory, context } = await startModel(name);
+    if (name === "mlx5" || name === "nic") feed(model);
+    context.dma.fault = "detached";
+    await runUntil(model, () => model.counters().faults > 3);
+    expect(model.counters().lastSequence).toBe(0);
+    context.dma.fault = null;
+    await runUntil(model, () => model.counters().lastSequence > 10);
+    model.quiesce();
+    expect(stampsIntact(checkStamps(memory, model.trail()))).toBe(true);
+  });
+
+  it("keeps to its rate", async () => {
+    const slow = { ...descriptions[name], load: { rate: 1, footprint: PAGES * PAGE_SIZE } } as DeviceDescription;
+    const model = createModel(slow, wiring({ memory: name === "vgpu" ? new Uint8Array(65536) : null }));
+    disposables.push(model);
+    await model.start(new FlatContext(createGuestMemory(4 * MiB)));
+    if (name === "mlx5" || name === "nic") feed(model);
+    const from = performance.now();
+    await runUntil(model, () => performance.now() - from > 200);
+    // 1 MB/s is 49 pages in 0.2 s; the burst of 20 ms comes on top.
+    expect(model.counters().lastSequence).toBeGreaterThan(15);
+    expect(model.counters().lastSequence).toBeLessThan(60);
+  });
+
+  it("tells the guest by interrupts, fewer than there are units", async () => {
+    const { model, context } = await startModel(name);
+    if (name === "mlx5" || name === "nic") feed(model);
+    await runUntil(model, () => context.interrupts > 2);
+    expect(context.interrupts).toBeLessThan(model.counters().units);
+    model.quiesce();
+    const before = context.interrupts;
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    expect(context.interrupts).toBe(before);
+  });
+
+  it("shows its sequence number in a register", async () => {
+    const { model } = await startModel(name);
+    if (name === "mlx5" || name === "nic") feed(model);
+    await runUntil(model, () => model.counters().lastSequence > 5);
+    model.quiesce();
+    const register = new Uint8Array(4);
+    model.regionRead(REGION.BAR0, REGISTER.SEQUENCE_LOW, register);
+    expect(new DataView(register.buffer).getUint32(0, true)).toBe(model.counters().lastSequence);
+  });
+});
+
+describe("P2P writes", () => {
+  it("go to the device's corner of its target's BAR, and not while P2P is quiesced", async () => {
+    const bar = { firstPage: 900, pages: 4 };
+    const { model, context } = await startModel("blk", undefined, { p2p: [{ target: "vgpu0", pages: bar }] });
+    context.p2pQuiesced = true;
+    await runUntil(model, () => model.counters().lastSequence > 40);
+    expect(context.dma.written.some((page) => page >= 900)).toBe(false);
+    context.p2pQuiesced = false;
+    await runUntil(model, () => model.counters().p2pUnits > 5);
+    expect(context.dma.written.filter((page) => page >= 900 && page < 904).length).toBe(model.counters().p2pUnits);
+  });
+});
+
+describe("the vGPU", () => {
+  it("writes only pages that it has pinned, and pins one window at a time", async () => {
+    const { model, context } = await startModel("vgpu");
+    const write = context.dma.write.bind(context.dma);
+    context.dma.write = (page, ...rest) => {
+      expect(context.pinned.has(page)).toBe(true);
+      return write(page, ...rest);
+    };
+    await runUntil(model, () => model.counters().lastSequence > 3 * PAGES);
+    expect(model.counters().windowsPinned).toBeGreaterThan(9);
+    expect(context.mostPinned).toBeLessThanOrEqual(VGPU_WINDOW_PAGES);
+  });
+
+  it("unpins everything on reset, and clears its video memory", async () => {
+    const { model, context } = await startModel("vgpu");
+    model.regionWrite(REGION.BAR2, 100, Uint8Array.of(1, 2, 3));
+    await runUntil(model, () => model.counters().lastSequence > 10);
+    model.reset();
+    await new Promise((resolve) => setTimeout(resolve, 5));
+    expect(context.pinned.size).toBe(0);
+    const vram = new Uint8Array(3);
+    model.regionRead(REGION.BAR2, 100, vram);
+    expect(vram).toEqual(new Uint8Array(3));
+  });
+});
+
+describe("the mlx5 VF", () => {
+  it("has a larger state after more receive queues were configured", async () => {
+    const { model } = await startModel("mlx5");
+    const before = model.save().byteLength;
+    model.regionWrite(REGION.BAR0, MLX5_QUEUES_REGISTER, Uint8Array.of(6, 0, 0, 0));
+    expect(model.counters().queues).toBe(6);
+    expect(model.save().byteLength).toBe(before + 2 * 4096);
+  });
+});
+
+describe("the disk", () => {
+  it("brings the file's bytes into memory, in order, across a migration", async () => {
+    const { model, memory, context } = await startModel("blk");
+    await runUntil(model, () => model.counters().lastSequence > 20);
+    model.quiesce();
+    const position = model.counters().filePosition;
+    expect(position).toBe(model.counters().lastSequence * 4048);
+    const next = await startModel("blk", memory, { incarnation: 2 });
+    next.model.load(model.save());
+    await runUntil(next.model, () => next.model.counters().lastSequence > model.counters().lastSequence + 5);
+    expect(next.model.counters().filePosition).toBe(next.model.counters().lastSequence * 4048);
+    expect(context.failures).toEqual([]);
+  });
+
+  it("refuses a file that is not there", async () => {
+    const model = createModel({ ...descriptions.blk, file: "/nonexistent/disk.img" } as DeviceDescription, wiring());
+    disposables.push(model);
+    await expect(model.start(new FlatContext(createGuestMemory(4 * MiB)))).rejects.toMatchObject({
+      code: "BAD_DISK_FILE",
+    });
+  });
+});

@@ -1,0 +1,69 @@
+import type { PostedDmaLog } from "../../devices/dma-log.js";
+import type { DmaFault } from "../../devices/model.js";
+import type { ModelWiring } from "../../devices/pci-model.js";
+import type { StampTrail } from "../../devices/stamp.js";
+import type { DeviceDescription } from "../../host/description.js";
+import type { PageNumber } from "../../memory/address.js";
+import type { DmaWiring } from "../iommu/dma-port.js";
+import type { PostedTracker } from "../iommufd/emulated-iommu.js";
+import type { PinnedRun, PinWiring } from "../vfio/pin-port.js";
+import type { Moved } from "./rpc.js";
+
+/*
+ * What the main thread and a device thread ask of each other. A thread answers between two slices of DMA, so every
+ * answer also says that the devices' DMA up to it has landed.
+ */
+
+/** What a device does: all of its work, all but P2P (or nothing, where it can't tell P2P apart), nothing. */
+export type RunMode = "running" | "p2p-quiesced" | "stopped";
+
+/** A device of a thread, by a number that the main side gives. */
+export type DeviceNumber = number;
+
+export interface PostedDevice {
+  readonly device: DeviceNumber;
+  readonly description: DeviceDescription;
+  readonly wiring: Omit<ModelWiring, "memory">;
+  /** The arena behind its BAR 2, and how much of it is; null: it has none. */
+  readonly memory: { readonly memory: WebAssembly.Memory; readonly bytes: number } | null;
+  readonly port:
+    | { readonly kind: "iommu"; readonly wiring: DmaWiring }
+    | { readonly kind: "pins"; readonly wiring: PinWiring };
+  /** A test's {@link DmaHold}. */
+  readonly hold: Int32Array<SharedArrayBuffer> | null;
+}
+
+/** Answered by a device thread. */
+export type DeviceOperations = {
+  /** Makes the model and starts it, stopped. */
+  create(posted: PostedDevice): Promise<void>;
+  setMode(args: { device: DeviceNumber; mode: RunMode }): Promise<void>;
+  save(args: { device: DeviceNumber }): Moved<Uint8Array>;
+  load(args: { device: DeviceNumber; state: Uint8Array }): void;
+  reset(args: { device: DeviceNumber }): Promise<void>;
+  regionRead(args: { device: DeviceNumber; region: number; offset: number; bytes: number }): Uint8Array;
+  regionWrite(args: { device: DeviceNumber; region: number; offset: number; data: Uint8Array }): void;
+  /** The device's own log from here on; null: none. */
+  setLog(args: { device: DeviceNumber; log: PostedDmaLog | null }): void;
+  /** The tracker that mdevs share, from here on. */
+  setTracker(args: { device: DeviceNumber; tracker: PostedTracker | null }): void;
+  /**
+   * Pages that are about to be unpinned on behalf of an unmap: the device no longer reaches them at the answer. Pins of
+   * an earlier epoch that it has yet to learn of may be gone as well.
+   */
+  dropPins(args: { device: DeviceNumber; page: PageNumber; pages: number; epoch: number }): void;
+  counters(args: { device: DeviceNumber }): Record<string, number>;
+  trail(args: { device: DeviceNumber }): StampTrail;
+};
+
+/** Answered by the main thread. */
+export type HostOperations = {
+  pin(args: {
+    device: DeviceNumber;
+    page: PageNumber;
+    pages: number;
+  }): Promise<{ fault: DmaFault } | { runs: PinnedRun[]; epoch: number }>;
+  unpin(args: { device: DeviceNumber; page: PageNumber; pages: number }): Promise<void>;
+  raiseIrq(args: { device: DeviceNumber; index: number; vector: number }): void;
+  failed(args: { device: DeviceNumber; reason: string }): void;
+};

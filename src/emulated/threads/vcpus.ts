@@ -1,0 +1,193 @@
+import { Worker } from "node:worker_threads";
+import { z } from "zod";
+import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
+import { SharedLog } from "../../bitmap/shared-log.js";
+import type { PageSpan } from "../../devices/buffers.js";
+import type { StampTrail } from "../../devices/stamp.js";
+import { progressSchema } from "../../devices/stamped-dma.js";
+import { DirtmapError } from "../../errors.js";
+import type { Vcpus } from "../../host/host.js";
+import { iovaOf, PAGE_SIZE, type PageNumber } from "../../memory/address.js";
+import type { GuestMemory } from "../../memory/guest-memory.js";
+import { InFlight } from "../../memory/in-flight.js";
+import { UapiError } from "../../uapi/errno.js";
+import { within } from "./device-threads.js";
+import { RpcClient } from "./rpc.js";
+import type { PostedVcpus, VcpuOperations } from "./vcpu-protocol.js";
+
+/** Threads that vCPUs are spread over, at most: more only take turns on the same cores. */
+const MAX_THREADS = 4;
+const LIMIT_MS = 10_000;
+/** A state has about 100 bytes per vCPU and epoch; more than this is none. */
+const MAX_STATE_BYTES = 1 << 20;
+
+const stateSchema = z.strictObject({
+  version: z.literal(1),
+  vcpus: z.array(z.strictObject({ number: z.int().min(0), progress: progressSchema })).max(64),
+});
+
+export interface EmulatedVcpusOptions {
+  readonly memory: GuestMemory;
+  /** The buffers of each vCPU. */
+  readonly buffers: readonly (readonly PageSpan[])[];
+  /** Megabytes (10^6) per second that each writes. */
+  readonly rate: number;
+  /** Of the machine instance. */
+  readonly incarnation: number;
+  /** Called when a thread ends that should not have: the machine has failed. */
+  readonly onDeath: (error: Error) => void;
+}
+
+/** The vCPUs of an emulated machine: threads that write guest memory, and the dirty log that KVM would keep of them. */
+export class EmulatedVcpus implements Vcpus, AsyncDisposable {
+  readonly count: number;
+  readonly #inFlight: InFlight;
+  readonly #log: SharedLog;
+  /** One word: not 0 while the log is on. */
+  readonly #logging = new Int32Array(new SharedArrayBuffer(4));
+  readonly #threads: readonly { readonly worker: Worker; readonly rpc: RpcClient<VcpuOperations> }[];
+  readonly #numbers: readonly number[][];
+  #paused = true;
+  #disposed = false;
+
+  /** The vCPUs are paused at first. */
+  constructor({ memory, buffers, rate, incarnation, onDeath }: EmulatedVcpusOptions) {
+    this.count = buffers.length;
+    this.#inFlight = InFlight.allocate(Math.max(1, this.count));
+    this.#log = SharedLog.create(Math.max(...memory.regions.map(({ firstPage, pages }) => firstPage + pages)));
+    const threads = Math.min(this.count, MAX_THREADS);
+    this.#numbers = Array.from({ length: threads }, (_, thread) =>
+      buffers.map((_, number) => number).filter((number) => number % threads === thread),
+    );
+    this.#threads = this.#numbers.map((numbers) => {
+      const posted: PostedVcpus = {
+        vcpus: numbers.map((number) => ({ number, buffers: buffers[number] })),
+        rate,
+        incarnation,
+        arenas: memory.arenas.map((arena) => arena.memory),
+        regions: memory.regions,
+        inFlight: this.#inFlight.words,
+        log: { memory: this.#log.arena.memory, bits: this.#log.bits },
+        logging: this.#logging,
+      };
+      const worker = new Worker(new URL("./vcpu-thread.js", import.meta.url), { workerData: posted });
+      let over = false;
+      const ended = (cause?: Error) => {
+        if (this.#disposed || over) return;
+        over = true;
+        const who = numbers.map((number) => `vcpu${number}`).join(", ");
+        onDeath(new DirtmapError(`the thread of ${who} has ended`, { code: "VCPU_THREAD_ENDED", cause }));
+      };
+      worker.once("error", ended);
+      worker.once("exit", () => ended());
+      return { worker, rpc: new RpcClient<VcpuOperations>(worker) };
+    });
+  }
+
+  async pause(): Promise<void> {
+    await this.#all("pause", null);
+    this.#paused = true;
+  }
+
+  async resume(): Promise<void> {
+    this.#paused = false;
+    await this.#all("resume", null);
+  }
+
+  async saveState(): Promise<Uint8Array> {
+    this.#checkPaused("KVM_GET_REGS");
+    const vcpus = (await this.#all("save", null)).flat().sort((a, b) => a.number - b.number);
+    return new TextEncoder().encode(JSON.stringify({ version: 1, vcpus }));
+  }
+
+  /** @throws DirtmapError `BAD_VCPU_STATE`; then nothing is loaded */
+  async loadState(state: Uint8Array): Promise<void> {
+    this.#checkPaused("KVM_SET_REGS");
+    const bad = (what: string, cause?: unknown): DirtmapError =>
+      new DirtmapError(`the vCPU state is not usable: ${what}`, { code: "BAD_VCPU_STATE", cause });
+    if (state.byteLength > MAX_STATE_BYTES) throw bad(`it has ${state.byteLength} bytes`);
+    let json: unknown;
+    try {
+      json = JSON.parse(new TextDecoder().decode(state));
+    } catch (cause) {
+      throw bad("it is no JSON", cause);
+    }
+    const parsed = stateSchema.safeParse(json);
+    if (!parsed.success) throw bad("it is malformed", parsed.error);
+    const { vcpus } = parsed.data;
+    if (vcpus.length !== this.count || vcpus.some(({ number }, index) => number !== index)) {
+      throw bad(`it is of ${vcpus.length} vCPUs, and there are ${this.count}`);
+    }
+    await Promise.all(
+      this.#threads.map(({ rpc }, thread) => {
+        const own = this.#numbers[thread].map((number) => vcpus[number]);
+        return within(rpc.call("load", own), LIMIT_MS, "loading vCPUs");
+      }),
+    );
+  }
+
+  async startDirtyLog(): Promise<void> {
+    if (this.#isLogging) throw this.#refuse("start", "it is on already");
+    Atomics.store(this.#logging, 0, 1);
+    // A store that found the log off has landed after this, and every later one is marked.
+    await this.#drain();
+  }
+
+  async readAndClearDirtyLog(query: { firstPage: PageNumber; pages: number; into: DirtyBitmap }): Promise<void> {
+    if (!this.#isLogging) throw this.#refuse("read", "start it first");
+    const { into } = query;
+    const first = Math.max(0, query.firstPage);
+    const end = Math.min(query.firstPage + query.pages, this.#log.bits);
+    if (first < end) {
+      const own = new DirtyBitmap({
+        iova: iovaOf(first),
+        length: BigInt(end - first) * BigInt(PAGE_SIZE),
+        granule: PAGE_SIZE,
+      });
+      this.#log.readAndClear(first, end - first, own.words, 0);
+      into.or(own);
+    }
+    await this.#drain();
+  }
+
+  async stopDirtyLog(): Promise<void> {
+    if (!this.#isLogging) return;
+    Atomics.store(this.#logging, 0, 0);
+    await this.#drain();
+    const { bits } = this.#log;
+    this.#log.readAndClear(0, bits, new Uint32Array(Math.ceil(bits / 32)), 0);
+  }
+
+  /** What the vCPUs' stamps in memory must be; meaningful while they are paused. */
+  async trails(): Promise<StampTrail[]> {
+    return (await this.#all("trails", null)).flat();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#disposed = true;
+    await Promise.all(this.#threads.map(({ worker }) => worker.terminate()));
+  }
+
+  get #isLogging(): boolean {
+    return Atomics.load(this.#logging, 0) !== 0;
+  }
+
+  async #drain(): Promise<void> {
+    await this.#inFlight.drain(Array.from({ length: this.count }, (_, owner) => owner));
+  }
+
+  async #all<Name extends "pause" | "resume" | "save" | "trails">(operation: Name, argument: null) {
+    return Promise.all(
+      this.#threads.map(({ rpc }) => within(rpc.call(operation, argument), LIMIT_MS, `${operation} of the vCPUs`)),
+    );
+  }
+
+  #checkPaused(syscall: string): void {
+    if (this.#paused) return;
+    throw new UapiError("EBUSY", { syscall, attempted: "move the state of running vCPUs", remedy: "pause them first" });
+  }
+
+  #refuse(what: string, remedy: string): UapiError {
+    return new UapiError("EINVAL", { syscall: "KVM_GET_DIRTY_LOG", attempted: `${what} the vCPUs' dirty log`, remedy });
+  }
+}

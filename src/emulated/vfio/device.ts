@@ -1,0 +1,419 @@
+import { PCI_COMMAND, PCI_COMMAND_MASTER, REGION } from "../../devices/pci-model.js";
+import type { StampTrail } from "../../devices/stamp.js";
+import { StateEncoder } from "../../devices/state-stream.js";
+import { type DirtmapError, explain } from "../../errors.js";
+import type {
+  BitmapQuery,
+  DataStream,
+  DmaLoggingLimits,
+  Iommufd,
+  IrqInfo,
+  MigrationSupport,
+  ObjectId,
+  RegionInfo,
+  TrackingFlags,
+  VfioDevice,
+} from "../../host/host.js";
+import { hex, type Iova, MiB } from "../../memory/address.js";
+import type { InFlight } from "../../memory/in-flight.js";
+import { UapiError } from "../../uapi/errno.js";
+import type { DeviceFeature, MigState } from "../../uapi/vfio.js";
+import type { Port, SystemIommu } from "../iommu/iommu.js";
+import { Lock } from "../iommu/lock.js";
+import type { EmulatedAccess } from "../iommufd/access.js";
+import { EmulatedIommufd } from "../iommufd/iommufd.js";
+import type { PhysicalMemory } from "../physical-memory.js";
+import type { RunMode } from "../threads/device-protocol.js";
+import type { DeviceClient } from "../threads/device-threads.js";
+import { ResumingSession, SavingSession, type SessionDevice } from "./data-stream.js";
+import { DmaLogging, deviceLogSource, noDmaLogging } from "./dma-logging.js";
+import { MdevPins, pinLogSource } from "./mdev-pins.js";
+import { type Arc, migrationPath, P2P_STATES, RUNNING_STATES, SAVING_GROUP } from "./mig-state.js";
+
+const SET_STATE = "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE";
+
+/** What a device's state has besides its memory: configuration, registers, queue contexts, DMA progress. */
+const MAX_STATE_BESIDES_MEMORY = 2 * MiB;
+
+export interface EmulatedVfioDeviceOptions {
+  /** The device on its thread. */
+  readonly client: DeviceClient;
+  readonly port: Port;
+  /** The IOMMU in front of it; null for an mdev. */
+  readonly iommu: SystemIommu | null;
+  readonly inFlight: InFlight;
+  readonly physical: PhysicalMemory;
+  /** Called when the device is closed. */
+  readonly onClose?: () => void;
+}
+
+/**
+ * An open VFIO device of the emulated host: the driver between the uAPI and the model on its thread.
+ *
+ * What holds: `#state` is the state that the device is in, and the thread's mode follows from it. State changes, resets
+ * and reads of the saving stream happen one at a time, under the lock, as under a driver's state mutex. A session exists
+ * exactly while the state is in the saving group, or RESUMING.
+ */
+export class EmulatedVfioDevice implements VfioDevice {
+  readonly id: string;
+  readonly model: string;
+  readonly regions: readonly RegionInfo[];
+  readonly irqs: readonly IrqInfo[];
+  readonly port: Port;
+  readonly #client: DeviceClient;
+  readonly #iommu: SystemIommu | null;
+  readonly #physical: PhysicalMemory;
+  readonly #onClose: (() => void) | undefined;
+  readonly #logging: DmaLogging | null;
+  readonly #lock = new Lock();
+  readonly #session: SessionDevice & { precopyInfoV2: boolean };
+  #bound: {
+    readonly iommufd: EmulatedIommufd;
+    readonly id: ObjectId;
+    readonly access: EmulatedAccess | undefined;
+  } | null = null;
+  #state: MigState = "RUNNING";
+  #saving: SavingSession | null = null;
+  #resuming: ResumingSession | null = null;
+  #failArc: Arc | null = null;
+  #open = true;
+
+  private constructor({ client, port, iommu, inFlight, physical, onClose }: EmulatedVfioDeviceOptions) {
+    const { info } = client;
+    this.id = client.id;
+    this.model = info.model;
+    this.regions = info.regions;
+    this.irqs = info.irqs;
+    this.port = port;
+    this.#client = client;
+    this.#iommu = iommu;
+    this.#physical = physical;
+    this.#onClose = onClose;
+    this.#logging =
+      info.dmaLogging === null
+        ? null
+        : new DmaLogging(
+            info.dmaLogging,
+            info.mdev
+              ? pinLogSource(() => this.#bound?.access?.pins)
+              : deviceLogSource({ setLog: (log) => client.setLog(log), drain: () => inFlight.drain([port]) }),
+          );
+    this.#session = {
+      identity: { model: info.model, stateVersion: info.stateVersion },
+      snapshot: () => client.save(),
+      lock: this.#lock,
+      precopyInfoV2: false,
+    };
+  }
+
+  /** Opens a device that was placed on a thread. It is in RUNNING, and does DMA once its driver enables it. */
+  static async open(options: EmulatedVfioDeviceOptions): Promise<EmulatedVfioDevice> {
+    const device = new EmulatedVfioDevice(options);
+    await device.#client.setMode("running");
+    return device;
+  }
+
+  async bind(iommufd: Iommufd): Promise<ObjectId> {
+    const call = { syscall: "VFIO_DEVICE_BIND_IOMMUFD", attempted: `bind '${this.id}'` };
+    if (this.#bound !== null) throw new UapiError("EINVAL", { ...call, remedy: "it is bound already" });
+    if (!(iommufd instanceof EmulatedIommufd)) {
+      throw new UapiError("EINVAL", { ...call, remedy: "give an iommufd of the same host" });
+    }
+    const { mdev, tracking } = this.#client.info;
+    const binding = {
+      callbacks: { unmap: (iova: Iova, length: bigint) => this.#unmap(iova, length) },
+      ...(tracking.tracksThroughContainer
+        ? { sharedTracker: { setTracker: this.#client.setTracker.bind(this.#client) } }
+        : {}),
+    };
+    const id = await iommufd.bindDevice({ port: this.port, iommu: this.#iommu, mdev: mdev ? binding : null });
+    const access = mdev ? iommufd.accessOf(id) : undefined;
+    this.#bound = { iommufd, id, access };
+    if (access !== undefined) this.#client.pins = new MdevPins(access, this.#physical);
+    return id;
+  }
+
+  async attach(ioasOrHwpt: ObjectId): Promise<ObjectId> {
+    const { iommufd, id } = this.#binding("VFIO_DEVICE_ATTACH_IOMMUFD_PT", `attach '${this.id}' to ${ioasOrHwpt}`);
+    return iommufd.attachDevice(id, ioasOrHwpt);
+  }
+
+  async detach(): Promise<void> {
+    const { iommufd, id } = this.#binding("VFIO_DEVICE_DETACH_IOMMUFD_PT", `detach '${this.id}'`);
+    await iommufd.detachDevice(id);
+  }
+
+  /** Also stops DMA until the driver enables it again: the function's command register is as after power-on. */
+  async reset(): Promise<void> {
+    this.#checkOpen("VFIO_DEVICE_RESET");
+    await this.#lock.run(async () => {
+      await this.#client.setMode("stopped");
+      this.#endSessions();
+      await this.#logging?.stop();
+      await this.#client.reset();
+      this.#state = "RUNNING";
+      await this.#client.setMode("running");
+    });
+  }
+
+  async supports(feature: DeviceFeature): Promise<boolean> {
+    const { migration, dmaLogging } = this.#client.info;
+    switch (feature) {
+      case "DMA_LOGGING_START":
+      case "DMA_LOGGING_STOP":
+      case "DMA_LOGGING_REPORT":
+        return dmaLogging !== null;
+      case "MIG_PRECOPY_INFOv2":
+        return migration?.preCopy === true;
+      default:
+        return migration !== null;
+    }
+  }
+
+  async migration(): Promise<MigrationSupport> {
+    return this.#migration("VFIO_DEVICE_FEATURE_MIGRATION");
+  }
+
+  async trackingFlags(): Promise<TrackingFlags> {
+    return this.#client.info.tracking;
+  }
+
+  async dmaLoggingLimits(): Promise<DmaLoggingLimits | null> {
+    return this.#client.info.dmaLogging;
+  }
+
+  async state(): Promise<MigState> {
+    this.#migration(SET_STATE);
+    return this.#state;
+  }
+
+  async setState(next: MigState): Promise<DataStream | null> {
+    const support = this.#migration(SET_STATE);
+    return this.#lock.run(async () => {
+      const path = migrationPath(this.#state, next, support);
+      if (path === null) {
+        throw new UapiError("EINVAL", {
+          syscall: SET_STATE,
+          attempted: `move '${this.id}' from ${this.#state} to ${next}`,
+          remedy: this.#state === "ERROR" ? "reset the device" : "see the arcs of enum vfio_device_mig_state",
+        });
+      }
+      for (const arc of path) await this.#step(arc);
+      const last = path.at(-1);
+      return last === undefined ? null : this.#streamBegunBy(path);
+    });
+  }
+
+  async dataSize(): Promise<number> {
+    this.#migration("VFIO_DEVICE_FEATURE_MIG_DATA_SIZE");
+    return this.#lock.run(async () => {
+      const image = await this.#client.save();
+      if (this.#saving !== null) return this.#saving.remaining(image);
+      const encoder = new StateEncoder(this.#session.identity);
+      return encoder.sizeOf(image) + encoder.endBytes;
+    });
+  }
+
+  async enablePrecopyInfoV2(): Promise<void> {
+    if (!(await this.supports("MIG_PRECOPY_INFOv2"))) {
+      throw new UapiError("ENOTTY", {
+        syscall: "VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2",
+        attempted: `opt in on '${this.id}', which has no pre-copy`,
+      });
+    }
+    this.#session.precopyInfoV2 = true;
+  }
+
+  async startDmaLogging({
+    pageSize,
+    ranges,
+  }: {
+    pageSize: number;
+    ranges: readonly { iova: Iova; length: bigint }[];
+  }): Promise<number> {
+    const logging = this.#log("start");
+    if (this.#client.info.mdev) this.#binding("VFIO_DEVICE_FEATURE_DMA_LOGGING_START", `log the pins of '${this.id}'`);
+    return this.#lock.run(() => logging.start(pageSize, ranges));
+  }
+
+  async reportDmaLogging(query: BitmapQuery): Promise<void> {
+    // Not under the lock: a report drains, and must work while a state change waits for the same DMA.
+    await this.#log("report").report(query, this.#quiet);
+  }
+
+  async stopDmaLogging(): Promise<void> {
+    const logging = this.#log("stop");
+    await this.#lock.run(() => logging.stop());
+  }
+
+  /** read(2) of a region. @throws UapiError EINVAL outside of it */
+  async regionRead(region: number, offset: number, bytes: number): Promise<Uint8Array> {
+    this.#checkRegion(region, offset, bytes);
+    return this.#client.regionRead(region, offset, bytes);
+  }
+
+  /** write(2) of a region. @throws UapiError EINVAL outside of it */
+  async regionWrite(region: number, offset: number, data: Uint8Array): Promise<void> {
+    this.#checkRegion(region, offset, data.byteLength);
+    await this.#client.regionWrite(region, offset, data);
+  }
+
+  /** What the guest's driver does before it uses the device: lets it do DMA. Part of the state that migrates. */
+  async enableBusMaster(): Promise<void> {
+    const [command] = await this.regionRead(REGION.CONFIG, PCI_COMMAND, 1);
+    await this.regionWrite(REGION.CONFIG, PCI_COMMAND, Uint8Array.of(command | PCI_COMMAND_MASTER));
+  }
+
+  /** What its stamps in memory must be, once it has stopped. */
+  stamps(): Promise<StampTrail> {
+    return this.#client.trail();
+  }
+
+  counters(): Promise<Record<string, number>> {
+    return this.#client.counters();
+  }
+
+  /** For tests: the device fails, into ERROR, when it is next asked to take this arc. */
+  failNext(arc: Arc): void {
+    this.#failArc = arc;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (!this.#open) return;
+    this.#open = false;
+    await this.#lock.run(async () => {
+      this.#endSessions();
+      // A thread that has ended does no DMA.
+      await this.#client.setMode("stopped").catch(() => undefined);
+      await this.#logging?.stop().catch(() => undefined);
+    });
+    const bound = this.#bound;
+    this.#bound = null;
+    if (bound !== null) await bound.iommufd.unbindDevice(bound.id);
+    this.#client.pins = null;
+    this.#onClose?.();
+  }
+
+  /** One arc. An error leaves the device where it is, or in ERROR. */
+  async #step(arc: Arc): Promise<void> {
+    const { from, to } = arc;
+    try {
+      if (this.#failArc?.from === from && this.#failArc.to === to) {
+        this.#failArc = null;
+        throw new Error("made to fail by a test");
+      }
+      if (this.#client.failure !== undefined) throw new Error(this.#client.failure);
+      if (from === "RESUMING") await this.#load();
+      if (modeOf(from) !== modeOf(to)) await this.#client.setMode(modeOf(to));
+      if (SAVING_GROUP.has(from) && !SAVING_GROUP.has(to)) this.#endSessions();
+      if (SAVING_GROUP.has(to)) await this.#save(to);
+      if (to === "RESUMING") {
+        this.#resuming = new ResumingSession(this.#session.identity, this.#memoryBytes + MAX_STATE_BESIDES_MEMORY);
+      }
+      this.#state = to;
+    } catch (cause) {
+      await this.#fail(arc, cause);
+    }
+  }
+
+  /** Enters a state of the saving group, from outside or from within. */
+  async #save(to: MigState): Promise<void> {
+    const begins = this.#saving === null;
+    const session = this.#saving ?? new SavingSession(this.#session);
+    this.#saving = session;
+    if (to === "STOP_COPY") session.finish(await this.#client.save());
+    else if (begins) session.beginPreCopy(await this.#client.save());
+  }
+
+  /** Leaves RESUMING: what was written becomes the device's state. */
+  async #load(): Promise<void> {
+    const session = this.#resuming;
+    this.#resuming = null;
+    if (session !== null) await this.#client.load(session.finish());
+  }
+
+  /** To ERROR: it does no DMA there, and only a reset leads out. */
+  async #fail({ from, to }: Arc, cause: unknown): Promise<never> {
+    this.#state = "ERROR";
+    this.#endSessions();
+    await this.#client.setMode("stopped").catch(() => undefined);
+    const isBadState = (cause as Partial<DirtmapError>).code === "BAD_DEVICE_STATE";
+    throw new UapiError(isBadState ? "EINVAL" : "EIO", {
+      syscall: SET_STATE,
+      attempted: `move '${this.id}' from ${from} to ${to}: ${explain(cause)}`,
+      remedy: "reset the device: it is in ERROR",
+      cause,
+    });
+  }
+
+  #streamBegunBy(path: readonly Arc[]): DataStream | null {
+    const { to } = path[path.length - 1];
+    if (to === "RESUMING") return this.#resuming;
+    const begins = path.some((arc) => !SAVING_GROUP.has(arc.from) && SAVING_GROUP.has(arc.to));
+    return begins && SAVING_GROUP.has(to) ? this.#saving : null;
+  }
+
+  #endSessions(): void {
+    this.#saving?.end();
+    this.#saving = null;
+    this.#resuming?.end();
+    this.#resuming = null;
+  }
+
+  /** True while the device does no DMA at all. */
+  get #quiet(): boolean {
+    const mode = modeOf(this.#state);
+    return mode === "stopped" || (mode === "p2p-quiesced" && !this.#client.info.separatesP2p);
+  }
+
+  get #memoryBytes(): number {
+    return this.regions.find(({ index }) => index === REGION.BAR2)?.bytes ?? 0;
+  }
+
+  async #unmap(iova: Iova, length: bigint): Promise<void> {
+    const { pins } = this.#client;
+    if (pins instanceof MdevPins) await pins.release(this.#client, iova, length);
+  }
+
+  #migration(syscall: string): MigrationSupport {
+    this.#checkOpen(syscall);
+    const { migration } = this.#client.info;
+    if (migration === null) {
+      throw new UapiError("ENOTTY", { syscall, attempted: `migrate '${this.id}'`, remedy: "it can't be migrated" });
+    }
+    return migration;
+  }
+
+  #log(operation: "start" | "report" | "stop"): DmaLogging {
+    if (this.#logging === null) throw noDmaLogging(operation);
+    return this.#logging;
+  }
+
+  #binding(syscall: string, attempted: string) {
+    this.#checkOpen(syscall);
+    if (this.#bound === null)
+      throw new UapiError("EINVAL", { syscall, attempted, remedy: "bind it to an iommufd first" });
+    return this.#bound;
+  }
+
+  #checkOpen(syscall: string): void {
+    if (!this.#open) throw new UapiError("EBADF", { syscall, attempted: `use '${this.id}'`, remedy: "it is closed" });
+  }
+
+  #checkRegion(index: number, offset: number, bytes: number): void {
+    this.#checkOpen("pread");
+    const region = this.regions.find((candidate) => candidate.index === index);
+    if (region === undefined || !(offset >= 0 && bytes >= 0 && offset + bytes <= region.bytes)) {
+      throw new UapiError("EINVAL", {
+        syscall: "pread",
+        attempted: `access ${bytes} bytes at ${hex(offset)} of region ${index} of '${this.id}'`,
+        remedy: `its regions are ${this.regions.map(({ index: i, name, bytes: b }) => `${i} (${name}, ${b} bytes)`).join(", ")}`,
+      });
+    }
+  }
+}
+
+function modeOf(state: MigState): RunMode {
+  if (RUNNING_STATES.has(state)) return "running";
+  return P2P_STATES.has(state) ? "p2p-quiesced" : "stopped";
+}

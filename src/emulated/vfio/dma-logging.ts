@@ -1,0 +1,165 @@
+import { DmaLog, type LogRange } from "../../devices/dma-log.js";
+import type { BitmapQuery, DmaLoggingLimits } from "../../host/host.js";
+import { hex, type Iova, isPowerOfTwo, PAGE_SIZE, pageOf, U64_MAX } from "../../memory/address.js";
+import { UapiError } from "../../uapi/errno.js";
+
+/*
+ * VFIO_DEVICE_FEATURE_DMA_LOGGING_START, _REPORT and _STOP: what is checked, in the order in which Linux does
+ * (drivers/vfio/vfio_main.c, then the driver), and who keeps the log: the device itself, or an mdev's pins.
+ */
+
+const START = "VFIO_DEVICE_FEATURE_DMA_LOGGING_START";
+const REPORT = "VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT";
+const STOP = "VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP";
+
+/** Ranges that fit a kernel page, at 16 bytes each: more is refused whatever the device can do (LOG_MAX_RANGES). */
+const LOG_MAX_RANGES = PAGE_SIZE / 16;
+
+export interface LoggedRange {
+  readonly iova: Iova;
+  readonly length: bigint;
+}
+
+/** Where a device's log comes from. */
+export interface LogSource {
+  /** Every DMA that begins after its resolution and writes inside the ranges is reported. */
+  start(ranges: readonly LogRange[], granule: number): Promise<void>;
+  /** Moves what was logged of these pages into the bitmap; resolves when DMA whose bits were taken has landed. */
+  readAndClear(page: number, pages: number, query: BitmapQuery): Promise<void>;
+  stop(): Promise<void>;
+}
+
+/** A device's DMA logging: off, or on with its ranges. */
+export class DmaLogging {
+  readonly #limits: DmaLoggingLimits;
+  readonly #source: LogSource;
+  #ranges: readonly LogRange[] | null = null;
+
+  constructor(limits: DmaLoggingLimits, source: LogSource) {
+    this.#limits = limits;
+    this.#source = source;
+  }
+
+  /** Returns the page size that the device chose: the largest it has up to the hint, or else its smallest. */
+  async start(pageSize: number, ranges: readonly LoggedRange[]): Promise<number> {
+    const { pageSizes, maxRanges, addressWidth } = this.#limits;
+    const refuse = (code: "EINVAL" | "E2BIG" | "EOVERFLOW" | "EOPNOTSUPP", remedy: string): never => {
+      throw new UapiError(code, {
+        syscall: START,
+        attempted: `log ${ranges.length} ranges by ${pageSize} bytes`,
+        remedy,
+      });
+    };
+    if (ranges.length === 0) refuse("EINVAL", "give at least one range");
+    if (ranges.length > LOG_MAX_RANGES) refuse("E2BIG", `give at most ${maxRanges} ranges: merge them, outwards`);
+    if (!Number.isSafeInteger(pageSize) || !isPowerOfTwo(pageSize))
+      refuse("EINVAL", "give a power of two as page size");
+    const sorted = [...ranges].sort((a, b) => (a.iova < b.iova ? -1 : 1));
+    for (const { iova, length } of sorted) {
+      if (iova < 0n || length <= 0n || iova % BigInt(pageSize) !== 0n || length % BigInt(pageSize) !== 0n) {
+        refuse("EINVAL", `begin and end ranges at multiples of ${pageSize}`);
+      }
+      if (iova + length > U64_MAX) refuse("EOVERFLOW", "end ranges below 2^64");
+    }
+    for (let i = 1; i < sorted.length; i++) {
+      if (sorted[i].iova < sorted[i - 1].iova + sorted[i - 1].length)
+        refuse("EINVAL", "give ranges that don't overlap");
+    }
+    if (this.#ranges !== null) refuse("EINVAL", "stop it first: it is on");
+    if (ranges.length > maxRanges) refuse("E2BIG", `give at most ${maxRanges} ranges: merge them, outwards`);
+    const end = sorted.at(-1);
+    if (end !== undefined && end.iova + end.length > 1n << BigInt(addressWidth)) {
+      refuse("EOPNOTSUPP", `end ranges below ${hex(1n << BigInt(addressWidth))}: its log covers ${addressWidth} bits`);
+    }
+    const granule = pageSizes.filter((size) => size <= pageSize).at(-1) ?? pageSizes[0];
+    const pages = wholePages(sorted);
+    await this.#source.start(pages, granule);
+    this.#ranges = pages;
+    return granule;
+  }
+
+  /** @param quiet true while the device does no DMA: what a log needs that can be read only then */
+  async report(query: BitmapQuery, quiet: boolean): Promise<void> {
+    const { iova, length, pageSize, into } = query;
+    const refuse = (code: "EINVAL" | "EBUSY" | "EOVERFLOW", remedy: string): never => {
+      throw new UapiError(code, {
+        syscall: REPORT,
+        attempted: `read the log of ${hex(length)} bytes at ${hex(iova)} by ${pageSize}`,
+        remedy,
+      });
+    };
+    if (pageSize < PAGE_SIZE || !Number.isSafeInteger(pageSize) || !isPowerOfTwo(pageSize)) {
+      refuse("EINVAL", `give a power of two from ${PAGE_SIZE} on as page size`);
+    }
+    if (iova < 0n || length < 0n || iova + length > U64_MAX) refuse("EOVERFLOW", "end the range below 2^64");
+    if (this.#ranges === null) refuse("EINVAL", "start DMA logging first");
+    if (into.granule !== pageSize || into.iova > iova || into.iova + into.length < iova + length) {
+      refuse("EINVAL", "give a bitmap of that range and page size");
+    }
+    if (this.#limits.readableWhen === "quiesced" && !quiet) {
+      refuse("EBUSY", "its log can be read only when it does no DMA: quiesce or stop it");
+    }
+    if (length === 0n) return;
+    const first = pageOf(iova);
+    const end = pageOf(iova + length - 1n) + 1;
+    for (const range of this.#ranges ?? []) {
+      const from = Math.max(first, range.page);
+      const to = Math.min(end, range.page + range.pages);
+      if (from < to) await this.#source.readAndClear(from, to - from, query);
+    }
+  }
+
+  /** Stopping what is off does nothing, as with mlx5. */
+  async stop(): Promise<void> {
+    if (this.#ranges === null) return;
+    this.#ranges = null;
+    await this.#source.stop();
+  }
+}
+
+/** The refusal of a device without DMA logging. */
+export function noDmaLogging(operation: "start" | "report" | "stop"): UapiError {
+  const syscall = { start: START, report: REPORT, stop: STOP }[operation];
+  return new UapiError("ENOTTY", {
+    syscall,
+    attempted: `${operation} DMA logging of a device that has none`,
+    remedy: "track it with its IOMMU",
+  });
+}
+
+/** A log in the memory of the device itself. */
+export function deviceLogSource(device: {
+  setLog(log: ReturnType<DmaLog["posted"]> | null): Promise<void>;
+  /** Resolves when DMA in flight has landed. */
+  drain(): Promise<void>;
+}): LogSource {
+  let log: DmaLog | null = null;
+  return {
+    async start(ranges, granule) {
+      log = DmaLog.create(ranges, granule);
+      await device.setLog(log.posted());
+    },
+    async readAndClear(page, pages, { into }) {
+      log?.readAndClear(page, pages, into);
+      await device.drain();
+    },
+    async stop() {
+      await device.setLog(null);
+      log = null;
+    },
+  };
+}
+
+/** Sorted ranges as pages, rounded outwards; what touches then becomes one. */
+function wholePages(sorted: readonly LoggedRange[]): LogRange[] {
+  const result: { page: number; pages: number }[] = [];
+  for (const { iova, length } of sorted) {
+    const page = pageOf(iova);
+    const end = pageOf(iova + length - 1n) + 1;
+    const previous = result.at(-1);
+    if (previous !== undefined && page < previous.page + previous.pages) {
+      previous.pages = end - previous.page;
+    } else result.push({ page, pages: end - page });
+  }
+  return result;
+}
