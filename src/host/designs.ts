@@ -1,4 +1,5 @@
 import type { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
+import type { IovaStretch } from "../bitmap/ranges.js";
 import type { Iova } from "../memory/address.js";
 import type { AttachedDevice, Iommufd, ObjectId } from "./host.js";
 
@@ -12,8 +13,7 @@ import type { AttachedDevice, Iommufd, ObjectId } from "./host.js";
  * - `aggregated`: drivers report their dirty pages into a bitmap of the container; a device can opt out.
  * - `iterating`: one call and no shared state: the kernel iterates over all trackers. Nobody can opt out.
  */
-export const CONTAINER_DESIGNS = ["type1", "aggregated", "iterating"] as const;
-export type ContainerDesign = (typeof CONTAINER_DESIGNS)[number];
+export type ContainerDesign = "type1" | "aggregated" | "iterating";
 
 /** A device in a container. */
 export interface ContainerMember {
@@ -28,16 +28,19 @@ export interface ContainerMember {
   readonly optOut: boolean;
 }
 
-/** The dirty tracking of a whole container: what the kernel merged, without who reported it. */
+/** The dirty tracking of a whole container: what the kernel merged, without who reported it. Disposing closes it. */
 export interface ContainerTracking extends AsyncDisposable {
   /** True: some device forces all that is mapped to be reported at every read. */
   readonly reportsEverything: boolean;
-  /** Switches all trackers on. @throws UapiError; then none is on */
+  /** `quiesced` where one of the logs can be read only so: a call reads all of them, or none. Known once started. */
+  readonly readableWhen: "always" | "quiesced";
+  /** Switches all trackers on. @throws UapiError or DirtmapError; then none is on */
   start(): Promise<void>;
   /**
    * Reads and clears, adding to `into`, whose bit 0 is `iova` and whose granule is 4096, the smallest page size: the
    * only one that type1 takes. DMA whose bits were cleared has landed at resolution.
-   * @throws UapiError EINVAL for what is not one of the mapped areas; or a tracker's error
+   * @param query one mapped area, whole
+   * @throws UapiError: then nobody knows which bits were taken
    */
   getBitmap(query: { iova: Iova; length: bigint; into: DirtyBitmap }): Promise<void>;
   /** Switches all trackers off. */
@@ -46,10 +49,10 @@ export interface ContainerTracking extends AsyncDisposable {
 
 /** What a machine offers whose kernel has the designs. */
 export interface KernelDesigns {
-  /** @param mapped the areas that are mapped for DMA and writeable */
+  /** @param mapped the areas that are mapped for DMA and writeable, each as it was mapped */
   openContainer(args: {
     design: ContainerDesign;
     members: readonly ContainerMember[];
-    mapped: readonly { readonly iova: Iova; readonly length: bigint }[];
+    mapped: readonly IovaStretch[];
   }): Promise<ContainerTracking>;
 }

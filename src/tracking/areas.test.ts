@@ -5,7 +5,7 @@ import { RamBitmap } from "../bitmap/ram-bitmap.js";
 import { iovaOf, PAGE_SIZE } from "../memory/address.js";
 import { createGuestMemory } from "../memory/guest-memory.js";
 import { addDirty, type MappedArea, writeableAreas } from "./areas.js";
-import { markedPages } from "./testing/fake-machine.js";
+import { markedPages } from "./fake-machine.test.helper.js";
 
 const memory = createGuestMemory(4 * 2 ** 20);
 const PAGES = 1024;

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { writeableAreas } from "./areas.js";
 import { Collector, type CollectorHooks } from "./collector.js";
-import { type FakeMachine, fakeMachine, markedPages } from "./testing/fake-machine.js";
+import { type FakeMachine, fakeMachine, markedPages } from "./fake-machine.test.helper.js";
 import type { DirtyTracker } from "./tracker.js";
 import { cpuTracker } from "./trackers/cpu.js";
 import { deviceTracker } from "./trackers/device.js";

@@ -24,13 +24,14 @@ class ContainerSession implements TrackingSession {
   readonly kind = "container";
   readonly owner = "container";
   readonly granule = PAGE_SIZE;
-  readonly readableWhen = "always";
+  readonly readableWhen: "always" | "quiesced";
   readonly namesAll: boolean;
   readonly #container: ContainerTracking;
   readonly #state: SessionState;
 
   constructor(container: ContainerTracking, state: SessionState) {
     this.namesAll = container.reportsEverything;
+    this.readableWhen = container.readableWhen;
     this.#container = container;
     this.#state = state;
   }

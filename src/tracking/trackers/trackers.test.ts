@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { writeableAreas } from "../areas.js";
-import { fakeMachine } from "../testing/fake-machine.js";
+import { fakeMachine } from "../fake-machine.test.helper.js";
 import type { DirtyTracker } from "../tracker.js";
 import { cpuTracker } from "./cpu.js";
 import { deviceTracker } from "./device.js";

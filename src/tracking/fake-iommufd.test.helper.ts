@@ -1,6 +1,6 @@
-import type { BitmapQuery, HwInfo, Iommufd, IommuOption, MapFlags, ObjectId } from "../../host/host.js";
-import { type Iova, iovaOf, MiB, PAGE_SIZE, type PageNumber, pageOf } from "../../memory/address.js";
-import { type ErrnoName, UapiError } from "../../uapi/errno.js";
+import type { BitmapQuery, HwInfo, Iommufd, IommuOption, MapFlags, ObjectId } from "../host/host.js";
+import { type Iova, iovaOf, MiB, PAGE_SIZE, type PageNumber, pageOf } from "../memory/address.js";
+import { type ErrnoName, UapiError } from "../uapi/errno.js";
 
 /*
  * A scripted iommufd for tests of trackers and their reader: one thread, no page tables, but the uAPI's traps. It stops

@@ -1,5 +1,5 @@
-import type { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
-import type { KernelDesigns } from "../../host/designs.js";
+import type { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
+import type { KernelDesigns } from "../host/designs.js";
 import type {
   AttachedDevice,
   BitmapQuery,
@@ -11,12 +11,12 @@ import type {
   TrackingFlags,
   Vcpus,
   VfioDevice,
-} from "../../host/host.js";
-import { iovaOf, PAGE_SIZE, type PageNumber, pageOf } from "../../memory/address.js";
-import { createGuestMemory } from "../../memory/guest-memory.js";
-import type { ErrnoName } from "../../uapi/errno.js";
-import type { DeviceFeature, MigState } from "../../uapi/vfio.js";
-import { FakeIommufd, refuse } from "./fake-iommufd.js";
+} from "../host/host.js";
+import { iovaOf, PAGE_SIZE, type PageNumber, pageOf } from "../memory/address.js";
+import { createGuestMemory, type GuestMemory } from "../memory/guest-memory.js";
+import type { ErrnoName } from "../uapi/errno.js";
+import type { DeviceFeature, MigState } from "../uapi/vfio.js";
+import { FakeIommufd, refuse } from "./fake-iommufd.test.helper.js";
 
 /* A machine for tests of trackers and their reader. Devices write when a test says so. */
 
@@ -248,7 +248,7 @@ export interface FakeMachine extends Machine {
 /** A machine with all its RAM, and one peer's BAR, mapped in one IOAS that all devices are attached to. */
 export async function fakeMachine(
   devices: readonly FakeDeviceOptions[],
-  { bytes = 8 * 2 ** 20, designs }: { bytes?: number; designs?: KernelDesigns } = {},
+  { bytes = 8 * 2 ** 20, designs }: { bytes?: number; designs?: (memory: GuestMemory) => KernelDesigns } = {},
 ): Promise<FakeMachine> {
   const memory = createGuestMemory(bytes);
   const iommufd = new FakeIommufd();
@@ -271,7 +271,7 @@ export async function fakeMachine(
     devices: attached,
     vcpus: new FakeVcpus(),
     peerMappings: [bar],
-    ...(designs === undefined ? {} : { designs }),
+    ...(designs === undefined ? {} : { designs: designs(memory) }),
     mayP2p: (_initiator, target) => !unreachable.has(target),
     setP2pReachable: async (id, reachable) => {
       if (reachable) unreachable.delete(id);

@@ -1,0 +1,66 @@
+import { describe, expect, test } from "vitest";
+import { MiB } from "../memory/address.js";
+import { type FakeDeviceOptions, fakeMachine } from "./fake-machine.test.helper.js";
+import { probeMachine } from "./probe.js";
+
+async function probe(options: Omit<FakeDeviceOptions, "id">, { emulatedIommu = true } = {}) {
+  const machine = await fakeMachine([{ id: "dev0", ...options }]);
+  machine.iommufd.emulatedIommu = emulatedIommu;
+  const domains = machine.iommufd.domains.size;
+  const [probed] = await probeMachine(machine);
+  expect(machine.iommufd.domains.size).toBe(domains);
+  return probed;
+}
+
+describe("a PCI device", () => {
+  test("with a log of its own has it and its IOMMU's tracker, and says so in the thread's flags", async () => {
+    const { trackers, flags, migration } = await probe({ log: { pageSizes: [4096, 65536] } });
+    expect(flags).toEqual({ tracksInternally: true, tracksThroughContainer: false });
+    expect(trackers.iommu).toMatchObject({ available: true, pageSizes: [4096, 2 * MiB] });
+    expect(trackers.device).toMatchObject({ available: true, pageSizes: [4096, 65536] });
+    expect(trackers.pinned).toEqual({ available: false, why: "it is no mdev: the IOMMU pins all that is mapped" });
+    expect(migration).toEqual({ stopCopy: true, p2p: true, preCopy: false });
+  });
+
+  test("lacks what it has not, each with why", async () => {
+    const { trackers, migration } = await probe({ iommuTracks: false, migration: null });
+    expect(trackers.iommu).toEqual({ available: false, why: "its IOMMU (amd) has no dirty tracking" });
+    expect(trackers.device).toEqual({ available: false, why: "it has no DMA logging of its own" });
+    expect(migration).toBeNull();
+  });
+
+  test("lacks a log that doesn't reach all of memory", async () => {
+    const { trackers } = await probe({ log: { addressWidth: 22 } });
+    expect(trackers.device).toEqual({
+      available: false,
+      why: "its log covers 22 bits of IOVA, and memory ends at 0x800000",
+    });
+  });
+
+  test("says when its log can be read", async () => {
+    const { trackers } = await probe({ log: { readableWhen: "quiesced" } });
+    expect(trackers.device).toMatchObject({ available: true, readableWhen: "quiesced" });
+  });
+});
+
+describe("an mdev", () => {
+  test("tracks by its pins, and has no IOMMU", async () => {
+    const { trackers, iommu } = await probe({ mdev: true, log: {} });
+    expect(iommu).toBeNull();
+    expect(trackers.pinned).toMatchObject({ available: true });
+    expect(trackers.device).toMatchObject({ available: false });
+    expect(trackers.iommu).toEqual({
+      available: false,
+      why: "it is an mdev, and its hardware can't mark a shared tracker",
+    });
+  });
+
+  test("has the shared tracker where its hardware can mark it and the iommufd can hold it", async () => {
+    const options = { mdev: true, log: {}, sharedTracker: true };
+    expect((await probe(options)).trackers.iommu).toMatchObject({ available: true, pageSizes: [4096] });
+    expect((await probe(options, { emulatedIommu: false })).trackers.iommu).toEqual({
+      available: false,
+      why: "this iommufd has no emulated IOMMU that could hold a shared tracker (EOPNOTSUPP)",
+    });
+  });
+});
