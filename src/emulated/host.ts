@@ -24,8 +24,6 @@ export interface EmulatedHostOptions {
   readonly memory: GuestMemory;
   /** Of the machine instance, told apart in stamps; 32 bits. */
   readonly incarnation: number;
-  /** Ports beyond those of the devices: one per vCPU. */
-  readonly extraPorts: number;
   /** Called when a thread of devices ends that should not have: the machine has failed. */
   readonly onDeath: (error: Error) => void;
   /** For tests: places to hold a device's DMA up, by device id. */
@@ -43,7 +41,7 @@ interface Slot {
 
 /**
  * The host in this process: physical memory, system IOMMUs, and devices on threads of their own. A device's port is its
- * index in the description; vCPUs have the ports behind.
+ * index in the description.
  */
 export class EmulatedHost implements Host {
   readonly name = "emulated";
@@ -61,7 +59,7 @@ export class EmulatedHost implements Host {
     const { description, memory } = options;
     const devices = description.devices.length;
     this.#options = options;
-    this.inFlight = InFlight.allocate(Math.max(1, devices + options.extraPorts));
+    this.inFlight = InFlight.allocate(Math.max(1, devices));
     this.p2p = P2pMatrix.allocate(Math.max(1, devices));
     for (const arena of memory.arenas) this.physical.register(arena, { kind: "ram" });
     this.iommus = new Map(

@@ -4,7 +4,7 @@ import type { EmulatedDomain } from "../../src/emulated/iommu/domain.js";
 import { P2pMatrix } from "../../src/emulated/iommu/p2p-matrix.js";
 import { PortCounters } from "../../src/emulated/iommu/port-counters.js";
 import type { ReadingPlace } from "../../src/emulated/iommu/reader.js";
-import { EmulatedIommu } from "../../src/emulated/iommu/system-iommu.js";
+import { EmulatedSystemIommu } from "../../src/emulated/iommu/system-iommu.js";
 import { PhysicalMemory } from "../../src/emulated/physical-memory.js";
 import { IOMMU_FORMATS, type IommuFormatName } from "../../src/host/description.js";
 import { iovaOf, PAGE_SIZE, type PageNumber } from "../../src/memory/address.js";
@@ -37,7 +37,7 @@ export class TestBench implements AsyncDisposable {
   readonly physical = new PhysicalMemory();
   readonly inFlight: InFlight;
   readonly p2p: P2pMatrix;
-  readonly iommu: EmulatedIommu;
+  readonly iommu: EmulatedSystemIommu;
   readonly #iotlb: number;
 
   constructor(options: BenchOptions) {
@@ -49,7 +49,7 @@ export class TestBench implements AsyncDisposable {
     this.inFlight = options.inFlight ?? InFlight.allocate(ports);
     this.p2p = P2pMatrix.allocate(ports);
     this.#iotlb = options.iotlb ?? 64;
-    this.iommu = new EmulatedIommu({
+    this.iommu = new EmulatedSystemIommu({
       format: options.format,
       dirtyTracking: options.dirtyTracking ?? true,
       ports,

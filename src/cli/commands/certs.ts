@@ -9,6 +9,8 @@ interface CertsOptions {
   readonly json?: boolean;
 }
 
+const DEFAULT_HOSTS = ["localhost", "127.0.0.1", "::1"];
+
 /** `dirtmap certs`: a set of certificates for trying TLS out. */
 export function addCerts(program: Command): void {
   program
@@ -29,7 +31,7 @@ export function addCerts(program: Command): void {
     .action((folder: string, { host, days, json = false }: CertsOptions) =>
       runCommand({ json }, async () => {
         const { makeCertificates, writeCertificates } = await import("../../migration/transport/certs.js");
-        const files = await writeCertificates(folder, await makeCertificates({ hosts: host, days }));
+        const files = await writeCertificates(folder, await makeCertificates({ hosts: host ?? DEFAULT_HOSTS, days }));
         printResult({ folder, files }, { json, text: () => files.join("\n") });
         return EXIT_CODES.done.code;
       }),

@@ -29,7 +29,7 @@ const EVENT_LOG_CAPACITY = 1024;
 /** Spacing of the result blocks: cache lines of their own. */
 const RESULT_SPACING = Math.ceil(RESULT_BYTES / 64) * 64;
 
-export interface EmulatedIommuOptions {
+export interface EmulatedSystemIommuOptions {
   readonly format: IommuFormatName;
   /** false: hardware that can't track. */
   readonly dirtyTracking: boolean;
@@ -45,7 +45,7 @@ export interface EmulatedIommuOptions {
  * One emulated IOMMU. Its arena holds, from the start: a page that is no table (offset 0), with the readers' result
  * blocks; the device table, one entry per port in the format's own layout; page tables.
  */
-export class EmulatedIommu implements SystemIommu, AsyncDisposable {
+export class EmulatedSystemIommu implements SystemIommu, AsyncDisposable {
   readonly dirtyTracking: boolean;
   readonly aperture = { first: 0, last: LAST_PAGE };
   readonly reserved: SystemIommu["reserved"];
@@ -60,7 +60,7 @@ export class EmulatedIommu implements SystemIommu, AsyncDisposable {
   readonly #lock = new Lock();
 
   /** @throws UsageError `MEMORY_DOES_NOT_FIT` */
-  constructor({ format, dirtyTracking, ports, inFlight, tableBytes, reading }: EmulatedIommuOptions) {
+  constructor({ format, dirtyTracking, ports, inFlight, tableBytes, reading }: EmulatedSystemIommuOptions) {
     this.format = FORMATS[format];
     this.dirtyTracking = dirtyTracking;
     this.reserved = this.format.reserved;

@@ -6,7 +6,7 @@ import { createGuestMemory, type GuestMemory } from "../../memory/guest-memory.j
 import { InFlight } from "../../memory/in-flight.js";
 import { P2pMatrix } from "../iommu/p2p-matrix.js";
 import { PortCounters } from "../iommu/port-counters.js";
-import { EmulatedIommu } from "../iommu/system-iommu.js";
+import { EmulatedSystemIommu } from "../iommu/system-iommu.js";
 import { EmulatedIommufd } from "../iommufd/iommufd.js";
 import { deviceMemoryBytes, layoutWorkload } from "../layout.js";
 import { PhysicalMemory } from "../physical-memory.js";
@@ -22,7 +22,7 @@ import { EmulatedVfioDevice } from "./device.js";
 export interface Bench extends AsyncDisposable {
   readonly description: MachineDescription;
   readonly memory: GuestMemory;
-  readonly iommu: EmulatedIommu;
+  readonly iommu: EmulatedSystemIommu;
   readonly iommufd: EmulatedIommufd;
   readonly ioas: number;
   readonly inFlight: InFlight;
@@ -63,7 +63,7 @@ export async function openBench(
     return { arena, bytes };
   });
   const layout = layoutWorkload(description, memory.regions);
-  const iommu = new EmulatedIommu({ format: "amd-v1", dirtyTracking: true, ports, inFlight });
+  const iommu = new EmulatedSystemIommu({ format: "amd-v1", dirtyTracking: true, ports, inFlight });
   const p2p = P2pMatrix.allocate(ports);
   const iommufd = new EmulatedIommufd({ physical, inFlight });
   const ioas = await iommufd.allocIoas();
