@@ -1,5 +1,5 @@
 /** Below this many bytes a loop is faster than a call into the engine. */
-const LOOP_BYTES = 64;
+const LOOP_BYTES = 24;
 
 /**
  * Copies parts of byte arrays without allocating: it keeps the view of the last part that was copied, since those who

@@ -63,6 +63,9 @@ export const COMPARED = 16;
 /** Per writer and group: the round that the writer has finished. */
 export const FINISHED = COMPARED + GROUPS;
 
+/** The writer's number of the round, in {@link runUnmapStress}: it goes on until it is stopped. */
+export const ENDLESS = 0x7fffffff;
+
 /** What a writer's thread is started with. */
 export interface WriterData {
   readonly writer: number;
@@ -71,6 +74,8 @@ export interface WriterData {
   readonly rounds: number;
   readonly seed: number;
   readonly markBeforeStore: boolean;
+  /** Whether it waits for the reader to compare a group before it writes there again. */
+  readonly waits: boolean;
   readonly wiring: DmaWiring;
   readonly log: PostedDmaLog | null;
 }
@@ -129,6 +134,7 @@ export async function runStress(options: StressOptions): Promise<StressResult> {
       rounds,
       seed: options.seed + writer,
       markBeforeStore: mutant === "mark-before-store",
+      waits: true,
       wiring: bench.wiring(writer),
       log: log?.posted() ?? null,
     };
@@ -206,4 +212,68 @@ async function compare(
     }
   }
   return { writes: Atomics.load(control, COUNTS), reads, lost, faults: Atomics.load(control, FAULTS) };
+}
+
+/**
+ * Unmaps and maps again, to other frames each time, while a device writes without pause. Once an unmap has resolved, the
+ * frames are out of reach: what they hold must be what the copy holds, after the pages that the unmap reported as dirty
+ * were copied. A write that lands later, or whose bit was lost, shows.
+ */
+export async function runUnmapStress(
+  options: Pick<StressOptions, "format" | "writes" | "mutant" | "seed" | "deadlineMs" | "hugePages">,
+): Promise<StressResult> {
+  const inFlight = inFlightOf(options.mutant, 2);
+  await using bench = new TestBench({ format: options.format, inFlight, ramBytes: 2 ** 20, iotlb: 256 });
+  const domain = bench.iommu.allocDomain({ dirtyTracking: true });
+  await bench.iommu.attach(0, domain);
+  await domain.setDirtyTracking(true);
+  const control = new Int32Array(new SharedArrayBuffer((FINISHED + GROUPS) * 4));
+  const workerData: WriterData = {
+    writer: 0,
+    tracker: "iommu",
+    control,
+    rounds: ENDLESS,
+    seed: options.seed,
+    markBeforeStore: false,
+    waits: false,
+    wiring: bench.wiring(0),
+    log: null,
+  };
+  const thread = new Worker(new URL("./writer-thread.js", import.meta.url), { workerData });
+  const broken = new Promise<never>((_, reject) => thread.on("error", reject));
+  const ram = bench.ram.i32;
+  const copy = new Int32Array(ram.length);
+  const until = Date.now() + options.deadlineMs;
+  const into = bitmapOf(FIRST_PAGE, PAGES);
+  const turn = async (): Promise<StressResult> => {
+    let lost = 0;
+    let reads = 0;
+    for (; lost === 0 && Atomics.load(control, COUNTS) < options.writes; reads++) {
+      if (Date.now() > until) throw new Error(`the stress has not ended after ${options.deadlineMs} ms`);
+      const frames = (reads & 1) * PAGES;
+      bench.map(domain, FIRST_PAGE, frames, PAGES, options.hugePages);
+      // Messages and errors of the thread, and some time for it to write.
+      for (let pause = reads & 3; pause >= 0; pause--) await new Promise((resolve) => setImmediate(resolve));
+      into.clear();
+      await domain.unmap({ page: FIRST_PAGE, pages: PAGES, into });
+      into.forEachRun((first, count) => {
+        const from = ((frames + first) * PAGE_SIZE) >>> 2;
+        copy.set(ram.subarray(from, from + (count * PAGE_SIZE) / 4), from);
+      });
+      // All frames: those of the last turn must have been left alone meanwhile.
+      for (let page = 0; page < 2 * PAGES; page++) {
+        for (let stamp = 0; stamp < 2; stamp++) {
+          const at = (page * PAGE_SIZE + stamp * STAMP_SPACING) >>> 2;
+          if (copy[at] !== ram[at]) lost++;
+        }
+      }
+    }
+    return { writes: Atomics.load(control, COUNTS), reads, lost, faults: Atomics.load(control, FAULTS) };
+  };
+  try {
+    return await Promise.race([turn(), broken]);
+  } finally {
+    Atomics.store(control, STOP, 1);
+    await thread.terminate();
+  }
 }

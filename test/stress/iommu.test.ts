@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import type { IommuFormatName } from "../../src/host/description.js";
-import { type Mutant, runStress, type StressOptions } from "./harness.js";
+import { type Mutant, runStress, runUnmapStress, type StressOptions } from "./harness.js";
 
 /** Writes of the whole file; `npm run test:stress` sets 10^8. */
 const WRITES = Number(process.env.DIRTMAP_STRESS_WRITES ?? 1_000_000);
@@ -51,6 +51,18 @@ describe("under stress, no write is missing in the copy", () => {
     DEADLINE_MS,
   );
 
+  it.each([
+    ["amd-v1", true],
+    ["vtd-ss", false],
+  ] as const)(
+    "an unmap takes the dirty bits along: %s",
+    async (format, hugePages) => {
+      const options = { format, hugePages, writes: WRITES * 0.05, seed: SEED, deadlineMs: DEADLINE_MS };
+      expect((await runUnmapStress(options)).lost, `seed ${SEED}`).toBe(0);
+    },
+    DEADLINE_MS,
+  );
+
   it.each(["device-log", "cpu-log"] as const)(
     "%s",
     async (tracker) => {
@@ -71,8 +83,11 @@ describe("under stress, no write is missing in the copy", () => {
   );
 });
 
-const iommuMutants: [Mutant, IommuFormatName][] = (["no-flush", "no-drain", "copy-before-clear"] as const).flatMap(
-  (mutant) => (["amd-v1", "vtd-ss", "arm-s1"] as const).map((format): [Mutant, IommuFormatName] => [mutant, format]),
+const MUTANTS = ["no-flush", "no-drain", "copy-before-clear"] as const;
+const FORMATS = ["amd-v1", "vtd-ss", "arm-s1"] as const;
+/** Each mutant with one format; in the long run, with each. */
+const iommuMutants = MUTANTS.flatMap((mutant, index) =>
+  (WRITES > 10_000_000 ? FORMATS : [FORMATS[index]]).map((format): [Mutant, IommuFormatName] => [mutant, format]),
 );
 
 describe("the stress notices", () => {
@@ -97,6 +112,15 @@ describe("the stress notices", () => {
     "mark-before-store (%s)",
     async (tracker) => {
       const result = await runStress({ ...mutant, tracker, format: "vtd-ss", mutant: "mark-before-store" });
+      expect(result.lost, `seed ${SEED}`).toBeGreaterThan(0);
+    },
+    70_000,
+  );
+
+  it.each(["no-flush", "no-drain"] as const)(
+    "an unmap with %s",
+    async (name) => {
+      const result = await runUnmapStress({ ...mutant, format: "vtd-ss", mutant: name });
       expect(result.lost, `seed ${SEED}`).toBeGreaterThan(0);
     },
     70_000,

@@ -19,7 +19,17 @@ import {
 
 /* A writer of the stress: see harness.ts. */
 
-const { writer, tracker, control, rounds, seed, markBeforeStore, wiring, log: posted } = workerData as WriterData;
+const {
+  writer,
+  tracker,
+  control,
+  rounds,
+  seed,
+  markBeforeStore,
+  waits,
+  wiring,
+  log: posted,
+} = workerData as WriterData;
 const log = posted === null ? null : DmaLog.open(posted);
 
 let state = seed | 1;
@@ -49,8 +59,8 @@ const ram = openArena(wiring.physical[0].memory).u8;
 const stamp = new Int32Array(1);
 const bytes = new Uint8Array(stamp.buffer);
 
-/** Writes the stamp at a page and offset in it, the way that this tracker's devices do. */
-function write(page: number, offset: number): void {
+/** Writes the stamp at a page and offset in it, the way that this tracker's devices do. Returns the writes that landed. */
+function write(page: number, offset: number): number {
   if (markBeforeStore) {
     log?.mark(FIRST_PAGE + page);
     stall();
@@ -63,12 +73,15 @@ function write(page: number, offset: number): void {
     inFlight.end(writer);
   } else if (port.write(FIRST_PAGE + page, offset, bytes, 0, bytes.length) !== null) {
     Atomics.add(control, FAULTS, 1);
+    return 0;
   }
+  return 1;
 }
 
 /** Waits until the reader has compared a group's last round. False: the run has been stopped. */
 function comparedUpTo(group: number, round: number): boolean {
   for (let spin = 0; Atomics.load(control, STOP) === 0; spin++) {
+    if (!waits) return true;
     const compared = Atomics.load(control, COMPARED + group);
     if (compared >= round) return true;
     if (spin > 1000) Atomics.wait(control, COMPARED + group, compared, 10);
@@ -89,12 +102,10 @@ function run(): void {
       let count = 0;
       for (const index of order) {
         const page = group * PAGES_PER_GROUP + index;
-        write(page, writer * 2 * STAMP_SPACING);
-        count++;
+        count += write(page, writer * 2 * STAMP_SPACING);
         // A second write finds the translation in the IOTLB, dirty already, unless the reader was there in between.
         if (random(2) === 0) continue;
-        write(page, (writer * 2 + 1) * STAMP_SPACING);
-        count++;
+        count += write(page, (writer * 2 + 1) * STAMP_SPACING);
       }
       Atomics.add(control, COUNTS, count);
       Atomics.store(control, FINISHED + writer * GROUPS + group, round);

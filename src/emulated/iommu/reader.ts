@@ -21,6 +21,7 @@ export class DirtyReader implements AsyncDisposable {
   readonly #place: ReadingPlace;
   readonly #here: Scanner;
   readonly #threadResult: number;
+  #underWay = 0;
   #thread: { readonly worker: Worker; readonly client: RpcClient<ReaderOperations> } | undefined;
 
   /** @param results byte offsets of two result blocks: for this thread, and for the reader's */
@@ -38,16 +39,23 @@ export class DirtyReader implements AsyncDisposable {
   async scan(format: PageTableFormat, request: ScanRequest, tables: number): Promise<number> {
     const large = Math.min(request.pages, tables * ENTRIES) >= THREAD_FROM_ENTRIES;
     if (this.#place === "here" || (this.#place === "by-size" && !large)) return this.#here.scan(format, request);
-    return this.#client().call("scan", { format: format.name, request });
+    const { worker, client } = this.#started();
+    // Only a read under way keeps the process alive, not a thread that waits for the next.
+    if (this.#underWay++ === 0) worker.ref();
+    try {
+      return await client.call("scan", { format: format.name, request });
+    } finally {
+      if (--this.#underWay === 0) worker.unref();
+    }
   }
 
-  #client(): RpcClient<ReaderOperations> {
+  #started(): { readonly worker: Worker; readonly client: RpcClient<ReaderOperations> } {
     if (this.#thread === undefined) {
       const workerData: ReaderThreadData = { tables: this.#arena.memory, result: this.#threadResult };
       const worker = new Worker(new URL("./reader-thread.js", import.meta.url), { workerData });
       this.#thread = { worker, client: new RpcClient(worker) };
     }
-    return this.#thread.client;
+    return this.#thread;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
