@@ -46,11 +46,11 @@ export class DirtyBitmap {
   }
 
   get(bit: number): boolean {
-    return ((this.words[bit >>> 5] >>> (bit & 31)) & 1) === 1;
+    return ((this.words[Math.floor(bit / 32)] >>> (bit & 31)) & 1) === 1;
   }
 
   set(bit: number): void {
-    this.words[bit >>> 5] |= 1 << (bit & 31);
+    this.words[Math.floor(bit / 32)] |= 1 << (bit & 31);
   }
 
   /** Sets `count` bits from `first` on, which must lie inside the bitmap. */
@@ -137,7 +137,7 @@ export function setBits(words: Uint32Array, first: number, count: number): void 
 
 /** Clears what lies at and above bit `bits` in the word that holds it. */
 function clearTail(words: Uint32Array, bits: number): void {
-  if ((bits & 31) !== 0) words[bits >>> 5] &= -1 >>> (32 - (bits & 31));
+  if ((bits & 31) !== 0) words[Math.floor(bits / 32)] &= -1 >>> (32 - (bits & 31));
 }
 
 /** Number of set bits in a word (Hacker's Delight, figure 5-2). */

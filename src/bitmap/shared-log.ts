@@ -1,3 +1,4 @@
+import { UsageError } from "../errors.js";
 import { type Arena, createArena, openArena } from "../memory/arena.js";
 import { setBits } from "./dirty-bitmap.js";
 
@@ -26,8 +27,17 @@ export class SharedLog {
     this.#words = arena.i32;
   }
 
-  /** A log of `bits` granules, all clean. @throws UsageError `MEMORY_DOES_NOT_FIT` above about 3 * 10^10 */
+  /**
+   * A log of `bits` granules, all clean.
+   * @throws UsageError `MEMORY_DOES_NOT_FIT` above 2^32: a bit's number is split with 32-bit shifts
+   */
   static create(bits: number): SharedLog {
+    if (bits > 2 ** 32) {
+      throw new UsageError(`a log of ${bits} granules is too long`, {
+        code: "MEMORY_DOES_NOT_FIT",
+        remedy: "a log holds up to 2^32 granules, 16 TiB at 4 KiB: choose a larger granule",
+      });
+    }
     const summary = Math.ceil(bits / 32 / 16) * 64;
     return new SharedLog(createArena(summary + Math.ceil(summary / 4 / 32) * 4), bits);
   }

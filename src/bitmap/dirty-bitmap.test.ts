@@ -1,0 +1,108 @@
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { countBits, DirtyBitmap, forEachRun, popcount32, setBits } from "./dirty-bitmap.js";
+
+const bitmap = (iova: bigint, length: bigint, granule: number): DirtyBitmap =>
+  new DirtyBitmap({ iova, length, granule });
+
+/** Bit numbers in runs, near the borders of words. */
+const runs = fc.array(fc.tuple(fc.nat({ max: 300 }), fc.integer({ min: 1, max: 80 })), { maxLength: 8 });
+
+function members(words: Uint32Array, bits: number): number[] {
+  return Array.from({ length: bits }, (_, bit) => bit).filter((bit) => ((words[bit >>> 5] >>> (bit & 31)) & 1) === 1);
+}
+
+describe("a bit array", () => {
+  it("behaves like a set of numbers", () => {
+    fc.assert(
+      fc.property(runs, (spans) => {
+        const words = new Uint32Array(16);
+        const model = new Set<number>();
+        for (const [first, count] of spans) {
+          setBits(words, first, count);
+          for (let bit = first; bit < first + count; bit++) model.add(bit);
+        }
+        expect(members(words, 512)).toEqual([...model].sort((a, b) => a - b));
+        expect(countBits(words)).toBe(model.size);
+        const found: number[] = [];
+        let end = -1;
+        forEachRun(words, 512, (first, count) => {
+          // Maximal: runs do not touch.
+          expect(first).toBeGreaterThan(end);
+          end = first + count;
+          for (let bit = first; bit < end; bit++) found.push(bit);
+        });
+        expect(found).toEqual([...model].sort((a, b) => a - b));
+      }),
+    );
+  });
+
+  it("counts a word's bits", () => {
+    fc.assert(
+      fc.property(fc.integer(), (word) => {
+        expect(popcount32(word)).toBe((word >>> 0).toString(2).replaceAll("0", "").length);
+      }),
+    );
+  });
+});
+
+describe("a dirty bitmap", () => {
+  it("has bit 0 at its first address, whatever that is aligned to", () => {
+    const dirty = bitmap(0x1800n, 0x3000n, 0x1000);
+    expect(dirty.bits).toBe(3);
+    dirty.set(0);
+    const pages: [number, number][] = [];
+    dirty.forEachPageRun((first, count) => pages.push([first, count]));
+    expect(pages).toEqual([[1, 2]]);
+  });
+
+  it("is padded to a page, and refuses granules and lengths that make no sense", () => {
+    expect(bitmap(0n, 4096n, 4096).words.byteLength).toBe(4096);
+    for (const [length, granule] of [
+      [0n, 4096],
+      [4096n, 3000],
+      [4096n, 0],
+      [1n << 60n, 1],
+    ] as const) {
+      expect(() => bitmap(0n, length, granule)).toThrowError(/EINVAL/);
+    }
+  });
+
+  it("takes another's bits over outwards, and only inside its own range", () => {
+    const granules = fc.constantFrom(512, 4096, 16384, 65536);
+    fc.assert(
+      fc.property(
+        fc.record({ at: fc.nat({ max: 64 }), granules: fc.integer({ min: 1, max: 100 }), granule: granules }),
+        fc.record({ at: fc.nat({ max: 64 }), granules: fc.integer({ min: 1, max: 100 }), granule: granules }),
+        fc.array(fc.nat({ max: 99 })),
+        fc.array(fc.nat({ max: 99 })),
+        (own, other, ownBits, otherBits) => {
+          const make = (args: typeof own): DirtyBitmap =>
+            bitmap(BigInt(args.at * 4096), BigInt(args.granules * args.granule), args.granule);
+          const into = make(own);
+          const from = make(other);
+          for (const bit of ownBits) if (bit < own.granules) into.set(bit);
+          for (const bit of otherBits) if (bit < other.granules) from.set(bit);
+          const expected = new Set(members(into.words, into.bits));
+          for (let bit = 0; bit < own.granules; bit++) {
+            const start = own.at * 4096 + bit * own.granule;
+            for (const there of members(from.words, from.bits)) {
+              const first = other.at * 4096 + there * other.granule;
+              if (first < start + own.granule && start < first + other.granule) expected.add(bit);
+            }
+          }
+          into.or(from);
+          expect(members(into.words, into.words.length * 32)).toEqual([...expected].sort((a, b) => a - b));
+        },
+      ),
+    );
+  });
+
+  it("says with setAll that everything is dirty, and not more", () => {
+    const dirty = bitmap(0n, 45n * 4096n, 4096);
+    dirty.setAll();
+    expect(dirty.count()).toBe(45);
+    dirty.clear();
+    expect(dirty.count()).toBe(0);
+  });
+});

@@ -1,0 +1,111 @@
+import { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
+import { SharedLog } from "../bitmap/shared-log.js";
+import { PAGE_SHIFT, PAGE_SIZE, type PageNumber } from "../memory/address.js";
+
+/** A stretch of IOVA that is logged, in pages. */
+export interface LogRange {
+  readonly page: PageNumber;
+  readonly pages: number;
+}
+
+/** What a thread needs for {@link DmaLog.open}. */
+export interface PostedDmaLog {
+  readonly memory: WebAssembly.Memory;
+  readonly bits: number;
+  readonly granule: number;
+  readonly ranges: readonly LogRange[];
+}
+
+/**
+ * A device's own log of what it has written: the IOVA ranges of DMA_LOGGING_START over a {@link SharedLog} in device
+ * memory, a bit per granule. The device marks after each store; a reader reads and clears, then drains the port.
+ */
+export class DmaLog {
+  /** Bytes per bit. */
+  readonly granule: number;
+  readonly ranges: readonly LogRange[];
+  readonly #log: SharedLog;
+  readonly #shift: number;
+  /** Per range: first granule (IOVA / granule), granules, and the log's bit for the first. */
+  readonly #spans: readonly { readonly first: number; readonly count: number; readonly bit: number }[];
+  #last = 0;
+
+  private constructor(ranges: readonly LogRange[], granule: number, open: (bits: number) => SharedLog) {
+    this.ranges = ranges;
+    this.granule = granule;
+    this.#shift = Math.log2(granule) - PAGE_SHIFT;
+    const perGranule = granule / PAGE_SIZE;
+    let bit = 0;
+    this.#spans = ranges.map(({ page, pages }) => {
+      const first = Math.floor(page / perGranule);
+      const count = Math.ceil((page + pages) / perGranule) - first;
+      bit += count;
+      return { first, count, bit: bit - count };
+    });
+    this.#log = open(bit);
+  }
+
+  /**
+   * @param granule bytes per bit: a power of two, at least 4096
+   * @param ranges that do not overlap; each is rounded outwards to granules
+   * @throws UsageError `MEMORY_DOES_NOT_FIT` for more than {@link SharedLog} holds
+   */
+  static create(ranges: readonly LogRange[], granule: number): DmaLog {
+    return new DmaLog(ranges, granule, (bits) => SharedLog.create(bits));
+  }
+
+  /** The same log on another thread. */
+  static open({ memory, bits, granule, ranges }: PostedDmaLog): DmaLog {
+    return new DmaLog(ranges, granule, () => SharedLog.open(memory, bits));
+  }
+
+  posted(): PostedDmaLog {
+    return { memory: this.#log.arena.memory, bits: this.#log.bits, granule: this.granule, ranges: this.ranges };
+  }
+
+  /** Device's side, after the store and before the DMA ends: the page was written. Outside the ranges: nothing. */
+  mark(page: PageNumber): void {
+    const granule = Math.floor(page / 2 ** this.#shift);
+    const spans = this.#spans;
+    for (let tried = 0, at = this.#last; tried < spans.length; tried++, at = at + 1 < spans.length ? at + 1 : 0) {
+      const { first, count, bit } = spans[at];
+      const index = granule - first;
+      if (index < 0 || index >= count) continue;
+      this.#last = at;
+      this.#log.mark(bit + index);
+      return;
+    }
+  }
+
+  /**
+   * Reader's side: takes the bits of pages [page, page + pages) out of the log and adds them to `into`, whatever its
+   * granule, rounded outwards. A granule that reaches out of that range is taken as a whole. The caller drains the port
+   * before it trusts the answer. Returns the number of granules taken.
+   */
+  readAndClear(page: PageNumber, pages: number, into: DirtyBitmap): number {
+    const perGranule = this.granule / PAGE_SIZE;
+    const first = Math.floor(page / perGranule);
+    const end = Math.ceil((page + pages) / perGranule);
+    let taken = 0;
+    for (const span of this.#spans) {
+      const from = Math.max(first, span.first);
+      const to = Math.min(end, span.first + span.count);
+      if (from >= to) continue;
+      const bit = span.bit + from - span.first;
+      const intoBit = (BigInt(from) * BigInt(this.granule) - into.iova) / BigInt(into.granule);
+      const aligned = intoBit * BigInt(into.granule) === BigInt(from) * BigInt(this.granule) - into.iova;
+      if (aligned && into.granule === this.granule && intoBit >= 0n && Number(intoBit) + (to - from) <= into.bits) {
+        taken += this.#log.readAndClear(bit, to - from, into.words, Number(intoBit));
+        continue;
+      }
+      const own = new DirtyBitmap({
+        iova: BigInt(from) * BigInt(this.granule),
+        length: BigInt(to - from) * BigInt(this.granule),
+        granule: this.granule,
+      });
+      taken += this.#log.readAndClear(bit, to - from, own.words, 0);
+      into.or(own);
+    }
+    return taken;
+  }
+}

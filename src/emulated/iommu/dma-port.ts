@@ -1,0 +1,199 @@
+import type { DmaLog } from "../../devices/dma-log.js";
+import type { DmaFault, DmaPort } from "../../devices/model.js";
+import type { IommuFormatName } from "../../host/description.js";
+import { PAGE_SIZE, type PageNumber } from "../../memory/address.js";
+import { openArena } from "../../memory/arena.js";
+import { Copier } from "../../memory/copier.js";
+import { InFlight } from "../../memory/in-flight.js";
+import { type PhysicalArena, PhysicalMemory } from "../physical-memory.js";
+import { EventLog } from "./event-log.js";
+import { type PageTableFormat, READ, WRITE } from "./format.js";
+import { FORMATS } from "./formats.js";
+import type { Port } from "./iommu.js";
+import { P2pMatrix } from "./p2p-matrix.js";
+import { PortCounters } from "./port-counters.js";
+import { Walker } from "./walker.js";
+
+/** What a device thread is posted for one port: plain data and shared memory. */
+export interface DmaWiring {
+  readonly format: IommuFormatName;
+  /** The arena of the page tables and the device table. */
+  readonly tables: WebAssembly.Memory;
+  /** Index of the first word of the port's device-table entry in that arena. */
+  readonly deviceEntry: number;
+  readonly port: Port;
+  readonly inFlight: Int32Array<SharedArrayBuffer>;
+  readonly physical: readonly PhysicalArena[];
+  readonly p2p: Int32Array<SharedArrayBuffer>;
+  readonly events: Int32Array<SharedArrayBuffer>;
+  readonly counters: Float64Array<SharedArrayBuffer>;
+  /** Entries of the IOTLB; rounded down to a power of two. */
+  readonly iotlb: number;
+}
+
+/** Places where a test can hold a DMA up. */
+export interface DmaHooks {
+  /** Between the translation, which records the write, and the store. */
+  readonly afterTranslate?: (page: PageNumber) => void;
+  /** Between the walker's look at a leaf and its compare-and-swap. */
+  readonly beforeRecord?: () => void;
+}
+
+/** Flags of an IOTLB entry, beside READ and WRITE: the write is recorded in the leaf, or needs no recording. */
+const RECORDED = 4;
+/** The page is in another device's BAR. */
+const PEER = 8;
+
+/**
+ * A device's way to memory through the system IOMMU, on the device's thread.
+ *
+ * Each DMA is bracketed by its in-flight words: whoever invalidates raises the flush generation, and then waits for the
+ * DMA that began before. One that begins later finds the generation moved, drops its IOTLB and reads its device-table
+ * entry anew. The IOTLB is direct-mapped and holds 4 KiB translations, also of larger leaves; it remembers that a leaf is
+ * dirty already, which is why clearing a dirty bit needs the flush.
+ */
+export class IommuDmaPort implements DmaPort {
+  readonly port: Port;
+  readonly counters: PortCounters;
+  /** The device's own log, while DMA logging is on. */
+  log: DmaLog | null = null;
+  /** While the device may not do peer-to-peer DMA, whatever the matrix says. */
+  p2pQuiesced = false;
+
+  readonly #format: PageTableFormat;
+  readonly #words: Int32Array<SharedArrayBuffer>;
+  readonly #deviceEntry: number;
+  readonly #inFlight: InFlight;
+  readonly #memories: readonly Uint8Array<SharedArrayBuffer>[];
+  /** Per arena: the port that owns the BAR, or -1 for RAM. */
+  readonly #owners: Int32Array;
+  readonly #p2p: P2pMatrix;
+  readonly #events: EventLog;
+  readonly #walker: Walker;
+  readonly #copier = new Copier();
+  readonly #afterTranslate: ((page: PageNumber) => void) | undefined;
+
+  #root = 0;
+  #updates = false;
+  /** What an entry's flags must have for a write. */
+  #writeFlags = WRITE;
+  /** The generation that the IOTLB and the device-table entry were read under. */
+  #generation = 0;
+  readonly #mask: number;
+  readonly #tags: Float64Array;
+  readonly #generations: Int32Array;
+  readonly #flags: Uint8Array;
+  readonly #arenas: Uint32Array;
+  readonly #offsets: Uint32Array;
+
+  constructor(wiring: DmaWiring, hooks: DmaHooks = {}) {
+    this.port = wiring.port;
+    this.counters = new PortCounters(wiring.counters);
+    this.#format = FORMATS[wiring.format];
+    this.#words = openArena(wiring.tables).i32;
+    this.#deviceEntry = wiring.deviceEntry;
+    this.#inFlight = new InFlight(wiring.inFlight);
+    const { arenas } = PhysicalMemory.open(wiring.physical);
+    this.#memories = arenas.map(({ u8 }) => u8);
+    this.#owners = Int32Array.from(arenas, ({ owner }) => (owner.kind === "bar" ? owner.port : -1));
+    this.#p2p = new P2pMatrix(wiring.p2p);
+    this.#events = new EventLog(wiring.events);
+    this.#walker = new Walker(this.#format, this.#words, hooks.beforeRecord);
+    this.#afterTranslate = hooks.afterTranslate;
+    const entries = 2 ** Math.floor(Math.log2(Math.max(1, wiring.iotlb)));
+    this.#mask = entries - 1;
+    this.#tags = new Float64Array(entries).fill(-1);
+    this.#generations = new Int32Array(entries);
+    this.#flags = new Uint8Array(entries);
+    this.#arenas = new Uint32Array(entries);
+    this.#offsets = new Uint32Array(entries);
+    this.#load(this.#inFlight.begin(this.port));
+    this.#inFlight.end(this.port);
+  }
+
+  write(page: PageNumber, offset: number, source: Uint8Array, from: number, bytes: number): DmaFault | null {
+    checkSpan(offset, source, from, bytes);
+    const slot = page & this.#mask;
+    this.#begin();
+    const need = this.#writeFlags;
+    const hit =
+      this.#tags[slot] === page && this.#generations[slot] === this.#generation && (this.#flags[slot] & need) === need;
+    const fault = hit ? this.#mayReach(slot) : this.#translate(slot, page, true);
+    if (fault === null) {
+      this.#afterTranslate?.(page);
+      this.#copier.copy(this.#memories[this.#arenas[slot]], this.#offsets[slot] + offset, source, from, bytes);
+      this.log?.mark(page);
+    }
+    this.#inFlight.end(this.port);
+    if (fault === null) this.counters.countWrite(bytes);
+    else this.#report(page, true, fault);
+    return fault;
+  }
+
+  read(page: PageNumber, offset: number, target: Uint8Array, to: number, bytes: number): DmaFault | null {
+    checkSpan(offset, target, to, bytes);
+    const slot = page & this.#mask;
+    this.#begin();
+    const hit =
+      this.#tags[slot] === page && this.#generations[slot] === this.#generation && (this.#flags[slot] & READ) !== 0;
+    const fault = hit ? this.#mayReach(slot) : this.#translate(slot, page, false);
+    if (fault === null) {
+      this.#afterTranslate?.(page);
+      this.#copier.copy(target, to, this.#memories[this.#arenas[slot]], this.#offsets[slot] + offset, bytes);
+    }
+    this.#inFlight.end(this.port);
+    if (fault === null) this.counters.countRead(bytes);
+    else this.#report(page, false, fault);
+    return fault;
+  }
+
+  /** A DMA begins: what was cached under another flush generation is gone. */
+  #begin(): void {
+    const generation = this.#inFlight.begin(this.port);
+    if (generation !== this.#generation) this.#load(generation);
+  }
+
+  #load(generation: number): void {
+    this.#generation = generation;
+    const { root, updates } = this.#format.loadDeviceEntry(this.#words, this.#deviceEntry);
+    this.#root = root;
+    this.#updates = updates;
+    this.#writeFlags = updates ? WRITE | RECORDED : WRITE;
+  }
+
+  /** Walks, and fills the IOTLB's slot. */
+  #translate(slot: number, page: PageNumber, write: boolean): DmaFault | null {
+    if (this.#root === 0) return "detached";
+    const walker = this.#walker;
+    const fault = walker.walk(this.#root, page, write, this.#updates);
+    if (fault !== null) return fault;
+    const memory = this.#memories[walker.addressHigh];
+    // A table that points to no memory: nothing answers on the bus.
+    if (memory === undefined || walker.addressLow + PAGE_SIZE > memory.length) return "not-mapped";
+    const owner = this.#owners[walker.addressHigh];
+    if (owner >= 0 && owner !== this.port && !this.#p2p.allowed(this.port, owner)) return "p2p-refused";
+    this.#tags[slot] = page;
+    this.#generations[slot] = this.#generation;
+    this.#arenas[slot] = walker.addressHigh;
+    this.#offsets[slot] = walker.addressLow;
+    this.#flags[slot] =
+      walker.permissions | (write || !this.#updates ? RECORDED : 0) | (owner >= 0 && owner !== this.port ? PEER : 0);
+    return this.#mayReach(slot);
+  }
+
+  #mayReach(slot: number): DmaFault | null {
+    return this.p2pQuiesced && (this.#flags[slot] & PEER) !== 0 ? "p2p-refused" : null;
+  }
+
+  #report(page: PageNumber, write: boolean, fault: DmaFault): void {
+    this.counters.countFault();
+    this.#events.append(this.port, page, write, fault);
+  }
+}
+
+/** The caller's buffer, before the DMA begins: what throws in the midst of one would hang all readers. */
+function checkSpan(offset: number, buffer: Uint8Array, at: number, bytes: number): void {
+  if (!(offset >= 0 && at >= 0 && bytes >= 0 && offset + bytes <= PAGE_SIZE && at + bytes <= buffer.length)) {
+    throw new RangeError(`a DMA of ${bytes} bytes at offset ${offset} of a page, from ${at} of ${buffer.length} bytes`);
+  }
+}

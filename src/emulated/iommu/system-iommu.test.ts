@@ -1,0 +1,316 @@
+import { describe, expect, it } from "vitest";
+import { ALL_FORMATS, bitmapOf, pagesOf, readPages, TestBench } from "../../../test/support/iommu.js";
+import { GiB } from "../../memory/address.js";
+import { isErrno, type UapiError } from "../../uapi/errno.js";
+import type { IommuDmaPort } from "./dma-port.js";
+import type { Removal } from "./page-table.js";
+
+const BYTE = Uint8Array.of(7);
+
+/** A DMA write of one byte at the start of a page. */
+function write(port: IommuDmaPort, page: number): string | null {
+  return port.write(page, 0, BYTE, 0, 1);
+}
+
+async function refusal(promise: Promise<unknown>): Promise<UapiError["code"] | null> {
+  try {
+    await promise;
+    return null;
+  } catch (error) {
+    return (error as UapiError).code;
+  }
+}
+
+describe.each(ALL_FORMATS)("the emulated IOMMU with %s", (format) => {
+  it("reports a write once, and puts it where the mapping says", async () => {
+    await using bench = new TestBench({ format });
+    const domain = bench.iommu.allocDomain({ dirtyTracking: true });
+    bench.map(domain, 0x100, 8, 16, false);
+    await bench.iommu.attach(0, domain);
+    await domain.setDirtyTracking(true);
+    expect(write(bench.port(0), 0x103)).toBeNull();
+    expect(bench.ram.u8[11 * 4096]).toBe(7);
+    expect(await readPages(domain, 0x100, 16, false)).toEqual([0x103]);
+    expect(await readPages(domain, 0x100, 16)).toEqual([0x103]);
+    expect(await readPages(domain, 0x100, 16)).toEqual([]);
+  });
+
+  it("reads on the reader's thread as it does here", async () => {
+    await using bench = new TestBench({ format, reading: "thread" });
+    const domain = bench.iommu.allocDomain({ dirtyTracking: true });
+    bench.map(domain, 0x100, 0, 1000, false);
+    await bench.iommu.attach(0, domain);
+    await domain.setDirtyTracking(true);
+    const port = bench.port(0);
+    for (let page = 0x100; page < 0x100 + 1000; page += 7) write(port, page);
+    const pages = await readPages(domain, 0x100, 1000);
+    expect(pages).toEqual(Array.from({ length: Math.ceil(1000 / 7) }, (_, index) => 0x100 + index * 7));
+    expect(await readPages(domain, 0x100, 1000)).toEqual([]);
+  });
+
+  it("reports all of a 1 GiB leaf in the query for one byte, and writes nothing outside the bitmap", async () => {
+    await using bench = new TestBench({ format, ramBytes: GiB });
+    const domain = bench.iommu.allocDomain({ dirtyTracking: true });
+    const pages = GiB / 4096;
+    bench.map(domain, pages, 0, pages);
+    await bench.iommu.attach(0, domain);
+    await domain.setDirtyTracking(true);
+    write(bench.port(0), pages + 12345);
+    // An odd part of the leaf, by a bitmap with guards: what a page-sized bitmap has beyond its bits.
+    const first = pages + 12301;
+    const count = 1003;
+    const into = bitmapOf(first, count);
+    into.words.fill(0xdeadbeef, Math.ceil(count / 32));
+    const { leafSizes } = await domain.readDirty({ page: first, pages: count, into, clear: true });
+    expect(leafSizes).toEqual([GiB]);
+    const bits = into.words.slice(0, Math.ceil(count / 32));
+    expect([...bits].reduce((sum, word) => sum + word.toString(2).replaceAll("0", "").length, 0)).toBe(count);
+    expect(into.words.subarray(Math.ceil(count / 32)).every((word) => word === 0xdeadbeef)).toBe(true);
+    // The whole leaf was cleaned, as on Linux.
+    expect(await readPages(domain, pages, pages)).toEqual([]);
+  });
+
+  it("reports both of two areas around a hole, each asked for, and only the first where both are", async () => {
+    await using bench = new TestBench({ format });
+    const domain = bench.iommu.allocDomain({ dirtyTracking: true });
+    bench.map(domain, 0x100, 0, 4, false);
+    bench.map(domain, 0x108, 8, 4, false);
+    await bench.iommu.attach(0, domain);
+    await domain.setDirtyTracking(true);
+    const port = bench.port(0);
+    write(port, 0x101);
+    write(port, 0x109);
+    expect(await readPages(domain, 0x100, 12, false)).toEqual([0x101]);
+    expect(await readPages(domain, 0x100, 4)).toEqual([0x101]);
+    expect(await readPages(domain, 0x108, 4)).toEqual([0x109]);
+  });
+
+  it("blocks and logs a DMA outside the mapping, to a read-only page, and without a domain", async () => {
+    await using bench = new TestBench({ format });
+    const port = bench.port(0);
+    expect(write(port, 0x100)).toBe("detached");
+    const domain = bench.iommu.allocDomain({ dirtyTracking: true });
+    domain.map({ page: 0x100, frame: 0, pages: 1, readable: true, writeable: false, hugePages: true });
+    await bench.iommu.attach(0, domain);
+    await domain.setDirtyTracking(true);
+    expect(write(port, 0x101)).toBe("not-mapped");
+    expect(write(port, 0x100)).toBe("not-writeable");
+    expect(write(port, 2 ** 50)).toBe("not-mapped");
+    const target = new Uint8Array(1);
+    bench.ram.u8[0] = 9;
+    expect(port.read(0x100, 0, target, 0, 1)).toBeNull();
+    expect(target[0]).toBe(9);
+    expect(bench.ram.u8[0]).toBe(9);
+    expect(await readPages(domain, 0x100, 1)).toEqual([]);
+    expect(bench.iommu.takeFaults()).toEqual([
+      { port: 0, page: 0x100, write: true, reason: "detached" },
+      { port: 0, page: 0x101, write: true, reason: "not-mapped" },
+      { port: 0, page: 0x100, write: true, reason: "not-writeable" },
+      { port: 0, page: 2 ** 50, write: true, reason: "not-mapped" },
+    ]);
+    expect(port.counters.get()).toEqual({ writes: 0, bytesWritten: 0, reads: 1, bytesRead: 1, faults: 4 });
+  });
+
+  it("lets a device attached later inherit tracking, and forget it when it leaves", async () => {
+    await using bench = new TestBench({ format });
+    const tracked = bench.iommu.allocDomain({ dirtyTracking: true });
+    const plain = bench.iommu.allocDomain({ dirtyTracking: false });
+    bench.map(tracked, 0x100, 0, 4, false);
+    bench.map(plain, 0x100, 4, 4, false);
+    const port = bench.port(0);
+    await bench.iommu.attach(0, plain);
+    expect(write(port, 0x100)).toBeNull();
+    await tracked.setDirtyTracking(true);
+    await bench.iommu.attach(0, tracked);
+    expect(write(port, 0x102)).toBeNull();
+    expect(await readPages(tracked, 0x100, 4)).toEqual([0x102]);
+    expect([...tracked.ports]).toEqual([0]);
+    await bench.iommu.attach(0, plain);
+    expect([...tracked.ports]).toEqual([]);
+    expect(write(port, 0x103)).toBeNull();
+    expect(bench.ram.u8[7 * 4096]).toBe(7);
+    expect(await readPages(tracked, 0x100, 4)).toEqual([]);
+    await bench.iommu.attach(0, null);
+    expect(write(port, 0x103)).toBe("detached");
+  });
+
+  it("clears old bits when tracking starts, and reports no write from before", async () => {
+    await using bench = new TestBench({ format });
+    const domain = bench.iommu.allocDomain({ dirtyTracking: true });
+    bench.map(domain, 0x100, 0, 4, false);
+    bench.map(domain, 2 ** 30, 4, 4, false);
+    await bench.iommu.attach(0, domain);
+    const port = bench.port(0);
+    await domain.setDirtyTracking(true);
+    write(port, 0x100);
+    write(port, 2 ** 30);
+    await domain.setDirtyTracking(false);
+    write(port, 0x101);
+    await domain.setDirtyTracking(true);
+    expect(await readPages(domain, 0x100, 4)).toEqual([]);
+    expect(await readPages(domain, 2 ** 30, 4)).toEqual([]);
+    write(port, 0x100);
+    expect(await readPages(domain, 0x100, 4)).toEqual([0x100]);
+  });
+
+  it("puts no phantom bit on an entry that was unmapped behind the walker's look", async () => {
+    await using bench = new TestBench({ format });
+    const domain = bench.iommu.allocDomain({ dirtyTracking: true });
+    bench.map(domain, 0x100, 0, 4, false);
+    // Keeps the table that the entry is in alive.
+    bench.map(domain, 0x110, 8, 1, false);
+    await bench.iommu.attach(0, domain);
+    await domain.setDirtyTracking(true);
+    let removal: Removal | undefined;
+    const port = bench.port(0, {
+      beforeRecord: () => {
+        removal ??= domain.table.remove(0x100, 4, null);
+      },
+    });
+    expect(write(port, 0x101)).toBe("not-mapped");
+    expect(removal).toBeDefined();
+    if (removal !== undefined) domain.table.release(removal, 0x100, 4, null);
+    expect(write(port, 0x101)).toBe("not-mapped");
+    // Where a bit had landed, the entry would not be free.
+    bench.map(domain, 0x100, 0, 4, false);
+    if (format !== "arm-s1") expect(await readPages(domain, 0x100, 4)).toEqual([]);
+    expect(bench.ram.u8[4096]).toBe(0);
+  });
+
+  it("translates again, and records there, where an entry was replaced behind the walker's look", async () => {
+    await using bench = new TestBench({ format });
+    const domain = bench.iommu.allocDomain({ dirtyTracking: true });
+    bench.map(domain, 0x100, 0, 4, false);
+    bench.map(domain, 0x110, 8, 1, false);
+    await bench.iommu.attach(0, domain);
+    await domain.setDirtyTracking(true);
+    let once = true;
+    const port = bench.port(0, {
+      beforeRecord: () => {
+        if (!once) return;
+        once = false;
+        domain.table.release(domain.table.remove(0x100, 4, null), 0x100, 4, null);
+        bench.map(domain, 0x100, 16, 4, false);
+      },
+    });
+    expect(write(port, 0x101)).toBeNull();
+    expect(bench.ram.u8[4096]).toBe(0);
+    expect(bench.ram.u8[17 * 4096]).toBe(7);
+    const reported = await readPages(domain, 0x100, 4);
+    expect(reported).toEqual(format === "arm-s1" ? [0x100, 0x101, 0x102, 0x103] : [0x101]);
+  });
+
+  it("serves two ports on one domain, and counts the union", async () => {
+    await using bench = new TestBench({ format });
+    const domain = bench.iommu.allocDomain({ dirtyTracking: true });
+    bench.map(domain, 0x100, 0, 8, false);
+    await bench.iommu.attach(0, domain);
+    await bench.iommu.attach(1, domain);
+    await domain.setDirtyTracking(true);
+    write(bench.port(0), 0x101);
+    write(bench.port(1), 0x101);
+    write(bench.port(1), 0x105);
+    expect(await readPages(domain, 0x100, 8)).toEqual([0x101, 0x105]);
+  });
+
+  it("asks the directed P2P matrix before a DMA reaches another device's BAR", async () => {
+    await using bench = new TestBench({ format });
+    const domain = bench.iommu.allocDomain({ dirtyTracking: true });
+    const frame = bench.physical.frameOf(bench.bar, 0);
+    domain.map({ page: 0x200, frame, pages: 4, readable: true, writeable: true, hugePages: false });
+    bench.map(domain, 0x100, 0, 4, false);
+    await bench.iommu.attach(0, domain);
+    await bench.iommu.attach(1, domain);
+    const initiator = bench.port(0);
+    expect(write(initiator, 0x200)).toBe("p2p-refused");
+    expect(bench.bar.u8[0]).toBe(0);
+    await bench.p2p.set(bench.inFlight, 0, 1, true);
+    expect(write(initiator, 0x200)).toBeNull();
+    expect(bench.bar.u8[0]).toBe(7);
+    initiator.p2pQuiesced = true;
+    expect(write(initiator, 0x200)).toBe("p2p-refused");
+    expect(write(initiator, 0x201)).toBe("p2p-refused");
+    expect(write(initiator, 0x100)).toBeNull();
+    initiator.p2pQuiesced = false;
+    expect(write(initiator, 0x200)).toBeNull();
+    await bench.p2p.set(bench.inFlight, 0, 1, false);
+    expect(write(initiator, 0x200)).toBe("p2p-refused");
+    // Its own BAR is no peer.
+    expect(write(bench.port(1), 0x200)).toBeNull();
+  });
+
+  it("can be one that does not track: it says so, and refuses what needs tracking", async () => {
+    await using bench = new TestBench({ format, dirtyTracking: false });
+    expect(bench.iommu.hwInfo().dirtyTracking).toBe(false);
+    expect(() => bench.iommu.allocDomain({ dirtyTracking: true })).toThrowError(/EOPNOTSUPP/);
+    const domain = bench.iommu.allocDomain({ dirtyTracking: false });
+    bench.map(domain, 0x100, 0, 4);
+    await bench.iommu.attach(0, domain);
+    expect(write(bench.port(0), 0x100)).toBeNull();
+    expect(await refusal(domain.setDirtyTracking(true))).toBe("EOPNOTSUPP");
+    const into = bitmapOf(0x100, 4);
+    expect(await refusal(domain.readDirty({ page: 0x100, pages: 4, into, clear: true }))).toBe("EOPNOTSUPP");
+  });
+
+  it("refuses a domain of another IOMMU with EINVAL, and to dispose of one in use with EBUSY", async () => {
+    await using bench = new TestBench({ format });
+    await using other = new TestBench({ format, dirtyTracking: false });
+    const domain = bench.iommu.allocDomain({ dirtyTracking: true });
+    expect(await refusal(other.iommu.attach(0, domain))).toBe("EINVAL");
+    await bench.iommu.attach(0, domain);
+    let error: unknown;
+    try {
+      domain.dispose();
+    } catch (caught) {
+      error = caught;
+    }
+    expect(isErrno(error, "EBUSY")).toBe(true);
+  });
+
+  it("goes on after a caller's mistake in the arguments of a DMA", async () => {
+    await using bench = new TestBench({ format });
+    const domain = bench.iommu.allocDomain({ dirtyTracking: true });
+    bench.map(domain, 0x100, 0, 4);
+    await bench.iommu.attach(0, domain);
+    await domain.setDirtyTracking(true);
+    const port = bench.port(0);
+    expect(() => port.write(0x100, 4090, new Uint8Array(8), 0, 8)).toThrowError(RangeError);
+    expect(() => port.read(0x100, 0, new Uint8Array(8), 4, 8)).toThrowError(RangeError);
+    expect(await readPages(domain, 0x100, 4)).toEqual([]);
+  });
+
+  it("answers the same with an IOTLB of one entry", async () => {
+    await using bench = new TestBench({ format, iotlb: 1 });
+    const domain = bench.iommu.allocDomain({ dirtyTracking: true });
+    bench.map(domain, 0x100, 0, 16, false);
+    await bench.iommu.attach(0, domain);
+    await domain.setDirtyTracking(true);
+    const port = bench.port(0);
+    for (const page of [0x100, 0x101, 0x100, 0x10f, 0x101]) write(port, page);
+    expect(await readPages(domain, 0x100, 16)).toEqual([0x100, 0x101, 0x10f]);
+  });
+});
+
+describe("the emulated IOMMU with amd-v1", () => {
+  it("reports a contiguous page once whose replicas are all dirty, and clears them all", async () => {
+    await using bench = new TestBench({ format: "amd-v1" });
+    const domain = bench.iommu.allocDomain({ dirtyTracking: true });
+    bench.map(domain, 0x100, 0, 16);
+    await bench.iommu.attach(0, domain);
+    await domain.setDirtyTracking(true);
+    const port = bench.port(0);
+    const all = Array.from({ length: 16 }, (_, index) => 0x100 + index);
+    for (const page of all) write(port, page);
+    // Asked for a part, it cleans the whole leaf.
+    const into = bitmapOf(0x105, 3);
+    const { leafSizes } = await domain.readDirty({ page: 0x105, pages: 3, into, clear: true });
+    expect(leafSizes).toEqual([65536]);
+    expect(pagesOf(into)).toEqual([0x105, 0x106, 0x107]);
+    expect(await readPages(domain, 0x100, 16)).toEqual([]);
+    for (const page of all) {
+      write(port, page);
+      expect(await readPages(domain, 0x100, 16)).toEqual(all);
+    }
+    expect(await readPages(domain, 0x100, 16)).toEqual([]);
+  });
+});

@@ -1,0 +1,13 @@
+import { defineConfig } from "vitest/config";
+
+// The long stress: 10^8 writes unless DIRTMAP_STRESS_WRITES says otherwise.
+export default defineConfig({
+  test: {
+    root: new URL("../..", import.meta.url).pathname,
+    include: ["dist/test/stress/**/*.test.js"],
+    env: { DIRTMAP_STRESS_WRITES: process.env.DIRTMAP_STRESS_WRITES ?? "100000000" },
+    pool: "forks",
+    maxWorkers: 1,
+    testTimeout: 4 * 60 * 60 * 1000,
+  },
+});
