@@ -2,7 +2,7 @@ import type { AccessCallbacks } from "../../host/host.js";
 import { iovaOf } from "../../memory/address.js";
 import type { Port, SystemIommu } from "../iommu/iommu.js";
 import { EmulatedAccess } from "./access.js";
-import type { EmulatedIommu, SharedTrackerPort } from "./emulated-iommu.js";
+import type { EmulatedIommuObject, SharedTrackerPort } from "./emulated-iommu.js";
 import type { Hwpt } from "./hwpt.js";
 import type { Call, Ioas } from "./ioas.js";
 import { IommufdObject } from "./objects.js";
@@ -93,7 +93,7 @@ export interface MdevBinding {
 export class BoundMdev extends EmulatedAccess {
   readonly port: Port;
   readonly #sharedTracker: SharedTrackerPort | undefined;
-  #joined: EmulatedIommu | null = null;
+  #joined: EmulatedIommuObject | null = null;
 
   constructor(port: Port, binding: MdevBinding, dispose: (access: EmulatedAccess) => Promise<void>) {
     super(binding.callbacks, dispose);
@@ -106,7 +106,7 @@ export class BoundMdev extends EmulatedAccess {
   }
 
   /** Attaches to an IOAS, with the tracker of an emulated IOMMU or without one; or to nothing. */
-  async attach(ioas: Ioas | null, tracker: EmulatedIommu | null, call: Call): Promise<void> {
+  async attach(ioas: Ioas | null, tracker: EmulatedIommuObject | null, call: Call): Promise<void> {
     await this.setIoas(ioas, call);
     if (this.#sharedTracker === undefined || this.#joined === tracker) return;
     const { port } = this;

@@ -36,7 +36,7 @@ const MAX_PAGES = 2 ** 34;
  * The log spans the IOAS's areas as they are when tracking is switched on. Areas mapped later outside that span count
  * as dirty as a whole, until tracking is switched on anew.
  */
-export class EmulatedIommu extends IommufdObject {
+export class EmulatedIommuObject extends IommufdObject {
   readonly ioas: Ioas;
   readonly #inFlight: InFlight;
   readonly #members = new Map<Port, SharedTrackerPort>();

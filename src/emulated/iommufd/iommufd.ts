@@ -18,7 +18,7 @@ import type { Port, SystemIommu } from "../iommu/iommu.js";
 import type { PhysicalMemory } from "../physical-memory.js";
 import { EmulatedAccess } from "./access.js";
 import { BoundDevice, BoundMdev, type MdevBinding } from "./device.js";
-import { EmulatedIommu } from "./emulated-iommu.js";
+import { EmulatedIommuObject } from "./emulated-iommu.js";
 import { Hwpt } from "./hwpt.js";
 import { type Call, Ioas, lastOf, type PagesSlice, refuse } from "./ioas.js";
 import { EmulatedMemoryFile } from "./memory-file.js";
@@ -161,7 +161,7 @@ export class EmulatedIommufd implements Iommufd {
 
   async allocEmulatedIommu(ioas: ObjectId): Promise<ObjectId> {
     const call = { syscall: "allocEmulatedIommu", attempted: `make an emulated IOMMU on IOAS ${ioas}` };
-    return this.#objects.add(new EmulatedIommu(this.#ioas(ioas, call), this.#inFlight));
+    return this.#objects.add(new EmulatedIommuObject(this.#ioas(ioas, call), this.#inFlight));
   }
 
   async setDirtyTracking(hwpt: ObjectId, on: boolean): Promise<void> {
@@ -170,7 +170,7 @@ export class EmulatedIommufd implements Iommufd {
       attempted: `switch dirty tracking of HWPT ${hwpt} ${on ? "on" : "off"}`,
     };
     const target = this.#objects.find(hwpt);
-    if (target instanceof EmulatedIommu) return target.setDirtyTracking(on, call);
+    if (target instanceof EmulatedIommuObject) return target.setDirtyTracking(on, call);
     const { ioas, domain } = this.#get(hwpt, Hwpt, call);
     if (!domain.dirtyTracking) refuse("EOPNOTSUPP", call, "make the HWPT with dirtyTracking: true");
     await ioas.lock.write(() => domain.setDirtyTracking(on));
@@ -187,7 +187,7 @@ export class EmulatedIommufd implements Iommufd {
       attempted: `read the dirty bits of ${hex(length)} bytes at ${hex(iova)} of HWPT ${hwpt}`,
     };
     const target = this.#objects.find(hwpt);
-    if (target instanceof EmulatedIommu) {
+    if (target instanceof EmulatedIommuObject) {
       if (!clear) refuse("EOPNOTSUPP", call, "read and clear it, or ask its reader's ledger");
       checkBitmap(query, target.ioas.alignment, call);
       await target.readDirty(query, call);
@@ -325,7 +325,7 @@ export class EmulatedIommufd implements Iommufd {
 
   async #attachMdev(mdev: BoundMdev, pt: ObjectId, call: Call): Promise<ObjectId> {
     const target = this.#objects.find(pt);
-    if (target instanceof EmulatedIommu) {
+    if (target instanceof EmulatedIommuObject) {
       if (!mdev.marksSharedTracker) refuse("EINVAL", call, "its hardware can't mark a shared tracker: give an IOAS");
       await mdev.attach(target.ioas, target, call);
     } else {
