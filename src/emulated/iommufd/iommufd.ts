@@ -171,10 +171,11 @@ export class EmulatedIommufd implements Iommufd {
     };
     const target = this.#objects.find(hwpt);
     if (target instanceof EmulatedIommuObject) return target.setDirtyTracking(on, call);
-    const { ioas, domain } = this.#get(hwpt, Hwpt, call);
+    const table = this.#get(hwpt, Hwpt, call);
+    const { ioas, domain } = table;
     if (!domain.dirtyTracking) refuse("EOPNOTSUPP", call, "make the HWPT with dirtyTracking: true");
     await ioas.lock.write(() => domain.setDirtyTracking(on));
-    this.#get(hwpt, Hwpt, call).tracking = on;
+    table.tracking = on;
   }
 
   async getDirtyBitmap(
@@ -222,15 +223,20 @@ export class EmulatedIommufd implements Iommufd {
 
   /**
    * Ends it as close(2) does: devices are detached and everything is destroyed, users before what they use. Drivers
-   * should have unbound their devices before.
+   * should have unbound their devices before. What fails is left as it is, and the first error thrown at the end.
    */
   async [Symbol.asyncDispose](): Promise<void> {
     if (!this.#open) return;
     this.#open = false;
+    const errors: unknown[] = [];
     for (const object of [...this.#objects.values()]) {
-      if (object instanceof BoundDevice || object instanceof EmulatedAccess) await this.unbindDevice(object.id);
+      if (!(object instanceof BoundDevice || object instanceof EmulatedAccess)) continue;
+      await this.unbindDevice(object.id).catch((error) => errors.push(error));
     }
-    for (let leaf = this.#leaf(); leaf !== undefined; leaf = this.#leaf()) await this.#objects.destroy(leaf.id);
+    for (let leaf = this.#leaf(); leaf !== undefined; leaf = this.#leaf()) {
+      await this.#objects.destroy(leaf.id).catch((error) => errors.push(error));
+    }
+    if (errors.length > 0) throw errors[0];
   }
 
   /**

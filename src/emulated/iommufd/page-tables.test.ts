@@ -123,6 +123,26 @@ describe.each(ALL_FORMATS)("iommufd over %s page tables", (format) => {
     expect([bench.ram.u8[5 * 4096], bench.ram.u8[9 * 4096]]).toEqual([1, 2]);
   });
 
+  it("returns from an unmap, and from a read that clears, only when the DMA in flight has landed", async () => {
+    await using given = await setup(format);
+    const { bench, iommufd, ioas, device, map, read } = given;
+    const hwpt = await iommufd.allocHwpt({ device, ioas, dirtyTracking: true });
+    await iommufd.attachDevice(device, hwpt);
+    await map(0x100, 0, 4);
+    await iommufd.setDirtyTracking(hwpt, true);
+    for (const operation of [() => read(hwpt, 0x100, 4), () => iommufd.unmap(ioas, 0x100n * PAGE, 4n * PAGE)]) {
+      bench.inFlight.begin(0);
+      let returned = false;
+      const running = operation().then(() => {
+        returned = true;
+      });
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      expect(returned).toBe(false);
+      bench.inFlight.end(0);
+      await running;
+    }
+  });
+
   it("gives a destroyed HWPT's table pages back, with all that it mapped", async () => {
     // 256 table pages; an HWPT of 4096 pages takes about a dozen.
     await using given = await setup(format, MiB);
