@@ -4,9 +4,9 @@ import { SharedLog } from "../../bitmap/shared-log.js";
 import { MiB } from "../../memory/address.js";
 import { createArena } from "../../memory/arena.js";
 import { InFlight } from "../../memory/in-flight.js";
-import type { ErrnoName } from "../../uapi/errno.js";
 import { PhysicalMemory } from "../physical-memory.js";
 import type { PostedTracker } from "./emulated-iommu.js";
+import { errno } from "./fake-iommu.test.helper.js";
 import { EmulatedIommufd } from "./iommufd.js";
 
 const PAGE = 4096n;
@@ -50,13 +50,6 @@ async function setup() {
     return Array.from({ length: into.bits }, (_, bit) => bit).filter((bit) => into.get(bit));
   };
   return { inFlight, iommufd, ioas, map, bind, tracker, dirty };
-}
-
-async function errno(call: Promise<unknown>): Promise<ErrnoName | "none"> {
-  return call.then(
-    () => "none" as const,
-    (error: { code: ErrnoName }) => error.code,
-  );
 }
 
 describe("the emulated IOMMU's shared tracker", () => {

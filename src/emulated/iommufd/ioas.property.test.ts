@@ -6,7 +6,7 @@ import { createArena } from "../../memory/arena.js";
 import { InFlight } from "../../memory/in-flight.js";
 import type { ErrnoName } from "../../uapi/errno.js";
 import { PhysicalMemory } from "../physical-memory.js";
-import { type FakeDomain, FakeIommu } from "./fake-iommu.test.helper.js";
+import { errno, type FakeDomain, FakeIommu } from "./fake-iommu.test.helper.js";
 import { EmulatedIommufd } from "./iommufd.js";
 
 /*
@@ -165,13 +165,6 @@ const step = fc.oneof(
     }),
   },
 );
-
-async function errno(call: Promise<unknown>): Promise<ErrnoName | "none"> {
-  return call.then(
-    () => "none" as const,
-    (error: { code: ErrnoName }) => error.code,
-  );
-}
 
 it("an IOAS answers each call as the model does, and every domain shows what the model says is mapped", async () => {
   const arena = createArena(ARENA);

@@ -3,7 +3,7 @@ import { ALL_FORMATS, TestBench } from "../../../test/support/iommu.js";
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import type { ObjectId } from "../../host/host.js";
 import { MiB, U64_MAX } from "../../memory/address.js";
-import type { ErrnoName } from "../../uapi/errno.js";
+import { errno } from "./fake-iommu.test.helper.js";
 import { EmulatedIommufd } from "./iommufd.js";
 
 /*
@@ -40,13 +40,6 @@ async function setup(format: (typeof ALL_FORMATS)[number], tableBytes = 16 * MiB
     await bench[Symbol.asyncDispose]();
   };
   return { bench, iommufd, ioas, device, map, write, read, close, [Symbol.asyncDispose]: close };
-}
-
-async function errno(call: Promise<unknown>): Promise<ErrnoName | "none"> {
-  return call.then(
-    () => "none" as const,
-    (error: { code: ErrnoName }) => error.code,
-  );
 }
 
 describe.each(ALL_FORMATS)("iommufd over %s page tables", (format) => {
