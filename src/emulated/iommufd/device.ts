@@ -107,12 +107,13 @@ export class BoundMdev extends EmulatedAccess {
 
   /** Attaches to an IOAS, with the tracker of an emulated IOMMU or without one; or to nothing. */
   async attach(ioas: Ioas | null, tracker: EmulatedIommuObject | null, call: Call): Promise<void> {
-    await this.setIoas(ioas, call);
-    if (this.#sharedTracker === undefined || this.#joined === tracker) return;
-    const { port } = this;
-    const old = this.#joined;
-    this.#joined = tracker;
-    if (old !== null) await old.leave(port);
-    if (tracker !== null) await tracker.join(port, this.#sharedTracker);
+    await this.setIoas(ioas, call, async () => {
+      if (this.#sharedTracker === undefined || this.#joined === tracker) return;
+      this.#joined?.leave(this.port);
+      this.#joined = tracker;
+      // From one tracker to the next in one step: in the same IOAS the device may be writing.
+      if (tracker === null) await this.#sharedTracker.setTracker(null);
+      else await tracker.join(this.port, this.#sharedTracker);
+    });
   }
 }

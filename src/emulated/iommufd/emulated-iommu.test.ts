@@ -117,6 +117,13 @@ describe("the emulated IOMMU's shared tracker", () => {
     expect(read).toBe(true);
   });
 
+  it("refuses to span more than 16 TiB: ENOMEM", async () => {
+    const { iommufd, map, tracker } = await setup();
+    await map(0n, 1);
+    await map(1n << 32n, 1);
+    expect(await errno(iommufd.setDirtyTracking(tracker, true))).toBe("ENOMEM");
+  });
+
   it("takes only mdevs whose hardware can mark it: EINVAL", async () => {
     const { iommufd, bind, tracker } = await setup();
     expect(await errno(iommufd.attachDevice(await bind(0), tracker))).toBe("EINVAL");
@@ -139,6 +146,30 @@ describe("the emulated IOMMU's shared tracker", () => {
     expect(marker.log).toBeNull();
     await iommufd.destroy(tracker);
     await iommufd.destroy(ioas);
+  });
+
+  it("hands an mdev over to another tracker without a moment in which it marks none", async () => {
+    const { iommufd, ioas, map, bind, tracker } = await setup();
+    await map(0n, 8);
+    const other = await iommufd.allocEmulatedIommu(ioas);
+    const marker = new Marker();
+    const mdev = await bind(0, marker);
+    await iommufd.setDirtyTracking(tracker, true);
+    await iommufd.setDirtyTracking(other, true);
+    await iommufd.attachDevice(mdev, tracker);
+    const posted: boolean[] = [];
+    const setTracker = marker.setTracker.bind(marker);
+    marker.setTracker = (next) => {
+      posted.push(next !== null);
+      return setTracker(next);
+    };
+    await iommufd.attachDevice(mdev, other);
+    expect(posted).toEqual([true]);
+    await iommufd.destroy(tracker);
+    marker.write(3);
+    const into = new DirtyBitmap({ iova: 0n, length: 8n * PAGE, granule: 4096 });
+    await iommufd.getDirtyBitmap(other, { iova: 0n, length: 8n * PAGE, pageSize: 4096, into, clear: true });
+    expect([into.count(), into.get(3)]).toEqual([1, true]);
   });
 
   it("stops being marked when tracking is switched off or the mdev goes back to an IOAS", async () => {
