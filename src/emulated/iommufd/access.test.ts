@@ -4,8 +4,8 @@ import type { AccessCallbacks, MapFlags } from "../../host/host.js";
 import { MiB, U64_MAX } from "../../memory/address.js";
 import { createArena } from "../../memory/arena.js";
 import { InFlight } from "../../memory/in-flight.js";
-import type { ErrnoName } from "../../uapi/errno.js";
 import { PhysicalMemory } from "../physical-memory.js";
+import { errno } from "./fake-iommu.test.helper.js";
 import { EmulatedIommufd } from "./iommufd.js";
 
 const PAGE = 4096n;
@@ -23,13 +23,6 @@ async function setup() {
 }
 
 const idle: AccessCallbacks = { unmap: async () => {} };
-
-async function errno(call: Promise<unknown>): Promise<ErrnoName | "none"> {
-  return call.then(
-    () => "none" as const,
-    (error: { code: ErrnoName }) => error.code,
-  );
-}
 
 describe("pinning through an access", () => {
   it("answers the memory, one span per contiguous run", async () => {

@@ -36,27 +36,32 @@ export class EmulatedAccess extends IommufdObject implements Access, AccessUser 
   /**
    * iommufd_access_attach, _replace and _detach: from now on it reaches this IOAS, or none. Pins in the old one are
    * asked back.
+   * @param between runs while nothing is pinned, so that the owner can't write
    * @throws UapiError EADDRINUSE for an IOAS with areas that are not aligned to pages; EDEADLK where pins are kept
    */
-  async setIoas(ioas: Ioas | null, call: Call): Promise<void> {
+  async setIoas(ioas: Ioas | null, call: Call, between?: () => Promise<void>): Promise<void> {
     const old = this.#ioas;
-    if (old === ioas) return;
+    if (old === ioas) {
+      await between?.();
+      return;
+    }
     if (ioas !== null) {
       await ioas.lock.write(() => ioas.addAccess(this, call));
       ioas.users++;
     }
     // No new pins while the owner gives the old ones back; unpinning goes on.
     this.#ioas = null;
-    if (old !== null) {
-      try {
-        await answered(this.notifyUnmap(0n, U64_MAX), call);
-      } finally {
-        this.#releaseAll();
+    try {
+      if (old !== null) await answered(this.notifyUnmap(0n, U64_MAX), call);
+    } finally {
+      this.#releaseAll();
+      if (old !== null) {
         await old.lock.write(() => old.removeAccess(this));
         old.users--;
       }
+      await between?.();
+      this.#ioas = ioas;
     }
-    this.#ioas = ioas;
   }
 
   notifyUnmap(iova: Iova, length: bigint): Promise<void> {

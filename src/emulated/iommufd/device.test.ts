@@ -4,9 +4,9 @@ import type { ObjectId } from "../../host/host.js";
 import { MiB, U64_MAX } from "../../memory/address.js";
 import { createArena } from "../../memory/arena.js";
 import { InFlight } from "../../memory/in-flight.js";
-import { type ErrnoName, UapiError } from "../../uapi/errno.js";
+import { UapiError } from "../../uapi/errno.js";
 import { PhysicalMemory } from "../physical-memory.js";
-import { FakeIommu } from "./fake-iommu.test.helper.js";
+import { errno, FakeIommu } from "./fake-iommu.test.helper.js";
 import { EmulatedIommufd } from "./iommufd.js";
 
 const PAGE = 4096n;
@@ -30,13 +30,6 @@ async function setup() {
     return Array.from({ length: 16 }, (_, bit) => bit).filter((bit) => into.get(bit));
   };
   return { iommufd, ioas, iommu, map, bind, dirty };
-}
-
-async function errno(call: Promise<unknown>): Promise<ErrnoName | "none"> {
-  return call.then(
-    () => "none" as const,
-    (error: { code: ErrnoName }) => error.code,
-  );
 }
 
 describe("attaching a device", () => {

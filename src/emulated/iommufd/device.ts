@@ -2,7 +2,7 @@ import type { AccessCallbacks } from "../../host/host.js";
 import { iovaOf } from "../../memory/address.js";
 import type { Port, SystemIommu } from "../iommu/iommu.js";
 import { EmulatedAccess } from "./access.js";
-import type { EmulatedIommu, SharedTrackerPort } from "./emulated-iommu.js";
+import type { EmulatedIommuObject, SharedTrackerPort } from "./emulated-iommu.js";
 import type { Hwpt } from "./hwpt.js";
 import type { Call, Ioas } from "./ioas.js";
 import { IommufdObject } from "./objects.js";
@@ -93,7 +93,7 @@ export interface MdevBinding {
 export class BoundMdev extends EmulatedAccess {
   readonly port: Port;
   readonly #sharedTracker: SharedTrackerPort | undefined;
-  #joined: EmulatedIommu | null = null;
+  #joined: EmulatedIommuObject | null = null;
 
   constructor(port: Port, binding: MdevBinding, dispose: (access: EmulatedAccess) => Promise<void>) {
     super(binding.callbacks, dispose);
@@ -106,13 +106,14 @@ export class BoundMdev extends EmulatedAccess {
   }
 
   /** Attaches to an IOAS, with the tracker of an emulated IOMMU or without one; or to nothing. */
-  async attach(ioas: Ioas | null, tracker: EmulatedIommu | null, call: Call): Promise<void> {
-    await this.setIoas(ioas, call);
-    if (this.#sharedTracker === undefined || this.#joined === tracker) return;
-    const { port } = this;
-    const old = this.#joined;
-    this.#joined = tracker;
-    if (old !== null) await old.leave(port);
-    if (tracker !== null) await tracker.join(port, this.#sharedTracker);
+  async attach(ioas: Ioas | null, tracker: EmulatedIommuObject | null, call: Call): Promise<void> {
+    await this.setIoas(ioas, call, async () => {
+      if (this.#sharedTracker === undefined || this.#joined === tracker) return;
+      this.#joined?.leave(this.port);
+      this.#joined = tracker;
+      // From one tracker to the next in one step: in the same IOAS the device may be writing.
+      if (tracker === null) await this.#sharedTracker.setTracker(null);
+      else await tracker.join(this.port, this.#sharedTracker);
+    });
   }
 }

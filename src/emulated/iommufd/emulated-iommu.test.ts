@@ -4,9 +4,9 @@ import { SharedLog } from "../../bitmap/shared-log.js";
 import { MiB } from "../../memory/address.js";
 import { createArena } from "../../memory/arena.js";
 import { InFlight } from "../../memory/in-flight.js";
-import type { ErrnoName } from "../../uapi/errno.js";
 import { PhysicalMemory } from "../physical-memory.js";
 import type { PostedTracker } from "./emulated-iommu.js";
+import { errno } from "./fake-iommu.test.helper.js";
 import { EmulatedIommufd } from "./iommufd.js";
 
 const PAGE = 4096n;
@@ -50,13 +50,6 @@ async function setup() {
     return Array.from({ length: into.bits }, (_, bit) => bit).filter((bit) => into.get(bit));
   };
   return { inFlight, iommufd, ioas, map, bind, tracker, dirty };
-}
-
-async function errno(call: Promise<unknown>): Promise<ErrnoName | "none"> {
-  return call.then(
-    () => "none" as const,
-    (error: { code: ErrnoName }) => error.code,
-  );
 }
 
 describe("the emulated IOMMU's shared tracker", () => {
@@ -124,6 +117,13 @@ describe("the emulated IOMMU's shared tracker", () => {
     expect(read).toBe(true);
   });
 
+  it("refuses to span more than 16 TiB: ENOMEM", async () => {
+    const { iommufd, map, tracker } = await setup();
+    await map(0n, 1);
+    await map(1n << 32n, 1);
+    expect(await errno(iommufd.setDirtyTracking(tracker, true))).toBe("ENOMEM");
+  });
+
   it("takes only mdevs whose hardware can mark it: EINVAL", async () => {
     const { iommufd, bind, tracker } = await setup();
     expect(await errno(iommufd.attachDevice(await bind(0), tracker))).toBe("EINVAL");
@@ -146,6 +146,30 @@ describe("the emulated IOMMU's shared tracker", () => {
     expect(marker.log).toBeNull();
     await iommufd.destroy(tracker);
     await iommufd.destroy(ioas);
+  });
+
+  it("hands an mdev over to another tracker without a moment in which it marks none", async () => {
+    const { iommufd, ioas, map, bind, tracker } = await setup();
+    await map(0n, 8);
+    const other = await iommufd.allocEmulatedIommu(ioas);
+    const marker = new Marker();
+    const mdev = await bind(0, marker);
+    await iommufd.setDirtyTracking(tracker, true);
+    await iommufd.setDirtyTracking(other, true);
+    await iommufd.attachDevice(mdev, tracker);
+    const posted: boolean[] = [];
+    const setTracker = marker.setTracker.bind(marker);
+    marker.setTracker = (next) => {
+      posted.push(next !== null);
+      return setTracker(next);
+    };
+    await iommufd.attachDevice(mdev, other);
+    expect(posted).toEqual([true]);
+    await iommufd.destroy(tracker);
+    marker.write(3);
+    const into = new DirtyBitmap({ iova: 0n, length: 8n * PAGE, granule: 4096 });
+    await iommufd.getDirtyBitmap(other, { iova: 0n, length: 8n * PAGE, pageSize: 4096, into, clear: true });
+    expect([into.count(), into.get(3)]).toEqual([1, true]);
   });
 
   it("stops being marked when tracking is switched off or the mdev goes back to an IOAS", async () => {

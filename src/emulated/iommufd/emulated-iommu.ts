@@ -25,8 +25,8 @@ export interface SharedTrackerPort {
   setTracker(tracker: PostedTracker | null): Promise<void>;
 }
 
-/** A log takes an arena of at most 4 GiB: enough for 2^34 pages, 64 TiB of IOVAs. */
-const MAX_PAGES = 2 ** 34;
+/** What a SharedLog holds: 16 TiB of IOVAs. */
+const MAX_PAGES = 2 ** 32;
 
 /**
  * The object that holds a dirty tracker shared by the mdevs attached to it: the one place where trackers share state.
@@ -36,7 +36,7 @@ const MAX_PAGES = 2 ** 34;
  * The log spans the IOAS's areas as they are when tracking is switched on. Areas mapped later outside that span count
  * as dirty as a whole, until tracking is switched on anew.
  */
-export class EmulatedIommu extends IommufdObject {
+export class EmulatedIommuObject extends IommufdObject {
   readonly ioas: Ioas;
   readonly #inFlight: InFlight;
   readonly #members = new Map<Port, SharedTrackerPort>();
@@ -57,13 +57,9 @@ export class EmulatedIommu extends IommufdObject {
     await member.setTracker(this.#posted());
   }
 
-  /** An mdev detaches. What it marked stays to be read. */
-  async leave(port: Port): Promise<void> {
-    const member = this.#members.get(port);
-    if (member === undefined) return;
-    this.#members.delete(port);
-    this.users--;
-    await member.setTracker(null);
+  /** An mdev detaches; who calls gives it another tracker, or none. What it marked stays to be read. */
+  leave(port: Port): void {
+    if (this.#members.delete(port)) this.users--;
   }
 
   /** Switching on, also where it is on, begins with an empty log that spans all areas. @throws UapiError ENOMEM */

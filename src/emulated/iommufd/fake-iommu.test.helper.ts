@@ -1,8 +1,16 @@
 import type { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import type { HwInfo } from "../../host/host.js";
 import { iovaOf, PAGE_SIZE, type PageNumber } from "../../memory/address.js";
-import { UapiError } from "../../uapi/errno.js";
+import { type ErrnoName, UapiError } from "../../uapi/errno.js";
 import type { IommuDomain, Port, SystemIommu } from "../iommu/iommu.js";
+
+/** The errno that a call is refused with. */
+export async function errno(call: Promise<unknown>): Promise<ErrnoName | "none"> {
+  return call.then(
+    () => "none" as const,
+    (error: { code: ErrnoName }) => error.code,
+  );
+}
 
 /** A system IOMMU in a few lines: one Map of pages per domain, and leaves of 4 KiB. */
 export class FakeIommu implements SystemIommu {

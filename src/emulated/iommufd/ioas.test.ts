@@ -2,9 +2,8 @@ import { describe, expect, it } from "vitest";
 import { GiB, KiB, MiB, U64_MAX } from "../../memory/address.js";
 import { createArena } from "../../memory/arena.js";
 import { InFlight } from "../../memory/in-flight.js";
-import type { ErrnoName } from "../../uapi/errno.js";
 import { PhysicalMemory } from "../physical-memory.js";
-import { FakeIommu } from "./fake-iommu.test.helper.js";
+import { errno, FakeIommu } from "./fake-iommu.test.helper.js";
 import { EmulatedIommufd } from "./iommufd.js";
 import { EmulatedMemoryFile } from "./memory-file.js";
 
@@ -19,14 +18,6 @@ async function setup() {
   const ioas = await iommufd.allocIoas();
   const span = (offset: number, length: number) => ({ arena, offset, length });
   return { physical, arena, iommufd, ioas, span };
-}
-
-/** The errno that a call is refused with. */
-async function errno(call: Promise<unknown>): Promise<ErrnoName | "none"> {
-  return call.then(
-    () => "none" as const,
-    (error: { code: ErrnoName }) => error.code,
-  );
 }
 
 describe("IOMMU_IOAS_MAP", () => {

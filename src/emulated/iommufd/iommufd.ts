@@ -18,7 +18,7 @@ import type { Port, SystemIommu } from "../iommu/iommu.js";
 import type { PhysicalMemory } from "../physical-memory.js";
 import { EmulatedAccess } from "./access.js";
 import { BoundDevice, BoundMdev, type MdevBinding } from "./device.js";
-import { EmulatedIommu } from "./emulated-iommu.js";
+import { EmulatedIommuObject } from "./emulated-iommu.js";
 import { Hwpt } from "./hwpt.js";
 import { type Call, Ioas, lastOf, type PagesSlice, refuse } from "./ioas.js";
 import { EmulatedMemoryFile } from "./memory-file.js";
@@ -161,7 +161,7 @@ export class EmulatedIommufd implements Iommufd {
 
   async allocEmulatedIommu(ioas: ObjectId): Promise<ObjectId> {
     const call = { syscall: "allocEmulatedIommu", attempted: `make an emulated IOMMU on IOAS ${ioas}` };
-    return this.#objects.add(new EmulatedIommu(this.#ioas(ioas, call), this.#inFlight));
+    return this.#objects.add(new EmulatedIommuObject(this.#ioas(ioas, call), this.#inFlight));
   }
 
   async setDirtyTracking(hwpt: ObjectId, on: boolean): Promise<void> {
@@ -170,11 +170,12 @@ export class EmulatedIommufd implements Iommufd {
       attempted: `switch dirty tracking of HWPT ${hwpt} ${on ? "on" : "off"}`,
     };
     const target = this.#objects.find(hwpt);
-    if (target instanceof EmulatedIommu) return target.setDirtyTracking(on, call);
-    const { ioas, domain } = this.#get(hwpt, Hwpt, call);
+    if (target instanceof EmulatedIommuObject) return target.setDirtyTracking(on, call);
+    const table = this.#get(hwpt, Hwpt, call);
+    const { ioas, domain } = table;
     if (!domain.dirtyTracking) refuse("EOPNOTSUPP", call, "make the HWPT with dirtyTracking: true");
     await ioas.lock.write(() => domain.setDirtyTracking(on));
-    this.#get(hwpt, Hwpt, call).tracking = on;
+    table.tracking = on;
   }
 
   async getDirtyBitmap(
@@ -187,7 +188,7 @@ export class EmulatedIommufd implements Iommufd {
       attempted: `read the dirty bits of ${hex(length)} bytes at ${hex(iova)} of HWPT ${hwpt}`,
     };
     const target = this.#objects.find(hwpt);
-    if (target instanceof EmulatedIommu) {
+    if (target instanceof EmulatedIommuObject) {
       if (!clear) refuse("EOPNOTSUPP", call, "read and clear it, or ask its reader's ledger");
       checkBitmap(query, target.ioas.alignment, call);
       await target.readDirty(query, call);
@@ -222,15 +223,20 @@ export class EmulatedIommufd implements Iommufd {
 
   /**
    * Ends it as close(2) does: devices are detached and everything is destroyed, users before what they use. Drivers
-   * should have unbound their devices before.
+   * should have unbound their devices before. What fails is left as it is, and the first error thrown at the end.
    */
   async [Symbol.asyncDispose](): Promise<void> {
     if (!this.#open) return;
     this.#open = false;
+    const errors: unknown[] = [];
     for (const object of [...this.#objects.values()]) {
-      if (object instanceof BoundDevice || object instanceof EmulatedAccess) await this.unbindDevice(object.id);
+      if (!(object instanceof BoundDevice || object instanceof EmulatedAccess)) continue;
+      await this.unbindDevice(object.id).catch((error) => errors.push(error));
     }
-    for (let leaf = this.#leaf(); leaf !== undefined; leaf = this.#leaf()) await this.#objects.destroy(leaf.id);
+    for (let leaf = this.#leaf(); leaf !== undefined; leaf = this.#leaf()) {
+      await this.#objects.destroy(leaf.id).catch((error) => errors.push(error));
+    }
+    if (errors.length > 0) throw errors[0];
   }
 
   /**
@@ -325,7 +331,7 @@ export class EmulatedIommufd implements Iommufd {
 
   async #attachMdev(mdev: BoundMdev, pt: ObjectId, call: Call): Promise<ObjectId> {
     const target = this.#objects.find(pt);
-    if (target instanceof EmulatedIommu) {
+    if (target instanceof EmulatedIommuObject) {
       if (!mdev.marksSharedTracker) refuse("EINVAL", call, "its hardware can't mark a shared tracker: give an IOAS");
       await mdev.attach(target.ioas, target, call);
     } else {

@@ -58,6 +58,20 @@ describe("PinLog", () => {
     expect(read(log, 0, 16, 16384)).toEqual([4, 5, 6, 7]);
   });
 
+  it("forgets no page when it merges what a slow reader has let pile up", () => {
+    const log = new PinLog();
+    log.start();
+    const expected = new Set<number>();
+    for (let i = 0; i < 20_000; i++) {
+      const page = (i * 7919) % 30_011;
+      log.pin(page, 2, true);
+      log.unpin(page, 2);
+      expected.add(page).add(page + 1);
+    }
+    expect(read(log, 0, 31_000)).toEqual([...expected].sort((a, b) => a - b));
+    expect(read(log, 0, 31_000)).toEqual([]);
+  });
+
   it("reports what a page-by-page model reports, over any sequence of pins, unpins and partial reads", () => {
     const page = fc.nat(31);
     const range = fc.record({ firstPage: page, pages: fc.integer({ min: 1, max: 6 }) });

@@ -1,6 +1,9 @@
 import type { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import { iovaOf, PAGE_SIZE, type PageNumber } from "../../memory/address.js";
 
+/** Fewest past runs that are worth merging. */
+const MERGE_AT = 4096;
+
 /** A run of pages. */
 interface Run {
   readonly firstPage: PageNumber;
@@ -25,6 +28,8 @@ export class PinLog {
   readonly #pinned = new Map<string, Pins>();
   /** Unpinned or written without a pin since the last read; gathered only while {@link logging}. */
   #past: Run[] = [];
+  /** Length at which {@link #past} is merged, so that it stays below twice its distinct runs however late it is read. */
+  #mergeAt = MERGE_AT;
   #logging = false;
 
   get logging(): boolean {
@@ -70,6 +75,9 @@ export class PinLog {
     const previous = this.#past.at(-1);
     if (previous !== undefined && previous.firstPage <= firstPage && endOf(previous) >= firstPage + pages) return;
     this.#past.push({ firstPage, pages });
+    if (this.#past.length < this.#mergeAt) return;
+    this.#past = merged(this.#past);
+    this.#mergeAt = Math.max(MERGE_AT, 2 * this.#past.length);
   }
 
   /** Everything that is pinned now. */
@@ -100,6 +108,20 @@ export class PinLog {
     }
     this.#past = left;
   }
+}
+
+/** The same pages in as few runs as can be, by ascending page. */
+function merged(runs: readonly Run[]): Run[] {
+  const result: { firstPage: PageNumber; pages: number }[] = [];
+  for (const run of [...runs].sort((a, b) => a.firstPage - b.firstPage)) {
+    const previous = result.at(-1);
+    if (previous !== undefined && run.firstPage <= endOf(previous)) {
+      previous.pages = Math.max(endOf(previous), endOf(run)) - previous.firstPage;
+    } else {
+      result.push({ ...run });
+    }
+  }
+  return result;
 }
 
 function endOf({ firstPage, pages }: Run): PageNumber {

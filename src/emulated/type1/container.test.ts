@@ -2,8 +2,7 @@ import { describe, expect, it } from "vitest";
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import { MiB, U64_MAX } from "../../memory/address.js";
 import { createArena } from "../../memory/arena.js";
-import type { ErrnoName } from "../../uapi/errno.js";
-import { FakeIommu } from "../iommufd/fake-iommu.test.helper.js";
+import { errno, FakeIommu } from "../iommufd/fake-iommu.test.helper.js";
 import { PinLog } from "../iommufd/pin-log.js";
 import { PhysicalMemory } from "../physical-memory.js";
 import { Type1Container } from "./container.js";
@@ -46,13 +45,6 @@ function setup() {
     return { pin, unpin };
   };
   return { arena, container, map, dirty, addMdev };
-}
-
-async function errno(call: Promise<unknown>): Promise<ErrnoName | "none"> {
-  return call.then(
-    () => "none" as const,
-    (error: { code: ErrnoName }) => error.code,
-  );
 }
 
 describe("dirty pages of a type1 container", () => {
