@@ -23,7 +23,7 @@ describe("the workload's layout", () => {
   it("gives everyone buffers of its own, of the whole footprint, in writeable RAM above 1 MiB", () => {
     fc.assert(
       fc.property(
-        fc.integer({ min: 32, max: 128 * 1024 }),
+        fc.integer({ min: 64, max: 128 * 1024 }),
         fc.array(fc.integer({ min: 1, max: 1000 }), { minLength: 1, maxLength: 6 }),
         (memory64K, weights) => {
           const memory = memory64K * 65536;
