@@ -1,4 +1,4 @@
-import { type FileHandle, mkdtemp, open, rm, writeFile } from "node:fs/promises";
+import { type FileHandle, mkdtemp, open, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { UsageError } from "../errors.js";
@@ -56,7 +56,6 @@ export class Blk extends PciModel {
   readonly #file: string | undefined;
   readonly #seed: number;
   #handle: FileHandle | undefined;
-  #madeIn: string | undefined;
   #size = 0;
   /** The next byte of the file that goes to memory. */
   #position = 0;
@@ -78,7 +77,12 @@ export class Blk extends PciModel {
   }
 
   protected override async open(): Promise<void> {
-    const path = this.#file ?? (await this.#makeDisk());
+    if (this.#file === undefined) {
+      this.#handle = await makeDisk(this.#seed);
+      this.#size = MADE_DISK_BYTES;
+      return;
+    }
+    const path = this.#file;
     try {
       this.#handle = await open(path, "r");
       this.#size = (await this.#handle.stat()).size;
@@ -107,7 +111,7 @@ export class Blk extends PciModel {
       if (request === undefined) return IDLE_MS;
       const bytes = Math.min(PAYLOAD_BYTES, request.bytes - request.done);
       dma.staging.set(request.data.subarray(request.done, request.done + bytes), STAMP_BYTES);
-      if (!dma.write(bytes)) return Math.max(dma.wait(IDLE_MS), 0.1);
+      if (!dma.write(bytes)) return dma.wait(IDLE_MS);
       request.done += bytes;
       this.#position = (request.position + request.done) % this.#size;
       if (request.done === request.bytes) {
@@ -135,13 +139,9 @@ export class Blk extends PciModel {
 
   override [Symbol.dispose](): void {
     this.#dropReads();
-    const made = this.#madeIn;
-    const handle = this.#handle;
+    // Nothing is left to be lost by an error: the file was only read.
+    void this.#handle?.close().catch(() => undefined);
     this.#handle = undefined;
-    void (async () => {
-      await handle?.close();
-      if (made !== undefined) await rm(made, { recursive: true, force: true });
-    })();
   }
 
   protected override ownRecords(): StateRecord[] {
@@ -192,20 +192,25 @@ export class Blk extends PciModel {
       },
     );
   }
+}
 
-  async #makeDisk(): Promise<string> {
-    this.#madeIn = await mkdtemp(join(tmpdir(), "dirtmap-disk-"));
-    const path = join(this.#madeIn, "disk.img");
+/** A disk of its own, without a name once it is open: it is gone with the device, however that ends. */
+async function makeDisk(seed: number): Promise<FileHandle> {
+  const folder = await mkdtemp(join(tmpdir(), "dirtmap-disk-"));
+  try {
+    const handle = await open(join(folder, "disk.img"), "w+");
     const words = new Uint32Array(MADE_DISK_BYTES / 4);
     // xorshift32: the same disk at the source and at the destination.
-    let x = (this.#seed ^ 0x9e3779b9) >>> 0 || 1;
+    let x = (seed ^ 0x9e3779b9) >>> 0 || 1;
     for (let i = 0; i < words.length; i++) {
       x ^= x << 13;
       x ^= x >>> 17;
       x ^= x << 5;
       words[i] = x;
     }
-    await writeFile(path, words);
-    return path;
+    await handle.writeFile(new Uint8Array(words.buffer));
+    return handle;
+  } finally {
+    await rm(folder, { recursive: true, force: true });
   }
 }

@@ -3,7 +3,7 @@ import { afterEach, describe, expect, it } from "vitest";
 import type { DeviceDescription } from "../host/description.js";
 import { MiB, PAGE_SIZE } from "../memory/address.js";
 import { createGuestMemory } from "../memory/guest-memory.js";
-import { FlatContext, runUntil } from "./flat-host.fixture.js";
+import { FlatContext, runUntil } from "./flat-host.test.helper.js";
 import { MLX5_QUEUES_REGISTER } from "./mlx5.js";
 import { createModel } from "./models.js";
 import { type ModelWiring, type PciModel, REGION, REGISTER } from "./pci-model.js";

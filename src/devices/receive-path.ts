@@ -42,7 +42,7 @@ export class ReceivePath implements Disposable {
       if (datagram === undefined) return POLL_MS;
       const end = Math.min(this.#at + PAYLOAD_BYTES, datagram.length);
       datagram.copy(dma.staging, STAMP_BYTES, this.#at, end);
-      if (!dma.write(end - this.#at)) return Math.max(dma.wait(POLL_MS), 0.1);
+      if (!dma.write(end - this.#at)) return dma.wait(POLL_MS);
       this.#at = end;
       if (units % UNITS_PER_LOOK === 0 && performance.now() > until) return 0;
     }

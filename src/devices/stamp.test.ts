@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import { MiB, PAGE_SIZE } from "../memory/address.js";
 import { createGuestMemory, type GuestMemory } from "../memory/guest-memory.js";
 import { BufferRing } from "./buffers.js";
-import { FlatPort } from "./flat-host.fixture.js";
+import { FlatPort } from "./flat-host.test.helper.js";
 import { checkStamps, PAYLOAD_BYTES, STAMP_BYTES, StampWriter, stampsIntact } from "./stamp.js";
 
 const FIRST_PAGE = 256;

@@ -9,6 +9,9 @@ import { TokenBucket } from "./token-bucket.js";
 /** Every so many units, one goes to a peer's BAR as well. */
 const UNITS_PER_P2P_UNIT = 8;
 
+/** Shorter waits cost more in turns of the event loop than they gain in evenness. */
+const MIN_WAIT_MS = 0.1;
+
 /** Where a device may write, in the workload. */
 export interface DmaTargets {
   /** Its buffers in guest memory. */
@@ -51,6 +54,7 @@ export class StampedDma {
   #p2pUnits = 0;
   #p2pRefused = 0;
   #lastFault: DmaFault | null = null;
+  #blocked = false;
 
   /** @param rate megabytes (10^6) per second; @param blockSlots see {@link BufferRing} */
   constructor(
@@ -94,9 +98,17 @@ export class StampedDma {
     for (const { writer } of this.#peers) writer.setTime(now);
   }
 
-  /** Milliseconds until the rate allows another page; at most `most`. 0: now. */
+  /** The rate allows another page now. */
+  get ready(): boolean {
+    return this.#bucket.wait(PAGE_SIZE, 1) === 0;
+  }
+
+  /**
+   * Milliseconds until another page may be written; at most `most`. Of a write that was blocked, `most`: a device that
+   * is detached should not fill the IOMMU's event log.
+   */
   wait(most: number): number {
-    return this.#bucket.wait(PAGE_SIZE, most);
+    return this.#blocked ? most : Math.max(this.#bucket.wait(PAGE_SIZE, most), MIN_WAIT_MS);
   }
 
   /** The device stops: time that passes from here on is not caught up. */
@@ -109,6 +121,7 @@ export class StampedDma {
    * blocked: then the same number is tried again.
    */
   write(payloadBytes: number): boolean {
+    this.#blocked = false;
     if (!this.#bucket.take(PAGE_SIZE)) return false;
     const bytes = this.#memory.stamp(payloadBytes);
     const { dma, p2pQuiesced } = this.#bound;
@@ -116,6 +129,7 @@ export class StampedDma {
     if (fault !== null) {
       this.#faults++;
       this.#lastFault = fault;
+      this.#blocked = true;
       return false;
     }
     this.#memory.commit();

@@ -59,7 +59,7 @@ export class Vgpu extends PciModel {
       const window = this.#window;
       if (window.state === "moving") return IDLE_MS;
       if (window.state !== "pinned" || window.first !== first) {
-        if (dma.wait(IDLE_MS) > 0) return Math.max(dma.wait(IDLE_MS), 0.1);
+        if (!dma.ready) return dma.wait(IDLE_MS);
         this.#move(first, dma.ring.blockOf(first), window.state === "pinned" ? window.runs : []);
         return IDLE_MS;
       }
@@ -67,7 +67,7 @@ export class Vgpu extends PciModel {
       if (!dma.write(PAYLOAD_BYTES)) {
         // Unpinned behind our back, by an unmap: pin again.
         if (dma.lastFault === "not-pinned") this.#window = { state: "none" };
-        return Math.max(dma.wait(IDLE_MS), 0.1);
+        return dma.wait(IDLE_MS);
       }
       if (units % UNITS_PER_LOOK === 0 && performance.now() > until) return 0;
     }

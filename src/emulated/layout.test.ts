@@ -4,7 +4,7 @@ import type { PageSpan } from "../devices/buffers.js";
 import { GiB, MiB, PAGE_SIZE } from "../memory/address.js";
 import { layoutRegions } from "../memory/guest-memory.js";
 import { layoutWorkload } from "./layout.js";
-import { describeMachine } from "./vfio/bench.fixture.js";
+import { describeMachine } from "./vfio/bench.test.helper.js";
 
 const nic = (id: string, footprint: number, p2pTargets: string[] = []) => ({
   model: "nic",

@@ -37,6 +37,8 @@ export interface PostedDevice {
 export type DeviceOperations = {
   /** Makes the model and starts it, stopped. */
   create(posted: PostedDevice): Promise<void>;
+  /** Closes the device's sockets and files and forgets it. It must be stopped. */
+  remove(args: { device: DeviceNumber }): void;
   setMode(args: { device: DeviceNumber; mode: RunMode }): Promise<void>;
   save(args: { device: DeviceNumber }): Moved<Uint8Array>;
   load(args: { device: DeviceNumber; state: Uint8Array }): void;

@@ -49,8 +49,17 @@ function wake(): void {
 const operations: DeviceOperations = {
   async create(posted) {
     const hosted = new HostedDevice(posted, host);
-    await hosted.model.start(hosted);
+    try {
+      await hosted.model.start(hosted);
+    } catch (error) {
+      hosted.model[Symbol.dispose]();
+      throw error;
+    }
     devices.set(posted.device, hosted);
+  },
+  remove({ device: number }) {
+    device(number).model[Symbol.dispose]();
+    devices.delete(number);
   },
   async setMode({ device: number, mode }) {
     await device(number).setMode(mode);

@@ -34,13 +34,15 @@ export class DeviceClient {
   interrupts = 0;
   readonly #number: number;
   readonly #rpc: RpcClient<DeviceOperations>;
+  readonly #onRemove: () => void;
   #failure: string | undefined;
 
-  constructor(posted: PostedDevice, rpc: RpcClient<DeviceOperations>) {
+  constructor(posted: PostedDevice, rpc: RpcClient<DeviceOperations>, onRemove: () => void) {
     this.id = posted.description.id;
     this.info = modelInfo(posted.description, posted.memory?.bytes ?? 0);
     this.#number = posted.device;
     this.#rpc = rpc;
+    this.#onRemove = onRemove;
   }
 
   /** Why the device can't go on; undefined while it can. A reset clears it, unless its thread has ended. */
@@ -55,6 +57,12 @@ export class DeviceClient {
 
   async setMode(mode: RunMode): Promise<void> {
     await this.#call("setMode", { mode });
+  }
+
+  /** Closes the device, which must be stopped; nothing else can be asked of it afterwards. */
+  async remove(): Promise<void> {
+    await this.#call("remove", {});
+    this.#onRemove();
   }
 
   /** The whole state; final when the device is stopped. */
@@ -139,7 +147,7 @@ export class DeviceThreads implements AsyncDisposable {
   async place(posted: Omit<PostedDevice, "device">): Promise<DeviceClient> {
     const device = this.#placed++;
     const { rpc, clients } = this.#threads[device % this.#threads.length];
-    const client = new DeviceClient({ ...posted, device }, rpc);
+    const client = new DeviceClient({ ...posted, device }, rpc, () => clients.delete(device));
     clients.set(device, client);
     await within(rpc.call("create", { ...posted, device }), CREATE_LIMIT_MS, `start of device '${client.id}'`);
     return client;

@@ -3,7 +3,7 @@ import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import { checkStamps, stampsIntact } from "../../devices/stamp.js";
 import { MiB, PAGE_SIZE } from "../../memory/address.js";
 import { createGuestMemory, type GuestMemory } from "../../memory/guest-memory.js";
-import { eventually } from "../vfio/bench.fixture.js";
+import { eventually } from "../vfio/bench.test.helper.js";
 import { EmulatedVcpus } from "./vcpus.js";
 
 const MEMORY = 8 * MiB;

@@ -290,7 +290,7 @@ export class EmulatedVfioDevice implements VfioDevice {
     const bound = this.#bound;
     this.#bound = null;
     if (bound !== null) await bound.iommufd.unbindDevice(bound.id);
-    this.#client.pins = null;
+    await this.#client.remove().catch(() => undefined);
     this.#onClose?.();
   }
 

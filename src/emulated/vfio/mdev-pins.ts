@@ -25,6 +25,8 @@ export class MdevPins implements PinService {
 
   async pin({ page, pages }: { page: number; pages: number }): ReturnType<PinService["pin"]> {
     const range = { iova: iovaOf(page), length: BigInt(pages) * BigInt(PAGE_SIZE) };
+    // Still held: it is being taken back by an unmap, and the device asks again before that has ended.
+    if (this.#held.has(keyOf(page, pages))) return { fault: "not-mapped" };
     const epoch = this.#epoch;
     // Held and pinned in one go, so that an unmap finds either both or neither.
     this.#held.set(keyOf(page, pages), { page, pages });

@@ -1,6 +1,9 @@
+import { afterEach } from "vitest";
+import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import type { DeviceDescription, MachineDescription } from "../../host/description.js";
 import { machineSchema } from "../../host/description.js";
-import { PAGE_SIZE } from "../../memory/address.js";
+import type { DataStream, ResumingStream, SavingStream } from "../../host/host.js";
+import { MiB, PAGE_SIZE } from "../../memory/address.js";
 import { createArena } from "../../memory/arena.js";
 import { createGuestMemory, type GuestMemory } from "../../memory/guest-memory.js";
 import { InFlight } from "../../memory/in-flight.js";
@@ -34,6 +37,52 @@ export interface Bench extends AsyncDisposable {
   /** The memory behind a device's BAR 2. */
   bar(id: string): Uint8Array;
   device(id: string): EmulatedVfioDevice;
+}
+
+const FOOTPRINT = 100 * PAGE_SIZE;
+export const BLK = { model: "blk", id: "blk0", iommu: "iommu0", load: { rate: 20, footprint: FOOTPRINT } };
+export const MLX5 = { model: "mlx5", id: "mlx0", iommu: "iommu0", load: { rate: 20, footprint: FOOTPRINT } };
+export const NIC = { model: "nic", id: "nic0", iommu: "iommu0", load: { rate: 20, footprint: FOOTPRINT } };
+export const VGPU = { model: "vgpu", id: "vgpu0", load: { rate: 20, footprint: 2 * FOOTPRINT }, vram: 64 * 1024 };
+
+/** RAM above 1 MiB of the 8 MiB that a bench has: one mapped area. */
+export const RAM = { iova: BigInt(MiB), length: BigInt(7 * MiB) };
+
+/** A clean bitmap over {@link RAM}. */
+export function ramBitmap(): DirtyBitmap {
+  return new DirtyBitmap({ ...RAM, granule: PAGE_SIZE });
+}
+
+const open: AsyncDisposable[] = [];
+afterEach(async () => {
+  for (const each of open.splice(0).reverse()) await each[Symbol.asyncDispose]();
+});
+
+/** A bench that ends with the test. */
+export async function bench(
+  devices: readonly object[],
+  options: { incarnation?: number; memory?: GuestMemory } = {},
+): Promise<Bench> {
+  const opened = await openBench(describeMachine(devices), options);
+  open.push(opened);
+  return opened;
+}
+
+export function saving(stream: DataStream | null): SavingStream {
+  if (stream?.direction !== "saving") throw new Error("no saving stream");
+  return stream;
+}
+
+export function resuming(stream: DataStream | null): ResumingStream {
+  if (stream?.direction !== "resuming") throw new Error("no resuming stream");
+  return stream;
+}
+
+/** Reads to the real end of stream. */
+export async function readAll(stream: SavingStream, bytes = 4000): Promise<Uint8Array[]> {
+  const parts: Uint8Array[] = [];
+  for (let part = await stream.read(bytes); part.byteLength > 0; part = await stream.read(bytes)) parts.push(part);
+  return parts;
 }
 
 /** A description with defaults filled in. */
