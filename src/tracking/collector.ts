@@ -61,7 +61,7 @@ export class Collector implements AsyncDisposable {
     requests: readonly TrackerRequest[],
     { areas = writeableAreas(memory), hooks = {} }: { areas?: readonly MappedArea[]; hooks?: CollectorHooks } = {},
   ) {
-    this.ledger = new Ledger(memory);
+    this.ledger = new Ledger();
     this.#slots = requests.map(({ tracker, granule }) => ({
       tracker,
       granule,

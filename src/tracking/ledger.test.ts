@@ -16,7 +16,7 @@ test("counts what each owner reported and what only it reported, as sets would",
   const owners = fc.array(fc.uniqueArray(fc.integer({ min: 0, max: 99 })), { minLength: 1, maxLength: 5 });
   fc.assert(
     fc.property(owners, (reported) => {
-      const ledger = new Ledger(memory);
+      const ledger = new Ledger();
       const entries = reported.map((pages, index) => ({ owner: `dev${index}`, pages: pagesOf(pages), readMs: 1 }));
       const counts = ledger.record(entries);
       reported.forEach((pages, index) => {
@@ -29,7 +29,7 @@ test("counts what each owner reported and what only it reported, as sets would",
 });
 
 test("sums over reads, in which a page counts once per read", () => {
-  const ledger = new Ledger(memory);
+  const ledger = new Ledger();
   ledger.record([{ owner: "nic0", pages: pagesOf([1, 2]), readMs: 2 }]);
   ledger.record([
     { owner: "nic0", pages: pagesOf([2, 3]), readMs: 3 },
@@ -43,7 +43,7 @@ test("sums over reads, in which a page counts once per read", () => {
 });
 
 test("devices that share a domain are reported as the domain, and have no share of their own", () => {
-  const ledger = new Ledger(memory);
+  const ledger = new Ledger();
   ledger.record([
     { owner: "nic0+nic1", pages: pagesOf([1, 2]), readMs: 2 },
     { owner: "nic1", pages: pagesOf([2]), readMs: 1 },

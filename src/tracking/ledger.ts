@@ -1,7 +1,6 @@
-import { countBits, popcount32 } from "../bitmap/dirty-bitmap.js";
+import { popcount32 } from "../bitmap/dirty-bitmap.js";
 import { RamBitmap } from "../bitmap/ram-bitmap.js";
 import type { PageNumber } from "../memory/address.js";
-import type { GuestMemory } from "../memory/guest-memory.js";
 
 /** What one tracker reported, in 4 KiB pages of RAM. */
 export interface OwnerCounts {
@@ -32,13 +31,6 @@ export class Ledger {
   readonly #reads: Readonly<Record<string, OwnerCounts>>[] = [];
   /** Per owner, all that it ever reported. */
   readonly #ever = new Map<string, RamBitmap>();
-  readonly #once: RamBitmap;
-  readonly #twice: RamBitmap;
-
-  constructor(memory: GuestMemory) {
-    this.#once = new RamBitmap(memory);
-    this.#twice = new RamBitmap(memory);
-  }
 
   /** Each read's counts per owner, in order. */
   get reads(): readonly Readonly<Record<string, OwnerCounts>>[] {
@@ -47,27 +39,24 @@ export class Ledger {
 
   /** Counts what the owners reported in one read, each owner once, and keeps the counts. */
   record(entries: readonly OwnerPages[]): Readonly<Record<string, OwnerCounts>> {
-    this.#once.clear();
-    this.#twice.clear();
-    for (const { pages } of entries) {
-      pages.arenas.forEach((words, arena) => {
-        addOnceAndTwice(words, this.#once.arenas[arena], this.#twice.arenas[arena]);
-      });
+    const tally = { reported: entries.map(() => 0), shared: entries.map(() => 0) };
+    const ever = entries.map(({ owner, pages }) => {
+      const key = ledgerKey(owner);
+      const known = this.#ever.get(key) ?? new RamBitmap(pages.memory);
+      this.#ever.set(key, known);
+      return known;
+    });
+    const arenas = entries[0]?.pages.arenas.length ?? 0;
+    for (let arena = 0; arena < arenas; arena++) {
+      const words = entries.map(({ pages }) => pages.arenas[arena]);
+      const everWords = ever.map((pages) => pages.arenas[arena]);
+      addTo(tally, words, everWords);
     }
     const counts: Record<string, OwnerCounts> = {};
-    for (const { owner, pages, readMs } of entries) {
-      let reported = 0;
-      let shared = 0;
-      pages.arenas.forEach((words, arena) => {
-        reported += countBits(words);
-        shared += countCommonBits(words, this.#twice.arenas[arena]);
-      });
-      const key = ledgerKey(owner);
-      counts[key] = { reported, exclusive: reported - shared, readMs };
-      const ever = this.#ever.get(key) ?? new RamBitmap(pages.memory);
-      ever.or(pages);
-      this.#ever.set(key, ever);
-    }
+    entries.forEach(({ owner, readMs }, index) => {
+      const reported = tally.reported[index];
+      counts[ledgerKey(owner)] = { reported, exclusive: reported - tally.shared[index], readMs };
+    });
     this.#reads.push(counts);
     return counts;
   }
@@ -113,20 +102,31 @@ export class Ledger {
   }
 }
 
-function addOnceAndTwice(words: Uint32Array, once: Uint32Array, twice: Uint32Array): void {
-  for (let i = 0; i < words.length; i++) {
-    const word = words[i];
-    if (word === 0) continue;
-    twice[i] |= once[i] & word;
-    once[i] |= word;
+/**
+ * One pass over all owners' words side by side, since the last read's counting is downtime: per owner, bits that are set,
+ * and bits that another has set too. Adds each owner's words to what it ever reported.
+ */
+function addTo(
+  { reported, shared }: { reported: number[]; shared: number[] },
+  owners: readonly Uint32Array[],
+  ever: readonly Uint32Array[],
+): void {
+  const length = owners[0].length;
+  for (let i = 0; i < length; i++) {
+    let once = 0;
+    let twice = 0;
+    for (let owner = 0; owner < owners.length; owner++) {
+      const word = owners[owner][i];
+      twice |= once & word;
+      once |= word;
+    }
+    if (once === 0) continue;
+    for (let owner = 0; owner < owners.length; owner++) {
+      const word = owners[owner][i];
+      if (word === 0) continue;
+      reported[owner] += popcount32(word);
+      if ((word & twice) !== 0) shared[owner] += popcount32(word & twice);
+      ever[owner][i] |= word;
+    }
   }
-}
-
-function countCommonBits(a: Uint32Array, b: Uint32Array): number {
-  let count = 0;
-  for (let i = 0; i < a.length; i++) {
-    const word = a[i] & b[i];
-    if (word !== 0) count += popcount32(word);
-  }
-  return count;
 }

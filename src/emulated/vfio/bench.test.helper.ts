@@ -37,6 +37,8 @@ export interface Bench extends AsyncDisposable {
   /** The memory behind a device's BAR 2. */
   bar(id: string): Uint8Array;
   device(id: string): EmulatedVfioDevice;
+  /** The device's id in the iommufd. */
+  deviceId(id: string): number;
 }
 
 const FOOTPRINT = 100 * PAGE_SIZE;
@@ -130,6 +132,7 @@ export async function openBench(
   const threads = new DeviceThreads(1, (error) => deaths.push(error));
   const holds = new Map<string, DmaHold>();
   const devices: EmulatedVfioDevice[] = [];
+  const deviceIds = new Map<string, number>();
   for (const [port, device] of description.devices.entries()) {
     const counters = PortCounters.allocate();
     const hold = new DmaHold();
@@ -160,7 +163,7 @@ export async function openBench(
       inFlight,
       physical,
     });
-    await opened.bind(iommufd);
+    deviceIds.set(opened.id, await opened.bind(iommufd));
     await opened.attach(ioas);
     devices.push(opened);
   }
@@ -187,6 +190,7 @@ export async function openBench(
       if (found === undefined) throw new Error(`no device ${id} on the bench`);
       return found;
     },
+    deviceId: (id) => deviceIds.get(id) ?? 0,
     async [Symbol.asyncDispose]() {
       for (const device of devices) await device[Symbol.asyncDispose]();
       await threads[Symbol.asyncDispose]();
