@@ -47,9 +47,13 @@ export class ChunkQueue {
     Atomics.store(this.words, STOP, 1);
   }
 
+  get stopped(): boolean {
+    return Atomics.load(this.words, STOP) === 1;
+  }
+
   /** The next chunk; undefined: there is none left. */
   take(): Chunk | undefined {
-    if (Atomics.load(this.words, STOP) === 1) return undefined;
+    if (this.stopped) return undefined;
     return this.#chunks[Atomics.add(this.words, NEXT_CHUNK, 1)];
   }
 }

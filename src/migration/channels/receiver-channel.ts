@@ -20,7 +20,6 @@ export class ReceiverChannel {
   readonly ended: Promise<void>;
   readonly #sink: PageSink;
   #socket: Socket | undefined;
-  #channel = 0;
   #sequence = 0;
   #hasJoined = false;
   #failed = false;
@@ -49,8 +48,7 @@ export class ReceiverChannel {
     this.#sink = new PageSink({
       ...args,
       events: {
-        onHello: ({ channel }) => {
-          this.#channel = channel;
+        onHello: () => {
           this.#hasJoined = true;
           this.#send("ACCEPTED", 0, new Uint8Array(0));
           this.#join();
@@ -162,6 +160,6 @@ export class ReceiverChannel {
   }
 
   #send(type: FrameTypeName, round: number, body: Uint8Array): void {
-    this.#socket?.write(encodeFrame({ type, channel: this.#channel, sequence: this.#sequence++, round }, body));
+    this.#socket?.write(encodeFrame({ type, channel: 0, sequence: this.#sequence++, round }, body));
   }
 }

@@ -4,6 +4,7 @@ import { DirtmapError } from "../../errors.js";
 import { ZERO_PAGE_DIGEST } from "../../kernels/pages.js";
 import type { GuestMemory } from "../../memory/guest-memory.js";
 import { dup } from "../../sys/fd.js";
+import { adviseHugePages } from "../../sys/hugepages.js";
 import { RpcClient } from "../../threads/rpc.js";
 import type { PageReceiver } from "../data-plane.js";
 import type { Listener } from "../transport/listener.js";
@@ -24,6 +25,7 @@ export function openReceiver(args: {
 }): PageReceiver {
   const { memory, listener, channels, token, onRefused = () => {} } = args;
   const tables = memory.arenas.map((arena) => digestTable(arena, scratchLayout(arena, channels)));
+  for (const arena of memory.arenas) adviseHugePages(arena);
   for (const table of tables) table.fill(ZERO_PAGE_DIGEST);
   const closing = new AbortController();
   let fail: (error: unknown) => void = () => {};

@@ -95,7 +95,7 @@ export class SenderChannel {
     this.#queue = args.queue;
     this.#bucket = args.bucket;
     this.#progress = args.progress;
-    this.#reader = new FrameReader(channel + 1, ["ACCEPTED", "ROUND_ACK", "REFUSED"]);
+    this.#reader = new FrameReader(0, ["ACCEPTED", "ROUND_ACK", "REFUSED"]);
     this.#free = arenas.map(({ arena, layout }, index) =>
       senderSlots(layout.slices[channel], layout.sliceBytes).map((slot) => ({
         ...slot,
@@ -127,7 +127,7 @@ export class SenderChannel {
         staging = undefined;
       }
       const { kernels, layout } = this.#arenas[chunk.arena];
-      for (let page = chunk.firstPage; page < chunk.endPage; ) {
+      for (let page = chunk.firstPage; page < chunk.endPage && !this.#queue.stopped; ) {
         staging ??= await this.#freeStaging(chunk.arena);
         page = kernels.gather(staging.state, layout.bitmap, page, chunk.endPage);
         if (page < chunk.endPage) {
@@ -204,6 +204,10 @@ export class SenderChannel {
       this.#progressAt = performance.now();
       await sleep(wait);
       this.#throwIfLost();
+      if (this.#queue.stopped) {
+        this.#free[staging.arena].push(staging);
+        return;
+      }
     }
     encodeHeader(u8, start, {
       type: "PAGES",

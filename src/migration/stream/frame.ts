@@ -9,7 +9,7 @@ import { PAGE_SIZE } from "../../memory/address.js";
  *   4  u8  version                           24  u32 bodyBytes       bytes behind the header, checksummed
  *   5  u8  type                              28  u32 dataBytes       bytes of pages behind the body
  *   6  u16 flags      0                      32  u32 bodyChecksum    CRC-32 of the body
- *   8  u16 channel    0: control             36  u32 headerChecksum  CRC-32 of bytes 0 to 35
+ *   8  u16 channel    from 1; else 0            36  u32 headerChecksum  CRC-32 of bytes 0 to 35
  *  10  u16 arena      (PAGES)
  *  12  u32 sequence   counts a direction's frames from 0, modulo 2^32
  *  16  u32 round

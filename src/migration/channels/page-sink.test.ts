@@ -1,0 +1,235 @@
+import { crc32 } from "node:zlib";
+import fc from "fast-check";
+import { beforeEach, describe, expect, it } from "vitest";
+import { DirtmapError } from "../../errors.js";
+import { loadKernels } from "../../kernels/kernels.js";
+import { xxh64 } from "../../kernels/twins/pages.js";
+import { MiB, PAGE_SIZE } from "../../memory/address.js";
+import { createArena } from "../../memory/arena.js";
+import { ramArena } from "../../memory/guest-memory.js";
+import { encodeFrame, encodeHeader, FRAME_HEADER_BYTES } from "../stream/frame.js";
+import { encodeBody } from "./hello.js";
+import { scratchLayout } from "./layout.js";
+import { PageSink, type SinkEvents } from "./page-sink.js";
+
+const RAM_BYTES = 1 * MiB;
+const RAM_PAGES = RAM_BYTES / PAGE_SIZE;
+const TOKEN = "5a".repeat(32);
+
+/** One arena for all tests: what lies behind the sink's slice must never change. */
+const arena = ramArena(createArena(RAM_BYTES + 4 * MiB), RAM_BYTES);
+const sinkArena = { arena, kernels: loadKernels(arena.memory), layout: scratchLayout(arena, 4) };
+const SLICE = 1;
+
+function openSink(events: Partial<SinkEvents> = {}): PageSink {
+  const nothing = { onHello: () => {}, onRoundEnd: () => {}, onClose: () => {} };
+  return new PageSink({ arenas: [sinkArena], slice: SLICE, token: TOKEN, events: { ...nothing, ...events } });
+}
+
+/** Gives a sink bytes as a socket would, in pieces. */
+function feed(sink: PageSink, bytes: Uint8Array, piece = 1000): void {
+  for (let at = 0; at < bytes.length; ) {
+    const taken = Math.min(sink.target.length, bytes.length - at, piece);
+    sink.target.set(bytes.subarray(at, at + taken));
+    sink.advance(taken);
+    at += taken;
+  }
+}
+
+interface Run {
+  first: number;
+  pages: number;
+  zero: boolean;
+}
+
+function pageData(seed: number): Uint8Array {
+  return new Uint8Array(PAGE_SIZE).fill((seed % 255) | 1);
+}
+
+/** A PAGES frame as a sender would make it, and, for hostile ones, with a header that lies about it. */
+function pagesFrame(sequence: number, runs: readonly Run[], lie: { bodyBytes?: number; dataBytes?: number } = {}) {
+  const pages = runs
+    .filter(({ zero }) => !zero)
+    .flatMap(({ first, pages }) => Array.from({ length: pages }, (_, i) => first + i));
+  const body = new DataView(new ArrayBuffer(runs.length * 8 + pages.length * 8));
+  runs.forEach(({ first, pages, zero }, i) => {
+    body.setUint32(i * 8, first, true);
+    body.setUint32(i * 8 + 4, pages * 2 + Number(zero), true);
+  });
+  pages.forEach((page, i) => {
+    body.setBigUint64(runs.length * 8 + i * 8, xxh64(pageData(page)), true);
+  });
+  const bytes = new Uint8Array(body.buffer);
+  const frame = new Uint8Array(FRAME_HEADER_BYTES + bytes.length + pages.length * PAGE_SIZE);
+  encodeHeader(frame, 0, {
+    type: "PAGES",
+    channel: 1,
+    arena: 0,
+    sequence,
+    round: 0,
+    runs: runs.length,
+    bodyBytes: bytes.length,
+    dataBytes: pages.length * PAGE_SIZE,
+    bodyChecksum: crc32(bytes),
+    ...lie,
+  });
+  frame.set(bytes, FRAME_HEADER_BYTES);
+  pages.forEach((page, i) => {
+    frame.set(pageData(page), FRAME_HEADER_BYTES + bytes.length + i * PAGE_SIZE);
+  });
+  return frame;
+}
+
+const helloFrame = encodeFrame(
+  { type: "CHANNEL_HELLO", channel: 1, sequence: 0 },
+  encodeBody({ protocol: 1, token: TOKEN, channel: 1, arenas: [RAM_PAGES] }),
+);
+
+const endFrame = (sequence: number, pages: number, zeroPages: number) =>
+  encodeFrame({ type: "ROUND_END", channel: 1, sequence }, encodeBody({ pages, zeroPages }));
+
+/** A small stream with both ways of storing: a long run (received directly), and lone pages (by way of staging). */
+const RUNS: Run[][] = [
+  [{ first: 8, pages: 9, zero: false }],
+  [
+    { first: 100, pages: 1, zero: false },
+    { first: 102, pages: 2, zero: true },
+    { first: 110, pages: 1, zero: false },
+  ],
+];
+const STREAM = Buffer.concat([
+  helloFrame,
+  ...RUNS.map((runs, i) => pagesFrame(i + 1, runs)),
+  endFrame(3, 13, 2),
+  encodeFrame({ type: "CLOSE", channel: 1, sequence: 4 }, new Uint8Array(0)),
+]);
+
+/** The memory that a sink may not write: everything but RAM, the digest table and its own slice. */
+function guarded(): Uint8Array[] {
+  const { layout } = sinkArena;
+  const slice = layout.slices[SLICE];
+  return [
+    arena.u8.subarray(layout.bitmap, slice),
+    arena.u8.subarray(slice + layout.sliceBytes, arena.scratch.offset + arena.scratch.bytes),
+  ];
+}
+
+beforeEach(() => {
+  arena.u8.fill(0, 0, RAM_BYTES);
+  for (const memory of guarded()) memory.fill(0xa5);
+});
+
+function expectGuardsIntact(): void {
+  for (const memory of guarded()) expect(memory.every((byte) => byte === 0xa5)).toBe(true);
+}
+
+describe("a page sink", () => {
+  it("stores what a stream says, however its bytes are cut", () => {
+    fc.assert(
+      fc.property(fc.integer({ min: 1, max: 5000 }), (piece) => {
+        arena.u8.fill(0xee, 0, RAM_BYTES);
+        const rounds: unknown[] = [];
+        const sink = openSink({ onRoundEnd: (round, totals) => rounds.push([round, totals]) });
+        feed(sink, STREAM, piece);
+        expect(rounds).toEqual([[0, { pages: 13, zeroPages: 2 }]]);
+        expect(sink.closed).toBe(true);
+        expect(sink.midFrame).toBe(false);
+        for (let page = 0; page < RAM_PAGES; page++) {
+          const run = RUNS.flat().find(({ first, pages }) => page >= first && page < first + pages);
+          const expected =
+            run === undefined
+              ? new Uint8Array(PAGE_SIZE).fill(0xee)
+              : run.zero
+                ? new Uint8Array(PAGE_SIZE)
+                : pageData(page);
+          expect(Buffer.compare(arena.u8.subarray(page * PAGE_SIZE, (page + 1) * PAGE_SIZE), expected)).toBe(0);
+        }
+        expectGuardsIntact();
+      }),
+      { numRuns: 10 },
+    );
+  });
+
+  it("knows at every point of a stream that it is cut off there, except between frames", () => {
+    const sink = openSink();
+    const boundaries = new Set([helloFrame.length]);
+    RUNS.reduce((at, runs, i) => {
+      const next = at + pagesFrame(i + 1, runs).length;
+      boundaries.add(next);
+      return next;
+    }, helloFrame.length);
+    const end = STREAM.length - FRAME_HEADER_BYTES;
+    boundaries.add(end);
+    for (let at = 1; at < STREAM.length; at++) {
+      feed(sink, STREAM.subarray(at - 1, at));
+      expect(sink.midFrame, `after ${at} bytes`).toBe(!boundaries.has(at));
+      expect(sink.closed).toBe(false);
+    }
+  });
+
+  it("refuses a stream in which any bit is flipped", () => {
+    const refused = (bit: number) => {
+      const damaged = Uint8Array.from(STREAM);
+      damaged[bit >>> 3] ^= 1 << (bit & 7);
+      let ended = 0;
+      const sink = openSink({ onRoundEnd: () => ended++ });
+      try {
+        feed(sink, damaged, 1 << 20);
+      } catch (error) {
+        expect(error).toBeInstanceOf(DirtmapError);
+        expect(error).toMatchObject({ code: "FRAME_REFUSED" });
+        return true;
+      }
+      return ended === 0;
+    };
+    // Every bit of headers and bodies, and a sample of the pages' bits.
+    const heads = [helloFrame.length + FRAME_HEADER_BYTES + 8 + 9 * 8, STREAM.length - 300];
+    for (let bit = 0; bit < heads[0] * 8; bit++) expect(refused(bit), `bit ${bit}`).toBe(true);
+    for (let bit = heads[1] * 8; bit < STREAM.length * 8; bit++) expect(refused(bit), `bit ${bit}`).toBe(true);
+    fc.assert(fc.property(fc.nat(STREAM.length * 8 - 1), (bit) => refused(bit)));
+    expectGuardsIntact();
+  });
+
+  const hostile: [what: string, frame: () => Uint8Array][] = [
+    ["a run behind the end of RAM", () => pagesFrame(1, [{ first: RAM_PAGES, pages: 1, zero: false }])],
+    ["a run that reaches over the end of RAM", () => pagesFrame(1, [{ first: RAM_PAGES - 1, pages: 2, zero: true }])],
+    ["a run whose end wraps around", () => pagesFrame(1, [{ first: 0xffffffff, pages: 2, zero: true }])],
+    ["an empty run", () => pagesFrame(1, [{ first: 0, pages: 0, zero: true }])],
+    ["a frame without runs", () => pagesFrame(1, [])],
+    [
+      "more pages than follow",
+      () => pagesFrame(1, [{ first: 0, pages: 3, zero: false }], { bodyBytes: 16, dataBytes: PAGE_SIZE }),
+    ],
+    ["a body of 4 GiB", () => pagesFrame(1, [{ first: 0, pages: 1, zero: true }], { bodyBytes: 0xffffffff })],
+    ["data of 4 GiB", () => pagesFrame(1, [{ first: 0, pages: 1, zero: true }], { dataBytes: 0xfffff000 })],
+    ["a round's end with another number of pages", () => endFrame(1, 1, 0)],
+    ["a second hello", () => encodeFrame({ type: "CHANNEL_HELLO", channel: 1, sequence: 1 }, helloFrame.subarray(40))],
+    ["a frame of another channel", () => encodeFrame({ type: "CLOSE", channel: 2, sequence: 1 }, new Uint8Array(0))],
+    ["a frame that is left out", () => encodeFrame({ type: "CLOSE", channel: 1, sequence: 2 }, new Uint8Array(0))],
+    ["a control message", () => encodeFrame({ type: "CONTROL", channel: 1, sequence: 1 }, new Uint8Array(10))],
+  ];
+  it.each(hostile)("refuses %s, and writes nothing", (_, frame) => {
+    const sink = openSink();
+    feed(sink, helloFrame);
+    expect(() => feed(sink, frame())).toThrow(expect.objectContaining({ code: "FRAME_REFUSED" }));
+    expect(arena.u8.subarray(0, RAM_BYTES).every((byte) => byte === 0)).toBe(true);
+    expectGuardsIntact();
+  });
+
+  it("takes nothing before a hello with the migration's token and memory", () => {
+    const good = { protocol: 1, token: TOKEN, channel: 1, arenas: [RAM_PAGES] };
+    const bad = [
+      { ...good, token: "5b".repeat(32) },
+      { ...good, arenas: [RAM_PAGES, RAM_PAGES] },
+      { ...good, arenas: [RAM_PAGES + 1] },
+      { ...good, protocol: 2 },
+      { ...good, channel: 2 },
+    ];
+    for (const hello of bad) {
+      const frame = encodeFrame({ type: "CHANNEL_HELLO", channel: 1, sequence: 0 }, encodeBody(hello));
+      expect(() => feed(openSink(), frame)).toThrow(expect.objectContaining({ code: "FRAME_REFUSED" }));
+    }
+    const pages = pagesFrame(0, [{ first: 0, pages: 1, zero: false }]);
+    expect(() => feed(openSink(), pages)).toThrow(/before the hello/);
+  });
+});
