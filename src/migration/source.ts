@@ -313,7 +313,7 @@ class Source {
       decideMs: this.#options.decideMs ?? 0,
       directory: this.#directory,
       migration: this.#migration,
-      undecided: (why) => this.#clock.enter("indeterminate", this.#whatToDo(why).message),
+      undecided: (why) => this.#enter("indeterminate", explain(this.#whatToDo(why))),
     });
     if (outcome.state === "taken-back") return this.#failed(outcome.why);
     if (outcome.state === "undecided") return this.#end("indeterminate", this.#whatToDo(outcome.why));
@@ -446,8 +446,8 @@ class Source {
     };
   }
 
-  async #enter(phase: MigrationPhase): Promise<void> {
-    this.#clock.enter(phase);
+  async #enter(phase: MigrationPhase, text?: string): Promise<void> {
+    this.#clock.enter(phase, text);
     await this.#options.hooks?.beforePhase?.(phase);
   }
 

@@ -113,6 +113,11 @@ export class FakeDevice implements VfioDevice {
     return this.#logging;
   }
 
+  /** The pages that it writes. */
+  get ring(): PageNumber[] {
+    return Array.from({ length: RING }, (_, slot) => this.#ring + slot);
+  }
+
   /** Writes pages, as its DMA engine would. */
   tick(pages: number): void {
     if (!RUNNING_STATES.includes(this.now)) return;
