@@ -138,6 +138,7 @@ class DirectPages {
             }
           });
         });
+        await new Promise((resolve) => setTimeout(resolve, 4));
         return { pages: count, zeroPages: 0, bytes: count * PAGE_SIZE, ms: performance.now() - since };
       },
       progress: () => ({ pages: 0, bytes: 0 }),
