@@ -56,6 +56,8 @@ export class ControlConnection implements AsyncDisposable {
     socket.on("end", () => this.#ended());
     socket.on("close", () => this.#ended());
     socket.on("error", (error) => this.#fail(this.#explain(error)));
+    // Accepted connections come paused.
+    socket.resume();
     this.#heartbeat = setInterval(() => this.#beat(), this.#silenceMs / 8);
     this.#speak({ type: "PING" });
   }

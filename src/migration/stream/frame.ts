@@ -55,7 +55,7 @@ export const DIGEST_BYTES = 8;
 export const MAX_PAGES_BODY = MAX_FRAME_RUNS * RUN_BYTES + MAX_FRAME_PAGES * DIGEST_BYTES;
 
 /** The longest body of a frame that a channel carries besides pages. */
-export const MAX_CHANNEL_BODY = 16 * 1024;
+export const MAX_CHANNEL_BODY = 4 * 1024;
 /** The longest control message: its JSON head, its data, and the word between them. */
 export const MAX_CONTROL_BODY = 3 << 20;
 

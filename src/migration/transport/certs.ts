@@ -1,0 +1,112 @@
+// @peculiar/x509 looks for the Reflect API that this adds, so it has to come first.
+import "reflect-metadata";
+import { webcrypto } from "node:crypto";
+import { mkdir, writeFile } from "node:fs/promises";
+import { isIP } from "node:net";
+import * as x509 from "@peculiar/x509";
+import { UsageError } from "../../errors.js";
+import { credentialFiles, type TlsCredentials } from "./credentials.js";
+
+/*
+ * Certificates for trying out mutual TLS: a CA made for the occasion, whose key is thrown away, and a certificate for
+ * either side. A production setup has a CA of its own.
+ */
+
+/** What `dirtmap certs` makes; PEM. */
+export interface TryoutCertificates {
+  readonly server: TlsCredentials;
+  readonly client: TlsCredentials;
+}
+
+const DAY_MS = 86_400_000;
+const ALGORITHM = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" } as const;
+
+/**
+ * Makes a CA, and a certificate and key for the destination (server) and the source (client).
+ * @param args.hosts names and IP addresses that the destination is reached by
+ * @param args.days how long they are good for; 0 or less: expired already, for tests
+ */
+export async function makeCertificates(args: { hosts: readonly string[]; days?: number }): Promise<TryoutCertificates> {
+  const notAfter = new Date(Date.now() + (args.days ?? 30) * DAY_MS);
+  // Clocks of two machines are seldom equal.
+  const notBefore = new Date(Math.min(Date.now(), notAfter.getTime()) - DAY_MS);
+  const caKeys = await webcrypto.subtle.generateKey(ALGORITHM, true, ["sign", "verify"]);
+  const ca = await x509.X509CertificateGenerator.createSelfSigned(
+    {
+      name: "CN=Dirtmap try-out CA",
+      notBefore,
+      notAfter,
+      keys: caKeys,
+      signingAlgorithm: ALGORITHM,
+      extensions: [
+        new x509.BasicConstraintsExtension(true, 0, true),
+        new x509.KeyUsagesExtension(x509.KeyUsageFlags.keyCertSign | x509.KeyUsageFlags.cRLSign, true),
+      ],
+    },
+    webcrypto,
+  );
+  const caPem = ca.toString("pem");
+
+  const issue = async (name: string, usage: string, hosts: readonly string[]): Promise<TlsCredentials> => {
+    const keys = await webcrypto.subtle.generateKey(ALGORITHM, true, ["sign", "verify"]);
+    const certificate = await x509.X509CertificateGenerator.create(
+      {
+        subject: `CN=${name}`,
+        issuer: ca.subject,
+        notBefore,
+        notAfter,
+        publicKey: keys.publicKey,
+        signingKey: caKeys.privateKey,
+        signingAlgorithm: ALGORITHM,
+        extensions: [
+          new x509.BasicConstraintsExtension(false, undefined, true),
+          new x509.KeyUsagesExtension(x509.KeyUsageFlags.digitalSignature, true),
+          new x509.ExtendedKeyUsageExtension([usage], true),
+          ...(hosts.length === 0
+            ? []
+            : [
+                new x509.SubjectAlternativeNameExtension(
+                  hosts.map((value) => ({ type: isIP(value) === 0 ? "dns" : "ip", value })),
+                ),
+              ]),
+        ],
+      },
+      webcrypto,
+    );
+    const key = await webcrypto.subtle.exportKey("pkcs8", keys.privateKey);
+    return { cert: certificate.toString("pem"), key: x509.PemConverter.encode(key, "PRIVATE KEY"), ca: caPem };
+  };
+
+  return {
+    server: await issue("Dirtmap destination", x509.ExtendedKeyUsage.serverAuth, args.hosts),
+    client: await issue("Dirtmap source", x509.ExtendedKeyUsage.clientAuth, []),
+  };
+}
+
+/**
+ * Writes a set of {@link makeCertificates} to a folder, which is made; keys are readable by their owner only.
+ * @returns the paths written
+ * @throws UsageError `FILE_EXISTS` where one of the files is there already, `FOLDER_NOT_WRITABLE`
+ */
+export async function writeCertificates(folder: string, { server, client }: TryoutCertificates): Promise<string[]> {
+  const serverFiles = credentialFiles(folder, "server");
+  const clientFiles = credentialFiles(folder, "client");
+  const files: [path: string, pem: string, mode: number][] = [
+    [serverFiles.ca, server.ca, 0o644],
+    [serverFiles.cert, server.cert, 0o644],
+    [serverFiles.key, server.key, 0o600],
+    [clientFiles.cert, client.cert, 0o644],
+    [clientFiles.key, client.key, 0o600],
+  ];
+  try {
+    await mkdir(folder, { recursive: true, mode: 0o700 });
+    for (const [path, pem, mode] of files) await writeFile(path, pem, { mode, flag: "wx" });
+  } catch (cause) {
+    const { code, path } = cause as NodeJS.ErrnoException;
+    if (code === "EEXIST") {
+      throw new UsageError(`${path} is there already`, { code: "FILE_EXISTS", remedy: "give a new folder", cause });
+    }
+    throw new UsageError(`${folder} can't be written (${code})`, { code: "FOLDER_NOT_WRITABLE", cause });
+  }
+  return files.map(([path]) => path);
+}
