@@ -20,7 +20,7 @@ import { DeviceStateSender } from "./device-state.js";
 import { type MigrationPhase, publish } from "./events.js";
 import { defaultJournalDirectory, Journal, newMigrationId, type SourceRecord } from "./journal.js";
 import { type MigratableDevice, migratableDevices, startPrecopy, stopAll, takeDevicesBack } from "./lock-step.js";
-import { type ControlLink, Peer } from "./peer.js";
+import { type ControlLink, Peer, UNTIL_LOST } from "./peer.js";
 import { ProgressMeter } from "./progress.js";
 import type { DestinationReport, MemoryComparison, MigrationReport, MigrationResult, RoundReport } from "./report.js";
 import { SourceHandover } from "./source-handover.js";
@@ -412,7 +412,9 @@ class Source {
     const peer = this.#otherSide;
     this.#progress.begin(round, this.#pageSender, this.#pending.bytes);
     await peer.send({ type: "ROUND_BEGIN", round, phase, pages: this.#pending.count() });
-    const sent = await this.#pageSender.sendRound(round, this.#pending, this.#signal);
+    // Its own deadlines bound it; an abort doesn't wait for frames in flight.
+    const sending = this.#pageSender.sendRound(round, this.#pending, this.#signal);
+    const sent = await within(UNTIL_LOST, "the end of the round", sending, this.#signal);
     const { pages, zeroPages, bytes } = sent;
     await peer.send({ type: "ROUND_END", round, pages, zeroPages, bytes });
     return sent;
