@@ -321,7 +321,7 @@ class FakeVcpus implements Vcpus {
     this.#logging = false;
   }
 }
-const VCPU_PAGE = 1024;
+const VCPU_PAGE = 768;
 
 /** The machine. It ticks by itself until it is disposed. */
 export class FakeMachine implements Machine {
@@ -340,7 +340,7 @@ export class FakeMachine implements Machine {
     const support = options.support ?? { stopCopy: true, p2p: true, preCopy: true };
     this.name = name;
     this.witness = witness;
-    this.memory = createGuestMemory(options.memory ?? 8 * MiB);
+    this.memory = createGuestMemory(options.memory ?? 4 * MiB);
     this.vcpus = new FakeVcpus(this, running);
     this.fakes = devices.map(
       (id, i) =>

@@ -165,7 +165,7 @@ function digestOf(memory: GuestMemory, arena: number, page: number): bigint {
 }
 
 export const description: MachineDescription = machineSchema.parse({
-  memory: 8 * MiB,
+  memory: 4 * MiB,
   vcpus: { count: 1 },
   devices: [],
 });
