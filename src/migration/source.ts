@@ -236,13 +236,15 @@ class Source {
     this.#pending.setAll();
     for (let round = 0; ; round++) {
       const sent = await this.#send(round, "pre-copy");
-      for (const stream of this.#streams.values()) await stream.sendPrecopy(this.#signal);
+      let drained = true;
+      for (const stream of this.#streams.values()) drained = (await stream.sendPrecopy(this.#signal)) && drained;
       this.#signal.throwIfAborted();
 
       // Reads and clears first; the next round copies after.
       const read = await within(deviceMs, "the dirty pages", source.read({ quiesced: false }));
       this.#options.hooks?.afterRead?.(round, read.dirty);
       this.#noteFailures(round, read);
+      if (round === 0) this.#noteUnread(read);
       this.#pending.clear();
       this.#pending.or(read.dirty);
       if (read.always !== null) subtract(this.#pending, read.always);
@@ -266,7 +268,8 @@ class Source {
       const verdict = judge(history, conditions);
       this.#progress.noteRead(verdict.expectedDowntimeMs, read);
       if (verdict.kind === "does-not-converge") throw doesNotConverge(verdict, conditions);
-      if (verdict.kind === "switch-over") return round;
+      // What devices can still send while they run is not left for the downtime, within reason.
+      if (verdict.kind === "switch-over" && (drained || history.length >= conditions.maxRounds)) return round;
     }
   }
 
@@ -424,6 +427,15 @@ class Source {
     const report = { ...round, ms: rounded(round.ms) };
     this.#rounds.push(report);
     publish({ type: "round", round: report });
+  }
+
+  /** Logs that can be read only when their device is stopped: no estimate knows what is in them. */
+  #noteUnread({ unread }: DirtyRead): void {
+    for (const owner of unread) {
+      this.#warnings.push(
+        `the log of ${owner} can be read only once it is stopped: what it wrote is moved in the downtime`,
+      );
+    }
   }
 
   #noteFailures(round: number, read: DirtyRead): void {
