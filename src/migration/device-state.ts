@@ -38,22 +38,26 @@ export class DeviceStateSender {
     return this.#bytes;
   }
 
-  /** In a PRE_COPY state: sends what there is now, up to the temporary end of the stream (ENOMSG). */
-  async sendPrecopy(signal: AbortSignal): Promise<void> {
+  /**
+   * In a PRE_COPY state: sends what there is now. True: up to the temporary end of the stream (ENOMSG); false: there is
+   * more, and it is better sent before the device is stopped.
+   */
+  async sendPrecopy(signal: AbortSignal): Promise<boolean> {
     for (let sent = 0; sent < MAX_PRECOPY_BYTES_PER_ROUND; ) {
       signal.throwIfAborted();
       let data: Uint8Array;
       try {
         data = await this.#stream.read(MAX_MESSAGE_DATA);
       } catch (error) {
-        if (isErrno(error, "ENOMSG")) return;
+        if (isErrno(error, "ENOMSG")) return true;
         throw error;
       }
       // The final end of stream can't come before STOP_COPY; a device that says so is sent its end there.
-      if (data.length === 0) return;
+      if (data.length === 0) return true;
       await this.#sendChunk(data, false);
       sent += data.length;
     }
+    return false;
   }
 
   /** In STOP_COPY: sends all that is left, and the end. */
@@ -78,21 +82,23 @@ export class DeviceStateSender {
   }
 }
 
+type Resumable = Pick<VfioDevice, "id" | "setState">;
+
 /** The resuming side of one device. */
 export class DeviceStateReceiver {
-  readonly #device: VfioDevice;
+  readonly #device: Resumable;
   readonly #stream: ResumingStream;
   #chunks = 0;
   #bytes = 0;
   #complete = false;
 
-  private constructor(device: VfioDevice, stream: ResumingStream) {
+  private constructor(device: Resumable, stream: ResumingStream) {
     this.#device = device;
     this.#stream = stream;
   }
 
   /** Takes a device to RESUMING. */
-  static async open(device: VfioDevice): Promise<DeviceStateReceiver> {
+  static async open(device: Resumable): Promise<DeviceStateReceiver> {
     const stream = await device.setState("RESUMING");
     if (stream?.direction !== "resuming") {
       throw new DirtmapError(`${device.id} gave no stream to resume from`, { code: "BAD_DEVICE_STATE" });

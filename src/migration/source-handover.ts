@@ -66,7 +66,7 @@ export class SourceHandover {
     decideMs: number;
     directory: string;
     migration: string;
-    undecided: (why: Error) => void;
+    undecided: (why: Error) => Promise<void>;
   }): Promise<HandoverOutcome> {
     args.signal.throwIfAborted();
     const ready = await this.#happened("ready");
@@ -77,7 +77,7 @@ export class SourceHandover {
     if (outcome !== null) return outcome;
 
     const why = answer.error;
-    args.undecided(why);
+    await args.undecided(why);
     return await this.#decide(why, args);
   }
 
@@ -123,7 +123,11 @@ export class SourceHandover {
 
   async #decided({ decision, answer }: Decided, why: Error): Promise<HandoverOutcome> {
     try {
-      const outcome = await this.#happened(decision, why);
+      const because = new DirtmapError(`GO was not confirmed, and the operator decided: ${decision}`, {
+        code: "GO_NOT_CONFIRMED",
+        cause: why,
+      });
+      const outcome = await this.#happened(decision, because);
       if (outcome === null)
         throw new DirtmapError("the source does not wait for a decision", { code: "NOT_UNDECIDED" });
       const message =

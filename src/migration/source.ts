@@ -20,7 +20,7 @@ import { DeviceStateSender } from "./device-state.js";
 import { type MigrationPhase, publish } from "./events.js";
 import { defaultJournalDirectory, Journal, newMigrationId, type SourceRecord } from "./journal.js";
 import { type MigratableDevice, migratableDevices, startPrecopy, stopAll, takeDevicesBack } from "./lock-step.js";
-import { type ControlLink, Peer } from "./peer.js";
+import { type ControlLink, Peer, UNTIL_LOST } from "./peer.js";
 import { ProgressMeter } from "./progress.js";
 import type { DestinationReport, MemoryComparison, MigrationReport, MigrationResult, RoundReport } from "./report.js";
 import { SourceHandover } from "./source-handover.js";
@@ -236,13 +236,15 @@ class Source {
     this.#pending.setAll();
     for (let round = 0; ; round++) {
       const sent = await this.#send(round, "pre-copy");
-      for (const stream of this.#streams.values()) await stream.sendPrecopy(this.#signal);
+      let drained = true;
+      for (const stream of this.#streams.values()) drained = (await stream.sendPrecopy(this.#signal)) && drained;
       this.#signal.throwIfAborted();
 
       // Reads and clears first; the next round copies after.
       const read = await within(deviceMs, "the dirty pages", source.read({ quiesced: false }));
       this.#options.hooks?.afterRead?.(round, read.dirty);
       this.#noteFailures(round, read);
+      if (round === 0) this.#noteUnread(read);
       this.#pending.clear();
       this.#pending.or(read.dirty);
       if (read.always !== null) subtract(this.#pending, read.always);
@@ -266,7 +268,8 @@ class Source {
       const verdict = judge(history, conditions);
       this.#progress.noteRead(verdict.expectedDowntimeMs, read);
       if (verdict.kind === "does-not-converge") throw doesNotConverge(verdict, conditions);
-      if (verdict.kind === "switch-over") return round;
+      // What devices can still send while they run is not left for the downtime, within reason.
+      if (verdict.kind === "switch-over" && (drained || history.length >= conditions.maxRounds)) return round;
     }
   }
 
@@ -313,7 +316,7 @@ class Source {
       decideMs: this.#options.decideMs ?? 0,
       directory: this.#directory,
       migration: this.#migration,
-      undecided: (why) => this.#clock.enter("indeterminate", this.#whatToDo(why).message),
+      undecided: (why) => this.#enter("indeterminate", explain(this.#whatToDo(why))),
     });
     if (outcome.state === "taken-back") return this.#failed(outcome.why);
     if (outcome.state === "undecided") return this.#end("indeterminate", this.#whatToDo(outcome.why));
@@ -412,7 +415,9 @@ class Source {
     const peer = this.#otherSide;
     this.#progress.begin(round, this.#pageSender, this.#pending.bytes);
     await peer.send({ type: "ROUND_BEGIN", round, phase, pages: this.#pending.count() });
-    const sent = await this.#pageSender.sendRound(round, this.#pending, this.#signal);
+    // Its own deadlines bound it; an abort doesn't wait for frames in flight.
+    const sending = this.#pageSender.sendRound(round, this.#pending, this.#signal);
+    const sent = await within(UNTIL_LOST, "the end of the round", sending, this.#signal);
     const { pages, zeroPages, bytes } = sent;
     await peer.send({ type: "ROUND_END", round, pages, zeroPages, bytes });
     return sent;
@@ -422,6 +427,15 @@ class Source {
     const report = { ...round, ms: rounded(round.ms) };
     this.#rounds.push(report);
     publish({ type: "round", round: report });
+  }
+
+  /** Logs that can be read only when their device is stopped: no estimate knows what is in them. */
+  #noteUnread({ unread }: DirtyRead): void {
+    for (const owner of unread) {
+      this.#warnings.push(
+        `the log of ${owner} can be read only once it is stopped: what it wrote is moved in the downtime`,
+      );
+    }
   }
 
   #noteFailures(round: number, read: DirtyRead): void {
@@ -446,8 +460,8 @@ class Source {
     };
   }
 
-  async #enter(phase: MigrationPhase): Promise<void> {
-    this.#clock.enter(phase);
+  async #enter(phase: MigrationPhase, text?: string): Promise<void> {
+    this.#clock.enter(phase, text);
     await this.#options.hooks?.beforePhase?.(phase);
   }
 

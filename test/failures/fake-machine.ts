@@ -113,6 +113,11 @@ export class FakeDevice implements VfioDevice {
     return this.#logging;
   }
 
+  /** The pages that it writes. */
+  get ring(): PageNumber[] {
+    return Array.from({ length: RING }, (_, slot) => this.#ring + slot);
+  }
+
   /** Writes pages, as its DMA engine would. */
   tick(pages: number): void {
     if (!RUNNING_STATES.includes(this.now)) return;
@@ -316,7 +321,7 @@ class FakeVcpus implements Vcpus {
     this.#logging = false;
   }
 }
-const VCPU_PAGE = 1024;
+const VCPU_PAGE = 768;
 
 /** The machine. It ticks by itself until it is disposed. */
 export class FakeMachine implements Machine {
@@ -335,7 +340,7 @@ export class FakeMachine implements Machine {
     const support = options.support ?? { stopCopy: true, p2p: true, preCopy: true };
     this.name = name;
     this.witness = witness;
-    this.memory = createGuestMemory(options.memory ?? 8 * MiB);
+    this.memory = createGuestMemory(options.memory ?? 4 * MiB);
     this.vcpus = new FakeVcpus(this, running);
     this.fakes = devices.map(
       (id, i) =>

@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { createConnection, createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -10,6 +10,7 @@ import { type MachineDescription, machineSchema } from "../../src/host/descripti
 import { MiB, PAGE_SIZE } from "../../src/memory/address.js";
 import type { GuestMemory } from "../../src/memory/guest-memory.js";
 import type { PageDigests, PageReceiver, PageSender } from "../../src/migration/data-plane.js";
+import { type Decision, sendDecision } from "../../src/migration/decision.js";
 import { type ReceiveOptions, type ReceiveResult, receive } from "../../src/migration/destination.js";
 import type { MigrationReport } from "../../src/migration/report.js";
 import { type MigrateOptions, migrate } from "../../src/migration/source.js";
@@ -137,6 +138,7 @@ class DirectPages {
             }
           });
         });
+        await new Promise((resolve) => setTimeout(resolve, 4));
         return { pages: count, zeroPages: 0, bytes: count * PAGE_SIZE, ms: performance.now() - since };
       },
       progress: () => ({ pages: 0, bytes: 0 }),
@@ -163,7 +165,7 @@ function digestOf(memory: GuestMemory, arena: number, page: number): bigint {
 }
 
 export const description: MachineDescription = machineSchema.parse({
-  memory: 8 * MiB,
+  memory: 4 * MiB,
   vcpus: { count: 1 },
   devices: [],
 });
@@ -180,6 +182,8 @@ export interface Loopback {
   migrate(options?: Partial<MigrateOptions>): Promise<MigrationReport>;
   /** How the destination's receive ended. */
   readonly received: Promise<ReceiveResult>;
+  /** What `dirtmap resume` and `dirtmap abort` do, for this loopback's migration, as soon as somebody listens. */
+  decide(decision: Decision): Promise<string>;
   close(): Promise<void>;
 }
 
@@ -188,7 +192,12 @@ const TIMEOUTS = { acceptMs: 2000, deviceMs: 500, readyMs: 1500, runningMs: 500,
 
 /** Starts a destination, and offers to migrate a running machine to it. */
 export async function loopback(
-  args: { damage?: Damage; machine?: Partial<FakeOptions>; receive?: Partial<ReceiveOptions> } = {},
+  args: {
+    damage?: Damage;
+    machine?: Partial<FakeOptions>;
+    receive?: Partial<ReceiveOptions>;
+    onDestination?: (machine: FakeMachine) => void;
+  } = {},
 ): Promise<Loopback> {
   const witness = new Witness();
   const journals = mkdtempSync(join(tmpdir(), "dirtmap-test-"));
@@ -215,6 +224,7 @@ export async function loopback(
         },
         createMachine: async () => {
           result.destination = new FakeMachine({ name: "destination", witness, ...args.machine, running: false });
+          args.onDestination?.(result.destination);
           return result.destination;
         },
         journalDirectory: journals,
@@ -238,6 +248,14 @@ export async function loopback(
         timeouts: TIMEOUTS,
         ...options,
       }),
+    decide: async (decision) => {
+      for (let tries = 0; tries < 100; tries++) {
+        const socket = readdirSync(journals).find((name) => name.endsWith(".sock"));
+        if (socket !== undefined) return await sendDecision(journals, socket.replace(".sock", ""), decision);
+        await new Promise((resolve) => setTimeout(resolve, 20));
+      }
+      throw new Error("nobody waits for a decision");
+    },
     close: async () => {
       between.close();
       await listener[Symbol.asyncDispose]();

@@ -1,4 +1,10 @@
 import { afterEach, describe, expect, it } from "vitest";
+import { UsageError } from "../../src/errors.js";
+import { sendDecision } from "../../src/migration/decision.js";
+import type { MigrationPhase } from "../../src/migration/events.js";
+import { readJournal } from "../../src/migration/journal.js";
+import type { MigrationReport } from "../../src/migration/report.js";
+import { DEFAULT_POLICY } from "../../src/tracking/choice.js";
 import { type Loopback, loopback } from "./loopback.js";
 
 let open: Loopback[] = [];
@@ -15,17 +21,342 @@ afterEach(async () => {
   open = [];
 });
 
+/** The source goes on as if nothing had been, and what it says names the cause. */
+function expectSourceRuns(
+  pair: Loopback,
+  report: MigrationReport,
+  result: "failed" | "cancelled",
+  code?: string,
+): void {
+  expect(report).toMatchObject({ result, error: code === undefined ? {} : { code } });
+  expect(pair.source.runsFreely).toBe(true);
+  expect(pair.source.whole).toBe(true);
+  expect(pair.witness.running).toEqual(["source"]);
+  expect(readJournal(pair.journals, report.migration, "source")?.state).toBe("running");
+}
+
 describe("a migration", () => {
   it("moves a machine that is being written to, and proves that nothing was lost", async () => {
     const pair = await started();
     const report = await pair.migrate({ runAfterMs: 20 });
     expect(report.error).toBeUndefined();
-    expect(report).toMatchObject({ result: "completed", verified: true, design: "split" });
+    expect(report).toMatchObject({ result: "completed", verified: true, design: "split", warnings: [] });
     expect(report.downtimeMs).toBeGreaterThan(0);
     expect(report.rounds.length).toBeGreaterThan(1);
+    expect(report.rounds.at(-1)?.phase).toBe("stop-copy");
     expect(report.memory).toMatchObject({ pagesDifferent: 0 });
+    expect(report.devices.map(({ tracker }) => tracker)).toEqual(["device", "device"]);
     expect((await pair.received).outcome).toBe("running");
     expect(pair.witness.running).toEqual(["destination"]);
     expect(pair.destination?.whole).toBe(true);
+    expect(readJournal(pair.journals, report.migration, "source")?.state).toBe("gone");
+    expect(readJournal(pair.journals, report.migration, "destination")?.state).toBe("running");
+  });
+
+  it("takes devices without P2P and PRE_COPY states as well, when they can't reach each other", async () => {
+    const support = { stopCopy: true, p2p: false, preCopy: false };
+    const pair = await started({ machine: { devices: ["dev0"], support } });
+    const report = await pair.migrate();
+    expect(report).toMatchObject({ result: "completed", verified: true });
+    expect(pair.source.fakes[0].states).toEqual(["RUNNING", "STOP_COPY"]);
+  });
+
+  it("refuses two devices that could write into each other after one has stopped, before anything is started", async () => {
+    const pair = await started({ machine: { support: { stopCopy: true, p2p: false, preCopy: false } } });
+    await expect(pair.migrate()).rejects.toMatchObject({ code: "CANNOT_MIGRATE" });
+    expect(pair.source.fakes[0].states).toEqual(["RUNNING"]);
+  });
+
+  it("leads all devices through the P2P-quiescent states, there and back", async () => {
+    const pair = await started();
+    await pair.migrate();
+    const states = ["PRE_COPY", "PRE_COPY_P2P", "STOP_COPY"];
+    expect(pair.source.fakes.map((device) => device.states.slice(1))).toEqual([states, states]);
+    const there = ["RESUMING", "STOP", "RUNNING_P2P", "RUNNING"];
+    expect(pair.destination?.fakes.map((device) => device.states.slice(1))).toEqual([there, there]);
+  });
+
+  it("suspends a device that nothing tracks, and reports its outage", async () => {
+    const pair = await started({ machine: { untracked: ["dev1"] } });
+    const report = await pair.migrate({ policy: { ...DEFAULT_POLICY, untracked: "suspend" } });
+    expect(report).toMatchObject({ result: "completed", verified: true });
+    expect(report.devices[0].suspendedMs).toBe(0);
+    expect(report.devices[1].suspendedMs).toBeGreaterThan(report.downtimeMs ?? 0);
+    expect(pair.source.fakes[1].states).toEqual(["RUNNING", "STOP", "STOP_COPY"]);
+  });
+
+  it("moves everything twice where a device has no tracker, and no oftener", async () => {
+    const pair = await started({ machine: { untracked: ["dev1"] } });
+    const report = await pair.migrate({ downtimeLimitMs: 5000 });
+    expect(report).toMatchObject({ result: "completed", verified: true });
+    expect(report.rounds).toHaveLength(2);
+  });
+
+  it("names the device in the way, and what would work, when it can't converge", async () => {
+    const pair = await started({ machine: { untracked: ["dev1"] } });
+    const report = await pair.migrate({ downtimeLimitMs: 9 });
+    expectSourceRuns(pair, report, "failed", "DOES_NOT_CONVERGE");
+    expect(report.error?.message).toContain("dev1");
+    expect(report.error?.remedy).toMatch(/--untracked suspend.*--downtime-limit/);
+  });
+
+  it("refuses before anything is started what the policy forbids", async () => {
+    const pair = await started({ machine: { untracked: ["dev1"] } });
+    await expect(pair.migrate({ policy: { ...DEFAULT_POLICY, untracked: "refuse" } })).rejects.toBeInstanceOf(
+      UsageError,
+    );
+    expect(pair.source.runsFreely).toBe(true);
   });
 });
+
+describe("verification", () => {
+  const dropABit = (pair: Loopback) => ({
+    hooks: {
+      // What dev0 wrote, as a tracker would lose it.
+      afterRead: (_: number, dirty: { arenas: readonly Uint32Array[] }) => {
+        for (const page of pair.source.fakes[0].ring) dirty.arenas[0][page >>> 5] &= ~(1 << (page & 31));
+      },
+    },
+  });
+
+  it("finds a page whose dirty bit was dropped, and names who tracked it", async () => {
+    const pair = await started();
+    const report = await pair.migrate(dropABit(pair));
+    expect(report).toMatchObject({ result: "completed", verified: false });
+    expect(report.memory?.pagesDifferent).toBeGreaterThan(0);
+    expect(report.memory?.firstAddresses[0]).toMatch(/^0x[0-9a-f]+000$/);
+    expect(report.memory?.coveredBy).toContain("dev0");
+  });
+
+  it("fails the migration with the source running when it comes before GO", async () => {
+    const pair = await started();
+    const report = await pair.migrate({ ...dropABit(pair), verify: "before" });
+    expectSourceRuns(pair, report, "failed", "MEMORY_DIFFERS");
+    expect(report.verified).toBe(false);
+    expect((await pair.received).outcome).toBe("discarded");
+  });
+
+  it("can come before GO and pass", async () => {
+    const pair = await started();
+    expect(await pair.migrate({ verify: "before" })).toMatchObject({ result: "completed", verified: true });
+  });
+
+  it("does not believe a destination whose devices' stamps are torn", async () => {
+    const problems = [{ owner: "dev0", kind: "torn", count: 1 }];
+    const pair = await started({ receive: { audit: async () => ({ stamps: { checked: 9, problems }, written: {} }) } });
+    expect(await pair.migrate()).toMatchObject({
+      result: "completed",
+      verified: false,
+      destination: { stamps: { problems } },
+    });
+  });
+});
+
+describe("cancelling", () => {
+  const phases: MigrationPhase[] = ["suspending", "tracking", "pre-copy", "pausing", "stop-copy", "handover"];
+  it.each(phases)("in phase %s leaves the source running, and says so", async (cancelIn) => {
+    const pair = await started({ machine: { untracked: ["dev1"] } });
+    const cancel = new AbortController();
+    const report = await pair.migrate({
+      signal: cancel.signal,
+      policy: { ...DEFAULT_POLICY, untracked: "suspend" },
+      hooks: {
+        beforePhase: (phase) => {
+          if (phase === cancelIn) cancel.abort();
+        },
+      },
+    });
+    expectSourceRuns(pair, report, "cancelled", "CANCELLED");
+    expect(report.error?.message).toContain("goes on running");
+    expect((await pair.received).outcome).toBe("discarded");
+  });
+});
+
+describe("a device that goes to ERROR", () => {
+  it.each(["PRE_COPY", "PRE_COPY_P2P", "STOP_COPY"] as const)(
+    "at the source in %s ends the migration, and is reset",
+    async (state) => {
+      const pair = await started();
+      pair.source.fakes[0].failAt = state;
+      const report = await pair.migrate();
+      expectSourceRuns(pair, report, "failed", "DEVICE_FAILED");
+      expect(report.error?.message).toContain(`dev0 did not go to ${state}`);
+      expect(pair.source.fakes[0].resets).toBe(1);
+      expect(report.warnings.join()).toContain("dev0 was reset");
+      expect((await pair.received).outcome).toBe("discarded");
+    },
+  );
+
+  it.each(["RESUMING", "STOP"] as const)(
+    "at the destination in %s ends the migration, and the source runs on",
+    async (state) => {
+      const pair = await started({ onDestination: (machine) => (machine.fakes[1].failAt = state) });
+      const report = await pair.migrate();
+      expectSourceRuns(pair, report, "failed");
+      expect(report.error?.message).toContain("dev1");
+      expect(await pair.received).toMatchObject({ outcome: "discarded" });
+    },
+  );
+
+  it.each(["RUNNING_P2P", "RUNNING"] as const)(
+    "at the destination in %s, after GO, leaves the outcome to the operator",
+    async (state) => {
+      const pair = await started({ onDestination: (machine) => (machine.fakes[1].failAt = state) });
+      const report = await pair.migrate();
+      expect(report).toMatchObject({ result: "indeterminate", error: { code: "GO_NOT_CONFIRMED" } });
+      expect(report.error?.message).toContain("dev1");
+      expect(report.error?.remedy).toContain(`dirtmap resume ${report.migration}`);
+      expect(report.error?.remedy).toContain(`dirtmap abort ${report.migration}`);
+      expect(pair.witness.running).toEqual([]);
+      expect(pair.source.vcpus.paused).toBe(true);
+      expect((await pair.received).outcome).toBe("run-failed");
+    },
+  );
+
+  it.each(["PRE_COPY_P2P", "STOP_COPY"] as const)(
+    "or hangs at the source in %s is not waited for without bound",
+    async (state) => {
+      const pair = await started();
+      pair.source.fakes[1].hangAt = state;
+      const report = await pair.migrate();
+      expectSourceRuns(pair, report, "failed", "DEVICE_FAILED");
+    },
+  );
+});
+
+describe("a tracker that fails", () => {
+  it.each([0, 1, 2])("in read %i counts as all dirty, and nothing is lost", async (read) => {
+    const pair = await started();
+    const report = await pair.migrate({
+      downtimeLimitMs: 60_000,
+      hooks: {
+        beforePhase: (phase) => {
+          if (read === 0 && phase === "pre-copy") pair.source.fakes[0].failReports = 1;
+          if (read > 0 && phase === "pausing") pair.source.fakes[0].failReports = read;
+        },
+      },
+    });
+    expect(report).toMatchObject({ result: "completed", verified: true });
+    expect(report.warnings.join()).toContain("dev0");
+  });
+});
+
+describe("a broken page channel", () => {
+  it.each([0, 1])("in round %i ends the migration with the source running", async (round) => {
+    const pair = await started();
+    pair.pages.failRound = (at) => (at === round ? new Error("the channel broke") : null);
+    const report = await pair.migrate();
+    expectSourceRuns(pair, report, "failed");
+    expect(report.error?.message).toContain("the channel broke");
+    expect((await pair.received).outcome).toBe("discarded");
+  });
+
+  it("noticed by the destination alone ends it, too", async () => {
+    const pair = await started();
+    pair.pages.onPage = () => {
+      pair.pages.breakReceiver(new Error("a frame was not whole"));
+      return true;
+    };
+    const report = await pair.migrate();
+    expectSourceRuns(pair, report, "failed");
+    expect(report.error?.message).toContain("a frame was not whole");
+  });
+});
+
+describe("a destination that refuses", () => {
+  it("says why, before anything is started at the source", async () => {
+    const pair = await started({
+      receive: {
+        createMachine: async () => {
+          throw new UsageError("it has no memory for that", { code: "MEMORY_DOES_NOT_FIT", remedy: "buy some" });
+        },
+      },
+    });
+    await expect(pair.migrate()).rejects.toMatchObject({ code: "MEMORY_DOES_NOT_FIT", remedy: "buy some" });
+    expect(pair.source.runsFreely).toBe(true);
+    expect((await pair.received).outcome).toBe("refused");
+  });
+});
+
+describe("GO that is not confirmed", () => {
+  /** RUNNING never arrives. */
+  const noAnswer = { toSource: (frame: Buffer) => (frame.includes('"RUNNING"') ? null : frame) };
+
+  it("leaves the source paused, and tells the operator what to do", async () => {
+    const pair = await started({ damage: noAnswer });
+    const report = await pair.migrate();
+    expect(report).toMatchObject({ result: "indeterminate", verified: null, downtimeMs: null });
+    expect(report.error).toMatchObject({ code: "GO_NOT_CONFIRMED" });
+    expect(pair.witness.running).toEqual(["destination"]);
+    expect(pair.source.vcpus.paused).toBe(true);
+    expect(readJournal(pair.journals, report.migration, "source")?.state).toBe("given-up");
+    await expect(sendDecision(pair.journals, report.migration, "resume")).rejects.toMatchObject({
+      code: "SOURCE_ENDED",
+    });
+    expect(await sendDecision(pair.journals, report.migration, "abort")).toContain("gone");
+    await expect(sendDecision(pair.journals, report.migration, "abort")).rejects.toMatchObject({
+      code: "NOT_UNDECIDED",
+    });
+  });
+
+  const whenUndecided = (decide: () => void) => (phase: MigrationPhase) => {
+    if (phase === "indeterminate") decide();
+  };
+
+  it("and an operator who says resume gets the source's machine back, whole", async () => {
+    const pair = await started({ damage: { toDestination: (frame) => (frame.includes('"GO"') ? null : frame) } });
+    let answer: Promise<string> | undefined;
+    const report = await pair.migrate({
+      // The destination's own time is over only after the operator has looked.
+      timeouts: { ...QUICK, runningMs: 100 },
+      decideMs: 5000,
+      hooks: {
+        beforePhase: whenUndecided(() => {
+          pair.destination?.kill();
+          answer = pair.decide("resume");
+        }),
+      },
+    });
+    expectSourceRuns(pair, report, "failed", "GO_NOT_CONFIRMED");
+    expect(await answer).toContain("runs again");
+  });
+
+  it("and an operator who says abort ends the source's machine", async () => {
+    const pair = await started({ damage: noAnswer });
+    let answer: Promise<string> | undefined;
+    const report = await pair.migrate({
+      decideMs: 5000,
+      hooks: { beforePhase: whenUndecided(() => (answer = pair.decide("abort"))) },
+    });
+    expect(report).toMatchObject({ result: "indeterminate", error: { code: "GIVEN_UP" } });
+    expect(await answer).toContain("given up");
+    expect(pair.witness.running).toEqual(["destination"]);
+    expect(readJournal(pair.journals, report.migration, "source")?.state).toBe("gone");
+  });
+
+  it("is confirmed by a RUNNING that comes late, while the operator is waited for", async () => {
+    const pair = await started({
+      onDestination: (machine) => {
+        const resume = machine.vcpus.resume.bind(machine.vcpus);
+        machine.vcpus.resume = async () => {
+          await new Promise((resolve) => setTimeout(resolve, 300));
+          await resume();
+        };
+      },
+    });
+    const report = await pair.migrate({ decideMs: 5000, timeouts: { ...QUICK, runningMs: 50 } });
+    expect(report).toMatchObject({ result: "completed", verified: true });
+    expect(pair.witness.running).toEqual(["destination"]);
+  });
+
+  it("is no doubt where the destination says that it has discarded the machine", async () => {
+    // GO is held up until the destination's time is over.
+    const pair = await started({ damage: { toDestination: (frame) => (frame.includes('"GO"') ? null : frame) } });
+    const report = await pair.migrate({ timeouts: { ...QUICK, runningMs: 4000 } });
+    expectSourceRuns(pair, report, "failed");
+    expect((await pair.received).outcome).toBe("discarded");
+  });
+});
+
+/** Long enough for a busy machine, short enough to wait for. */
+const QUICK = { acceptMs: 2000, deviceMs: 500, readyMs: 1500, runningMs: 500, goMs: 1500, peerMs: 2000 };

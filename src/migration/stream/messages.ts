@@ -78,7 +78,7 @@ const heads = [
   }),
   z.strictObject({
     type: z.literal("READY"),
-    /** SHA-256 over the destination's table of page digests: rootDigest() of channels/digests.ts. */
+    /** SHA-256 over the destination's table of page digests: rootDigest() of verification.ts. */
     rootDigest,
   }),
   z.strictObject({ type: z.literal("GO") }),

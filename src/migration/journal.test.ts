@@ -1,0 +1,78 @@
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { UsageError } from "../errors.js";
+import { Journal, journalPath, mayRun, newMigrationId, readJournal } from "./journal.js";
+
+let directory = "";
+beforeEach(() => {
+  directory = mkdtempSync(join(tmpdir(), "dirtmap-journal-"));
+});
+afterEach(() => rmSync(directory, { recursive: true, force: true }));
+
+describe("a journal", () => {
+  it("holds the last state that was recorded, for each side apart", () => {
+    const source = Journal.source(directory, "m1", "tls://there:1");
+    const destination = Journal.destination(directory, "m1", "a source");
+    expect(readJournal(directory, "m1", "source")).toMatchObject({ state: "running", peer: "tls://there:1" });
+    source.record("given-up");
+    destination.record("ready");
+    expect(readJournal(directory, "m1", "source")?.state).toBe("given-up");
+    expect(readJournal(directory, "m1", "destination")?.state).toBe("ready");
+    expect(readdirSync(directory).sort()).toEqual(["m1.destination.json", "m1.source.json"]);
+  });
+
+  it("makes its directory, and says which one it can't write", () => {
+    Journal.source(join(directory, "a", "b"), "m1", "x");
+    expect(readJournal(join(directory, "a", "b"), "m1", "source")).not.toBeNull();
+    writeFileSync(join(directory, "file"), "");
+    expect(() => Journal.source(join(directory, "file"), "m1", "x")).toThrow(UsageError);
+    expect(() => Journal.source(join(directory, "file"), "m1", "x")).toThrow(/can't be written/);
+  });
+
+  it("stands as it was where a crash left a half-written successor", () => {
+    const journal = Journal.source(directory, "m1", "x");
+    writeFileSync(`${journal.path}.4711.tmp`, '{"schemaVersion":1,"mig');
+    expect(readJournal(directory, "m1", "source")?.state).toBe("running");
+  });
+
+  it("can be gone on with without recording anything in between", () => {
+    Journal.source(directory, "m1", "x").record("given-up");
+    const record = readJournal(directory, "m1", "source");
+    if (record === null) throw new Error("no record");
+    const again = Journal.reopenSource(directory, record);
+    expect(readJournal(directory, "m1", "source")?.state).toBe("given-up");
+    again.record("gone");
+    expect(readJournal(directory, "m1", "source")?.state).toBe("gone");
+  });
+
+  it.each(["", "{}", "null", '{"schemaVersion":1,"state":"running"}', `"${"x".repeat(5000)}"`])(
+    "that reads %.40j is not concluded from",
+    (text) => {
+      writeFileSync(journalPath(directory, "m1", "source"), text);
+      expect(() => readJournal(directory, "m1", "source")).toThrow(/not a migration's journal/);
+    },
+  );
+
+  it("that is not there is null", () => {
+    expect(readJournal(directory, "m1", "source")).toBeNull();
+  });
+
+  it("lets a side run on no other word than `running`", () => {
+    const source = Journal.source(directory, "m1", "x");
+    const runs = () => {
+      const record = readJournal(directory, "m1", "source");
+      return record !== null && mayRun(record);
+    };
+    expect(runs()).toBe(true);
+    source.record("given-up");
+    expect(runs()).toBe(false);
+    source.record("gone");
+    expect(runs()).toBe(false);
+  });
+});
+
+it("makes ids that journals and messages take", () => {
+  expect(newMigrationId()).toMatch(/^[0-9a-f]{8}$/);
+});
