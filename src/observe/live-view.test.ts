@@ -81,7 +81,7 @@ describe("the live view", () => {
     publish(progress({ vf0: 30 * 2 ** 20, nic0: 10 * 2 ** 20 }));
     const [head, bar, columns, vf0, nic0, disk0] = screen.lines;
     expect(head).toBe("pre-copy · round 1 · remaining 1M · throughput 800M/s");
-    expect(bar.trim()).toBe(`${"█".repeat(15)}░░░░░ 75 % of this round · expected downtime 12 ms (limit 50 ms)`);
+    expect(bar.trim()).toBe(`${"█".repeat(9)}░░░ 75 % of this round · expected downtime 12 ms (limit 50 ms)`);
     expect(columns.trim().split(/ {2,}/)).toEqual(["device", "tracker", "dirty rate", "share"]);
     expect(vf0).toMatch(/vf0 +device +30M\/s +█{15}░{5} +75 %/);
     expect(nic0).toMatch(/nic0 +iommu +10M\/s +█{5}░{15} +25 %/);

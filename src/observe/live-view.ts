@@ -10,6 +10,8 @@ import { table } from "./table.js";
  */
 
 const BAR_CELLS = 20;
+/** Shorter, so that the line fits 80 columns. */
+const ROUND_BAR_CELLS = 12;
 
 /** Phases whose text the final report repeats. `indeterminate` is not one: its text tells what to do meanwhile. */
 const ENDED: readonly MigrationPhase[] = ["completed", "failed", "cancelled"];
@@ -187,7 +189,7 @@ function progressLine({ sentBytes, remainingBytes, expectedDowntimeMs }: LiveSta
   const parts: string[] = [];
   const all = sentBytes + (remainingBytes ?? 0);
   if (remainingBytes !== null && all > 0) {
-    parts.push(`${bar(sentBytes / all, BAR_CELLS)} ${formatShare(sentBytes / all)} of this round`);
+    parts.push(`${bar(sentBytes / all, ROUND_BAR_CELLS)} ${formatShare(sentBytes / all)} of this round`);
   }
   if (expectedDowntimeMs !== null) {
     parts.push(`expected downtime ${formatMs(expectedDowntimeMs)} (limit ${formatMs(limitMs)})`);
