@@ -1,12 +1,9 @@
+import type { EmulatedMachine } from "../emulated/machine.js";
 import type { MachineDescription } from "../host/description.js";
-import type { Host, Machine } from "../host/host.js";
 
 /*
  * The only place that picks a concrete host.
  */
-
-/** A machine, and the host that its devices are of. */
-export type HostedMachine = Machine & { readonly host: Host };
 
 /**
  * Builds the machine on the emulated host.
@@ -15,8 +12,8 @@ export type HostedMachine = Machine & { readonly host: Host };
  */
 export async function openMachine(
   description: MachineDescription,
-  options: { paused?: boolean; incarnation?: string } = {},
-): Promise<HostedMachine> {
-  const { createEmulatedMachine } = await import("../emulated/host.js");
+  options: { paused?: boolean } = {},
+): Promise<EmulatedMachine> {
+  const { createEmulatedMachine } = await import("../emulated/machine.js");
   return await createEmulatedMachine(description, options);
 }

@@ -4,10 +4,12 @@ import { wholeNumber } from "../options.js";
 import { printResult, runCommand } from "../output.js";
 
 interface CertsOptions {
-  readonly host: readonly string[];
+  readonly host?: readonly string[];
   readonly days: number;
   readonly json?: boolean;
 }
+
+const DEFAULT_HOSTS = ["localhost", "127.0.0.1", "::1"];
 
 /** `dirtmap certs`: a set of certificates for trying TLS out. */
 export function addCerts(program: Command): void {
@@ -15,11 +17,7 @@ export function addCerts(program: Command): void {
     .command("certs")
     .description("Makes a CA and a certificate for each side, for trying TLS out")
     .argument("[folder]", "where the files go; made if it is not there", "certs")
-    .option("--host <name...>", "names and addresses that the destination is reached by", [
-      "localhost",
-      "127.0.0.1",
-      "::1",
-    ])
+    .option("--host <name...>", "names and addresses of the destination (default: localhost, 127.0.0.1, ::1)")
     .option("--days <number>", "days until they expire", wholeNumber(1, 3650), 30)
     .option("--json", "print the result as JSON")
     .addHelpText(
@@ -30,10 +28,10 @@ export function addCerts(program: Command): void {
         "  dirtmap receive --listen tls://0.0.0.0:7700 --tls-folder certs\n" +
         "  dirtmap migrate --to tls://dst.example.com:7700 --tls-folder certs",
     )
-    .action((folder: string, { host: hosts, days, json = false }: CertsOptions) =>
+    .action((folder: string, { host, days, json = false }: CertsOptions) =>
       runCommand({ json }, async () => {
         const { makeCertificates, writeCertificates } = await import("../../migration/transport/certs.js");
-        const files = await writeCertificates(folder, await makeCertificates({ hosts, days }));
+        const files = await writeCertificates(folder, await makeCertificates({ hosts: host ?? DEFAULT_HOSTS, days }));
         printResult({ folder, files }, { json, text: () => files.join("\n") });
         return EXIT_CODES.done.code;
       }),

@@ -1,4 +1,5 @@
 import type { Command } from "commander";
+import type { EmulatedMachine } from "../../emulated/machine.js";
 import { DirtmapError, explain } from "../../errors.js";
 import type { ControlConnection } from "../../migration/stream/control-connection.js";
 import type { Listener } from "../../migration/transport/listener.js";
@@ -72,12 +73,15 @@ async function run(options: ReceiveOptions): Promise<void> {
     tell({ event: "listening", address }, `listening on ${address}`);
     for (;;) {
       const control = await nextSource(listener, signal, options.wait);
+      let machine: EmulatedMachine | undefined;
       const result = await receive({
         source: acceptedSource(listener, control),
-        createMachine: (description) => {
+        createMachine: async (description) => {
           checkMemory(description, 1);
-          return openMachine(description, { paused: true });
+          machine = await openMachine(description, { paused: true });
+          return machine;
         },
+        audit: async () => (await machine?.audit()) ?? { stamps: null, written: {} },
         signal,
         ...(options.journal === undefined ? {} : { journalDirectory: options.journal }),
       });
