@@ -22,9 +22,9 @@ export function printError(
   error: { code: string; message: string; remedy?: string | undefined },
   { json }: { json: boolean },
 ): void {
-  const { message, remedy } = error;
+  const { code, message, remedy } = error;
   process.stderr.write(`dirtmap: ${remedy === undefined ? message : `${message}; ${remedy}`}\n`);
-  if (json) printResult({ result: "failed", error }, { json, text: () => "" });
+  if (json) printResult({ result: "failed", error: { code, message, remedy } }, { json, text: () => "" });
 }
 
 /** True where colours may be used on a stream: a terminal, and nobody said NO_COLOR (no-color.org). */

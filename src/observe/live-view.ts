@@ -10,6 +10,8 @@ import { table } from "./table.js";
  */
 
 const BAR_CELLS = 20;
+/** Shorter, so that the line fits 80 columns. */
+const ROUND_BAR_CELLS = 12;
 
 /** Phases whose text the final report repeats. `indeterminate` is not one: its text tells what to do meanwhile. */
 const ENDED: readonly MigrationPhase[] = ["completed", "failed", "cancelled"];
@@ -82,9 +84,6 @@ export function blockLines(
   if (state.round !== null) head.push(`round ${state.round}`);
   if (state.remainingBytes !== null) head.push(`remaining ${formatSize(state.remainingBytes)}`);
   if (state.bytesPerSecond > 0) head.push(`throughput ${formatRate(state.bytesPerSecond)}`);
-  if (state.expectedDowntimeMs !== null) {
-    head.push(`expected downtime ${formatMs(state.expectedDowntimeMs)} (limit ${formatMs(downtimeLimitMs)})`);
-  }
   const rates = Object.values(state.dirtyRates).reduce((sum, rate) => sum + rate, 0);
   const rows = owners(state.dirtyRates, devices).map(({ owner, tracker }) => {
     const rate = state.dirtyRates[owner];
@@ -96,7 +95,7 @@ export function blockLines(
     [["device", "tracker", "dirty rate", "share"], ...rows],
     ["left", "left", "right", "left", "right"],
   );
-  const lines = [head.join(" · "), `  ${progressBar(state)}`, ...body.map((line) => `  ${line}`)];
+  const lines = [head.join(" · "), `  ${progressLine(state, downtimeLimitMs)}`, ...body.map((line) => `  ${line}`)];
   return [...lines, "Ctrl-C cancels; the source goes on running."].map((line) => line.slice(0, columns));
 }
 
@@ -186,10 +185,16 @@ function label(owner: string): string {
   return owner.replace(/^domain:/, "");
 }
 
-function progressBar({ sentBytes, remainingBytes }: LiveState): string {
+function progressLine({ sentBytes, remainingBytes, expectedDowntimeMs }: LiveState, limitMs: number): string {
+  const parts: string[] = [];
   const all = sentBytes + (remainingBytes ?? 0);
-  if (remainingBytes === null || all === 0) return "";
-  return `${bar(sentBytes / all, 2 * BAR_CELLS)} ${formatShare(sentBytes / all)} of this round`;
+  if (remainingBytes !== null && all > 0) {
+    parts.push(`${bar(sentBytes / all, ROUND_BAR_CELLS)} ${formatShare(sentBytes / all)} of this round`);
+  }
+  if (expectedDowntimeMs !== null) {
+    parts.push(`expected downtime ${formatMs(expectedDowntimeMs)} (limit ${formatMs(limitMs)})`);
+  }
+  return parts.join(" · ");
 }
 
 function bar(share: number, cells: number): string {

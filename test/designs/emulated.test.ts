@@ -2,7 +2,7 @@ import { afterEach, describe, expect, test } from "vitest";
 import type { RamBitmap } from "../../src/bitmap/ram-bitmap.js";
 import { EmulatedDesigns } from "../../src/emulated/designs/designs.js";
 import { PhysicalMemory } from "../../src/emulated/physical-memory.js";
-import { type Bench, describeMachine, eventually, openBench } from "../../src/emulated/vfio/bench.fixture.js";
+import { type Bench, describeMachine, eventually, openBench } from "../../src/emulated/vfio/bench.test.helper.js";
 import type { Machine } from "../../src/host/host.js";
 import { PAGE_SIZE } from "../../src/memory/address.js";
 import { DEFAULT_POLICY, type Policy } from "../../src/tracking/choice.js";

@@ -89,25 +89,26 @@ async function run(options: MigrateOptions): Promise<void> {
   };
   const onInterrupt = () => note("cancelling: the source goes on running; Ctrl-C once more forces");
   await runCommand({ json, onInterrupt }, async (signal) => {
-    const [{ checkMemory, readRequest }, { openMachine }, { migrate }, { probeMachine }, { chooseTrackers }] =
-      await Promise.all([
-        import("../request.js"),
+    // All that may be wrong with what was asked for is found out before anything is started.
+    const { checkMemory, readRequest } = await import("../request.js");
+    const { description, policy, design, defaults } = readRequest(options);
+    checkMemory(description, options.to === undefined ? 2 : 1);
+    const remote = options.to === undefined ? undefined : await readEndpoint(options.to, "client", options);
+
+    const [{ openMachine }, { migrate }, { probeMachine }, { chooseTrackers }, { sourceTransport }] = await Promise.all(
+      [
         import("../hosts.js"),
         import("../../migration/source.js"),
         import("../../tracking/probe.js"),
         import("../../tracking/policy.js"),
-      ]);
-    const [{ sourceTransport }, { startLocalDestination }, { LiveView }, { reportText }] = await Promise.all([
-      import("../transport.js"),
+        import("../transport.js"),
+      ],
+    );
+    const [{ startLocalDestination }, { LiveView }, { reportText }] = await Promise.all([
       import("../local-destination.js"),
       import("../../observe/live-view.js"),
       import("../report-text.js"),
     ]);
-
-    // All that may be wrong with what was asked for is found out before anything is started.
-    const { description, policy, design, defaults } = readRequest(options);
-    checkMemory(description, options.to === undefined ? 2 : 1);
-    const remote = options.to === undefined ? undefined : await readEndpoint(options.to, "client", options);
     await using machine = await openMachine(description);
     const choices = chooseTrackers(await probeMachine(machine), policy);
     signal.throwIfAborted();

@@ -20,16 +20,15 @@ export function addPlan(program: Command): void {
     )
     .action(({ json = false, ...options }: MachineOptions & PolicyOptions & { json?: boolean }) =>
       runCommand({ json }, async () => {
-        const [{ checkMemory, readRequest }, { openMachine }, { probeMachine }, { chooseTrackers }, { planText }] =
-          await Promise.all([
-            import("../request.js"),
-            import("../hosts.js"),
-            import("../../tracking/probe.js"),
-            import("../../tracking/policy.js"),
-            import("../plan-text.js"),
-          ]);
+        const { checkMemory, readRequest } = await import("../request.js");
         const { scenario, description, policy, design } = readRequest(options);
         checkMemory(description, 1);
+        const [{ openMachine }, { probeMachine }, { chooseTrackers }, { planText }] = await Promise.all([
+          import("../hosts.js"),
+          import("../../tracking/probe.js"),
+          import("../../tracking/policy.js"),
+          import("../plan-text.js"),
+        ]);
         await using machine = await openMachine(description, { paused: true });
         const devices = chooseTrackers(await probeMachine(machine), policy);
         printResult({ scenario, design, policy, devices }, { json, text: () => planText(devices, policy) });

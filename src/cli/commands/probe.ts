@@ -16,14 +16,14 @@ export function addProbe(program: Command): void {
     )
     .action(({ json = false, ...options }: MachineOptions & { json?: boolean }) =>
       runCommand({ json }, async () => {
-        const [{ checkMemory, readRequest }, { openMachine }, { probeMachine }, { probeText }] = await Promise.all([
-          import("../request.js"),
+        const { checkMemory, readRequest } = await import("../request.js");
+        const { scenario, description } = readRequest(options);
+        checkMemory(description, 1);
+        const [{ openMachine }, { probeMachine }, { probeText }] = await Promise.all([
           import("../hosts.js"),
           import("../../tracking/probe.js"),
           import("../plan-text.js"),
         ]);
-        const { scenario, description } = readRequest(options);
-        checkMemory(description, 1);
         await using machine = await openMachine(description, { paused: true });
         const devices = await probeMachine(machine);
         const { name: host } = machine.host;
