@@ -1,6 +1,6 @@
 import { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
 import { SharedLog } from "../bitmap/shared-log.js";
-import { PAGE_SHIFT, PAGE_SIZE, type PageNumber } from "../memory/address.js";
+import { PAGE_SIZE, type PageNumber } from "../memory/address.js";
 
 /** A stretch of IOVA that is logged, in pages. */
 export interface LogRange {
@@ -25,7 +25,7 @@ export class DmaLog {
   readonly granule: number;
   readonly ranges: readonly LogRange[];
   readonly #log: SharedLog;
-  readonly #shift: number;
+  readonly #pagesPerGranule: number;
   /** Per range: first granule (IOVA / granule), granules, and the log's bit for the first. */
   readonly #spans: readonly { readonly first: number; readonly count: number; readonly bit: number }[];
   #last = 0;
@@ -33,8 +33,8 @@ export class DmaLog {
   private constructor(ranges: readonly LogRange[], granule: number, open: (bits: number) => SharedLog) {
     this.ranges = ranges;
     this.granule = granule;
-    this.#shift = Math.log2(granule) - PAGE_SHIFT;
     const perGranule = granule / PAGE_SIZE;
+    this.#pagesPerGranule = perGranule;
     let bit = 0;
     this.#spans = ranges.map(({ page, pages }) => {
       const first = Math.floor(page / perGranule);
@@ -65,7 +65,7 @@ export class DmaLog {
 
   /** Device's side, after the store and before the DMA ends: the page was written. Outside the ranges: nothing. */
   mark(page: PageNumber): void {
-    const granule = Math.floor(page / 2 ** this.#shift);
+    const granule = Math.floor(page / this.#pagesPerGranule);
     const spans = this.#spans;
     for (let tried = 0, at = this.#last; tried < spans.length; tried++, at = at + 1 < spans.length ? at + 1 : 0) {
       const { first, count, bit } = spans[at];
@@ -83,7 +83,7 @@ export class DmaLog {
    * before it trusts the answer. Returns the number of granules taken.
    */
   readAndClear(page: PageNumber, pages: number, into: DirtyBitmap): number {
-    const perGranule = this.granule / PAGE_SIZE;
+    const perGranule = this.#pagesPerGranule;
     const first = Math.floor(page / perGranule);
     const end = Math.ceil((page + pages) / perGranule);
     let taken = 0;

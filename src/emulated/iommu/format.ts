@@ -111,14 +111,18 @@ export function replicasOf(shift: number): number {
   return 1 << ((shift - 12) % 9);
 }
 
-/** Pages that one entry at `level` reaches. */
+/** By level, of which the lowest is 1: 512^(level - 1); and the whole tree's reach as that of an entry at level 5. */
+const REACHES = [0, 1, 2 ** 9, 2 ** 18, 2 ** 27, 2 ** 36];
+
+/** Pages that one entry at `level` (1 to 5) reaches. */
 export function pagesPerEntry(level: number): number {
-  return 2 ** (9 * (level - 1));
+  return REACHES[level];
 }
 
-/** Index of a page's entry in its table at `level`. Exact for all pages up to {@link LAST_PAGE}. */
+/** Index of a page's entry in its table at `level`, for all pages up to {@link LAST_PAGE}. */
 export function indexOf(page: PageNumber, level: number): number {
-  return level === 4 ? Math.floor(page / 2 ** 27) : ((page % 2 ** 27) >>> (9 * (level - 1))) & (ENTRIES - 1);
+  // Below level 4 the bits that count are among the low 27, which a shift keeps also of a number beyond 2^32.
+  return level === LEVELS ? Math.floor(page / REACHES[LEVELS]) : (page >>> (9 * (level - 1))) & (ENTRIES - 1);
 }
 
 /** Two 32-bit words per 64-bit register, little-endian, as the uAPI's structures have them. */

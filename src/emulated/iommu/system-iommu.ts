@@ -1,7 +1,7 @@
 import type { IommuFormatName } from "../../host/description.js";
 import type { HwInfo } from "../../host/host.js";
 import { RESULT_BYTES } from "../../kernels/ioptes.js";
-import { loadKernels } from "../../kernels/kernels.js";
+import { type Kernels, loadKernels } from "../../kernels/kernels.js";
 import { GiB } from "../../memory/address.js";
 import { type Arena, createArena } from "../../memory/arena.js";
 import type { InFlight } from "../../memory/in-flight.js";
@@ -51,6 +51,7 @@ export class EmulatedSystemIommu implements SystemIommu, AsyncDisposable {
   readonly reserved: SystemIommu["reserved"];
   readonly format: PageTableFormat;
   readonly #arena: Arena;
+  readonly #kernels: Kernels;
   readonly #tables: TablePages;
   readonly #reader: DirtyReader;
   readonly #inFlight: InFlight;
@@ -66,8 +67,9 @@ export class EmulatedSystemIommu implements SystemIommu, AsyncDisposable {
     this.reserved = this.format.reserved;
     this.#inFlight = inFlight;
     this.#arena = createArena(tableBytes ?? DEFAULT_TABLE_BYTES);
+    this.#kernels = loadKernels(this.#arena.memory);
     const deviceTable = Math.ceil((ports * this.format.deviceEntryBytes) / TABLE_BYTES) * TABLE_BYTES;
-    this.#tables = new TablePages(this.#arena, DEVICE_TABLE + deviceTable);
+    this.#tables = new TablePages(this.#arena, this.#kernels, DEVICE_TABLE + deviceTable);
     this.#reader = new DirtyReader(this.#arena, [RESULT_SPACING, 2 * RESULT_SPACING], reading ?? "by-size");
     for (let port = 0; port < ports; port++) this.format.storeRoot(this.#arena.i32, this.#entry(port), 0);
   }
@@ -89,8 +91,7 @@ export class EmulatedSystemIommu implements SystemIommu, AsyncDisposable {
         remedy: "leave IOMMU_HWPT_ALLOC_DIRTY_TRACKING out, and track in the device",
       });
     }
-    const kernels = loadKernels(this.#arena.memory);
-    const table = new PageTable({ format: this.format, tables: this.#tables, kernels, dirtyTracking });
+    const table = new PageTable({ format: this.format, tables: this.#tables, kernels: this.#kernels, dirtyTracking });
     const domain: EmulatedDomain = new EmulatedDomain(table, dirtyTracking, {
       inFlight: this.#inFlight,
       reader: this.#reader,

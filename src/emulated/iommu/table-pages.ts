@@ -1,6 +1,7 @@
+import type { IopteKernels } from "../../kernels/ioptes.js";
 import type { Arena } from "../../memory/arena.js";
 import { UapiError } from "../../uapi/errno.js";
-import { TABLE_BYTES } from "./format.js";
+import { ENTRIES, TABLE_BYTES } from "./format.js";
 
 /**
  * The 4 KiB pages of an arena that page tables are made of. Page 0 is never given out: offset 0 means "no table".
@@ -10,12 +11,14 @@ export class TablePages {
   readonly arena: Arena;
   /** Present entries of each table, by page of the arena: a table that has none left is freed. */
   readonly used: Uint16Array;
+  readonly #kernels: IopteKernels;
   readonly #freed: number[] = [];
   #fresh: number;
 
   /** @param first byte offset of the first page to give out; above 0, a multiple of 4096 */
-  constructor(arena: Arena, first: number) {
+  constructor(arena: Arena, kernels: IopteKernels, first: number) {
     this.arena = arena;
+    this.#kernels = kernels;
     this.used = new Uint16Array(Math.floor(arena.bytes / TABLE_BYTES));
     this.#fresh = first;
   }
@@ -29,7 +32,7 @@ export class TablePages {
   allocate(): number {
     const freed = this.#freed.pop();
     if (freed !== undefined) {
-      this.arena.u8.fill(0, freed, freed + TABLE_BYTES);
+      this.#kernels.fillIoptes(freed, ENTRIES, 0, 0, 0);
       return freed;
     }
     const fresh = this.#fresh;

@@ -1,5 +1,5 @@
 import type { DmaFault } from "../../devices/model.js";
-import type { PageNumber } from "../../memory/address.js";
+import { PAGE_SHIFT, type PageNumber } from "../../memory/address.js";
 import { ADDRESS_LOW, indexOf, LAST_PAGE, LEVELS, type PageTableFormat, READ, WRITE } from "./format.js";
 
 /**
@@ -57,9 +57,9 @@ export class Walker {
           if (Atomics.compareExchange(words, at, low, recorded) !== low) continue;
         }
       }
-      const inLeaf = page % 2 ** (format.leafShift(low, level) - 12);
-      const leafMask = -(2 ** format.leafShift(low, level));
-      this.addressLow = ((low & leafMask & ADDRESS_LOW) + inLeaf * 4096) >>> 0;
+      const shift = format.leafShift(low, level);
+      const pageInLeaf = page & ((1 << (shift - PAGE_SHIFT)) - 1);
+      this.addressLow = ((low & (-1 << shift)) | (pageInLeaf << PAGE_SHIFT)) >>> 0;
       this.addressHigh = high & format.addressHigh;
       this.permissions = permissions;
       return null;
