@@ -16,7 +16,7 @@ import {
  *   IMAGE      a new image begins: its length (u64); all of it is zero. Again where the length has changed
  *   BLOCKS     changed blocks: each a u32 block number and the block's bytes (the last block of an image may be shorter)
  *   STOP_COPY_SIZE  optional; bytes that stop-copy is expected to need (u64), as mlx5 sends it
- *   END        checksum of the whole image (u32): nothing is missing
+ *   END        checksum of the image's blocks' checksums (u32): nothing is missing
  */
 const TAG = { BLOCKS: 0, STOP_COPY_SIZE: 1, IDENTITY: 2, IMAGE: 3, END: 4 } as const;
 
@@ -32,13 +32,13 @@ export interface StateIdentity {
   readonly stateVersion: number;
 }
 
-const EMPTY = new Uint8Array(0);
 const ZERO_BLOCK = new Uint8Array(BLOCK);
 
 /** Makes the stream: a series of images in, bytes to send out. */
 export class StateEncoder {
   readonly #identity: StateIdentity;
   #sent: Uint8Array | undefined;
+  #sums = new BlockSums(0);
 
   constructor(identity: StateIdentity) {
     this.#identity = identity;
@@ -51,17 +51,13 @@ export class StateEncoder {
 
   /** Bytes that {@link encode} would return. */
   sizeOf(image: Uint8Array): number {
-    const blocks = this.#changed(image);
-    const records = Math.ceil(blocks.length / BLOCKS_PER_RECORD);
-    const last = image.byteLength % BLOCK;
-    const short = last !== 0 && blocks.at(-1) === Math.floor(image.byteLength / BLOCK) ? BLOCK - last : 0;
-    const head = (this.#sent === undefined ? this.#identityRecord().byteLength : 0) + (this.#fresh(image) ? 24 : 0);
-    return head + records * RECORD_HEADER_BYTES + blocks.length * BLOCK_RECORD - short;
+    return this.#sizeOf(image, this.#changed(image));
   }
 
   /** What turns the images sent so far into `image`; empty where nothing changed. Keeps `image`. */
   encode(image: Uint8Array): Uint8Array {
-    const bytes = new Uint8Array(this.sizeOf(image));
+    const blocks = this.#changed(image);
+    const bytes = new Uint8Array(this.#sizeOf(image, blocks));
     const view = new DataView(bytes.buffer);
     let at = 0;
     if (this.#sent === undefined) {
@@ -69,11 +65,11 @@ export class StateEncoder {
       bytes.set(identity);
       at = identity.byteLength;
     }
-    const blocks = this.#changed(image);
     if (this.#fresh(image)) {
       writeRecordHeader(view, at, { tag: TAG.IMAGE, optional: false, size: 8 });
       view.setBigUint64(at + RECORD_HEADER_BYTES, BigInt(image.byteLength), true);
       at += RECORD_HEADER_BYTES + 8;
+      this.#sums = new BlockSums(image.byteLength);
     }
     for (let done = 0; done < blocks.length; done += BLOCKS_PER_RECORD) {
       const header = at;
@@ -83,6 +79,7 @@ export class StateEncoder {
         view.setUint32(at, block, true);
         bytes.set(data, at + 4);
         at += 4 + data.byteLength;
+        this.#sums.update(image, block);
       }
       writeRecordHeader(view, header, { tag: TAG.BLOCKS, optional: false, size: at - header - RECORD_HEADER_BYTES });
     }
@@ -103,8 +100,17 @@ export class StateEncoder {
   /** Ends the stream: the image sent last is the state. */
   end(): Uint8Array {
     const data = new Uint8Array(4);
-    new DataView(data.buffer).setInt32(0, imageChecksum(this.#sent ?? EMPTY), true);
+    new DataView(data.buffer).setInt32(0, this.#sums.total, true);
     return encodeRecord({ tag: TAG.END, optional: false, data });
+  }
+
+  #sizeOf(image: Uint8Array, blocks: readonly number[]): number {
+    const records = Math.ceil(blocks.length / BLOCKS_PER_RECORD);
+    const last = image.byteLength % BLOCK;
+    const short = last !== 0 && blocks.at(-1) === Math.floor(image.byteLength / BLOCK) ? BLOCK - last : 0;
+    const identity = this.#sent === undefined ? this.#identityRecord().byteLength : 0;
+    const begin = this.#fresh(image) ? RECORD_HEADER_BYTES + 8 : 0;
+    return identity + begin + records * RECORD_HEADER_BYTES + blocks.length * BLOCK_RECORD - short;
   }
 
   #fresh(image: Uint8Array): boolean {
@@ -137,6 +143,7 @@ export class StateDecoder {
   readonly #identity: StateIdentity;
   readonly #maxImage: number;
   #image: Uint8Array<ArrayBuffer> | undefined;
+  #sums = new BlockSums(0);
   /** The record that is coming in, of which `#held` bytes are there. Grows to the largest record. */
   #record = new Uint8Array(RECORD_HEADER_BYTES);
   #held = 0;
@@ -200,13 +207,14 @@ export class StateDecoder {
         return;
       case TAG.IMAGE:
         this.#image = new Uint8Array(this.#checkedLength(data));
+        this.#sums = new BlockSums(this.#image.byteLength);
         return;
       case TAG.BLOCKS:
         this.#blocks(data);
         return;
       case TAG.END:
         if (this.#image === undefined || data.byteLength !== 4) throw badState("a malformed end");
-        if (viewOf(data).getInt32(0, true) !== imageChecksum(this.#image)) throw badState("its checksum is wrong");
+        if (viewOf(data).getInt32(0, true) !== this.#sums.total) throw badState("its checksum is wrong");
         this.#ended = true;
         return;
       default:
@@ -239,10 +247,12 @@ export class StateDecoder {
     const view = viewOf(data);
     for (let at = 0; at < data.byteLength; ) {
       if (data.byteLength - at < 4) throw badState("a malformed block");
-      const from = view.getUint32(at, true) * BLOCK;
+      const block = view.getUint32(at, true);
+      const from = block * BLOCK;
       const bytes = Math.min(BLOCK, image.byteLength - from);
       if (bytes <= 0 || data.byteLength - at - 4 < bytes) throw badState("a block outside the image");
       image.set(data.subarray(at + 4, at + 4 + bytes), from);
+      this.#sums.update(image, block);
       at += 4 + bytes;
     }
   }
@@ -256,7 +266,29 @@ function viewOf(data: Uint8Array): DataView {
   return new DataView(data.buffer, data.byteOffset, data.byteLength);
 }
 
-/** Images are whole words ({@link encodeRecords}) and own their buffers. */
-function imageChecksum(image: Uint8Array): number {
-  return checksumWords(new Int32Array(image.buffer, image.byteOffset, image.byteLength >>> 2), image.byteLength >>> 2);
+/** A checksum per block of an image, so that an image's checksum costs only what changed in it. */
+class BlockSums {
+  readonly #sums: Int32Array;
+
+  /** All of the image is zero. */
+  constructor(imageBytes: number) {
+    const whole = Math.floor(imageBytes / BLOCK);
+    this.#sums = new Int32Array(Math.ceil(imageBytes / BLOCK)).fill(ZERO_SUM, 0, whole);
+    // The last block may be shorter.
+    if (whole < this.#sums.length) this.#sums[whole] = checksumWords(ZERO_WORDS, (imageBytes - whole * BLOCK) / 4);
+  }
+
+  /** A block has changed. Images are whole words and own their buffers. */
+  update(image: Uint8Array, block: number): void {
+    const from = block * BLOCK;
+    const words = Math.min(BLOCK, image.byteLength - from) / 4;
+    this.#sums[block] = checksumWords(new Int32Array(image.buffer, image.byteOffset + from, words), words);
+  }
+
+  get total(): number {
+    return checksumWords(this.#sums, this.#sums.length);
+  }
 }
+
+const ZERO_WORDS = new Int32Array(BLOCK / 4);
+const ZERO_SUM = checksumWords(ZERO_WORDS, ZERO_WORDS.length);
