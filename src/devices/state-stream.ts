@@ -1,6 +1,7 @@
 import { checksumWords } from "./checksum.js";
 import {
   badState,
+  decodeRecords,
   encodeRecord,
   RECORD_HEADER_BYTES,
   type RecordHeader,
@@ -13,12 +14,16 @@ import {
  * that changed since. Opaque to whoever carries it.
  *
  *   IDENTITY   model, state version: comes first, so that a device refuses early what it can't load
- *   IMAGE      a new image begins: its length (u64); all of it is zero. Again where the length has changed
+ *   IMAGE      a new image begins: its length (u64); all of it is zero. Again where its layout has changed
+ *   LENGTH     the image has grown to this length (u64); what is new is zero
  *   BLOCKS     changed blocks: each a u32 block number and the block's bytes (the last block of an image may be shorter)
  *   STOP_COPY_SIZE  optional; bytes that stop-copy is expected to need (u64), as mlx5 sends it
  *   END        checksum of the image's blocks' checksums (u32): nothing is missing
+ *
+ * Images are made of records. The last one may grow, as memory is used for the first time; where anything before it
+ * changes its size, the layout has changed.
  */
-const TAG = { BLOCKS: 0, STOP_COPY_SIZE: 1, IDENTITY: 2, IMAGE: 3, END: 4 } as const;
+const TAG = { BLOCKS: 0, STOP_COPY_SIZE: 1, IDENTITY: 2, IMAGE: 3, END: 4, LENGTH: 5 } as const;
 
 const BLOCK = 4096;
 const BLOCK_RECORD = 4 + BLOCK;
@@ -46,7 +51,7 @@ export class StateEncoder {
 
   /** True once an image was sent and `image` does not continue it: a reader will meet new initial data. */
   restartsWith(image: Uint8Array): boolean {
-    return this.#sent !== undefined && this.#sent.byteLength !== image.byteLength;
+    return this.#sent !== undefined && this.#fresh(image);
   }
 
   /** Bytes that {@link encode} would return. */
@@ -65,11 +70,12 @@ export class StateEncoder {
       bytes.set(identity);
       at = identity.byteLength;
     }
-    if (this.#fresh(image)) {
-      writeRecordHeader(view, at, { tag: TAG.IMAGE, optional: false, size: 8 });
+    const fresh = this.#fresh(image);
+    if (fresh || this.#grows(image)) {
+      writeRecordHeader(view, at, { tag: fresh ? TAG.IMAGE : TAG.LENGTH, optional: false, size: 8 });
       view.setBigUint64(at + RECORD_HEADER_BYTES, BigInt(image.byteLength), true);
       at += RECORD_HEADER_BYTES + 8;
-      this.#sums = new BlockSums(image.byteLength);
+      this.#sums = new BlockSums(image.byteLength, fresh ? undefined : this.#sums);
     }
     for (let done = 0; done < blocks.length; done += BLOCKS_PER_RECORD) {
       const header = at;
@@ -109,21 +115,27 @@ export class StateEncoder {
     const last = image.byteLength % BLOCK;
     const short = last !== 0 && blocks.at(-1) === Math.floor(image.byteLength / BLOCK) ? BLOCK - last : 0;
     const identity = this.#sent === undefined ? this.#identityRecord().byteLength : 0;
-    const begin = this.#fresh(image) ? RECORD_HEADER_BYTES + 8 : 0;
+    const begin = this.#fresh(image) || this.#grows(image) ? RECORD_HEADER_BYTES + 8 : 0;
     return identity + begin + records * RECORD_HEADER_BYTES + blocks.length * BLOCK_RECORD - short;
   }
 
   #fresh(image: Uint8Array): boolean {
+    const sent = this.#sent;
+    if (sent === undefined || image.byteLength < sent.byteLength) return true;
+    return image.byteLength > sent.byteLength && lastRecordAt(image) !== lastRecordAt(sent);
+  }
+
+  #grows(image: Uint8Array): boolean {
     return this.#sent?.byteLength !== image.byteLength;
   }
 
   #changed(image: Uint8Array): number[] {
-    const sent = this.#sent?.byteLength === image.byteLength ? this.#sent : undefined;
+    const sent = this.#fresh(image) ? undefined : this.#sent;
     const blocks: number[] = [];
     for (let block = 0; block * BLOCK < image.byteLength; block++) {
       const now = blockOf(image, block);
       const before = sent === undefined ? ZERO_BLOCK.subarray(0, now.byteLength) : blockOf(sent, block);
-      if (Buffer.compare(now, before) !== 0) blocks.push(block);
+      if (now.byteLength !== before.byteLength || Buffer.compare(now, before) !== 0) blocks.push(block);
     }
     return blocks;
   }
@@ -161,7 +173,7 @@ export class StateDecoder {
     for (let at = 0; at < data.byteLength; ) {
       const wanted = this.#wanted();
       const taken = Math.min(wanted - this.#held, data.byteLength - at);
-      if (this.#record.byteLength < wanted) this.#grow(wanted);
+      if (this.#record.byteLength < wanted) this.#makeRoom(wanted);
       this.#record.set(data.subarray(at, at + taken), this.#held);
       this.#held += taken;
       at += taken;
@@ -185,7 +197,7 @@ export class StateDecoder {
     return RECORD_HEADER_BYTES + readRecordHeader(viewOf(this.#record), 0, MAX_RECORD).size;
   }
 
-  #grow(bytes: number): void {
+  #makeRoom(bytes: number): void {
     const record = new Uint8Array(bytes);
     record.set(this.#record.subarray(0, this.#held));
     this.#record = record;
@@ -209,6 +221,9 @@ export class StateDecoder {
         this.#image = new Uint8Array(this.#checkedLength(data));
         this.#sums = new BlockSums(this.#image.byteLength);
         return;
+      case TAG.LENGTH:
+        this.#grow(this.#checkedLength(data));
+        return;
       case TAG.BLOCKS:
         this.#blocks(data);
         return;
@@ -220,6 +235,15 @@ export class StateDecoder {
       default:
         if (!optional) throw badState(`a record with unknown tag ${tag}`);
     }
+  }
+
+  #grow(length: number): void {
+    const old = this.#image;
+    if (old === undefined || length < old.byteLength) throw badState("an image that shrinks");
+    const image = new Uint8Array(length);
+    image.set(old);
+    this.#image = image;
+    this.#sums = new BlockSums(length, this.#sums);
   }
 
   #identify(data: Uint8Array): void {
@@ -258,6 +282,11 @@ export class StateDecoder {
   }
 }
 
+/** Where an image's last record begins. */
+function lastRecordAt(image: Uint8Array): number {
+  return image.byteLength - RECORD_HEADER_BYTES - (decodeRecords(image).at(-1)?.data.byteLength ?? 0);
+}
+
 function blockOf(image: Uint8Array, block: number): Uint8Array {
   return image.subarray(block * BLOCK, (block + 1) * BLOCK);
 }
@@ -270,12 +299,12 @@ function viewOf(data: Uint8Array): DataView {
 class BlockSums {
   readonly #sums: Int32Array;
 
-  /** All of the image is zero. */
-  constructor(imageBytes: number) {
+  /** Of an image that is zero but for what it had before it grew. A last block that was short is to be updated. */
+  constructor(imageBytes: number, before?: BlockSums) {
     const whole = Math.floor(imageBytes / BLOCK);
     this.#sums = new Int32Array(Math.ceil(imageBytes / BLOCK)).fill(ZERO_SUM, 0, whole);
-    // The last block may be shorter.
     if (whole < this.#sums.length) this.#sums[whole] = checksumWords(ZERO_WORDS, (imageBytes - whole * BLOCK) / 4);
+    if (before !== undefined) this.#sums.set(before.#sums);
   }
 
   /** A block has changed. Images are whole words and own their buffers. */
