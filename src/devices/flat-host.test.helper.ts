@@ -80,7 +80,7 @@ export class FlatContext implements DeviceContext {
 }
 
 /** Runs a model until `done`, or fails after `limitMs`. */
-export async function runUntil(model: DeviceModel, done: () => boolean, limitMs = 3000): Promise<void> {
+export async function runUntil(model: DeviceModel, done: () => boolean, limitMs = 15_000): Promise<void> {
   const until = performance.now() + limitMs;
   while (!done()) {
     if (performance.now() > until) throw new Error(`not done after ${limitMs} ms: ${JSON.stringify(model.counters())}`);

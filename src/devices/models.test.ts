@@ -157,9 +157,10 @@ describe.each(["mlx5", "nic", "blk", "vgpu"] as const)("the model %s", (name) =>
     if (name === "mlx5" || name === "nic") feed(model);
     const from = performance.now();
     await runUntil(model, () => performance.now() - from > 200);
-    // 1 MB/s is 49 pages in 0.2 s; the burst of 20 ms comes on top.
-    expect(model.counters().lastSequence).toBeGreaterThan(15);
-    expect(model.counters().lastSequence).toBeLessThan(60);
+    // 1 MB/s is a page in 4.1 ms; a burst after a pause comes on top. Below: the machine may be busy with other tests.
+    const pages = (performance.now() - from) / 4.096;
+    expect(model.counters().lastSequence).toBeGreaterThan(5);
+    expect(model.counters().lastSequence).toBeLessThan(pages + 8);
   });
 
   it("tells the guest by interrupts, fewer than there are units", async () => {

@@ -1,4 +1,5 @@
 import type { RegionInfo } from "../host/host.js";
+import { DeviceMemory } from "./device-memory.js";
 import type { DeviceContext, DeviceModel, ModelInfo } from "./model.js";
 import { badState, decodeRecords, encodeRecords, type StateRecord } from "./records.js";
 import type { StampTrail } from "./stamp.js";
@@ -37,7 +38,7 @@ export interface ModelWiring extends DmaTargets {
   readonly incarnation: number;
   /** Of contents that are made up. */
   readonly seed: number;
-  /** What lies behind BAR 2, where peers write; null: it has none. */
+  /** What lies behind BAR 2, where peers write, in whole pages; null: it has none. */
   readonly memory: Uint8Array | null;
 }
 
@@ -75,7 +76,7 @@ export abstract class PciModel implements DeviceModel {
   protected readonly registers = new Uint8Array(REGISTER_BYTES);
   readonly #powerOnConfig: Uint8Array;
   readonly #config = new Uint8Array(CONFIG_BYTES);
-  readonly #memory: Uint8Array | null;
+  readonly #memory: DeviceMemory;
   #context: DeviceContext | undefined;
   /** Units were written of which no interrupt has told the guest. */
   #unannounced = false;
@@ -88,7 +89,7 @@ export abstract class PciModel implements DeviceModel {
     load: { id: string; rate: number; blockSlots?: number },
   ) {
     this.info = info;
-    this.#memory = wiring.memory;
+    this.#memory = new DeviceMemory(wiring.memory ?? new Uint8Array(0));
     this.dma = new StampedDma({ ...load, incarnation: wiring.incarnation, buffers: wiring.buffers, p2p: wiring.p2p });
     this.#powerOnConfig = configSpace(ids);
     this.#config.set(this.#powerOnConfig);
@@ -129,7 +130,7 @@ export abstract class PciModel implements DeviceModel {
     this.quiesce();
     this.registers.fill(0);
     this.#config.set(this.#powerOnConfig);
-    this.#memory?.fill(0);
+    this.#memory.clear();
   }
 
   save(): Uint8Array<ArrayBuffer> {
@@ -142,7 +143,8 @@ export abstract class PciModel implements DeviceModel {
       record(TAG.CONFIG, config),
       record(TAG.DMA, this.dma.save()),
       ...this.ownRecords(),
-      ...(this.#memory === null ? [] : [record(TAG.MEMORY, this.#memory)]),
+      // The last: it grows as the memory is used.
+      record(TAG.MEMORY, this.#memory.save()),
     ]);
   }
 
@@ -165,12 +167,12 @@ export abstract class PciModel implements DeviceModel {
       throw badState(`it is not of a ${this.info.model} with state version ${this.info.stateVersion}`);
     }
     const config = take(TAG.CONFIG, CONFIG_BYTES + REGISTER_BYTES);
-    const memory = this.#memory === null ? undefined : take(TAG.MEMORY, this.#memory.byteLength);
+    const memory = take(TAG.MEMORY);
     this.loadOwn(take);
     this.dma.load(take(TAG.DMA));
     this.#config.set(config.subarray(0, CONFIG_BYTES));
     this.registers.set(config.subarray(CONFIG_BYTES));
-    if (memory !== undefined) this.#memory?.set(memory);
+    this.#memory.load(memory);
   }
 
   regionRead(region: number, offset: number, target: Uint8Array): void {
@@ -235,7 +237,7 @@ export abstract class PciModel implements DeviceModel {
   #region(region: number): Uint8Array {
     if (region === REGION.BAR0) return this.registers;
     if (region === REGION.CONFIG) return this.#config;
-    if (region === REGION.BAR2 && this.#memory !== null) return this.#memory;
+    if (region === REGION.BAR2) return this.#memory.bytes;
     throw new RangeError(`${this.info.model} has no region ${region}`);
   }
 

@@ -1,17 +1,27 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { encodeRecord, writeRecordHeader } from "./records.js";
+import { encodeRecord, encodeRecords, writeRecordHeader } from "./records.js";
 import { StateDecoder, StateEncoder } from "./state-stream.js";
 
 const IDENTITY = { model: "nic", stateVersion: 1 };
 const BAD = expect.objectContaining({ code: "BAD_DEVICE_STATE" });
 const LIMIT = 1 << 20;
 
-/** Images of whole words, with runs of zeros and of data. */
+const runs = fc
+  .array(fc.record({ words: fc.integer({ min: 0, max: 3000 }), byte: fc.constantFrom(0, 0, 1, 255) }), { maxLength: 4 })
+  .map((parts) => Buffer.concat(parts.map(({ words, byte }) => Buffer.alloc(words * 4, byte))));
+
+/** Images whose last record grows and shrinks, and whose layout changes at times. */
 const image = fc
-  .array(fc.record({ words: fc.integer({ min: 0, max: 3000 }), byte: fc.constantFrom(0, 0, 1, 255) }), { maxLength: 6 })
-  .map((runs) => Buffer.concat(runs.map(({ words, byte }) => Buffer.alloc(words * 4, byte))))
-  .map((buffer) => new Uint8Array(buffer));
+  .tuple(fc.constantFrom(100, 100, 100, 8000), runs)
+  .map(([head, tail]) => imageOf(new Uint8Array(head).fill(9), new Uint8Array(tail)));
+
+function imageOf(head: Uint8Array, tail: Uint8Array): Uint8Array {
+  return encodeRecords([
+    { tag: 1, optional: false, data: head },
+    { tag: 2, optional: false, data: tail },
+  ]);
+}
 
 function streamOf(images: readonly Uint8Array[]): Uint8Array {
   const encoder = new StateEncoder(IDENTITY);
@@ -53,7 +63,18 @@ describe("a state stream", () => {
     expect(encoder.restartsWith(second)).toBe(false);
     expect(encoder.encode(second).byteLength).toBeLessThan(4096 + 64);
     expect(encoder.encode(second).byteLength).toBe(0);
-    expect(encoder.restartsWith(new Uint8Array(4))).toBe(true);
+  });
+
+  it("goes on where the last record of the image grows, and begins anew where another one does", () => {
+    const encoder = new StateEncoder(IDENTITY);
+    const head = new Uint8Array(100);
+    encoder.encode(imageOf(head, new Uint8Array(40_000).fill(1)));
+    const grown = imageOf(head, new Uint8Array(44_000).fill(1));
+    expect(encoder.restartsWith(grown)).toBe(false);
+    expect(encoder.encode(grown).byteLength).toBeLessThan(4 * 4096);
+    const other = imageOf(new Uint8Array(104), new Uint8Array(44_000).fill(1));
+    expect(encoder.restartsWith(other)).toBe(true);
+    expect(encoder.encode(other).byteLength).toBeGreaterThan(44_000);
   });
 
   it("is refused wherever it is cut off", () => {

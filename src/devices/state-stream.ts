@@ -1,6 +1,7 @@
 import { checksumWords } from "./checksum.js";
 import {
   badState,
+  decodeRecords,
   encodeRecord,
   RECORD_HEADER_BYTES,
   type RecordHeader,
@@ -13,12 +14,16 @@ import {
  * that changed since. Opaque to whoever carries it.
  *
  *   IDENTITY   model, state version: comes first, so that a device refuses early what it can't load
- *   IMAGE      a new image begins: its length (u64); all of it is zero. Again where the length has changed
+ *   IMAGE      a new image begins: its length (u64); all of it is zero. Again where its layout has changed
+ *   LENGTH     the image has grown to this length (u64); what is new is zero
  *   BLOCKS     changed blocks: each a u32 block number and the block's bytes (the last block of an image may be shorter)
  *   STOP_COPY_SIZE  optional; bytes that stop-copy is expected to need (u64), as mlx5 sends it
- *   END        checksum of the whole image (u32): nothing is missing
+ *   END        checksum of the image's blocks' checksums (u32): nothing is missing
+ *
+ * Images are made of records. The last one may grow, as memory is used for the first time; where anything before it
+ * changes its size, the layout has changed.
  */
-const TAG = { BLOCKS: 0, STOP_COPY_SIZE: 1, IDENTITY: 2, IMAGE: 3, END: 4 } as const;
+const TAG = { BLOCKS: 0, STOP_COPY_SIZE: 1, IDENTITY: 2, IMAGE: 3, END: 4, LENGTH: 5 } as const;
 
 const BLOCK = 4096;
 const BLOCK_RECORD = 4 + BLOCK;
@@ -32,13 +37,13 @@ export interface StateIdentity {
   readonly stateVersion: number;
 }
 
-const EMPTY = new Uint8Array(0);
 const ZERO_BLOCK = new Uint8Array(BLOCK);
 
 /** Makes the stream: a series of images in, bytes to send out. */
 export class StateEncoder {
   readonly #identity: StateIdentity;
   #sent: Uint8Array | undefined;
+  #sums = new BlockSums(0);
 
   constructor(identity: StateIdentity) {
     this.#identity = identity;
@@ -46,22 +51,18 @@ export class StateEncoder {
 
   /** True once an image was sent and `image` does not continue it: a reader will meet new initial data. */
   restartsWith(image: Uint8Array): boolean {
-    return this.#sent !== undefined && this.#sent.byteLength !== image.byteLength;
+    return this.#sent !== undefined && this.#fresh(image);
   }
 
   /** Bytes that {@link encode} would return. */
   sizeOf(image: Uint8Array): number {
-    const blocks = this.#changed(image);
-    const records = Math.ceil(blocks.length / BLOCKS_PER_RECORD);
-    const last = image.byteLength % BLOCK;
-    const short = last !== 0 && blocks.at(-1) === Math.floor(image.byteLength / BLOCK) ? BLOCK - last : 0;
-    const head = (this.#sent === undefined ? this.#identityRecord().byteLength : 0) + (this.#fresh(image) ? 24 : 0);
-    return head + records * RECORD_HEADER_BYTES + blocks.length * BLOCK_RECORD - short;
+    return this.#sizeOf(image, this.#changed(image));
   }
 
   /** What turns the images sent so far into `image`; empty where nothing changed. Keeps `image`. */
   encode(image: Uint8Array): Uint8Array {
-    const bytes = new Uint8Array(this.sizeOf(image));
+    const blocks = this.#changed(image);
+    const bytes = new Uint8Array(this.#sizeOf(image, blocks));
     const view = new DataView(bytes.buffer);
     let at = 0;
     if (this.#sent === undefined) {
@@ -69,11 +70,12 @@ export class StateEncoder {
       bytes.set(identity);
       at = identity.byteLength;
     }
-    const blocks = this.#changed(image);
-    if (this.#fresh(image)) {
-      writeRecordHeader(view, at, { tag: TAG.IMAGE, optional: false, size: 8 });
+    const fresh = this.#fresh(image);
+    if (fresh || this.#grows(image)) {
+      writeRecordHeader(view, at, { tag: fresh ? TAG.IMAGE : TAG.LENGTH, optional: false, size: 8 });
       view.setBigUint64(at + RECORD_HEADER_BYTES, BigInt(image.byteLength), true);
       at += RECORD_HEADER_BYTES + 8;
+      this.#sums = new BlockSums(image.byteLength, fresh ? undefined : this.#sums);
     }
     for (let done = 0; done < blocks.length; done += BLOCKS_PER_RECORD) {
       const header = at;
@@ -83,6 +85,7 @@ export class StateEncoder {
         view.setUint32(at, block, true);
         bytes.set(data, at + 4);
         at += 4 + data.byteLength;
+        this.#sums.update(image, block);
       }
       writeRecordHeader(view, header, { tag: TAG.BLOCKS, optional: false, size: at - header - RECORD_HEADER_BYTES });
     }
@@ -103,21 +106,36 @@ export class StateEncoder {
   /** Ends the stream: the image sent last is the state. */
   end(): Uint8Array {
     const data = new Uint8Array(4);
-    new DataView(data.buffer).setInt32(0, imageChecksum(this.#sent ?? EMPTY), true);
+    new DataView(data.buffer).setInt32(0, this.#sums.total, true);
     return encodeRecord({ tag: TAG.END, optional: false, data });
   }
 
+  #sizeOf(image: Uint8Array, blocks: readonly number[]): number {
+    const records = Math.ceil(blocks.length / BLOCKS_PER_RECORD);
+    const last = image.byteLength % BLOCK;
+    const short = last !== 0 && blocks.at(-1) === Math.floor(image.byteLength / BLOCK) ? BLOCK - last : 0;
+    const identity = this.#sent === undefined ? this.#identityRecord().byteLength : 0;
+    const begin = this.#fresh(image) || this.#grows(image) ? RECORD_HEADER_BYTES + 8 : 0;
+    return identity + begin + records * RECORD_HEADER_BYTES + blocks.length * BLOCK_RECORD - short;
+  }
+
   #fresh(image: Uint8Array): boolean {
+    const sent = this.#sent;
+    if (sent === undefined || image.byteLength < sent.byteLength) return true;
+    return image.byteLength > sent.byteLength && lastRecordAt(image) !== lastRecordAt(sent);
+  }
+
+  #grows(image: Uint8Array): boolean {
     return this.#sent?.byteLength !== image.byteLength;
   }
 
   #changed(image: Uint8Array): number[] {
-    const sent = this.#sent?.byteLength === image.byteLength ? this.#sent : undefined;
+    const sent = this.#fresh(image) ? undefined : this.#sent;
     const blocks: number[] = [];
     for (let block = 0; block * BLOCK < image.byteLength; block++) {
       const now = blockOf(image, block);
       const before = sent === undefined ? ZERO_BLOCK.subarray(0, now.byteLength) : blockOf(sent, block);
-      if (Buffer.compare(now, before) !== 0) blocks.push(block);
+      if (now.byteLength !== before.byteLength || Buffer.compare(now, before) !== 0) blocks.push(block);
     }
     return blocks;
   }
@@ -137,6 +155,7 @@ export class StateDecoder {
   readonly #identity: StateIdentity;
   readonly #maxImage: number;
   #image: Uint8Array<ArrayBuffer> | undefined;
+  #sums = new BlockSums(0);
   /** The record that is coming in, of which `#held` bytes are there. Grows to the largest record. */
   #record = new Uint8Array(RECORD_HEADER_BYTES);
   #held = 0;
@@ -154,7 +173,7 @@ export class StateDecoder {
     for (let at = 0; at < data.byteLength; ) {
       const wanted = this.#wanted();
       const taken = Math.min(wanted - this.#held, data.byteLength - at);
-      if (this.#record.byteLength < wanted) this.#grow(wanted);
+      if (this.#record.byteLength < wanted) this.#makeRoom(wanted);
       this.#record.set(data.subarray(at, at + taken), this.#held);
       this.#held += taken;
       at += taken;
@@ -178,7 +197,7 @@ export class StateDecoder {
     return RECORD_HEADER_BYTES + readRecordHeader(viewOf(this.#record), 0, MAX_RECORD).size;
   }
 
-  #grow(bytes: number): void {
+  #makeRoom(bytes: number): void {
     const record = new Uint8Array(bytes);
     record.set(this.#record.subarray(0, this.#held));
     this.#record = record;
@@ -200,18 +219,31 @@ export class StateDecoder {
         return;
       case TAG.IMAGE:
         this.#image = new Uint8Array(this.#checkedLength(data));
+        this.#sums = new BlockSums(this.#image.byteLength);
+        return;
+      case TAG.LENGTH:
+        this.#grow(this.#checkedLength(data));
         return;
       case TAG.BLOCKS:
         this.#blocks(data);
         return;
       case TAG.END:
         if (this.#image === undefined || data.byteLength !== 4) throw badState("a malformed end");
-        if (viewOf(data).getInt32(0, true) !== imageChecksum(this.#image)) throw badState("its checksum is wrong");
+        if (viewOf(data).getInt32(0, true) !== this.#sums.total) throw badState("its checksum is wrong");
         this.#ended = true;
         return;
       default:
         if (!optional) throw badState(`a record with unknown tag ${tag}`);
     }
+  }
+
+  #grow(length: number): void {
+    const old = this.#image;
+    if (old === undefined || length < old.byteLength) throw badState("an image that shrinks");
+    const image = new Uint8Array(length);
+    image.set(old);
+    this.#image = image;
+    this.#sums = new BlockSums(length, this.#sums);
   }
 
   #identify(data: Uint8Array): void {
@@ -239,13 +271,20 @@ export class StateDecoder {
     const view = viewOf(data);
     for (let at = 0; at < data.byteLength; ) {
       if (data.byteLength - at < 4) throw badState("a malformed block");
-      const from = view.getUint32(at, true) * BLOCK;
+      const block = view.getUint32(at, true);
+      const from = block * BLOCK;
       const bytes = Math.min(BLOCK, image.byteLength - from);
       if (bytes <= 0 || data.byteLength - at - 4 < bytes) throw badState("a block outside the image");
       image.set(data.subarray(at + 4, at + 4 + bytes), from);
+      this.#sums.update(image, block);
       at += 4 + bytes;
     }
   }
+}
+
+/** Where an image's last record begins. */
+function lastRecordAt(image: Uint8Array): number {
+  return image.byteLength - RECORD_HEADER_BYTES - (decodeRecords(image).at(-1)?.data.byteLength ?? 0);
 }
 
 function blockOf(image: Uint8Array, block: number): Uint8Array {
@@ -256,7 +295,29 @@ function viewOf(data: Uint8Array): DataView {
   return new DataView(data.buffer, data.byteOffset, data.byteLength);
 }
 
-/** Images are whole words ({@link encodeRecords}) and own their buffers. */
-function imageChecksum(image: Uint8Array): number {
-  return checksumWords(new Int32Array(image.buffer, image.byteOffset, image.byteLength >>> 2), image.byteLength >>> 2);
+/** A checksum per block of an image, so that an image's checksum costs only what changed in it. */
+class BlockSums {
+  readonly #sums: Int32Array;
+
+  /** Of an image that is zero but for what it had before it grew. A last block that was short is to be updated. */
+  constructor(imageBytes: number, before?: BlockSums) {
+    const whole = Math.floor(imageBytes / BLOCK);
+    this.#sums = new Int32Array(Math.ceil(imageBytes / BLOCK)).fill(ZERO_SUM, 0, whole);
+    if (whole < this.#sums.length) this.#sums[whole] = checksumWords(ZERO_WORDS, (imageBytes - whole * BLOCK) / 4);
+    if (before !== undefined) this.#sums.set(before.#sums);
+  }
+
+  /** A block has changed. Images are whole words and own their buffers. */
+  update(image: Uint8Array, block: number): void {
+    const from = block * BLOCK;
+    const words = Math.min(BLOCK, image.byteLength - from) / 4;
+    this.#sums[block] = checksumWords(new Int32Array(image.buffer, image.byteOffset + from, words), words);
+  }
+
+  get total(): number {
+    return checksumWords(this.#sums, this.#sums.length);
+  }
 }
+
+const ZERO_WORDS = new Int32Array(BLOCK / 4);
+const ZERO_SUM = checksumWords(ZERO_WORDS, ZERO_WORDS.length);

@@ -37,9 +37,9 @@ describe("the feeder", () => {
     const after = [await bench.device("nic0").counters(), await bench.device("mlx0").counters()];
     const megabytes = after.map(({ units }, i) => ((units - before[i].units) * PAGE_SIZE) / 1e6 / seconds);
     // Lower bounds are loose: the cores are shared with other tests.
-    expect(megabytes[0]).toBeGreaterThan(2);
+    expect(megabytes[0]).toBeGreaterThan(0.5);
     expect(megabytes[0]).toBeLessThan(14);
-    expect(megabytes[1]).toBeGreaterThan(6);
+    expect(megabytes[1]).toBeGreaterThan(1.5);
     expect(megabytes[1]).toBeLessThan(40);
     for (const id of ["nic0", "mlx0"]) {
       await bench.device(id).setState("STOP");

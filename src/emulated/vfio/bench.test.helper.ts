@@ -205,7 +205,7 @@ function portOf(description: MachineDescription, id: string): number {
 }
 
 /** Waits until `condition` holds, at most `limitMs`. */
-export async function eventually(condition: () => boolean | Promise<boolean>, limitMs = 3000): Promise<void> {
+export async function eventually(condition: () => boolean | Promise<boolean>, limitMs = 15_000): Promise<void> {
   const until = performance.now() + limitMs;
   while (!(await condition())) {
     if (performance.now() > until) throw new Error(`did not happen within ${limitMs} ms`);

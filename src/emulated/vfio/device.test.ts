@@ -46,8 +46,8 @@ describe("an emulated VFIO device", () => {
       await blk.setState("STOP");
       times.push(performance.now() - from);
     }
-    // The median: the machine that tests run on is shared.
-    expect(times.sort((a, b) => a - b)[7]).toBeLessThan(15);
+    // The best of them: the machine that tests run on is shared.
+    expect(Math.min(...times)).toBeLessThan(5);
   });
 
   it("is blocked, not stopped, while detached, and goes on after an attach", async () => {

@@ -1,3 +1,4 @@
+import { SAVED_PAGE_BYTES } from "../../devices/device-memory.js";
 import { PCI_COMMAND, PCI_COMMAND_MASTER, REGION } from "../../devices/pci-model.js";
 import type { StampTrail } from "../../devices/stamp.js";
 import { StateEncoder } from "../../devices/state-stream.js";
@@ -14,7 +15,7 @@ import type {
   TrackingFlags,
   VfioDevice,
 } from "../../host/host.js";
-import { hex, type Iova, MiB } from "../../memory/address.js";
+import { hex, type Iova, MiB, PAGE_SIZE } from "../../memory/address.js";
 import type { InFlight } from "../../memory/in-flight.js";
 import { UapiError } from "../../uapi/errno.js";
 import type { DeviceFeature, MigState } from "../../uapi/vfio.js";
@@ -31,6 +32,11 @@ import { MdevPins, pinLogSource } from "./mdev-pins.js";
 import { type Arc, migrationPath, P2P_STATES, RUNNING_STATES, SAVING_GROUP } from "./mig-state.js";
 
 const SET_STATE = "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE";
+
+/** Bytes that the state of this much device memory takes at most. */
+function memoryStateBytes(bytes: number): number {
+  return (bytes / PAGE_SIZE) * SAVED_PAGE_BYTES;
+}
 
 /** What a device's state has besides its memory: configuration, registers, queue contexts, DMA progress. */
 const MAX_STATE_BESIDES_MEMORY = 2 * MiB;
@@ -308,7 +314,10 @@ export class EmulatedVfioDevice implements VfioDevice {
       if (SAVING_GROUP.has(from) && !SAVING_GROUP.has(to)) this.#endSessions();
       if (SAVING_GROUP.has(to)) await this.#save(to);
       if (to === "RESUMING") {
-        this.#resuming = new ResumingSession(this.#session.identity, this.#memoryBytes + MAX_STATE_BESIDES_MEMORY);
+        this.#resuming = new ResumingSession(
+          this.#session.identity,
+          memoryStateBytes(this.#memoryBytes) + MAX_STATE_BESIDES_MEMORY,
+        );
       }
       this.#state = to;
     } catch (cause) {
