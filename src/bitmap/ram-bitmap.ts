@@ -1,11 +1,11 @@
 import { PAGE_SIZE } from "../memory/address.js";
 import type { GuestMemory, MemoryRegion } from "../memory/guest-memory.js";
-import { countBits, type DirtyBitmap, setBits } from "./dirty-bitmap.js";
+import { countBits, setBits } from "./dirty-bitmap.js";
 
 /**
  * A bit per 4 KiB page of a guest's RAM: which pages a round must send. Where a DirtyBitmap speaks of IOVAs, this one
  * speaks of memory: one bit array per RAM arena, indexed by the arena's page. What isn't RAM (a peer's BAR, a hole) has
- * no bit, so merging a tracker's bitmap filters it.
+ * no bit, so taking a tracker's bits over (tracking/areas.ts) filters it.
  */
 export class RamBitmap {
   readonly memory: GuestMemory;
@@ -34,11 +34,6 @@ export class RamBitmap {
       const to = Math.min(end, region.firstPage + region.pages);
       if (from < to) setBits(this.arenas[region.arena], region.arenaPage + from - region.firstPage, to - from);
     }
-  }
-
-  /** Adds a tracker's bitmap, whose IOVAs are guest-physical addresses. Granules are rounded outwards to pages. */
-  addDirty(dirty: DirtyBitmap): void {
-    dirty.forEachPageRun((firstPage, pages) => this.addPages(firstPage, pages));
   }
 
   or(other: RamBitmap): void {

@@ -153,12 +153,17 @@ function missing(device: DeviceCapabilities, kind: BitTracker): string {
   return capability.available ? `'${kind}' was passed over` : capability.why;
 }
 
+/** For an mdev, which has no iommu_domain, the emulated IOMMU stands in its place. */
+function called({ mdev }: DeviceCapabilities, tracker: BitTracker): string {
+  return mdev && tracker === "iommu" ? "the emulated IOMMU" : BITS[tracker];
+}
+
 function reasonFor(device: DeviceCapabilities, tracker: BitTracker, policy: Policy, asked: boolean): string {
   const { what } = device.trackers[tracker] as TrackerAvailable;
   if (asked) return `the operator asked for '${tracker}': ${what}`;
   const [first] = trackersInOrder(device, policy.order);
-  if (tracker === first) return `${policy.order}: ${BITS[first]} is asked first, and it can track: ${what}`;
-  return `${policy.order}: ${missing(device, first)}, so ${BITS[tracker]} is asked, and it can track: ${what}`;
+  if (tracker === first) return `${policy.order}: ${called(device, first)} is asked first, and can track: ${what}`;
+  return `${policy.order}: ${missing(device, first)}, so ${called(device, tracker)} is asked, and can track: ${what}`;
 }
 
 function alternatives(

@@ -47,7 +47,10 @@ describe("an mdev", () => {
   test("tracks by its pins, and has no IOMMU", async () => {
     const { trackers, iommu } = await probe({ mdev: true, log: {} });
     expect(iommu).toBeNull();
-    expect(trackers.pinned).toMatchObject({ available: true });
+    expect(trackers.pinned).toMatchObject({
+      available: true,
+      what: "a log computed from its pins, 16 ranges, 52 bits of IOVA",
+    });
     expect(trackers.device).toMatchObject({ available: false });
     expect(trackers.iommu).toEqual({
       available: false,

@@ -21,7 +21,9 @@ export async function probeDevice(device: AttachedDevice, areas: readonly Mapped
   const { id, model, mdev, vfio, iommufd } = device;
   const flags = await vfio.trackingFlags();
   const iommu = mdev ? null : await iommufd.hwInfo(device.deviceId);
-  const log = logCapability(await vfio.dmaLoggingLimits(), areas, await vfio.supports("DMA_LOGGING_START"));
+  const supported = await vfio.supports("DMA_LOGGING_START");
+  const kept = mdev ? "a log computed from its pins" : "a log that the device keeps of its own DMA";
+  const log = logCapability(await vfio.dmaLoggingLimits(), { areas, supported, kept });
   return {
     id,
     model,
@@ -86,12 +88,11 @@ async function sharedTracker({ iommufd, ioas }: AttachedDevice, flag: boolean): 
 
 function logCapability(
   limits: DmaLoggingLimits | null,
-  areas: readonly MappedArea[],
-  supported: boolean,
+  { areas, supported, kept }: { areas: readonly MappedArea[]; supported: boolean; kept: string },
 ): TrackerCapability {
   if (!supported) return { available: false, why: "it has no DMA logging of its own" };
   if (limits === null) {
-    return { available: true, pageSizes: [], readableWhen: "always", what: "the device's own DMA log" };
+    return { available: true, pageSizes: [], readableWhen: "always", what: kept };
   }
   const end = iovaOf(endPage(areas));
   if (end > 1n << BigInt(limits.addressWidth)) {
@@ -106,6 +107,6 @@ function logCapability(
     available: true,
     pageSizes,
     readableWhen,
-    what: `the device's own DMA log, ${maxRanges} ranges, ${limits.addressWidth} bits of IOVA${when}`,
+    what: `${kept}, ${maxRanges} ranges, ${limits.addressWidth} bits of IOVA${when}`,
   };
 }
