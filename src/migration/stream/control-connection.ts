@@ -16,6 +16,8 @@ const CLOSE_MS = 2_000;
 export interface ControlConnectionOptions {
   /** For tests: {@link SILENCE_MS}. */
   readonly silenceMs?: number;
+  /** Who the other side is, for messages. */
+  readonly peer?: string;
   /** Explains errors of the socket; the transport knows the address. */
   readonly explain?: (error: unknown) => DirtmapError;
 }
@@ -31,6 +33,8 @@ interface Waiter {
  * a peer that died without a word, or was stopped, is noticed.
  */
 export class ControlConnection implements AsyncDisposable {
+  /** Who the other side is: an address. */
+  readonly peer: string;
   readonly #socket: Duplex;
   readonly #silenceMs: number;
   readonly #explain: (error: unknown) => DirtmapError;
@@ -46,6 +50,7 @@ export class ControlConnection implements AsyncDisposable {
   #spokeAt = performance.now();
 
   constructor(socket: Duplex, options: ControlConnectionOptions = {}) {
+    this.peer = options.peer ?? "unknown";
     this.#socket = socket;
     this.#silenceMs = options.silenceMs ?? SILENCE_MS;
     this.#explain =

@@ -3,7 +3,7 @@ import { connect as connectTls } from "node:tls";
 import { DirtmapError, UsageError } from "../../errors.js";
 import { ControlConnection } from "../stream/control-connection.js";
 import { type TlsCredentials, tlsOptions } from "./credentials.js";
-import type { Endpoint } from "./endpoint.js";
+import { type Endpoint, formatEndpoint } from "./endpoint.js";
 import { transportError } from "./transport-error.js";
 
 /** How long a connection may take to come about, TLS handshake included. */
@@ -74,6 +74,8 @@ export async function connectControl(args: {
   endpoint: Endpoint;
   credentials?: TlsCredentials | undefined;
   signal?: AbortSignal;
+  /** What the destination's certificate must say, if not the host. */
+  servername?: string;
 }): Promise<ControlConnection> {
   const { endpoint, signal } = args;
   if (endpoint.scheme === "tls" && args.credentials === undefined) {
@@ -82,9 +84,13 @@ export async function connectControl(args: {
       remedy: "give a folder made by `dirtmap certs`",
     });
   }
-  const socket = await connect(endpoint, endpoint.scheme === "tls" ? args.credentials : undefined, signal);
+  const credentials = endpoint.scheme === "tls" ? args.credentials : undefined;
+  const socket = await connect(endpoint, credentials, signal, args.servername);
   await firstBytes(socket, endpoint, signal);
-  return new ControlConnection(socket, { explain: (error) => transportError(error, "talk to", endpoint) });
+  return new ControlConnection(socket, {
+    peer: formatEndpoint(endpoint),
+    explain: (error) => transportError(error, "talk to", endpoint),
+  });
 }
 
 function firstBytes(socket: Socket, endpoint: Endpoint, signal: AbortSignal | undefined): Promise<void> {

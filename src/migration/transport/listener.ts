@@ -4,7 +4,7 @@ import { DirtmapError, UsageError } from "../../errors.js";
 import { ControlConnection, encodeMessage } from "../stream/control-connection.js";
 import { encodeFrame } from "../stream/frame.js";
 import type { TlsCredentials } from "./credentials.js";
-import type { Endpoint } from "./endpoint.js";
+import { type Endpoint, formatEndpoint } from "./endpoint.js";
 import { secure } from "./secure.js";
 import { transportError } from "./transport-error.js";
 
@@ -107,9 +107,14 @@ export async function listen(args: {
         const raw = await accept(signal);
         try {
           const explain = (error: unknown) => transportError(error, "talk on", actual);
-          if (credentials === undefined) return new ControlConnection(raw, { explain });
+          const peer = formatEndpoint({
+            scheme: actual.scheme,
+            host: raw.remoteAddress ?? "unknown",
+            port: raw.remotePort ?? 0,
+          });
+          if (credentials === undefined) return new ControlConnection(raw, { peer, explain });
           const { socket, problem } = await secure(raw, credentials);
-          if (problem === undefined) return new ControlConnection(socket, { explain });
+          if (problem === undefined) return new ControlConnection(socket, { peer, explain });
           turnAway(socket, problem);
           onRefused(problem);
         } catch (error) {
