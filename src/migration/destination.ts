@@ -11,6 +11,7 @@ import { type DestinationEvent, type DestinationState, destinationStep } from ".
 import { type DestinationRecord, defaultJournalDirectory, Journal } from "./journal.js";
 import { type MigratableDevice, migratableDevices, runAll } from "./lock-step.js";
 import { type ControlLink, Peer, UNTIL_LOST } from "./peer.js";
+import { SOFTWARE } from "./software.js";
 import { problemOf } from "./source-handover.js";
 import { type ControlMessageOf, PROTOCOL_VERSION } from "./stream/messages.js";
 import { digestMessages, rootDigest } from "./verification.js";
@@ -46,8 +47,6 @@ export type ReceiveResult =
   /** GO came, and something failed while devices or vCPUs were being started. */
   | { readonly outcome: "run-failed"; readonly migration: string; readonly machine: Machine; readonly error: Error }
   | { readonly outcome: "refused" | "discarded"; readonly migration: string | null; readonly error: Error };
-
-const SOFTWARE = "dirtmap 0.1.0";
 
 /**
  * Receives one machine from a source that has connected. Where it runs in the end, it is the caller's; otherwise it is
@@ -274,9 +273,9 @@ class Destination {
       await this.#peer.send({ type: "READY", rootDigest: rootDigest(opened(this.#receiver).digests()) });
     } else if (message === "RUNNING") {
       // It runs, whether the source hears of it or not.
-      await this.#peer.send({ type: "RUNNING", resumeMs: this.#resumeMs }).catch(() => {});
+      this.#peer.send({ type: "RUNNING", resumeMs: this.#resumeMs }).catch(() => {});
     } else {
-      await this.#peer.send({ type: "ABORT", ...problemOf(error) }).catch(() => {});
+      this.#peer.send({ type: "ABORT", ...problemOf(error) }).catch(() => {});
     }
   }
 
