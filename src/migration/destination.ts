@@ -71,6 +71,7 @@ class Destination {
   #machine: Machine | undefined;
   #receiver: PageReceiver | undefined;
   #devices: MigratableDevice[] = [];
+  #rootDigest = "";
   #resumeMs = 0;
   /** `running` is on disk, or may be. */
   #runningRecorded = false;
@@ -174,12 +175,16 @@ class Destination {
     }
     this.#clock.enter("stop-copy");
     if (vcpuState === undefined) throw new DirtmapError("no state of the vCPUs came", { code: "BAD_VCPU_STATE" });
-    await Promise.all(
-      [...streams.values()].map((stream) =>
-        within(this.#timeouts.deviceMs, `${stream.id} with its state loaded`, stream.finish(), this.#signal),
+    const { deviceMs } = this.#timeouts;
+    const loading = [
+      ...[...streams.values()].map((stream) =>
+        within(deviceMs, `${stream.id} with its state loaded`, stream.finish(), this.#signal),
       ),
-    );
-    await within(this.#timeouts.deviceMs, "the vCPUs with their state loaded", machine.vcpus.loadState(vcpuState));
+      within(deviceMs, "the vCPUs with their state loaded", machine.vcpus.loadState(vcpuState), this.#signal),
+    ];
+    // Hashed here while device threads load. All pages have been acknowledged, so the table is complete.
+    this.#rootDigest = rootDigest(opened(this.#receiver).digests());
+    await Promise.all(loading);
   }
 
   /** All is here and verified: says so, with the hash of what memory holds now. */
@@ -270,7 +275,7 @@ class Destination {
 
   async #say(message: "READY" | "RUNNING" | "ABORT", error?: Error): Promise<void> {
     if (message === "READY") {
-      await this.#peer.send({ type: "READY", rootDigest: rootDigest(opened(this.#receiver).digests()) });
+      await this.#peer.send({ type: "READY", rootDigest: this.#rootDigest });
     } else if (message === "RUNNING") {
       // It runs, whether the source hears of it or not.
       this.#peer.send({ type: "RUNNING", resumeMs: this.#resumeMs }).catch(() => {});

@@ -304,12 +304,13 @@ class Source {
   /** Moves the rest: pages, device states, vCPUs. Resolves when the destination has it all, verified. */
   async #stopCopy(round: number): Promise<void> {
     const peer = this.#otherSide;
-    const [sent] = await Promise.all([
+    const saving = this.#machine.vcpus.saveState();
+    const [sent, data] = await Promise.all([
       this.#send(round, "stop-copy"),
+      within(this.#timeouts.deviceMs, "the state of the vCPUs", saving),
       ...[...this.#streams.values()].map((stream) => stream.sendRest(this.#signal)),
     ]);
     this.#report({ round, phase: "stop-copy", ...sent, remaining: 0, byDevice: this.#lastRead?.byOwner ?? {} });
-    const data = await within(this.#timeouts.deviceMs, "the state of the vCPUs", this.#machine.vcpus.saveState());
     if (data.length > MAX_MESSAGE_DATA) {
       throw new DirtmapError(`the vCPUs' state has ${data.length} bytes`, { code: "BAD_VCPU_STATE" });
     }
