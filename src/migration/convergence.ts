@@ -51,9 +51,9 @@ const ASSUMED_BYTES_PER_SECOND = 500e6;
 const ZERO_BYTES_PER_SECOND = 8e9;
 /** Rounds that move less than this measure latency, not throughput. */
 const ENOUGH_BYTES = 8 * MiB;
-/** Rounds without progress after which there will be none. */
-const PATIENCE = 6;
-/** Progress is a tenth less. */
+/** Rounds without progress after which there will be none. A busy machine has slow rounds in between. */
+const PATIENCE = 8;
+/** Progress is an expected downtime that is a tenth less. */
 const PROGRESS = 0.9;
 
 /** Bytes of non-zero pages per second: of the last round that was large enough to measure, never above the bandwidth. */
@@ -94,8 +94,12 @@ export function judge(history: readonly RoundFacts[], conditions: Conditions): V
     return fails("always-dirty", last.remainingBytes);
   }
   if (history.length > PATIENCE) {
-    const before = Math.min(...history.slice(0, -PATIENCE).map(({ remainingBytes }) => remainingBytes));
-    const lately = Math.min(...history.slice(-PATIENCE).map(({ remainingBytes }) => remainingBytes));
+    // What was expected after each round, with the speed as it was known then.
+    const estimates = history.map(({ remainingBytes }, i) =>
+      expectedDowntime(remainingBytes, throughput(history.slice(0, i + 1), conditions.bandwidth), conditions),
+    );
+    const before = Math.min(...estimates.slice(0, -PATIENCE));
+    const lately = Math.min(...estimates.slice(-PATIENCE));
     if (lately > before * PROGRESS) return fails("no-progress", best);
   }
   if (history.length >= conditions.maxRounds) return fails("max-rounds", best);

@@ -11,6 +11,7 @@ import { type DestinationEvent, type DestinationState, destinationStep } from ".
 import { type DestinationRecord, defaultJournalDirectory, Journal } from "./journal.js";
 import { type MigratableDevice, migratableDevices, runAll } from "./lock-step.js";
 import { type ControlLink, Peer, UNTIL_LOST } from "./peer.js";
+import { SOFTWARE } from "./software.js";
 import { problemOf } from "./source-handover.js";
 import { type ControlMessageOf, PROTOCOL_VERSION } from "./stream/messages.js";
 import { digestMessages, rootDigest } from "./verification.js";
@@ -47,8 +48,6 @@ export type ReceiveResult =
   | { readonly outcome: "run-failed"; readonly migration: string; readonly machine: Machine; readonly error: Error }
   | { readonly outcome: "refused" | "discarded"; readonly migration: string | null; readonly error: Error };
 
-const SOFTWARE = "dirtmap 0.1.0";
-
 /**
  * Receives one machine from a source that has connected. Where it runs in the end, it is the caller's; otherwise it is
  * discarded, and a record says so before the source is told.
@@ -72,6 +71,7 @@ class Destination {
   #machine: Machine | undefined;
   #receiver: PageReceiver | undefined;
   #devices: MigratableDevice[] = [];
+  #rootDigest = "";
   #resumeMs = 0;
   /** `running` is on disk, or may be. */
   #runningRecorded = false;
@@ -175,12 +175,16 @@ class Destination {
     }
     this.#clock.enter("stop-copy");
     if (vcpuState === undefined) throw new DirtmapError("no state of the vCPUs came", { code: "BAD_VCPU_STATE" });
-    await Promise.all(
-      [...streams.values()].map((stream) =>
-        within(this.#timeouts.deviceMs, `${stream.id} with its state loaded`, stream.finish(), this.#signal),
+    const { deviceMs } = this.#timeouts;
+    const loading = [
+      ...[...streams.values()].map((stream) =>
+        within(deviceMs, `${stream.id} with its state loaded`, stream.finish(), this.#signal),
       ),
-    );
-    await within(this.#timeouts.deviceMs, "the vCPUs with their state loaded", machine.vcpus.loadState(vcpuState));
+      within(deviceMs, "the vCPUs with their state loaded", machine.vcpus.loadState(vcpuState), this.#signal),
+    ];
+    // Hashed here while device threads load. All pages have been acknowledged, so the table is complete.
+    this.#rootDigest = rootDigest(opened(this.#receiver).digests());
+    await Promise.all(loading);
   }
 
   /** All is here and verified: says so, with the hash of what memory holds now. */
@@ -271,12 +275,12 @@ class Destination {
 
   async #say(message: "READY" | "RUNNING" | "ABORT", error?: Error): Promise<void> {
     if (message === "READY") {
-      await this.#peer.send({ type: "READY", rootDigest: rootDigest(opened(this.#receiver).digests()) });
+      await this.#peer.send({ type: "READY", rootDigest: this.#rootDigest });
     } else if (message === "RUNNING") {
       // It runs, whether the source hears of it or not.
-      await this.#peer.send({ type: "RUNNING", resumeMs: this.#resumeMs }).catch(() => {});
+      this.#peer.send({ type: "RUNNING", resumeMs: this.#resumeMs }).catch(() => {});
     } else {
-      await this.#peer.send({ type: "ABORT", ...problemOf(error) }).catch(() => {});
+      this.#peer.send({ type: "ABORT", ...problemOf(error) }).catch(() => {});
     }
   }
 

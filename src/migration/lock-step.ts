@@ -9,7 +9,7 @@ import { within } from "./deadline.js";
  */
 
 /** A device, and what it can do in a migration. */
-export interface MigratableDevice extends AttachedDevice {
+export interface MigratableDevice extends Pick<AttachedDevice, "id" | "vfio"> {
   readonly support: MigrationSupport;
 }
 
@@ -28,16 +28,7 @@ export async function migratableDevices(machine: Machine): Promise<MigratableDev
         cause,
       });
     });
-    devices.push({
-      id: device.id,
-      model: device.model,
-      vfio: device.vfio,
-      iommufd: device.iommufd,
-      deviceId: device.deviceId,
-      ioas: device.ioas,
-      mdev: device.mdev,
-      support,
-    });
+    devices.push({ id: device.id, vfio: device.vfio, support });
   }
   const abrupt = devices.filter(({ support }) => !support.p2p);
   for (const { id: initiator } of abrupt) {

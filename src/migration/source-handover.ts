@@ -6,9 +6,12 @@ import type { Journal, SourceRecord } from "./journal.js";
 import { type Peer, PeerAborted } from "./peer.js";
 import type { ControlMessageOf } from "./stream/messages.js";
 
+/** RUNNING, and when it arrived, by performance.now(). */
+export type Confirmation = ControlMessageOf<"RUNNING"> & { readonly at: number };
+
 /** How the handover ended, as far as the source can know. */
 export type HandoverOutcome =
-  | { readonly state: "gone"; readonly running: ControlMessageOf<"RUNNING"> | null }
+  | { readonly state: "gone"; readonly running: Confirmation | null }
   | { readonly state: "taken-back"; readonly why: Error }
   | { readonly state: "undecided"; readonly why: Error };
 
@@ -16,7 +19,7 @@ export type HandoverOutcome =
 interface Answer {
   readonly event: SourceEvent;
   readonly error: Error;
-  readonly running: ControlMessageOf<"RUNNING"> | null;
+  readonly running: Confirmation | null;
 }
 
 /** Carries out what {@link sourceStep} says at the source. */
@@ -153,7 +156,8 @@ export class SourceHandover {
   async #answer(ms: number, signal?: AbortSignal): Promise<Answer> {
     try {
       const message = await this.#peer.expect(["RUNNING", "RUN_FAILED"], ms, signal);
-      if (message.type === "RUNNING") return { event: "running", error: new Error("it runs"), running: message };
+      if (message.type === "RUNNING")
+        return { event: "running", error: new Error("it runs"), running: { ...message, at: performance.now() } };
       // It may have run for a moment, so this is no ground for taking the machine back without asking.
       const error = new DirtmapError(`the destination could not run the machine: ${message.message}`, {
         code: message.code,
@@ -182,14 +186,14 @@ export class SourceHandover {
   async #happened(
     event: SourceEvent,
     error: Error = new Error(event),
-    running: ControlMessageOf<"RUNNING"> | null = null,
+    running: Confirmation | null = null,
   ): Promise<HandoverOutcome | null> {
     const { state, effects } = sourceStep(this.#state, event);
     this.#state = state;
     for (const effect of effects) {
       if (effect.do === "send") {
-        // A message that can't be sent is as good as lost: the time-outs of both sides deal with that.
-        await this.#peer
+        // Not waited for: a message that can't be sent is as good as lost, and the time-outs of both sides deal with that.
+        this.#peer
           .send(effect.message === "GO" ? { type: "GO" } : { type: "ABORT", ...problemOf(error) })
           .catch(() => {});
       } else if (effect.do === "take-back") {

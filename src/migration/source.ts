@@ -23,7 +23,8 @@ import { type MigratableDevice, migratableDevices, startPrecopy, stopAll, takeDe
 import { type ControlLink, Peer, UNTIL_LOST } from "./peer.js";
 import { ProgressMeter } from "./progress.js";
 import type { DestinationReport, MemoryComparison, MigrationReport, MigrationResult, RoundReport } from "./report.js";
-import { SourceHandover } from "./source-handover.js";
+import { SOFTWARE } from "./software.js";
+import { problemOf, SourceHandover } from "./source-handover.js";
 import { MAX_MESSAGE_DATA, PROTOCOL_VERSION } from "./stream/messages.js";
 import { compareDigests, DigestTable, rootDigest } from "./verification.js";
 
@@ -72,9 +73,6 @@ export interface MigrationHooks {
   afterRead?(round: number, dirty: RamBitmap): void;
 }
 
-/** The software that says HELLO. */
-const SOFTWARE = "dirtmap 0.1.0";
-
 /** Stopping, the last read and two flushed journals took less than this wherever it was measured. */
 const STOP_MS = 8;
 /** Bytes per second at which a memory is hashed, for the estimate where digests come before GO. */
@@ -109,7 +107,6 @@ class Source {
   #suspension: Suspension | undefined;
   #peer: Peer | undefined;
   #sender: PageSender | undefined;
-  #handover: SourceHandover | undefined;
   readonly #streams = new Map<string, DeviceStateSender>();
   readonly #rounds: RoundReport[] = [];
   readonly #warnings: string[] = [];
@@ -155,13 +152,15 @@ class Source {
         await this.#enter("handover");
         return await this.#handOver(handover);
       } catch (error) {
-        if (handover.state !== "preparing") throw error;
+        // After giving up, only a confirmation tells where the machine runs.
+        if (handover.state !== "preparing") return this.#end("indeterminate", this.#whatToDo(error));
         await handover.fail(error as Error);
         return this.#failed(error);
       }
     } catch (error) {
-      // Nothing has been started, or the machine could not be taken back as it should.
-      if (this.#handover === undefined && error instanceof UsageError) throw error;
+      // Nothing has been started.
+      this.#peer?.send({ type: "ABORT", ...problemOf(error) }).catch(() => {});
+      if (error instanceof UsageError) throw error;
       return this.#failed(error);
     } finally {
       await this.#letGo();
@@ -205,25 +204,30 @@ class Source {
     // The last thing that may refuse: from here on, tracking may have changed how devices are attached.
     this.#tracking = await openDesign(design, this.#machine, choices, { signal: this.#signal });
     const journal: Journal<SourceRecord> = Journal.source(this.#directory, this.#migration, transport.destination);
-    this.#handover = new SourceHandover({
+    return new SourceHandover({
       journal,
       peer,
       timeouts: this.#timeouts,
       takeBack: () => this.#takeBack(),
       warn: (text) => this.#warnings.push(text),
     });
-    return this.#handover;
   }
 
   /** Stops the devices that nothing tracks and that the operator would rather have silent. */
   async #suspend(): Promise<void> {
     const suspending = suspendDevices(this.#machine, this.#trackingOn.choices);
-    this.#suspension = await within(this.#timeouts.deviceMs, "the suspension of devices", suspending);
+    try {
+      this.#suspension = await within(this.#timeouts.deviceMs, "the suspension of devices", suspending);
+    } catch (error) {
+      // If it comes about after all, it is undone.
+      suspending.then((late) => late.resume()).catch(() => {});
+      throw error;
+    }
   }
 
   /** All trackers on, before the first byte is copied. */
   async #track(): Promise<void> {
-    await this.#trackingOn.start(this.#signal);
+    await within(this.#timeouts.deviceMs, "the start of the trackers", this.#trackingOn.start(this.#signal));
     this.#devicesTouched = true;
     await startPrecopy(this.#devices, this.#suspended, this.#timeouts.deviceMs, this.#openStream);
   }
@@ -256,13 +260,7 @@ class Source {
         ms: Math.max(sent.ms, 0.001),
         remainingBytes: remaining,
         alwaysDirtyBytes: read.always?.bytes ?? 0,
-        owners: Object.entries(read.byOwner).map(([owner, { reported }]) => ({
-          owner,
-          everything: source.choices.some(
-            ({ device, tracker, suspend }) => device === owner && tracker === "everything" && !suspend,
-          ),
-          bytes: reported * PAGE_SIZE,
-        })),
+        owners: this.#owners(read),
       });
       const conditions = await this.#conditions(read);
       const verdict = judge(history, conditions);
@@ -271,6 +269,20 @@ class Source {
       // What devices can still send while they run is not left for the downtime, within reason.
       if (verdict.kind === "switch-over" && (drained || history.length >= conditions.maxRounds)) return round;
     }
+  }
+
+  /** Who reported how much, with the devices' own names where a container reports for all that it can't follow. */
+  #owners({ byOwner, always }: DirtyRead): RoundFacts["owners"] {
+    const untracked = this.#trackingOn.choices
+      .filter(({ tracker, suspend }) => tracker === "everything" && !suspend)
+      .map(({ device }) => device);
+    return Object.entries(byOwner).flatMap(([owner, { reported }]) => {
+      const bytes = reported * PAGE_SIZE;
+      if (owner === "container" && always !== null) {
+        return untracked.map((device) => ({ owner: device, everything: true, bytes }));
+      }
+      return [{ owner, everything: untracked.includes(owner), bytes }];
+    });
   }
 
   /** Pauses the vCPUs, quiesces and stops all devices, and reads the trackers for the last time. */
@@ -292,12 +304,13 @@ class Source {
   /** Moves the rest: pages, device states, vCPUs. Resolves when the destination has it all, verified. */
   async #stopCopy(round: number): Promise<void> {
     const peer = this.#otherSide;
-    const [sent] = await Promise.all([
+    const saving = this.#machine.vcpus.saveState();
+    const [sent, data] = await Promise.all([
       this.#send(round, "stop-copy"),
+      within(this.#timeouts.deviceMs, "the state of the vCPUs", saving),
       ...[...this.#streams.values()].map((stream) => stream.sendRest(this.#signal)),
     ]);
     this.#report({ round, phase: "stop-copy", ...sent, remaining: 0, byDevice: this.#lastRead?.byOwner ?? {} });
-    const data = await within(this.#timeouts.deviceMs, "the state of the vCPUs", this.#machine.vcpus.saveState());
     if (data.length > MAX_MESSAGE_DATA) {
       throw new DirtmapError(`the vCPUs' state has ${data.length} bytes`, { code: "BAD_VCPU_STATE" });
     }
@@ -320,11 +333,8 @@ class Source {
     });
     if (outcome.state === "taken-back") return this.#failed(outcome.why);
     if (outcome.state === "undecided") return this.#end("indeterminate", this.#whatToDo(outcome.why));
-    if (outcome.running === null) {
-      return this.#end("indeterminate", this.#givenUp());
-    }
-    if (this.#outageSince !== undefined) this.#downtimeMs = performance.now() - this.#outageSince;
-    this.#noteResumed();
+    if (outcome.running === null) return this.#end("indeterminate", this.#givenUp());
+    this.#noteResumed(outcome.running.at);
     await this.#enter("running-at-destination");
     try {
       if (this.#options.verify !== "before") {
@@ -379,19 +389,20 @@ class Source {
       this.#vcpusPaused = false;
       await this.#tried("the vCPUs running again", this.#machine.vcpus.resume());
     }
-    this.#noteResumed();
+    this.#noteResumed(performance.now());
   }
 
   /** What must not keep the rest from being taken back becomes a warning. */
-  async #tried(what: string, doing: Promise<void> | undefined): Promise<void> {
+  async #tried(what: string, doing: PromiseLike<void> | undefined): Promise<void> {
     if (doing === undefined) return;
-    await within(this.#timeouts.deviceMs, what, doing).catch((error: unknown) => {
+    await within(this.#timeouts.deviceMs, what, Promise.resolve(doing)).catch((error: unknown) => {
       this.#warnings.push(`${what}: ${explain(error)}`);
     });
   }
 
-  /** Devices run again, here or there: the suspended ones' outage is over. */
-  #noteResumed(): void {
+  /** The machine runs again, here or there: its outage, and that of suspended devices, is over. */
+  #noteResumed(at: number): void {
+    if (this.#outageSince !== undefined) this.#downtimeMs = at - this.#outageSince;
     const { devices, suspendedMs } = this.#suspension ?? { devices: [], suspendedMs: () => 0 };
     for (const device of devices) this.#suspendedMs.set(device, suspendedMs(device));
   }
@@ -401,14 +412,11 @@ class Source {
   async #letGo(): Promise<void> {
     this.#progress.stop();
     await this.#closeStreams();
-    const closing = [
-      this.#sender?.[Symbol.asyncDispose](),
-      this.#peer?.close(),
-      this.#tracking?.[Symbol.asyncDispose](),
-    ];
-    for (const result of await Promise.allSettled(closing)) {
-      if (result.status === "rejected") this.#warnings.push(explain(result.reason));
-    }
+    await Promise.all([
+      this.#tried("the page channels closed", this.#sender?.[Symbol.asyncDispose]()),
+      this.#tried("the connection closed", this.#peer?.close()),
+      this.#tried("the trackers switched off", this.#tracking?.[Symbol.asyncDispose]()),
+    ]);
   }
 
   async #send(round: number, phase: RoundReport["phase"]) {
@@ -487,7 +495,7 @@ class Source {
   }
 
   /** What an operator has to do when GO was not confirmed. */
-  #whatToDo(why: Error): DirtmapError {
+  #whatToDo(why: unknown): DirtmapError {
     const { destination } = this.#options.transport;
     const id = this.#migration;
     return new DirtmapError(
