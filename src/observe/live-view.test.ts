@@ -52,12 +52,30 @@ class Screen {
   write(text: string): void {
     this.raw += text;
     // biome-ignore lint/suspicious/noControlCharactersInRegex: the escape sequences are what is tested
-    for (const piece of text.split(/(\x1b\[\d*[AJm]|\n)/)) {
-      if (piece === "\n") this.lines.push("");
-      else if (piece.endsWith("A") && piece.startsWith("\x1b"))
-        this.lines.splice(-1 - Number.parseInt(piece.slice(2), 10), Infinity, "");
-      else if (!piece.startsWith("\x1b")) this.lines[this.lines.length - 1] += piece;
+    for (const piece of text.split(/(\x1b\[\d*[AJm]|\n|\r)/)) {
+      if (piece === "\n") this.#newLine();
+      else if (piece === "\r") this.#column = 0;
+      else if (/^\x1b.*A$/.test(piece)) this.#up(Number.parseInt(piece.slice(2), 10));
+      else if (!piece.startsWith("\x1b")) this.#type(piece);
     }
+  }
+
+  #column = 0;
+
+  #newLine(): void {
+    this.lines.push("");
+    this.#column = 0;
+  }
+
+  /** Up, in the same column; what follows clears the rest of the screen. */
+  #up(count: number): void {
+    const line = this.lines[this.lines.length - 1 - count];
+    this.lines.splice(-1 - count, Infinity, line.slice(0, this.#column));
+  }
+
+  #type(text: string): void {
+    this.lines[this.lines.length - 1] += text;
+    this.#column += text.length;
   }
 
   get text(): string {
@@ -108,6 +126,15 @@ describe("the live view", () => {
     expect(screen.text).toMatch(/nic0\+disk0 +iommu +/);
     expect(screen.text).not.toMatch(/^ *nic0 /m);
     expect(screen.text).toMatch(/cpu +cpu +0B\/s +░{20} +0 %/);
+  });
+
+  it("is not displaced by the ^C that the terminal echoes", () => {
+    const screen = new Screen(true);
+    const shown = watch(screen);
+    publish(progress({ vf0: 1000 }));
+    screen.write("^C");
+    shown.note("cancelling");
+    expect(screen.lines[0]).toBe("cancelling");
   });
 
   it("keeps notes above the block", () => {

@@ -159,11 +159,11 @@ export class LiveView implements Disposable {
     stream.write(`${erase}${shown.join("\n")}\n`);
   }
 
-  /** Goes back to the block's first line and clears from there on. */
+  /** Goes back to the block's first line and clears from there on; its column too, since the terminal echoes ^C. */
   #erase(): string {
     const lines = this.#drawn;
     this.#drawn = 0;
-    return lines === 0 ? "" : `\x1b[${lines}A\x1b[J`;
+    return lines === 0 ? "" : `\r\x1b[${lines}A\x1b[J`;
   }
 }
 
