@@ -89,6 +89,13 @@ describe("the DMA logging of a device", () => {
     await expect(device("blk0").stopDmaLogging()).rejects.toMatchObject({ code: "ENOTTY" });
   });
 
+  it("refuses ranges that need more memory than a log can have, and stays off", async () => {
+    const { device } = await bench([{ ...MLX5, dmaLogging: { addressWidth: 60, pageSizes: [4096] } }]);
+    const huge = { iova: 0n, length: 1n << 58n };
+    await expect(device("mlx0").startDmaLogging(start(4096, [huge]))).rejects.toMatchObject({ code: "ENOMEM" });
+    expect(await device("mlx0").startDmaLogging(start(4096))).toBe(4096);
+  });
+
   it("is ended by a reset", async () => {
     const { device } = await bench([MLX5]);
     await device("mlx0").startDmaLogging(start(4096));

@@ -136,7 +136,7 @@ export function deviceLogSource(device: {
   let log: DmaLog | null = null;
   return {
     async start(ranges, granule) {
-      log = DmaLog.create(ranges, granule);
+      log = createLog(ranges, granule);
       await device.setLog(log.posted());
     },
     async readAndClear(page, pages, { into }) {
@@ -148,6 +148,20 @@ export function deviceLogSource(device: {
       log = null;
     },
   };
+}
+
+/** @throws UapiError ENOMEM for ranges that need a larger log than the device has memory for */
+function createLog(ranges: readonly LogRange[], granule: number): DmaLog {
+  try {
+    return DmaLog.create(ranges, granule);
+  } catch (cause) {
+    throw new UapiError("ENOMEM", {
+      syscall: START,
+      attempted: `log ${ranges.length} ranges by ${granule} bytes`,
+      remedy: "give smaller ranges, or a larger page size",
+      cause,
+    });
+  }
 }
 
 /** Sorted ranges as pages, rounded outwards; what touches then becomes one. */
