@@ -149,6 +149,7 @@ class Destination {
     const machine = opened(this.#machine);
     this.#clock.enter("pre-copy");
     let vcpuState: Uint8Array | undefined;
+    let lastRound: number | undefined;
     for (;;) {
       // A round may take any time; that the source is alive meanwhile is the connection's to watch.
       const message = await this.#peer.expect(
@@ -169,8 +170,13 @@ class Destination {
         );
       } else if (message.type === "VCPU_STATE") {
         vcpuState = message.data;
+      } else if (message.type === "ROUND_END") {
+        lastRound = message.round;
       } else if (message.type === "PREPARE") {
-        break;
+        if (message.round === lastRound) break;
+        throw new DirtmapError(`round ${message.round} is to be the last, and ${lastRound ?? "none"} was`, {
+          code: "UNEXPECTED_MESSAGE",
+        });
       }
     }
     this.#clock.enter("stop-copy");
@@ -212,6 +218,7 @@ class Destination {
       await this.#happened("go");
     } catch (error) {
       if (this.#state !== "running") return await this.#discard(error as Error);
+      await this.#stopMachine();
       await this.#peer.send({ type: "RUN_FAILED", ...problemOf(error) }).catch(() => {});
       return { outcome: "run-failed", migration, machine, error: error as Error };
     }
@@ -271,6 +278,16 @@ class Destination {
   async #startMachine(): Promise<void> {
     await runAll(this.#devices, this.#timeouts.deviceMs);
     await within(this.#timeouts.deviceMs, "the vCPUs running", opened(this.#machine).vcpus.resume());
+  }
+
+  /** What was started before something failed does not go on: the operator may let the source run. */
+  async #stopMachine(): Promise<void> {
+    const { deviceMs } = this.#timeouts;
+    const { vcpus } = opened(this.#machine);
+    await Promise.allSettled([
+      within(deviceMs, "the pause of the vCPUs", vcpus.pause()),
+      ...this.#devices.map(({ id, vfio }) => within(deviceMs, `${id} stopped`, vfio.setState("STOP"))),
+    ]);
   }
 
   async #say(message: "READY" | "RUNNING" | "ABORT", error?: Error): Promise<void> {

@@ -31,6 +31,12 @@ describe("a journal", () => {
     expect(() => Journal.source(join(directory, "file"), "m1", "x")).toThrow(/can't be written/);
   });
 
+  it("is not begun again over one that is there, whatever a source says its id is", () => {
+    Journal.destination(directory, "m1", "x").record("running");
+    expect(() => Journal.destination(directory, "m1", "y")).toThrow(/already/);
+    expect(readJournal(directory, "m1", "destination")?.state).toBe("running");
+  });
+
   it("stands as it was where a crash left a half-written successor", () => {
     const journal = Journal.source(directory, "m1", "x");
     writeFileSync(`${journal.path}.4711.tmp`, '{"schemaVersion":1,"mig');

@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import { closeSync, fsyncSync, mkdirSync, openSync, readFileSync, renameSync, writeSync } from "node:fs";
+import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readFileSync, renameSync, writeSync } from "node:fs";
 import { homedir } from "node:os";
 import { join } from "node:path";
 import { z } from "zod";
@@ -65,7 +65,7 @@ export class Journal<State extends SourceRecord | DestinationRecord> {
     this.#base = { migration, peer: peer.slice(0, 256), side };
   }
 
-  /** Makes a source's journal and records `running`. @throws UsageError `JOURNAL` where the directory can't be written */
+  /** Makes a source's journal and records `running`. @throws UsageError `JOURNAL` where the directory can't be written, or for an id used before */
   static source(directory: string, migration: string, peer: string): Journal<SourceRecord> {
     return Journal.#create(new Journal<SourceRecord>(directory, "source", migration, peer), "running");
   }
@@ -84,6 +84,12 @@ export class Journal<State extends SourceRecord | DestinationRecord> {
     journal: Journal<State>,
     state: State,
   ): Journal<State> {
+    if (existsSync(journal.path)) {
+      throw new UsageError(`there is a journal ${journal.path} already`, {
+        code: "JOURNAL",
+        remedy: "each migration has an id of its own: start it again",
+      });
+    }
     try {
       mkdirSync(journal.#directory, { recursive: true, mode: 0o700 });
       journal.record(state);

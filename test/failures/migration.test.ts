@@ -210,6 +210,9 @@ describe("a device that goes to ERROR", () => {
       expect(pair.witness.running).toEqual([]);
       expect(pair.source.vcpus.paused).toBe(true);
       expect((await pair.received).outcome).toBe("run-failed");
+      // Nothing that was started there goes on.
+      expect(pair.destination?.vcpus.paused).toBe(true);
+      expect(pair.destination?.fakes.map(({ now }) => now)).toEqual(["STOP", "ERROR"]);
     },
   );
 
