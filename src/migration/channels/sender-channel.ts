@@ -1,4 +1,4 @@
-import type { Socket } from "node:net";
+import type { Duplex } from "node:stream";
 import { setImmediate as nextTurn, setTimeout as sleep } from "node:timers/promises";
 import { crc32 } from "node:zlib";
 import { DirtmapError } from "../../errors.js";
@@ -21,7 +21,7 @@ import { FRAME_PAGES, type ScratchLayout, type SenderSlot, senderSlots } from ".
 import type { TokenBucket } from "./token-bucket.js";
 
 /** A destination that takes no bytes, or owes an answer, for this long is gone or stopped. */
-export const STALL_MS = 10_000;
+const STALL_MS = 10_000;
 
 /** The event loop gets a turn this often, so that a refusal is heard in the middle of a round. */
 const TURN_MS = 10;
@@ -54,7 +54,7 @@ interface Staging extends SenderSlot {
  * as they are; a buffer is used again when the system has taken its frame.
  */
 export class SenderChannel {
-  readonly #socket: Socket;
+  readonly #socket: Duplex;
   readonly #arenas: readonly SenderArena[];
   readonly #channel: number;
   readonly #queue: ChunkQueue;
@@ -64,6 +64,7 @@ export class SenderChannel {
   /** Per arena, the staging buffers that no frame in flight lies in. */
   readonly #free: Staging[][];
   readonly #watch: NodeJS.Timeout;
+  readonly #stallMs: number;
   #sequence = 0;
   #inFlight = 0;
   #answer: Frame | undefined;
@@ -80,13 +81,15 @@ export class SenderChannel {
    * @param explain turns the socket's errors into the transport's
    */
   constructor(args: {
-    socket: Socket;
+    socket: Duplex;
     arenas: readonly SenderArena[];
     channel: number;
     queue: ChunkQueue;
     bucket: TokenBucket;
     progress: RoundProgress;
     explain: (error: unknown) => DirtmapError;
+    /** For tests: {@link STALL_MS}. */
+    stallMs?: number;
   }) {
     const { socket, arenas, channel } = args;
     this.#socket = socket;
@@ -106,7 +109,8 @@ export class SenderChannel {
     socket.on("data", (bytes: Uint8Array) => this.#take(bytes));
     socket.on("error", (error) => this.#lose(args.explain(error)));
     socket.on("close", () => this.#lose(lost("the destination closed it")));
-    this.#watch = setInterval(() => this.#checkProgress(), STALL_MS / 10);
+    this.#stallMs = args.stallMs ?? STALL_MS;
+    this.#watch = setInterval(() => this.#checkProgress(), this.#stallMs / 10);
   }
 
   /** Shows the token, and waits until the destination has taken the channel. @throws DirtmapError */
@@ -291,8 +295,8 @@ export class SenderChannel {
 
   #checkProgress(): void {
     if (this.#inFlight === 0 && !this.#awaitsAnswer) return;
-    if (performance.now() - this.#progressAt > STALL_MS) {
-      this.#lose(lost(`the destination has taken nothing for ${STALL_MS / 1000} s`));
+    if (performance.now() - this.#progressAt > this.#stallMs) {
+      this.#lose(lost(`the destination has taken nothing for ${this.#stallMs / 1000} s`));
     }
   }
 

@@ -57,9 +57,12 @@ export async function loadCredentials(
   return credentials;
 }
 
+/** AES-128 first: it is as good as the others here, and moves a guest's memory with fewer rounds per block. */
+const CIPHERS = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256";
+
 /** How a socket of this side is to be secured: TLS 1.3 only, and both sides show a certificate of the same CA. */
 export function tlsOptions({ cert, key, ca }: TlsCredentials): TLSSocketOptions {
-  return { cert, key, ca, minVersion: "TLSv1.3", requestCert: true, rejectUnauthorized: true };
+  return { cert, key, ca, minVersion: "TLSv1.3", ciphers: CIPHERS, requestCert: true, rejectUnauthorized: true };
 }
 
 function defined<T extends Record<string, string | undefined>>(object: T): { [Name in keyof T]?: string } {
