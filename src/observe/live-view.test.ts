@@ -55,7 +55,7 @@ class Screen {
     for (const piece of text.split(/(\x1b\[\d*[AJm]|\n|\r)/)) {
       if (piece === "\n") this.#newLine();
       else if (piece === "\r") this.#column = 0;
-      else if (/^\x1b.*A$/.test(piece)) this.#up(Number.parseInt(piece.slice(2), 10));
+      else if (piece.startsWith("\x1b") && piece.endsWith("A")) this.#up(Number.parseInt(piece.slice(2), 10));
       else if (!piece.startsWith("\x1b")) this.#type(piece);
     }
   }

@@ -4,6 +4,7 @@ import "../sys/module.js"; // allowed
 import "../memory/module.js"; // allowed
 import "../kernels/module.js"; // allowed
 import "../bitmap/module.js"; // allowed
+import "../threads/module.js"; // allowed
 import "../host/module.js"; // allowed
 import "../devices/module.js"; // refused
 import "../emulated/module.js"; // refused

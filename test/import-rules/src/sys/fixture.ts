@@ -3,6 +3,7 @@ import "../uapi/module.js"; // allowed
 import "../memory/module.js"; // allowed
 import "../kernels/module.js"; // allowed
 import "../bitmap/module.js"; // allowed
+import "../threads/module.js"; // allowed
 import "../host/module.js"; // refused
 import "../devices/module.js"; // refused
 import "../emulated/module.js"; // refused
