@@ -124,6 +124,21 @@ describe.each([
     await (await opened)?.[Symbol.asyncDispose]();
   });
 
+  it("digest the source's memory also when the destination has gone", async () => {
+    await using pair = await openPair(2);
+    const [arena] = pair.source.arenas;
+    arena.u8.fill(7, 2 ** 20, arena.ramPages * PAGE_SIZE);
+    const pages = new RamBitmap(pair.source);
+    pages.setAll();
+    await pair.round(pages);
+    const [before] = (await pair.sender.digest()).arenas;
+    const expected = before.slice();
+    before.fill(0n);
+    await pair.closeReceiver();
+    await expect(pair.sender.sendRound(9, pages, never)).rejects.toMatchObject({ code: expect.any(String) });
+    expect((await pair.sender.digest()).arenas).toEqual([expected]);
+  });
+
   it("the destination's memory equals the source's after each round of random writes", async () => {
     opened ??= openPair(channels, tls);
     const pair = await opened;

@@ -19,6 +19,7 @@ export interface SenderThreadData {
   readonly channels: number;
   readonly address: ChannelAddress;
   readonly queue: Int32Array<SharedArrayBuffer>;
+  readonly digestQueue: Int32Array<SharedArrayBuffer>;
   readonly bucket: BigInt64Array<SharedArrayBuffer>;
   readonly progress: BigInt64Array<SharedArrayBuffer>;
 }
@@ -39,6 +40,7 @@ const arenas = data.arenas.map(({ memory, ramBytes }) => {
 });
 const ramPages = arenas.map(({ arena }) => arena.ramPages);
 const queue = new ChunkQueue(ramPages, data.queue);
+const digestQueue = new ChunkQueue(ramPages, data.digestQueue);
 let channel: SenderChannel | undefined;
 
 function opened(): SenderChannel {
@@ -63,7 +65,7 @@ const operations: SenderOperations = {
   },
   sendRound: (round) => opened().sendRound(round),
   digest() {
-    for (let chunk = queue.take(); chunk !== undefined; chunk = queue.take()) {
+    for (let chunk = digestQueue.take(); chunk !== undefined; chunk = digestQueue.take()) {
       const { kernels, layout } = arenas[chunk.arena];
       kernels.digestPages(chunk.firstPage, chunk.endPage, layout.digests);
     }

@@ -15,6 +15,8 @@ export const openSender: OpenSender = async ({ memory, address, channels, signal
   signal.throwIfAborted();
   const ramPages = memory.arenas.map((arena) => arena.ramPages);
   const queue = new ChunkQueue(ramPages);
+  // Of its own: a channel that breaks stops the round's queue, and the destination may be gone when digests are due.
+  const digestQueue = new ChunkQueue(ramPages);
   const bucket = new TokenBucket();
   const progress = RoundProgress.allocate(channels);
   const layouts = memory.arenas.map((arena) => scratchLayout(arena, channels));
@@ -27,6 +29,7 @@ export const openSender: OpenSender = async ({ memory, address, channels, signal
       channels,
       address,
       queue: queue.words,
+      digestQueue: digestQueue.words,
       bucket: bucket.words,
       progress: progress.words,
     };
@@ -94,7 +97,7 @@ export const openSender: OpenSender = async ({ memory, address, channels, signal
     setBandwidth: (bytesPerSecond) => bucket.setRate(bytesPerSecond),
     progress: () => progress.total(),
     async digest(): Promise<PageDigests> {
-      queue.restart();
+      digestQueue.restart();
       await all((thread) => thread.call("digest", undefined));
       return { arenas: memory.arenas.map((arena, index) => digestTable(arena, layouts[index])) };
     },
