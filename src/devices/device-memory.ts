@@ -4,7 +4,13 @@ import { badState } from "./records.js";
 /** A page in a saved state: its number (u32) and its contents. */
 export const SAVED_PAGE_BYTES = 4 + PAGE_SIZE;
 
-const ZERO_PAGE = new Uint8Array(PAGE_SIZE);
+/**
+ * Memory is searched for pages in use a chunk at a time: this is done while the machine stands still, most of the memory
+ * is zero, and one comparison of many pages costs little more than one of a page.
+ */
+const CHUNK_PAGES = 64;
+const ZEROES = new Uint8Array(CHUNK_PAGES * PAGE_SIZE);
+const ZERO_PAGE = ZEROES.subarray(0, PAGE_SIZE);
 
 /**
  * The memory on a device: video memory, or what it has for peers to write to. Its state has only pages that were ever
@@ -62,8 +68,13 @@ export class DeviceMemory {
   }
 
   #findUsed(): void {
-    for (let page = 0; page < this.#isUsed.length; page++) {
-      if (this.#isUsed[page] === 0 && Buffer.compare(this.#page(page), ZERO_PAGE) !== 0) this.#use(page);
+    for (let chunk = 0; chunk < this.#isUsed.length; chunk += CHUNK_PAGES) {
+      const end = Math.min(chunk + CHUNK_PAGES, this.#isUsed.length);
+      const bytes = this.bytes.subarray(chunk * PAGE_SIZE, end * PAGE_SIZE);
+      if (Buffer.compare(bytes, ZEROES.subarray(0, bytes.byteLength)) === 0) continue;
+      for (let page = chunk; page < end; page++) {
+        if (this.#isUsed[page] === 0 && Buffer.compare(this.#page(page), ZERO_PAGE) !== 0) this.#use(page);
+      }
     }
   }
 

@@ -136,6 +136,8 @@ export class EmulatedMachine implements Machine {
       await vfio.attach(ioas);
       this.devices.push({ id, model, vfio, iommufd, deviceId, ioas, mdev: kind === "mdev" });
     }
+    // A rehearsal, like the device threads': what a destination does in the downtime should not run for the first time.
+    await this.vcpus.loadState(await this.vcpus.saveState());
     for (const target of this.#description.devices) await this.#applyP2p(target.id);
     await this.#startFeeder();
   }

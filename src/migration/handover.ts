@@ -112,9 +112,11 @@ export function destinationStep(
       if (event === "loaded") {
         return {
           state: "ready",
+          // Said before it is recorded, since the machine stands still: `loading` in its place says as much, that the
+          // machine never ran here.
           effects: [
-            { do: "record", state: "ready" },
             { do: "send", message: "READY" },
+            { do: "record", state: "ready" },
           ],
         };
       }
