@@ -38,7 +38,7 @@ const migrationSchema = z.strictObject({
   untrackedDevices: z.record(z.string(), z.enum(UNTRACKED)).default({}),
   design: z.enum(DESIGNS).default("split"),
   /** Milliseconds. */
-  downtimeLimit: z.number().min(DOWNTIME_LIMIT_MS.min).max(DOWNTIME_LIMIT_MS.max).default(50),
+  downtimeLimit: z.number().min(DOWNTIME_LIMIT_MS.min).max(DOWNTIME_LIMIT_MS.max).default(100),
   /** Bytes per second; absent: no limit. */
   bandwidth: z.number().min(1).optional(),
   channels: z.int().min(1).max(MAX_CHANNELS).default(2),
