@@ -20,7 +20,7 @@ export interface ChannelAddress {
   readonly host: string;
   readonly port: number;
   /** Absent: plain TCP. */
-  readonly tls?: { readonly cert: string; readonly key: string; readonly ca: string; readonly servername?: string };
+  readonly tls?: { readonly cert: string; readonly key: string; readonly ca: string };
   /** Made by the destination for this migration: a channel proves with it that it belongs to it. 32 bytes, hex. */
   readonly token: string;
 }
