@@ -1,5 +1,5 @@
 // Draws what a terminal shows as an SVG picture; docs/live-view.svg was made with it, in tmux, while a migration ran:
-//   tmux capture-pane -e -p | node scripts/terminal-svg.js > docs/live-view.svg
+//   tmux capture-pane -e -p | node scripts/terminal-svg.js "The live view" > docs/live-view.svg
 import { readFileSync } from "node:fs";
 
 const COLUMN = 8.4;
@@ -7,6 +7,7 @@ const LINE = 19;
 const MARGIN = 16;
 const ESC = String.fromCharCode(27);
 
+const title = process.argv[2] ?? "A terminal";
 const text = readFileSync(0, "utf8").trimEnd();
 const lines = text.split("\n");
 const columns = Math.max(...lines.map((line) => line.replaceAll(new RegExp(`${ESC}\\[[0-9;]*m`, "g"), "").length));
@@ -28,6 +29,7 @@ const drawn = lines.map((line, index) => {
 
 process.stdout.write(`<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" viewBox="0 0 ${width} ${height}"
   font-family="ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace" font-size="14" fill="#d4d4d4">
+  <title>${escapeXml(title)}</title>
   <rect width="100%" height="100%" rx="8" fill="#1e1e1e"/>
 ${drawn.join("\n")}
 </svg>
