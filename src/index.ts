@@ -112,11 +112,13 @@ export {
   type DeviceTracker,
   type DomainChoice,
   type Policy,
+  TRACKING_DESIGNS,
   type TrackerChoice,
+  type TrackingDesign,
   UNTRACKED,
   type Untracked,
 } from "./tracking/choice.js";
-export { openDesign, type TrackingDesign } from "./tracking/designs.js";
+export { openDesign } from "./tracking/designs.js";
 export type { DirtyRead, DirtySource } from "./tracking/dirty-source.js";
 export { Ledger, type OwnerCounts } from "./tracking/ledger.js";
 export { chooseTrackers } from "./tracking/policy.js";

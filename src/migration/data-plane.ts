@@ -6,6 +6,9 @@ import type { GuestMemory } from "../memory/guest-memory.js";
  * (channels/) run one worker per channel; pages go from guest memory to the socket and back without JavaScript per page.
  */
 
+/** The most channels that a migration may have. */
+export const MAX_CHANNELS = 16;
+
 /** What a round moved. */
 export interface SentRound {
   readonly pages: number;
