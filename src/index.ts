@@ -1,1 +1,130 @@
-export * from "./errors.js";
+/**
+ * Dirtmap as a library: which pages of a virtual machine's memory have its passed-through devices written, which tracker
+ * should answer that for each device, and a live migration on the strength of the answers.
+ *
+ * - A **host** ({@link Host}, {@link Iommufd}, {@link VfioDevice}) has one method per operation of the Linux uAPI, with its
+ *   names, rules and errors. {@link createEmulatedMachine} makes a machine on the emulated one.
+ * - {@link probeMachine} asks what each device has, {@link chooseTrackers} picks a tracker per device, and
+ *   {@link openDesign} switches the choice on and reads it round by round.
+ * - {@link migrate} and {@link receive} move a machine; {@link networkTransport} and {@link acceptSource} are their network.
+ *   What happens meanwhile is published on {@link migrationEvents}.
+ *
+ * Addresses are bytes ({@link Iova}, a bigint) or 4 KiB pages ({@link PageNumber}), sizes bytes, durations milliseconds.
+ * Whatever is refused on purpose is a {@link DirtmapError}: {@link UsageError} where nothing was started,
+ * {@link UapiError} where an operation of the uAPI answered an errno. All handles are AsyncDisposable.
+ *
+ * @example
+ * ```ts
+ * import { chooseTrackers, createEmulatedMachine, DEFAULT_POLICY, loadScenario, probeMachine } from "dirtmap";
+ *
+ * const { machine: description } = loadScenario("nic-pair");
+ * await using machine = await createEmulatedMachine(description);
+ * for (const { device, tracker, reason } of chooseTrackers(await probeMachine(machine), DEFAULT_POLICY)) {
+ *   console.log(device, tracker, reason);
+ * }
+ * ```
+ * @module
+ */
+
+export { DirtyBitmap, forEachRun } from "./bitmap/dirty-bitmap.js";
+export { RamBitmap } from "./bitmap/ram-bitmap.js";
+export type { IovaStretch } from "./bitmap/ranges.js";
+export { loadScenario, type MigrationDefaults, parseScenario, type Scenario, scenarioNames } from "./cli/scenario.js";
+export { EmulatedHost, type EmulatedHostOptions } from "./emulated/host.js";
+export {
+  createEmulatedMachine,
+  EmulatedMachine,
+  type EmulatedMachineOptions,
+  type StampAudit,
+} from "./emulated/machine.js";
+export { DirtmapError, type ErrorDetails, explain, UsageError } from "./errors.js";
+export {
+  type DeviceDescription,
+  type DeviceModelName,
+  IOMMU_FORMATS,
+  type IommuDescription,
+  type IommuFormatName,
+  type MachineDescription,
+  machineSchema,
+  platformOf,
+} from "./host/description.js";
+export type { ContainerDesign, ContainerMember, ContainerTracking, KernelDesigns } from "./host/designs.js";
+export type {
+  Access,
+  AccessCallbacks,
+  AttachedDevice,
+  BitmapQuery,
+  DataStream,
+  DeviceSummary,
+  DmaLoggingLimits,
+  Host,
+  HwInfo,
+  Iommufd,
+  IommuOption,
+  IovaRange,
+  IrqInfo,
+  Machine,
+  MapFlags,
+  MemoryFile,
+  MemorySpan,
+  MigrationSupport,
+  ObjectId,
+  PrecopyInfo,
+  RegionInfo,
+  ResumingStream,
+  SavingStream,
+  TrackingFlags,
+  Vcpus,
+  VfioDevice,
+} from "./host/host.js";
+export { GiB, type Iova, iovaOf, KiB, MiB, PAGE_SIZE, type PageNumber, pageOf, TiB } from "./memory/address.js";
+export { type Arena, createArena } from "./memory/arena.js";
+export { createGuestMemory, type GuestMemory, type MemoryRegion, type Platform } from "./memory/guest-memory.js";
+export type { Timeouts } from "./migration/deadline.js";
+export { type Decision, sendDecision } from "./migration/decision.js";
+export { type AcceptedSource, type ReceiveOptions, type ReceiveResult, receive } from "./migration/destination.js";
+export type { Audit } from "./migration/destination-report.js";
+export { type MigrationEvent, type MigrationPhase, migrationEvents } from "./migration/events.js";
+export { defaultJournalDirectory } from "./migration/journal.js";
+export type {
+  DestinationReport,
+  DeviceReport,
+  MemoryComparison,
+  MigrationReport,
+  MigrationResult,
+  RoundReport,
+} from "./migration/report.js";
+export { type MigrateOptions, type MigrationHooks, migrate, type SourceTransport } from "./migration/source.js";
+export { makeCertificates, type TryoutCertificates, writeCertificates } from "./migration/transport/certs.js";
+export { loadCredentials, type TlsCredentials, type TlsSide } from "./migration/transport/credentials.js";
+export { type Endpoint, formatEndpoint, parseEndpoint } from "./migration/transport/endpoint.js";
+export { type Listener, listen } from "./migration/transport/listener.js";
+export { acceptSource, networkTransport } from "./migration/transport/network.js";
+export type {
+  DeviceCapabilities,
+  TrackerAvailable,
+  TrackerCapability,
+  TrackerMissing,
+} from "./tracking/capabilities.js";
+export {
+  DEFAULT_POLICY,
+  DEVICE_TRACKERS,
+  type DeviceTracker,
+  type DomainChoice,
+  type Policy,
+  TRACKING_DESIGNS,
+  type TrackerChoice,
+  type TrackingDesign,
+  UNTRACKED,
+  type Untracked,
+} from "./tracking/choice.js";
+export { openDesign } from "./tracking/designs.js";
+export type { DirtyRead, DirtySource } from "./tracking/dirty-source.js";
+export { Ledger, type OwnerCounts } from "./tracking/ledger.js";
+export { chooseTrackers } from "./tracking/policy.js";
+export { probeDevice, probeMachine } from "./tracking/probe.js";
+export { type Suspension, suspendDevices } from "./tracking/suspension.js";
+export type { DirtyTracker, TrackerKind, TrackingSession } from "./tracking/tracker.js";
+export { ERRNO, type ErrnoName, isErrno, UapiError, type UapiErrorDetails } from "./uapi/errno.js";
+export * from "./uapi/iommufd.js";
+export * from "./uapi/vfio.js";

@@ -5,6 +5,8 @@ import type { MachineDescription } from "../host/description.js";
  * The only place that picks a concrete host.
  */
 
+export type { EmulatedMachine } from "../emulated/machine.js";
+
 /**
  * Builds the machine on the emulated host.
  * @param options.paused its vCPUs and devices are not started: what a destination needs

@@ -18,7 +18,7 @@ const VF: DeviceCapabilities = {
       available: true,
       pageSizes: [4096, 2 ** 21],
       readableWhen: "always",
-      what: "dirty bits of the iommu_domain",
+      what: "dirty bits in its page table",
     },
     device: { available: true, pageSizes: [4096, 65536], readableWhen: "always", what: "the device's own DMA log" },
     pinned: { available: false, why: "it is no mdev" },
@@ -44,7 +44,7 @@ describe("what probe prints", () => {
     expect(text).toContain("migration: STOP_COPY, P2P, PRE_COPY");
     expect(text).toContain("internal dirty track supported: yes");
     expect(text).toContain("real dirty track through attached container supported: no");
-    expect(text).toMatch(/^ +iommu +yes +4K 2M +dirty bits of the iommu_domain$/m);
+    expect(text).toMatch(/^ +iommu +yes +4K 2M +dirty bits in its page table$/m);
     expect(text).toMatch(/^ +pinned +no +it is no mdev$/m);
   });
 

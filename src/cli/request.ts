@@ -1,5 +1,5 @@
 import { UsageError } from "../errors.js";
-import type { MachineDescription } from "../host/description.js";
+import { type MachineDescription, platformOf } from "../host/description.js";
 import { layoutRegions } from "../memory/guest-memory.js";
 import { formatSize } from "../observe/format.js";
 import type { Policy } from "../tracking/choice.js";
@@ -57,8 +57,9 @@ function checkDevices({ devices }: MachineDescription, { tracker, granule, untra
  * @param copies how many machines run here: two where the destination is on this machine too
  * @throws UsageError `MEMORY_DOES_NOT_FIT`
  */
-export function checkMemory({ memory }: MachineDescription, copies: 1 | 2): void {
-  layoutRegions(memory);
+export function checkMemory(description: MachineDescription, copies: 1 | 2): void {
+  const { memory } = description;
+  layoutRegions(memory, platformOf(description));
   const available = process.availableMemory();
   if (memory * copies <= available) return;
   const here = copies === 2 ? ", and the destination's is needed too" : "";

@@ -6,6 +6,9 @@ import type { GuestMemory } from "../memory/guest-memory.js";
  * (channels/) run one worker per channel; pages go from guest memory to the socket and back without JavaScript per page.
  */
 
+/** The most channels that a migration may have. */
+export const MAX_CHANNELS = 16;
+
 /** What a round moved. */
 export interface SentRound {
   readonly pages: number;
@@ -20,7 +23,7 @@ export interface ChannelAddress {
   readonly host: string;
   readonly port: number;
   /** Absent: plain TCP. */
-  readonly tls?: { readonly cert: string; readonly key: string; readonly ca: string; readonly servername?: string };
+  readonly tls?: { readonly cert: string; readonly key: string; readonly ca: string };
   /** Made by the destination for this migration: a channel proves with it that it belongs to it. 32 bytes, hex. */
   readonly token: string;
 }

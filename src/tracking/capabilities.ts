@@ -7,7 +7,7 @@ export interface TrackerAvailable {
   /** Bytes per bit that it can be asked for, ascending; empty where the host can't tell, or there are no bits. */
   readonly pageSizes: readonly number[];
   readonly readableWhen: "always" | "quiesced";
-  /** One phrase on where its bits come from. */
+  /** Where its bits come from, as a phrase that can follow "has": "dirty bits in its page table (amd)". */
   readonly what: string;
 }
 

@@ -8,6 +8,13 @@ export type DeviceTracker = (typeof DEVICE_TRACKERS)[number];
 export const UNTRACKED = ["everything", "suspend", "refuse"] as const;
 export type Untracked = (typeof UNTRACKED)[number];
 
+/**
+ * How dirty pages get from the trackers to the migration. `split` is this project's: trackers share no state, and the
+ * reader iterates over them. The others merge in the kernel, and are there to be compared with it.
+ */
+export const TRACKING_DESIGNS = ["split", "type1", "aggregated", "iterating"] as const;
+export type TrackingDesign = (typeof TRACKING_DESIGNS)[number];
+
 /** What the operator wants. */
 export interface Policy {
   /** `iommu-first`: ask the iommu_domain; where it can't, the device; where that can't either, no tracker. */

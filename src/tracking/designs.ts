@@ -3,7 +3,7 @@ import type { ContainerDesign, ContainerMember } from "../host/designs.js";
 import type { AttachedDevice, Machine } from "../host/host.js";
 import { writeableAreas } from "./areas.js";
 import { type ArrangedDomain, arrange } from "./arrangement.js";
-import type { TrackerChoice } from "./choice.js";
+import type { TrackerChoice, TrackingDesign } from "./choice.js";
 import { Collector, type CollectorHooks, type TrackerRequest } from "./collector.js";
 import type { DirtySource } from "./dirty-source.js";
 import type { DirtyTracker } from "./tracker.js";
@@ -14,13 +14,6 @@ import { everythingTracker } from "./trackers/everything.js";
 import { iommuTracker } from "./trackers/iommu.js";
 import { pinnedTracker } from "./trackers/pinned.js";
 import { UndoStack } from "./undo.js";
-
-/**
- * How dirty pages get from the trackers to the migration. `split` is this project's: trackers share no state, and the
- * reader iterates over them. The others merge in the kernel, and are there to be compared with it.
- */
-export const TRACKING_DESIGNS = ["split", "type1", "aggregated", "iterating"] as const;
-export type TrackingDesign = (typeof TRACKING_DESIGNS)[number];
 
 /**
  * Makes the chosen trackers available on a running machine. Nothing is tracked before {@link DirtySource.start}.

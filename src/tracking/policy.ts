@@ -6,8 +6,8 @@ import type { DeviceTracker, DomainChoice, Policy, TrackerChoice, Untracked } fr
 /** Names that the ledger gives to owners that are no devices. */
 const RESERVED_IDS = ["cpu", "container"];
 
-/** Trackers with bits, each with what it is called in sentences. */
-const BITS = { iommu: "the iommu_domain", device: "the device's own log", pinned: "the log of its pins" } as const;
+/** Trackers with bits, each with who is asked for them. */
+const BITS = { iommu: "the iommu_domain", device: "the device", pinned: "the mdev" } as const;
 type BitTracker = keyof typeof BITS;
 
 /**
@@ -142,8 +142,8 @@ function untrackedChoice(device: DeviceCapabilities, policy: Policy, fate: Untra
     suspend: fate === "suspend",
     reason:
       fate === "suspend"
-        ? `untracked (${why}): suspended for the migration, so that it writes nothing`
-        : `untracked (${why}): everything it may write counts as dirty`,
+        ? `untracked, since ${why}: suspended for the migration, so that it writes nothing`
+        : `untracked, since ${why}: everything that it may write counts as dirty`,
     alternatives: alternatives(device, "everything", policy, asked),
   };
 }
@@ -162,8 +162,8 @@ function reasonFor(device: DeviceCapabilities, tracker: BitTracker, policy: Poli
   const { what } = device.trackers[tracker] as TrackerAvailable;
   if (asked) return `the operator asked for '${tracker}': ${what}`;
   const [first] = trackersInOrder(device, policy.order);
-  if (tracker === first) return `${policy.order}: ${called(device, first)} is asked first, and can track: ${what}`;
-  return `${policy.order}: ${missing(device, first)}, so ${called(device, tracker)} is asked, and can track: ${what}`;
+  if (tracker === first) return `${policy.order}: ${called(device, first)} is asked first, and has ${what}`;
+  return `${policy.order}: ${missing(device, first)}, so ${called(device, tracker)} is asked, and has ${what}`;
 }
 
 function alternatives(

@@ -49,7 +49,7 @@ describe("an mdev", () => {
     expect(iommu).toBeNull();
     expect(trackers.pinned).toMatchObject({
       available: true,
-      what: "a log computed from its pins, 16 ranges, 52 bits of IOVA",
+      what: "a log of what it pins (up to 16 ranges, 52 bits of IOVA)",
     });
     expect(trackers.device).toMatchObject({ available: false });
     expect(trackers.iommu).toEqual({

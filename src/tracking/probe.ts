@@ -22,7 +22,7 @@ export async function probeDevice(device: AttachedDevice, areas: readonly Mapped
   const flags = await vfio.trackingFlags();
   const iommu = mdev ? null : await iommufd.hwInfo(device.deviceId);
   const supported = await vfio.supports("DMA_LOGGING_START");
-  const kept = mdev ? "a log computed from its pins" : "a log that the device keeps of its own DMA";
+  const kept = mdev ? "a log of what it pins" : "a log of its own DMA";
   const log = logCapability(await vfio.dmaLoggingLimits(), { areas, supported, kept });
   return {
     id,
@@ -33,7 +33,9 @@ export async function probeDevice(device: AttachedDevice, areas: readonly Mapped
     iommu: iommu && { type: iommu.type, dirtyTracking: iommu.dirtyTracking, pageSizes: iommu.pageSizes },
     trackers: {
       iommu: iommu === null ? await sharedTracker(device, flags.tracksThroughContainer) : iommuCapability(iommu),
-      device: mdev ? { available: false, why: "an mdev's own log is computed from its pins (pinned)" } : log,
+      device: mdev
+        ? { available: false, why: "the log of an mdev is one of its pins, which is the tracker 'pinned'" }
+        : log,
       pinned: mdev ? log : { available: false, why: "it is no mdev: the IOMMU pins all that is mapped" },
       everything: {
         available: true,
@@ -62,7 +64,7 @@ function iommuCapability({ type, dirtyTracking, pageSizes }: HwInfo): TrackerCap
     available: true,
     pageSizes: [...extremes],
     readableWhen: "always",
-    what: `dirty bits of the iommu_domain (${type})`,
+    what: `dirty bits in its page table (${type})`,
   };
 }
 
@@ -82,7 +84,7 @@ async function sharedTracker({ iommufd, ioas }: AttachedDevice, flag: boolean): 
     available: true,
     pageSizes: [PAGE_SIZE],
     readableWhen: "always",
-    what: "the tracker that mdevs share, held by the emulated IOMMU",
+    what: "a tracker that mdevs share",
   };
 }
 
@@ -103,10 +105,11 @@ function logCapability(
   }
   const { pageSizes, readableWhen, maxRanges } = limits;
   const when = readableWhen === "quiesced" ? ", readable only while it does no DMA" : "";
+  const ranges = maxRanges === 1 ? "1 range" : `up to ${maxRanges} ranges`;
   return {
     available: true,
     pageSizes,
     readableWhen,
-    what: `${kept}, ${maxRanges} ranges, ${limits.addressWidth} bits of IOVA${when}`,
+    what: `${kept} (${ranges}, ${limits.addressWidth} bits of IOVA${when})`,
   };
 }

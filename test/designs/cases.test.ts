@@ -2,8 +2,9 @@ import { describe, expect, test } from "vitest";
 import { EmulatedDesigns } from "../../src/emulated/designs/designs.js";
 import { PhysicalMemory } from "../../src/emulated/physical-memory.js";
 import type { GuestMemory } from "../../src/memory/guest-memory.js";
+import type { TrackingDesign } from "../../src/tracking/choice.js";
 import { DEFAULT_POLICY, type Policy } from "../../src/tracking/choice.js";
-import { openDesign, type TrackingDesign } from "../../src/tracking/designs.js";
+import { openDesign } from "../../src/tracking/designs.js";
 import type { DirtySource } from "../../src/tracking/dirty-source.js";
 import {
   type FakeDeviceOptions,

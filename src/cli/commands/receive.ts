@@ -1,10 +1,8 @@
 import type { Command } from "commander";
-import type { EmulatedMachine } from "../../emulated/machine.js";
 import { DirtmapError, explain } from "../../errors.js";
-import type { ControlConnection } from "../../migration/stream/control-connection.js";
-import type { Listener } from "../../migration/transport/listener.js";
 import { formatMs } from "../../observe/format.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
+import type { EmulatedMachine } from "../hosts.js";
 import { argument } from "../options.js";
 import { printResult, runCommand } from "../output.js";
 import { addTlsOptions, readEndpoint, type TlsOptions } from "../tls-options.js";
@@ -55,27 +53,29 @@ async function run(options: ReceiveOptions): Promise<void> {
   };
   await runCommand({ json }, async (signal) => {
     const { endpoint, credentials } = await readEndpoint(options.listen, "server", options);
-    const [{ listen }, { receive }, { acceptedSource }, { openMachine }, { formatEndpoint }, { checkMemory }] =
+    const [{ listen }, { receive }, { acceptSource }, { openMachine }, { formatEndpoint }, { checkMemory }] =
       await Promise.all([
         import("../../migration/transport/listener.js"),
         import("../../migration/destination.js"),
-        import("../transport.js"),
+        import("../../migration/transport/network.js"),
         import("../hosts.js"),
         import("../../migration/transport/endpoint.js"),
         import("../request.js"),
       ]);
+    const onRefused = (error: unknown) =>
+      tell({ event: "refused", message: explain(error) }, `turned away: ${explain(error)}`);
     await using listener = await listen({
       endpoint,
       credentials,
-      onRefused: (error) => tell({ event: "refused", message: explain(error) }, `turned away: ${explain(error)}`),
+      onRefused,
     });
     const address = formatEndpoint(listener.endpoint);
     tell({ event: "listening", address }, `listening on ${address}`);
     for (;;) {
-      const control = await nextSource(listener, signal, options.wait);
+      const source = await inTime(options.wait, signal, (late) => acceptSource(listener, { signal: late, onRefused }));
       let machine: EmulatedMachine | undefined;
       const result = await receive({
-        source: acceptedSource(listener, control),
+        source,
         createMachine: async (description) => {
           checkMemory(description, 1);
           machine = await openMachine(description, { paused: true });
@@ -105,13 +105,17 @@ async function run(options: ReceiveOptions): Promise<void> {
 }
 
 /** @throws DirtmapError `NO_SOURCE` when the time is over; the signal's reason */
-async function nextSource(listener: Listener, signal: AbortSignal, waitMs?: number): Promise<ControlConnection> {
-  if (waitMs === undefined) return await listener.acceptControl(signal);
+async function inTime<T>(
+  waitMs: number | undefined,
+  signal: AbortSignal,
+  next: (signal: AbortSignal) => Promise<T>,
+): Promise<T> {
+  if (waitMs === undefined) return await next(signal);
   const late = new DirtmapError(`no source came within ${formatMs(waitMs)}`, { code: "NO_SOURCE" });
   const over = new AbortController();
   const timer = setTimeout(() => over.abort(late), waitMs);
   try {
-    return await listener.acceptControl(AbortSignal.any([signal, over.signal]));
+    return await next(AbortSignal.any([signal, over.signal]));
   } finally {
     clearTimeout(timer);
   }

@@ -2,7 +2,7 @@ import { parentPort, workerData } from "node:worker_threads";
 import type { IommuFormatName } from "../../host/description.js";
 import { loadKernels } from "../../kernels/kernels.js";
 import { openArena } from "../../memory/arena.js";
-import { serve } from "../threads/rpc.js";
+import { serve } from "../../threads/rpc.js";
 import { FORMATS } from "./formats.js";
 import { Scanner, type ScanRequest } from "./scan.js";
 

@@ -1,7 +1,7 @@
 import { Worker } from "node:worker_threads";
 import { loadKernels } from "../../kernels/kernels.js";
 import type { Arena } from "../../memory/arena.js";
-import { RpcClient } from "../threads/rpc.js";
+import { RpcClient } from "../../threads/rpc.js";
 import { ENTRIES, type PageTableFormat } from "./format.js";
 import type { ReaderOperations, ReaderThreadData } from "./reader-thread.js";
 import { Scanner, type ScanRequest } from "./scan.js";

@@ -4,10 +4,10 @@ import type { ModelWiring } from "../../devices/pci-model.js";
 import type { StampTrail } from "../../devices/stamp.js";
 import type { DeviceDescription } from "../../host/description.js";
 import type { PageNumber } from "../../memory/address.js";
+import type { Moved } from "../../threads/rpc.js";
 import type { DmaWiring } from "../iommu/dma-port.js";
 import type { PostedTracker } from "../iommufd/emulated-iommu.js";
 import type { PinnedRun, PinWiring } from "../vfio/pin-port.js";
-import type { Moved } from "./rpc.js";
 
 /*
  * What the main thread and a device thread ask of each other. A thread answers between two slices of DMA, so every

@@ -1,7 +1,7 @@
 import { type MessagePort, parentPort, workerData } from "node:worker_threads";
+import { Moved, RpcClient, serve } from "../../threads/rpc.js";
 import type { DeviceOperations, HostOperations } from "./device-protocol.js";
 import { HostedDevice } from "./hosted-device.js";
-import { Moved, RpcClient, serve } from "./rpc.js";
 
 /*
  * The entry of a device thread: a few devices that take turns. Between slices the event loop runs: requests are

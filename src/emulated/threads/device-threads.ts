@@ -5,9 +5,9 @@ import { modelInfo } from "../../devices/models.js";
 import type { StampTrail } from "../../devices/stamp.js";
 import { DirtmapError } from "../../errors.js";
 import type { PageNumber } from "../../memory/address.js";
+import { RpcClient, serve } from "../../threads/rpc.js";
 import type { PostedTracker } from "../iommufd/emulated-iommu.js";
 import type { DeviceOperations, HostOperations, PostedDevice, RunMode } from "./device-protocol.js";
-import { RpcClient, serve } from "./rpc.js";
 
 /** Who pins memory for an mdev, on the main thread: its driver. */
 export type PinService = Pick<

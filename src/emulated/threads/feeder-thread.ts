@@ -1,8 +1,8 @@
 import { createSocket } from "node:dgram";
 import { parentPort } from "node:worker_threads";
 import { MAX_DATAGRAM, MIN_DATAGRAM } from "../../devices/feed.js";
+import { serve } from "../../threads/rpc.js";
 import type { FeederOperations } from "./feeder.js";
-import { serve } from "./rpc.js";
 
 /*
  * The entry of the feeder: sends datagrams to the NICs of a machine, each at its own pace, over the loopback interface.

@@ -5,13 +5,13 @@ import { createModel } from "../../devices/models.js";
 import type { PciModel } from "../../devices/pci-model.js";
 import type { PageNumber } from "../../memory/address.js";
 import { openArena } from "../../memory/arena.js";
+import type { RpcClient } from "../../threads/rpc.js";
 import { UapiError } from "../../uapi/errno.js";
 import { IommuDmaPort } from "../iommu/dma-port.js";
 import type { PostedTracker } from "../iommufd/emulated-iommu.js";
 import { PinPort } from "../vfio/pin-port.js";
 import type { HostOperations, PostedDevice, RunMode } from "./device-protocol.js";
 import { DmaHold } from "./hold.js";
-import type { RpcClient } from "./rpc.js";
 
 /** One device on a device thread: its model, its port, and what it may do at the moment. */
 export class HostedDevice implements DeviceContext {

@@ -7,7 +7,7 @@ import { TokenBucket } from "../../devices/token-bucket.js";
 import { PAGE_SHIFT, PAGE_SIZE, type PageNumber } from "../../memory/address.js";
 import { openArena } from "../../memory/arena.js";
 import { InFlight } from "../../memory/in-flight.js";
-import { serve } from "./rpc.js";
+import { serve } from "../../threads/rpc.js";
 import type { PostedVcpus, VcpuOperations } from "./vcpu-protocol.js";
 
 /*

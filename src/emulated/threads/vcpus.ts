@@ -10,9 +10,9 @@ import type { Vcpus } from "../../host/host.js";
 import { iovaOf, PAGE_SIZE, type PageNumber } from "../../memory/address.js";
 import type { GuestMemory } from "../../memory/guest-memory.js";
 import { InFlight } from "../../memory/in-flight.js";
+import { RpcClient } from "../../threads/rpc.js";
 import { UapiError } from "../../uapi/errno.js";
 import { within } from "./device-threads.js";
-import { RpcClient } from "./rpc.js";
 import type { PostedVcpus, VcpuOperations } from "./vcpu-protocol.js";
 
 /** Threads that vCPUs are spread over, at most: more only take turns on the same cores. */

@@ -1,7 +1,8 @@
 import { timingSafeEqual } from "node:crypto";
 import { z } from "zod";
+import { MAX_CHANNELS } from "../data-plane.js";
 import { frameRefused } from "../stream/frame.js";
-import { MAX_CHANNELS, PROTOCOL_VERSION } from "../stream/messages.js";
+import { PROTOCOL_VERSION } from "../stream/messages.js";
 
 /*
  * The JSON bodies of a channel's frames other than PAGES.

@@ -53,7 +53,7 @@ const operations: SenderOperations = {
     const { host, port, tls, token } = data.address;
     const endpoint = { scheme: tls === undefined ? "tcp" : "tls", host, port } as const;
     channel = new SenderChannel({
-      socket: await connect(endpoint, tls, undefined, tls?.servername),
+      socket: await connect(endpoint, tls),
       arenas,
       channel: data.channel,
       queue,

@@ -51,9 +51,6 @@ export const MAX_FRAME_PAGES = 256;
 export const MAX_FRAME_RUNS = 1024;
 export const RUN_BYTES = 8;
 export const DIGEST_BYTES = 8;
-/** The longest body of a PAGES frame. */
-export const MAX_PAGES_BODY = MAX_FRAME_RUNS * RUN_BYTES + MAX_FRAME_PAGES * DIGEST_BYTES;
-
 /** The longest body of a frame that a channel carries besides pages. */
 export const MAX_CHANNEL_BODY = 4 * 1024;
 /** The longest control message: its JSON head, its data, and the word between them. */

@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { machineSchema } from "../../host/description.js";
+import { MAX_CHANNELS } from "../data-plane.js";
 
 /*
  * What source and destination say to each other on the control connection. A message is a checked JSON head and, for
@@ -21,9 +22,6 @@ import { machineSchema } from "../../host/description.js";
 
 /** Raised when messages or frames change incompatibly; a destination refuses a source that speaks another. */
 export const PROTOCOL_VERSION = 1;
-
-/** The most channels that a migration may have. */
-export const MAX_CHANNELS = 16;
 
 /** Bytes of device state, or of a digest table, that one message may carry: the writer cuts longer ones. */
 export const MAX_MESSAGE_DATA = 1 << 20;

@@ -18,7 +18,6 @@ export function connect(
   endpoint: Endpoint,
   credentials: TlsCredentials | undefined,
   signal?: AbortSignal,
-  servername?: string,
 ): Promise<Socket> {
   const { host, port } = endpoint;
   return new Promise((resolve, reject) => {
@@ -26,7 +25,7 @@ export function connect(
       reject(signal.reason);
       return;
     }
-    const name = servername ?? (isIP(host) === 0 ? host : undefined);
+    const name = isIP(host) === 0 ? host : undefined;
     const socket =
       credentials === undefined
         ? connectTcp({ host, port, noDelay: true })
@@ -74,8 +73,6 @@ export async function connectControl(args: {
   endpoint: Endpoint;
   credentials?: TlsCredentials | undefined;
   signal?: AbortSignal;
-  /** What the destination's certificate must say, if not the host. */
-  servername?: string;
 }): Promise<ControlConnection> {
   const { endpoint, signal } = args;
   if (endpoint.scheme === "tls" && args.credentials === undefined) {
@@ -85,7 +82,7 @@ export async function connectControl(args: {
     });
   }
   const credentials = endpoint.scheme === "tls" ? args.credentials : undefined;
-  const socket = await connect(endpoint, credentials, signal, args.servername);
+  const socket = await connect(endpoint, credentials, signal);
   await firstBytes(socket, endpoint, signal);
   return new ControlConnection(socket, {
     peer: formatEndpoint(endpoint),

@@ -1,55 +1,55 @@
 import { randomBytes } from "node:crypto";
-import type { GuestMemory } from "../../memory/guest-memory.js";
 import { openReceiver } from "../channels/receiver.js";
 import { openSender } from "../channels/sender.js";
-import type { PageReceiver, PageSender } from "../data-plane.js";
-import type { ControlConnection } from "../stream/control-connection.js";
+import type { AcceptedSource } from "../destination.js";
+import type { SourceTransport } from "../source.js";
 import { connectControl } from "./connect.js";
 import type { TlsCredentials } from "./credentials.js";
 import { type Endpoint, formatEndpoint } from "./endpoint.js";
 import type { Listener } from "./listener.js";
 
 /*
- * What a migration needs of the network, put together: the control connection and the page channels of one endpoint.
+ * What a migration needs of the network, put together: the control connection and the page channels, both to one port.
  */
 
-/** A source's way to a destination. `servername`: what its certificate must say, if not the host. */
-export function networkTransport(endpoint: Endpoint, credentials: TlsCredentials | undefined, servername?: string) {
+/**
+ * A source's way to a destination; for `migrate`.
+ * @param destination.credentials this side's certificate and key, and the CA; needed where the scheme is `tls`
+ */
+export function networkTransport({
+  endpoint,
+  credentials,
+}: {
+  endpoint: Endpoint;
+  credentials?: TlsCredentials | undefined;
+}): SourceTransport {
   const { host, port } = endpoint;
-  const named = servername === undefined ? {} : { servername };
+  const tls = credentials === undefined ? {} : { tls: credentials };
   return {
     destination: formatEndpoint(endpoint),
-    connect: (signal: AbortSignal): Promise<ControlConnection> =>
-      connectControl({ endpoint, credentials, signal, ...named }),
-    openSender: (args: {
-      memory: GuestMemory;
-      token: string;
-      channels: number;
-      signal: AbortSignal;
-    }): Promise<PageSender> => {
-      const { token, ...rest } = args;
-      const tls = endpoint.scheme === "tls" && credentials !== undefined ? { tls: { ...credentials, ...named } } : {};
-      return openSender({ ...rest, address: { host, port, token, ...tls } });
-    },
+    connect: (signal) => connectControl({ endpoint, credentials, signal }),
+    openSender: ({ memory, token, channels, signal }) =>
+      openSender({ memory, address: { host, port, ...tls, token }, channels, signal }),
   };
 }
 
 /**
- * Waits for the next source on a listener. Its channels are accepted there once the receiver is opened.
+ * Waits for the next source on a listener; for `receive`. Its channels must show a token made for it
+ * alone.
+ * @param options.onRefused is told of connections that were turned away where a channel was waited for
  * @throws the signal's reason; DirtmapError `LISTENER_CLOSED`
  */
-export async function acceptSource(listener: Listener, signal?: AbortSignal, onRefused?: (error: unknown) => void) {
+export async function acceptSource(
+  listener: Listener,
+  { signal, onRefused = () => {} }: { signal?: AbortSignal; onRefused?: (error: unknown) => void } = {},
+): Promise<AcceptedSource> {
   const control = await listener.acceptControl(signal);
   return {
     from: control.peer,
     control,
-    openReceiver: async (args: {
-      memory: GuestMemory;
-      channels: number;
-    }): Promise<{ receiver: PageReceiver; token: string }> => {
+    openReceiver: async ({ memory, channels }) => {
       const token = randomBytes(32).toString("hex");
-      const refused = onRefused === undefined ? {} : { onRefused };
-      return { receiver: openReceiver({ ...args, listener, token, ...refused }), token };
+      return { token, receiver: openReceiver({ memory, listener, channels, token, onRefused }) };
     },
   };
 }

@@ -1,2 +1,0 @@
-// Kept until the emulated host imports it from where it is now.
-export * from "../../threads/rpc.js";
