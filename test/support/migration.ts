@@ -2,12 +2,10 @@ import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect } from "vitest";
-import type { z } from "zod";
 import { acceptedSource, sourceTransport } from "../../src/cli/transport.js";
 import { createEmulatedMachine, type EmulatedMachine } from "../../src/emulated/machine.js";
 import type { DmaHold } from "../../src/emulated/threads/hold.js";
-import { type MachineDescription, machineSchema } from "../../src/host/description.js";
-import { MiB } from "../../src/memory/address.js";
+import type { MachineDescription } from "../../src/host/description.js";
 import { type ReceiveOptions, type ReceiveResult, receive } from "../../src/migration/destination.js";
 import { readJournal } from "../../src/migration/journal.js";
 import type { MigrationReport } from "../../src/migration/report.js";
@@ -15,35 +13,12 @@ import { type MigrateOptions, migrate } from "../../src/migration/source.js";
 import { listen } from "../../src/migration/transport/listener.js";
 import { DEFAULT_POLICY, type Policy } from "../../src/tracking/choice.js";
 import { type FrameProxy, frameProxy, type Meddlers } from "./frame-proxy.js";
+import { pause } from "./machines.js";
 
 /*
  * Live migrations of real emulated machines in one process, over real connections on loopback. Machines are small and
  * their devices slow, so that a busy computer keeps up; the limits are generous for the same reason.
  */
-
-type MachineInput = z.input<typeof machineSchema>;
-type DeviceInput = MachineInput["devices"][number];
-
-/** What every device of a test's machine does unless it says otherwise. */
-export const LOAD = { rate: 1, footprint: 256 * 1024 };
-
-/** Devices with {@link LOAD}, behind `iommu0`. */
-export const VF: DeviceInput = { id: "vf0", model: "mlx5", iommu: "iommu0", load: LOAD };
-export const NIC: DeviceInput = { id: "nic0", model: "nic", iommu: "iommu0", load: LOAD };
-export const DISK: DeviceInput = { id: "disk0", model: "blk", iommu: "iommu0", load: LOAD };
-export const GPU: DeviceInput = { id: "gpu0", model: "vgpu", vram: 64 * 1024, load: LOAD };
-
-/** A small machine: one vCPU, one AMD IOMMU, and what the test adds. */
-export function machineOf(devices: readonly DeviceInput[], more: Partial<MachineInput> = {}): MachineDescription {
-  return machineSchema.parse({
-    memory: 16 * MiB,
-    fill: 0.2,
-    vcpus: { count: 1, rate: 1, footprint: 128 * 1024 },
-    iommus: [{ id: "iommu0", format: "amd-v1" }],
-    devices,
-    ...more,
-  });
-}
 
 /** Time-outs that a busy computer keeps, and that a test can wait for. */
 const TIMEOUTS = { acceptMs: 20_000, deviceMs: 5000, readyMs: 10_000, runningMs: 1000, goMs: 10_000, peerMs: 10_000 };
@@ -151,10 +126,6 @@ export class Rig implements AsyncDisposable {
     for (const each of this.#opened.reverse()) await each[Symbol.asyncDispose]();
     rmSync(this.journals, { recursive: true, force: true });
   }
-}
-
-export function pause(ms: number): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, ms));
 }
 
 /** Completed, proven by both the memories and the stamps, and all that writes wrote on at the destination. */
