@@ -23,8 +23,11 @@ import { pause } from "./machines.js";
 /** Time-outs that a busy computer keeps, and that a test can wait for. */
 const TIMEOUTS = { acceptMs: 20_000, deviceMs: 5000, readyMs: 10_000, runningMs: 1000, goMs: 10_000, peerMs: 10_000 };
 
-export interface MigrationOptions extends Partial<Omit<MigrateOptions, "policy">> {
+interface SendOptions extends Partial<Omit<MigrateOptions, "policy" | "transport">> {
   readonly policy?: Partial<Policy>;
+}
+
+interface MigrationOptions extends SendOptions {
   /** What happens to frames on the way. */
   readonly meddlers?: Meddlers;
   readonly receiving?: Partial<ReceiveOptions>;
@@ -62,7 +65,7 @@ export class Rig implements AsyncDisposable {
   }
 
   /** Migrates to a destination that is made for it. */
-  async migrate({ policy, meddlers, receiving, onDestination, ...options }: MigrationOptions = {}): Promise<Migrated> {
+  async migrate({ meddlers, receiving, onDestination, ...options }: MigrationOptions = {}): Promise<Migrated> {
     await using listener = await listen({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: 0 } });
     const proxy = await frameProxy(listener.endpoint.port, meddlers);
     const over = new AbortController();
@@ -86,25 +89,30 @@ export class Rig implements AsyncDisposable {
     const receiving_ = receiveOne();
     receiving_.catch(() => {});
     try {
-      const report = await migrate({
-        machine: this.source,
-        description: this.description,
-        transport: sourceTransport({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: proxy.port } }),
-        policy: { ...DEFAULT_POLICY, ...policy },
-        design: "split",
-        downtimeLimitMs: 2000,
-        channels: 1,
-        runAfterMs: 100,
-        journalDirectory: this.journals,
-        timeouts: TIMEOUTS,
-        ...options,
-      });
+      const transport = sourceTransport({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: proxy.port } });
+      const report = await this.send({ transport, ...options });
       return { report, received: await receiving_, destination, proxy };
     } finally {
       over.abort(new Error("the migration is over"));
       await receiving_.catch(() => {});
       proxy.close();
     }
+  }
+
+  /** Migrates to a destination that is there already. */
+  async send({ policy, ...options }: SendOptions & Pick<MigrateOptions, "transport">): Promise<MigrationReport> {
+    return await migrate({
+      machine: this.source,
+      description: this.description,
+      policy: { ...DEFAULT_POLICY, ...policy },
+      design: "split",
+      downtimeLimitMs: 2000,
+      channels: 1,
+      runAfterMs: 100,
+      journalDirectory: this.journals,
+      timeouts: TIMEOUTS,
+      ...options,
+    });
   }
 
   /** What a migration's journal says of one side. */
