@@ -124,6 +124,11 @@ export class EmulatedHost implements Host {
     return slot;
   }
 
+  /** For tests: one of the threads that devices are spread over dies. */
+  async killThread(thread: number): Promise<void> {
+    await this.#threads.kill(thread);
+  }
+
   /** Closes devices, then iommufds, then ends the threads. */
   async [Symbol.asyncDispose](): Promise<void> {
     const closing = [...this.#slots.values()].map(({ opened }) => opened?.[Symbol.asyncDispose]());

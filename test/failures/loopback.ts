@@ -1,6 +1,5 @@
 import { createHash } from "node:crypto";
 import { mkdtempSync, readdirSync, rmSync } from "node:fs";
-import { createConnection, createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { forEachRun } from "../../src/bitmap/dirty-bitmap.js";
@@ -14,10 +13,10 @@ import { type Decision, sendDecision } from "../../src/migration/decision.js";
 import { type ReceiveOptions, type ReceiveResult, receive } from "../../src/migration/destination.js";
 import type { MigrationReport } from "../../src/migration/report.js";
 import { type MigrateOptions, migrate } from "../../src/migration/source.js";
-import { FRAME_HEADER_BYTES } from "../../src/migration/stream/frame.js";
 import { connectControl } from "../../src/migration/transport/connect.js";
 import { listen } from "../../src/migration/transport/listener.js";
 import { DEFAULT_POLICY } from "../../src/tracking/choice.js";
+import { frameProxy, type Meddler, type Meddlers } from "../support/frame-proxy.js";
 import { FakeMachine, type FakeOptions, Witness } from "./fake-machine.js";
 
 /*
@@ -25,70 +24,18 @@ import { FakeMachine, type FakeOptions, Witness } from "./fake-machine.js";
  * damage it; pages are copied from memory to memory, so that a test decides about each of them.
  */
 
-/** What the proxy between the two does to one direction, frame by frame. */
-export interface Damage {
+/** What the proxy between the two does to each direction. */
+export interface Damage extends Meddlers {
   /** Frames from the source that arrive; then the connection is cut. */
-  cutAfterToDestination?: number;
+  readonly cutAfterToDestination?: number;
   /** Frames from the destination that arrive; then the connection is cut. */
-  cutAfterToSource?: number;
-  /** Called with each whole frame; returns what arrives instead; null: nothing more ever arrives, without an end. */
-  toDestination?: (frame: Buffer, index: number) => Buffer | null;
-  toSource?: (frame: Buffer, index: number) => Buffer | null;
+  readonly cutAfterToSource?: number;
 }
 
-/** A TCP proxy that knows frames. */
-export async function proxy(
-  port: number,
-  damage: Damage,
-): Promise<{ port: number; close: () => void; frames: number[] }> {
-  const sockets = new Set<Socket>();
-  const frames = [0, 0];
-  const server = createServer((client) => {
-    const upstream = createConnection({ host: "127.0.0.1", port });
-    const cut = () => {
-      client.destroy();
-      upstream.destroy();
-    };
-    const relay = (from: Socket, to: Socket, direction: number, limit: number, change: Damage["toSource"]) => {
-      let buffer = Buffer.alloc(0);
-      let stuck = false;
-      from.on("data", (data: Buffer) => {
-        if (stuck) return;
-        buffer = Buffer.concat([buffer, data]);
-        while (buffer.length >= FRAME_HEADER_BYTES) {
-          const bytes = FRAME_HEADER_BYTES + buffer.readUInt32LE(24) + buffer.readUInt32LE(28);
-          if (buffer.length < bytes) break;
-          const frame = buffer.subarray(0, bytes);
-          buffer = buffer.subarray(bytes);
-          const index = frames[direction]++;
-          if (index >= limit) return cut();
-          const changed = change === undefined ? frame : change(frame, index);
-          if (changed === null) {
-            stuck = true;
-            return;
-          }
-          to.write(changed);
-        }
-      });
-      from.on("end", () => !stuck && to.end());
-      from.on("error", cut);
-      from.on("close", () => !stuck && to.end());
-    };
-    sockets.add(client).add(upstream);
-    relay(client, upstream, 0, damage.cutAfterToDestination ?? Number.POSITIVE_INFINITY, damage.toDestination);
-    relay(upstream, client, 1, damage.cutAfterToSource ?? Number.POSITIVE_INFINITY, damage.toSource);
-  });
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const address = server.address();
-  return {
-    port: typeof address === "object" && address !== null ? address.port : 0,
-    frames,
-    close: () => {
-      server.close();
-      for (const socket of sockets) socket.destroy();
-    },
-  };
-}
+const cutAfter =
+  (limit: number | undefined): Meddler =>
+  (frame, index) =>
+    limit !== undefined && index >= limit ? "cut" : frame;
 
 /** Pages that go from one memory into the other, with digests of what lies in the other. */
 class DirectPages {
@@ -204,7 +151,11 @@ export async function loopback(
   const source = new FakeMachine({ name: "source", witness, running: true, ...args.machine });
   const pages = new DirectPages();
   const listener = await listen({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: 0 } });
-  const between = await proxy(listener.endpoint.port, args.damage ?? {});
+  const { damage = {} } = args;
+  const between = await frameProxy(listener.endpoint.port, {
+    toDestination: damage.toDestination ?? cutAfter(damage.cutAfterToDestination),
+    toSource: damage.toSource ?? cutAfter(damage.cutAfterToSource),
+  });
   const endpoint = { scheme: "tcp", host: "127.0.0.1", port: between.port } as const;
 
   const result: Loopback = {
@@ -213,7 +164,10 @@ export async function loopback(
     destination: undefined,
     pages,
     journals,
-    frames: between.frames,
+    // There is one connection: pages don't travel here.
+    get frames() {
+      return between.frames[0] ?? [0, 0];
+    },
     received: (async () => {
       const control = await listener.acceptControl();
       return await receive({

@@ -283,7 +283,7 @@ describe("a destination that refuses", () => {
 
 describe("GO that is not confirmed", () => {
   /** RUNNING never arrives. */
-  const noAnswer = { toSource: (frame: Buffer) => (frame.includes('"RUNNING"') ? null : frame) };
+  const noAnswer = { toSource: (frame: Buffer) => (frame.includes('"RUNNING"') ? ("stuck" as const) : frame) };
 
   it("leaves the source paused, and tells the operator what to do", async () => {
     const pair = await started({ damage: noAnswer });
@@ -307,7 +307,9 @@ describe("GO that is not confirmed", () => {
   };
 
   it("and an operator who says resume gets the source's machine back, whole", async () => {
-    const pair = await started({ damage: { toDestination: (frame) => (frame.includes('"GO"') ? null : frame) } });
+    const pair = await started({
+      damage: { toDestination: (frame) => (frame.includes('"GO"') ? ("stuck" as const) : frame) },
+    });
     let answer: Promise<string> | undefined;
     const report = await pair.migrate({
       // The destination's own time is over only after the operator has looked.
@@ -354,7 +356,9 @@ describe("GO that is not confirmed", () => {
 
   it("is no doubt where the destination says that it has discarded the machine", async () => {
     // GO is held up until the destination's time is over.
-    const pair = await started({ damage: { toDestination: (frame) => (frame.includes('"GO"') ? null : frame) } });
+    const pair = await started({
+      damage: { toDestination: (frame) => (frame.includes('"GO"') ? ("stuck" as const) : frame) },
+    });
     const report = await pair.migrate({ timeouts: { ...QUICK, runningMs: 4000 } });
     expectSourceRuns(pair, report, "failed");
     expect((await pair.received).outcome).toBe("discarded");

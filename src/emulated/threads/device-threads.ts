@@ -119,7 +119,11 @@ export class DeviceClient {
     transfer: ArrayBuffer[] = [],
   ) {
     const argument = { ...args, device: this.#number } as unknown as Parameters<DeviceOperations[Name]>[0];
-    return within(this.#rpc.call(operation, argument, transfer), REQUEST_LIMIT_MS, `${operation} of ${this.id}`);
+    const asked = this.#rpc.call(operation, argument, transfer).catch((cause: unknown) => {
+      if (!(cause instanceof DirtmapError) || cause.code !== "THREAD_ENDED") throw cause;
+      throw new DirtmapError(`the thread of ${this.id} has ended`, { code: "DEVICE_THREAD_ENDED", cause });
+    });
+    return within(asked, REQUEST_LIMIT_MS, `${operation} of ${this.id}`);
   }
 }
 

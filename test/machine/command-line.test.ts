@@ -1,0 +1,165 @@
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { crc32 } from "node:zlib";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { EXIT_CODES } from "../../src/cli/exit-codes.js";
+import { FRAME_HEADER_BYTES } from "../../src/migration/stream/frame.js";
+import { makeCertificates, writeCertificates } from "../../src/migration/transport/certs.js";
+import { Child } from "../support/child.js";
+import { frameProxy, says } from "../support/frame-proxy.js";
+
+/* Real `dirtmap` processes, source and destination. */
+
+const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
+
+const folder = mkdtempSync(join(tmpdir(), "dirtmap-cli-"));
+const scenario = join(folder, "tiny.yaml");
+beforeAll(() => {
+  writeFileSync(
+    scenario,
+    `summary: small and slow
+machine:
+  memory: 16M
+  vcpus: { count: 1, rate: 1, footprint: 128K }
+  iommus: [{ id: iommu0, format: amd-v1 }]
+  devices:
+    - { id: vf0, model: mlx5, iommu: iommu0, load: { rate: 1, footprint: 256K } }
+    - { id: nic0, model: nic, iommu: iommu0, load: { rate: 1, footprint: 256K } }
+migration: { trackers: { vf0: device }, downtimeLimit: 2s }
+`,
+  );
+});
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+const migrate = (...more: string[]) =>
+  new Child(PROGRAM, "migrate", "--scenario", scenario, "--journal", folder, "--json", ...more);
+
+/** `dirtmap receive` for one migration; its port. */
+async function receive(...more: string[]) {
+  const address = more.includes("--tls-folder") ? "tls://localhost:0" : "tcp://127.0.0.1:0";
+  const child = new Child(PROGRAM, "receive", "--listen", address, "--journal", folder, "--json", ...more);
+  const { address: actual } = await child.said("address");
+  return { child, port: Number(new URL(String(actual)).port) };
+}
+
+describe("bad input is refused in one line with exit code 2, and nothing is started:", () => {
+  /** The line, and the error that `--json` prints. */
+  async function refused(...args: string[]): Promise<string> {
+    await using source = migrate("--quiet", ...args);
+    expect(await source.ended).toBe(EXIT_CODES.usage.code);
+    const { error, ...rest } = await source.said("error");
+    expect(rest).toMatchObject({ schemaVersion: 1, result: "failed" });
+    expect(error).toMatchObject({ code: expect.any(String), message: expect.any(String) });
+    expect(source.errors.trimEnd().split("\n")).toHaveLength(1);
+    expect(source.errors).toMatch(/^dirtmap: /);
+    return source.errors;
+  }
+
+  it("nobody listens at the destination", async () => {
+    const server = createServer();
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    const { port } = server.address() as { port: number };
+    await new Promise((resolve) => server.close(resolve));
+    expect(await refused("--to", `tcp://127.0.0.1:${port}`)).toMatch(/nothing listens|refused|dirtmap receive/);
+  });
+
+  it("a destination of another protocol version", async () => {
+    const { child, port } = await receive();
+    await using _child = child;
+    // An older source: its HELLO says so. Of the same length, so only the checksums have to be made anew.
+    const proxy = await frameProxy(port, {
+      toDestination: (frame, index, connection) => {
+        if (connection !== 0 || index !== 0) return frame;
+        return withBody(
+          frame,
+          frame.subarray(FRAME_HEADER_BYTES).toString("latin1").replace('"protocol":1', '"protocol":9'),
+        );
+      },
+    });
+    try {
+      const line = await refused("--to", `tcp://127.0.0.1:${proxy.port}`);
+      expect(line).toMatch(/speaks protocol 9 .* and this is 1 .*; use the same version on both sides/);
+    } finally {
+      proxy.close();
+    }
+  });
+
+  it("a certificate of another CA, and one that has expired", async () => {
+    const folders = ["good", "strange", "expired"].map((name) => join(folder, name));
+    const [good, strange, expired] = folders;
+    await writeCertificates(good, await makeCertificates({ hosts: ["localhost"] }));
+    await writeCertificates(strange, await makeCertificates({ hosts: ["localhost"] }));
+    await writeCertificates(expired, await makeCertificates({ hosts: ["localhost"], days: 0 }));
+    const { child, port } = await receive("--tls-folder", good);
+    await using _child = child;
+    const to = `tls://localhost:${port}`;
+    expect(await refused("--to", to, "--tls-folder", strange)).toMatch(/certificate/);
+    expect(await refused("--to", to, "--tls-folder", expired)).toMatch(/expired/);
+    await using source = migrate("--quiet", "--to", to, "--tls-folder", good);
+    expect(await source.said("result")).toMatchObject({ result: "completed", verified: true });
+  });
+});
+
+/** A control frame with another body. */
+function withBody(frame: Buffer, text: string): Buffer {
+  const body = Buffer.from(text, "latin1");
+  const changed = Buffer.concat([frame.subarray(0, FRAME_HEADER_BYTES), body]);
+  changed.writeUInt32LE(crc32(body), 32);
+  changed.writeUInt32LE(crc32(changed.subarray(0, 36)), 36);
+  return changed;
+}
+
+describe("Ctrl-C", () => {
+  it("ends with exit code 130, and says that the source goes on running", async () => {
+    // So slow that it is under way for sure.
+    await using source = migrate("--bandwidth", "1M");
+    await source.complained(/pre-copy|round 0/);
+    source.kill("SIGINT");
+    expect(await source.ended).toBe(EXIT_CODES.cancelled.code);
+    expect(source.errors).toMatch(/the source goes on running/);
+    expect(await source.said("result")).toMatchObject({ result: "cancelled", error: { code: "CANCELLED" } });
+  });
+});
+
+describe("a destination that is killed", () => {
+  it("while pages travel ends the migration with exit code 1 and a clear message", async () => {
+    const { child, port } = await receive();
+    await using destination = child;
+    await using source = migrate("--bandwidth", "1M", "--to", `tcp://127.0.0.1:${port}`);
+    await source.complained(/pre-copy|round 0/);
+    destination.kill("SIGKILL");
+    expect(await source.ended).toBe(EXIT_CODES.failed.code);
+    const { result, error } = await source.said("result");
+    expect(result).toBe("failed");
+    expect((error as { message: string }).message).toMatch(/connection|channel/);
+  });
+
+  it.each([
+    ["resume", EXIT_CODES.failed.code, "failed"],
+    ["abort", EXIT_CODES.indeterminate.code, "indeterminate"],
+  ] as const)("at GO leaves the outcome to the operator: `dirtmap %s`", async (decision, code, result) => {
+    const { child, port } = await receive();
+    await using destination = child;
+    const proxy = await frameProxy(port, {
+      toDestination: (frame) => {
+        if (!says(frame, "GO")) return frame;
+        destination.kill("SIGKILL");
+        return "cut";
+      },
+    });
+    try {
+      await using source = migrate("--decide", "20s", "--to", `tcp://127.0.0.1:${proxy.port}`);
+      const [, migration] = await source.complained(/dirtmap resume ([0-9a-f]+)/);
+      await using operator = new Child(PROGRAM, decision, migration, "--journal", folder, "--json");
+      expect(await operator.ended).toBe(EXIT_CODES.done.code);
+      expect(await operator.said("decision")).toMatchObject({ migration, decision });
+      expect(await source.ended).toBe(code);
+      expect(await source.said("result")).toMatchObject({ migration, result });
+    } finally {
+      proxy.close();
+    }
+  });
+});

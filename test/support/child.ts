@@ -1,0 +1,64 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { createInterface } from "node:readline";
+
+/** A process that prints lines of JSON, and may be killed or stopped. Disposing kills it, and waits for its end. */
+export class Child implements AsyncDisposable {
+  readonly process: ChildProcess;
+  /** With which it ended; null: by a signal. */
+  readonly ended: Promise<number | null>;
+  errors = "";
+  readonly #lines: Record<string, unknown>[] = [];
+  #wake: () => void = () => {};
+
+  /** @param args of Node: the program, and its arguments */
+  constructor(...args: string[]) {
+    const child = spawn(process.execPath, args, { stdio: ["pipe", "pipe", "pipe"] });
+    this.process = child;
+    this.ended = once(child, "close").then(([code]) => code as number | null);
+    child.stderr.setEncoding("utf8").on("data", (text: string) => {
+      this.errors += text;
+      this.#wake();
+    });
+    createInterface({ input: child.stdout }).on("line", (line) => {
+      this.#lines.push(JSON.parse(line));
+      this.#wake();
+    });
+  }
+
+  /** The first line that has this field, or has it with this value; waited for. */
+  async said(field: string, value?: unknown): Promise<Record<string, unknown>> {
+    return await this.#until(`${field} ${value ?? ""}`, () =>
+      this.#lines.find((line) => field in line && (value === undefined || line[field] === value)),
+    );
+  }
+
+  /** Waits until standard error has this. */
+  async complained(what: RegExp): Promise<RegExpMatchArray> {
+    return await this.#until(String(what), () => this.errors.match(what) ?? undefined);
+  }
+
+  kill(signal: NodeJS.Signals): void {
+    this.process.kill(signal);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.kill("SIGKILL");
+    await this.ended;
+  }
+
+  async #until<T>(what: string, look: () => T | undefined): Promise<T> {
+    for (const until = Date.now() + 20_000; Date.now() < until; ) {
+      const found = look();
+      if (found !== undefined) return found;
+      await new Promise<void>((resolve) => {
+        const timer = setTimeout(resolve, 200);
+        this.#wake = () => {
+          clearTimeout(timer);
+          resolve();
+        };
+      });
+    }
+    throw new Error(`it never said ${what}; standard error: ${this.errors}`);
+  }
+}
