@@ -5,6 +5,7 @@ import type { IommuFormatName } from "../src/host/description.js";
 import { GiB, MiB, PAGE_SIZE, TiB } from "../src/memory/address.js";
 import { openArena } from "../src/memory/arena.js";
 import { ALL_FORMATS, bitmapOf, TestBench } from "../test/support/iommu.js";
+import { type Summary, summarize } from "./statistics.js";
 
 /*
  * How fast dirty bits are read and cleared from page tables with 4 KiB leaves, next to how fast the same memory streams.
@@ -17,6 +18,7 @@ export interface ScanOptions {
   readonly formats?: readonly IommuFormatName[];
   /** Shares of pages that are dirty, 0 to 1. */
   readonly shares?: readonly number[];
+  readonly repetitions?: number;
 }
 
 /** One measurement of readAndClear. */
@@ -26,8 +28,9 @@ export interface ScanRow {
   readonly mappedBytes: number;
   /** Share of pages that were dirty. */
   readonly dirty: number;
-  /** Of the whole operation: scan, flush, drain. The shortest of a few. */
-  readonly ms: number;
+  /** Of the whole operation: scan, flush, drain. */
+  readonly ms: Summary;
+  /** Of the median, as what follows. */
   readonly nsPerIopte: number;
   /** How fast the page table was read, and how fast the same memory streams through memcmp. GB are 10^9 bytes. */
   readonly gbPerSecond: number;
@@ -53,27 +56,31 @@ export async function run(options: ScanOptions = {}): Promise<ScanRow[]> {
       await bench.iommu.attach(0, domain);
       await domain.setDirtyTracking(true);
       const tables = openArena(bench.wiring(0).tables);
-      const streamGbPerSecond = stream(tables.u8, pages * 8);
+      const streamed: number[] = [];
       const into = bitmapOf(0, pages);
       for (const dirty of shares) {
-        let ms = Number.POSITIVE_INFINITY;
-        for (let repeat = 0; repeat < (pages >= 2 ** 26 ? 2 : 4); repeat++) {
+        const times: number[] = [];
+        for (let repetition = -1; repetition < (options.repetitions ?? 5); repetition++) {
+          streamed.push(stream(tables.u8, pages * 8));
           const marked = mark(tables.i32, domain, format, pages, dirty);
           into.clear();
           const start = performance.now();
           await domain.readDirty({ page: 0, pages, into, clear: true });
-          ms = Math.min(ms, performance.now() - start);
+          const ms = performance.now() - start;
+          // The first one warms up.
+          if (repetition >= 0) times.push(ms);
           if (into.count() !== marked) throw new Error(`${into.count()} pages were read, ${marked} were dirty`);
         }
+        const ms = summarize(times);
         rows.push({
           bench: "scan",
           format,
           mappedBytes,
           dirty,
           ms,
-          nsPerIopte: (ms * 1e6) / pages,
-          gbPerSecond: (pages * 8) / (ms * 1e6),
-          streamGbPerSecond,
+          nsPerIopte: (ms.median * 1e6) / pages,
+          gbPerSecond: (pages * 8) / (ms.median * 1e6),
+          streamGbPerSecond: summarize(streamed).median,
         });
       }
     }
@@ -110,11 +117,7 @@ function stream(memory: Uint8Array<SharedArrayBuffer>, bytes: number): number {
   const size = Math.min(bytes, 512 * MiB);
   const one = Buffer.from(memory.buffer, 0, size);
   const other = Buffer.from(memory.buffer, 0, size);
-  let best = Number.POSITIVE_INFINITY;
-  for (let repeat = 0; repeat < 3; repeat++) {
-    const start = performance.now();
-    if (one.compare(other) !== 0) throw new Error("the page table changed while nothing was running");
-    best = Math.min(best, performance.now() - start);
-  }
-  return size / (best * 1e6);
+  const start = performance.now();
+  if (one.compare(other) !== 0) throw new Error("the page table changed while nothing was running");
+  return size / ((performance.now() - start) * 1e6);
 }

@@ -1,17 +1,15 @@
 /**
  * What the kernels over pages of guest memory do: assembly/pages.ts in WebAssembly, twins/pages.ts in plain TypeScript.
  * Addresses are byte offsets in the arena that they were loaded over; pages are the arena's, of 4096 bytes. Digests are
- * XXH64 with seed 0, 8 bytes each; a table of digests has one per page of RAM.
+ * XXH3-64 with seed 0 and the default secret, 8 bytes each; a table of digests has one per page of RAM.
  *
  * A run is two words: first page, and number of pages * 2 + 1 where all are zero, + 0 where their data follows.
  */
 export interface PageKernels {
-  /** XXH64 (seed 0) of a stretch of memory, as a signed 64-bit integer. */
-  xxh64(at: number, bytes: number): bigint;
   /**
    * Goes through the pages [page, end) that `bitmap` marks (bit i: page i) and adds each to the frame that `state`
    * ({@link GATHER_WORDS}) describes: an all-zero page to a zero run; any other is copied to the next free page of
-   * staging, its copy digested, and added to a data run. Runs go on from the frame's last where they can.
+   * staging, digested on the way, and added to a data run. Runs go on from the frame's last where they can.
    * @returns `end`, or the page to continue with in the next frame, where this one is full
    */
   gather(state: number, bitmap: number, page: number, end: number): number;
@@ -47,5 +45,5 @@ export const GATHER = {
 } as const;
 export const GATHER_WORDS = 8;
 
-/** XXH64 of 4096 zero bytes. */
-export const ZERO_PAGE_DIGEST = 0xac869b6f32d8bbdbn;
+/** The digest of 4096 zero bytes. */
+export const ZERO_PAGE_DIGEST = 0x93d76fe148c689ban;

@@ -28,7 +28,7 @@ export interface ChannelAddress {
   readonly token: string;
 }
 
-/** A hash per page of RAM, per arena (XXH64, 8 bytes each), as read from memory. */
+/** A hash per page of RAM, per arena (XXH3-64, 8 bytes each), as read from memory. */
 export interface PageDigests {
   readonly arenas: readonly BigUint64Array<SharedArrayBuffer>[];
 }

@@ -1,14 +1,9 @@
 // Kernels over pages of guest memory; ../pages.ts says what each does. No kernel keeps state or data of its own.
-// XXH64: https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md
+
+import { digestOf, stageAndDigest } from "./xxh3";
 
 const PAGE_SHIFT: u32 = 12;
 const PAGE_SIZE: usize = 4096;
-
-const PRIME_1: u64 = 0x9e3779b185ebca87;
-const PRIME_2: u64 = 0xc2b2ae3d27d4eb4f;
-const PRIME_3: u64 = 0x165667b19e3779f9;
-const PRIME_4: u64 = 0x85ebca77c2b2ae63;
-const PRIME_5: u64 = 0x27d4eb2f165667c5;
 
 // Byte offsets of gather's state.
 const RUNS: usize = 0;
@@ -21,94 +16,10 @@ const DIGESTS_AT: usize = 24;
 const DATA_AT: usize = 28;
 
 const RUN_BYTES: usize = 8;
-/** XXH64 of 4096 zero bytes. */
-const ZERO_PAGE_DIGEST: u64 = 0xac869b6f32d8bbdb;
+/** The digest of 4096 zero bytes. */
+const ZERO_PAGE_DIGEST: u64 = 0x93d76fe148c689ba;
 /** Bit 0 of a run's second word. */
 const ZERO_RUN: u32 = 1;
-
-function round(lane: u64, input: u64): u64 {
-  return rotl<u64>(lane + input * PRIME_2, 31) * PRIME_1;
-}
-
-function mergeLane(hash: u64, lane: u64): u64 {
-  return (hash ^ round(0, lane)) * PRIME_1 + PRIME_4;
-}
-
-function avalanche(hash: u64): u64 {
-  hash ^= hash >> 33;
-  hash *= PRIME_2;
-  hash ^= hash >> 29;
-  hash *= PRIME_3;
-  return hash ^ (hash >> 32);
-}
-
-function mergeLanes(a: u64, b: u64, c: u64, d: u64): u64 {
-  let hash = rotl<u64>(a, 1) + rotl<u64>(b, 7) + rotl<u64>(c, 12) + rotl<u64>(d, 18);
-  hash = mergeLane(hash, a);
-  hash = mergeLane(hash, b);
-  hash = mergeLane(hash, c);
-  return mergeLane(hash, d);
-}
-
-/** XXH64 of a page: no tail, and its length folded in. Four stripes a turn. */
-function digestOf(at: usize): u64 {
-  let a: u64 = PRIME_1 + PRIME_2;
-  let b: u64 = PRIME_2;
-  let c: u64 = 0;
-  let d: u64 = 0 - PRIME_1;
-  const end = at + PAGE_SIZE;
-  for (; at < end; at += 128) {
-    a = round(a, load<u64>(at));
-    b = round(b, load<u64>(at, 8));
-    c = round(c, load<u64>(at, 16));
-    d = round(d, load<u64>(at, 24));
-    a = round(a, load<u64>(at, 32));
-    b = round(b, load<u64>(at, 40));
-    c = round(c, load<u64>(at, 48));
-    d = round(d, load<u64>(at, 56));
-    a = round(a, load<u64>(at, 64));
-    b = round(b, load<u64>(at, 72));
-    c = round(c, load<u64>(at, 80));
-    d = round(d, load<u64>(at, 88));
-    a = round(a, load<u64>(at, 96));
-    b = round(b, load<u64>(at, 104));
-    c = round(c, load<u64>(at, 112));
-    d = round(d, load<u64>(at, 120));
-  }
-  return avalanche(mergeLanes(a, b, c, d) + PAGE_SIZE);
-}
-
-export function xxh64(at: usize, bytes: usize): u64 {
-  const end = at + bytes;
-  let hash: u64;
-  if (bytes >= 32) {
-    let a: u64 = PRIME_1 + PRIME_2;
-    let b: u64 = PRIME_2;
-    let c: u64 = 0;
-    let d: u64 = 0 - PRIME_1;
-    for (; at + 32 <= end; at += 32) {
-      a = round(a, load<u64>(at));
-      b = round(b, load<u64>(at, 8));
-      c = round(c, load<u64>(at, 16));
-      d = round(d, load<u64>(at, 24));
-    }
-    hash = mergeLanes(a, b, c, d);
-  } else {
-    hash = PRIME_5;
-  }
-  hash += bytes;
-  for (; at + 8 <= end; at += 8) {
-    hash = rotl<u64>(hash ^ round(0, load<u64>(at)), 27) * PRIME_1 + PRIME_4;
-  }
-  if (at + 4 <= end) {
-    hash = rotl<u64>(hash ^ (<u64>load<u32>(at) * PRIME_1), 23) * PRIME_2 + PRIME_3;
-    at += 4;
-  }
-  for (; at < end; at++) {
-    hash = rotl<u64>(hash ^ (<u64>load<u8>(at) * PRIME_5), 11) * PRIME_1;
-  }
-  return avalanche(hash);
-}
 
 /** Most pages that aren't zero say so in their first 64 bytes. */
 function isZeroPage(at: usize): bool {
@@ -158,8 +69,7 @@ export function gather(state: usize, bitmap: usize, page: u32, end: u32): u32 {
       zeroPages++;
     } else {
       const staged = dataAt + ((<usize>dataPages) << PAGE_SHIFT);
-      memory.copy(staged, source, PAGE_SIZE);
-      store<u64>(digestsAt + ((<usize>dataPages) << 3), digestOf(staged));
+      store<u64>(digestsAt + ((<usize>dataPages) << 3), stageAndDigest(source, staged));
       dataPages++;
     }
     page++;

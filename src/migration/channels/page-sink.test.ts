@@ -3,7 +3,7 @@ import fc from "fast-check";
 import { beforeEach, describe, expect, it } from "vitest";
 import { DirtmapError } from "../../errors.js";
 import { loadKernels } from "../../kernels/kernels.js";
-import { xxh64 } from "../../kernels/twins/pages.js";
+import { xxh3 } from "../../kernels/twins/xxh3.js";
 import { MiB, PAGE_SIZE } from "../../memory/address.js";
 import { createArena } from "../../memory/arena.js";
 import { ramArena } from "../../memory/guest-memory.js";
@@ -57,7 +57,7 @@ function pagesFrame(sequence: number, runs: readonly Run[], lie: { bodyBytes?: n
     body.setUint32(i * 8 + 4, pages * 2 + Number(zero), true);
   });
   pages.forEach((page, i) => {
-    body.setBigUint64(runs.length * 8 + i * 8, xxh64(pageData(page)), true);
+    body.setBigUint64(runs.length * 8 + i * 8, xxh3(pageData(page)), true);
   });
   const bytes = new Uint8Array(body.buffer);
   const frame = new Uint8Array(FRAME_HEADER_BYTES + bytes.length + pages.length * PAGE_SIZE);

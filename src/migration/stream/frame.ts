@@ -15,7 +15,7 @@ import { PAGE_SIZE } from "../../memory/address.js";
  *  16  u32 round
  *
  * The body of a PAGES frame is a run table (per run u32 first page of the arena, u32 count * 2 + (1: all zero)), and one
- * XXH64 per page of data. The data has no checksum of its own: the receiver computes the page digests from its guest
+ * XXH3-64 per page of data. The data has no checksum of its own: the receiver computes the page digests from its guest
  * memory once the pages lie there, and compares. Lengths are checked before anything is allocated or stored.
  */
 

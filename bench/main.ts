@@ -1,0 +1,146 @@
+import { parseArgs } from "node:util";
+import { GiB, MiB, TiB } from "../src/memory/address.js";
+import { table } from "../src/observe/table.js";
+import { type ChannelRow, run as runChannels } from "./channels.js";
+import { type DmaRow, run as runDma } from "./dma.js";
+import { type LogRow, run as runLogs } from "./logs.js";
+import { watchMachine } from "./machine.js";
+import { type MigrationRow, run as runMigration } from "./migration.js";
+import { run as runScan, type ScanRow } from "./scan.js";
+import type { Summary } from "./statistics.js";
+
+/*
+ *   npm run bench -- [scan] [logs] [dma] [channels] [migration] [--full] [--json] [--qemu | --qemu-root DIR]
+ *
+ * All benches by default, in about three minutes; progress on standard error. --full maps up to 1 TiB and repeats more.
+ * QEMU runs beside `migration` where it is asked for: from PATH, or from a Debian tree to chroot into.
+ */
+
+/** Raised when a field of the JSON changes its meaning. */
+const SCHEMA_VERSION = 1;
+
+type Row = ScanRow | LogRow | DmaRow | ChannelRow | MigrationRow;
+
+interface Options {
+  readonly full: boolean;
+  readonly qemu: { readonly root?: string | undefined } | undefined;
+}
+
+const BENCHES: Readonly<Record<string, (options: Options) => Promise<readonly Row[]>>> = {
+  scan: ({ full }) =>
+    runScan(
+      full ? { sizes: [GiB, 16 * GiB, 128 * GiB, TiB], repetitions: 5 } : { sizes: [GiB, 64 * GiB], repetitions: 5 },
+    ),
+  logs: ({ full }) => runLogs(full ? { sizes: [GiB, 16 * GiB, TiB] } : {}),
+  dma: ({ full }) => runDma({ rounds: full ? 300 : 100 }),
+  channels: ({ full }) => runChannels({ repetitions: full ? 7 : 3 }),
+  migration: ({ full, qemu }) => runMigration({ repetitions: full ? 7 : 3, qemu }),
+};
+
+/** Numbers as a table shows them: three digits that count. */
+function short(value: number | null): string {
+  return value === null ? "-" : Number(value.toPrecision(3)).toLocaleString("en", { maximumFractionDigits: 3 });
+}
+
+function spread({ median, min, max }: Summary): string {
+  return `${short(median)} (${short(min)} to ${short(max)})`;
+}
+
+const percent = (share: number) => `${short(share * 100)} %`;
+const size = (bytes: number) => (bytes >= GiB ? `${bytes / GiB} GiB` : `${bytes / MiB} MiB`);
+
+/** A row as the table shows it: by column. */
+function cells(row: Row): Readonly<Record<string, string>> {
+  switch (row.bench) {
+    case "scan":
+      return {
+        format: row.format,
+        mapped: size(row.mappedBytes),
+        dirty: percent(row.dirty),
+        ms: spread(row.ms),
+        "ns/IOPTE": short(row.nsPerIopte),
+        "GB/s": short(row.gbPerSecond),
+        "memcmp GB/s": short(row.streamGbPerSecond),
+      };
+    case "logs":
+      return {
+        tracker: row.tracker,
+        span: size(row.spanBytes),
+        dirty: percent(row.dirty),
+        ms: spread(row.ms),
+        "ns/dirty page": short(row.nsPerDirtyPage),
+      };
+    case "dma":
+      return {
+        format: row.format,
+        tracking: row.tracking,
+        "bytes/write": String(row.bytesPerWrite),
+        "writes/s": short(row.writesPerSecond),
+        cost: percent(row.cost),
+      };
+    case "channels":
+      return {
+        way: row.way,
+        memory: size(row.bytes),
+        s: spread(row.seconds),
+        "CPU s": spread(row.cpuSeconds),
+        "GB/s": short(row.gbPerSecond),
+      };
+    case "migration":
+      return {
+        way: row.way,
+        memory: size(row.bytes),
+        ms: spread(row.ms),
+        "downtime ms": spread(row.downtimeMs),
+        "GB/s": short(row.gbPerSecond),
+        "time / QEMU's": short(row.timeOverQemu),
+      };
+  }
+}
+
+function print(rows: readonly Row[]): void {
+  const shown = rows.map(cells);
+  const columns = Object.keys(shown[0]);
+  const lines = table([columns, ...shown.map((row) => Object.values(row))]);
+  process.stdout.write(`\n${rows[0].bench}\n${lines.join("\n")}\n`);
+}
+
+async function main(): Promise<void> {
+  const { values, positionals } = parseArgs({
+    allowPositionals: true,
+    options: {
+      full: { type: "boolean", default: false },
+      json: { type: "boolean", default: false },
+      qemu: { type: "boolean", default: false },
+      "qemu-root": { type: "string" },
+    },
+  });
+  const root = values["qemu-root"];
+  const options = { full: values.full, qemu: values.qemu || root !== undefined ? { root } : undefined };
+  const unknown = positionals.filter((name) => !Object.hasOwn(BENCHES, name));
+  if (unknown.length > 0) {
+    process.stderr.write(`there is no bench '${unknown[0]}'; there are: ${Object.keys(BENCHES).join(", ")}\n`);
+    process.exitCode = 2;
+    return;
+  }
+  const describe = watchMachine();
+  const results: Row[] = [];
+  for (const name of positionals.length > 0 ? positionals : Object.keys(BENCHES)) {
+    process.stderr.write(`${name} …\n`);
+    const rows = await BENCHES[name](options);
+    results.push(...rows);
+    if (!values.json) print(rows);
+  }
+  const machine = describe();
+  if (values.json) {
+    process.stdout.write(`${JSON.stringify({ schemaVersion: SCHEMA_VERSION, machine, results }, null, 2)}\n`);
+    return;
+  }
+  const steal = machine.stealShare === null ? "unknown" : percent(machine.stealShare);
+  process.stdout.write(
+    `\n${machine.cpu}, ${machine.cores} cores, Node ${machine.node}, load ${short(machine.load)}, stolen ${steal}\n` +
+      "Medians, with the least and the greatest in brackets.\n",
+  );
+}
+
+await main();
