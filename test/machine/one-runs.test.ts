@@ -1,12 +1,12 @@
 import { readdirSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { describe, expect, it } from "vitest";
-import { acceptedSource, sourceTransport } from "../../src/cli/transport.js";
 import { createEmulatedMachine, type EmulatedMachine } from "../../src/emulated/machine.js";
 import { sendDecision } from "../../src/migration/decision.js";
 import { receive } from "../../src/migration/destination.js";
 import { readJournal } from "../../src/migration/journal.js";
 import { listen } from "../../src/migration/transport/listener.js";
+import { acceptSource, networkTransport } from "../../src/migration/transport/network.js";
 import { Child } from "../support/child.js";
 import { says } from "../support/frame-proxy.js";
 import { machineOf, NIC, pause, VF } from "../support/machines.js";
@@ -39,7 +39,7 @@ async function apart() {
     await destination[Symbol.asyncDispose]();
     await rig[Symbol.asyncDispose]();
   };
-  return { rig, destination, transport: sourceTransport({ endpoint }), [Symbol.asyncDispose]: end };
+  return { rig, destination, transport: networkTransport({ endpoint }), [Symbol.asyncDispose]: end };
 }
 
 describe("in one process", () => {
@@ -171,9 +171,9 @@ describe("a source in its own process", () => {
       await using rig = await Rig.start(machineOf([]));
       await using listener = await listen({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: 0 } });
       let machine: EmulatedMachine | undefined;
-      const receiving = listener.acceptControl().then((control) =>
+      const receiving = acceptSource(listener).then((source) =>
         receive({
-          source: acceptedSource(listener, control),
+          source,
           createMachine: async (received) => {
             machine = await createEmulatedMachine(received, { paused: true, incarnation: 2 });
             return machine;

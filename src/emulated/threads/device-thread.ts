@@ -51,9 +51,9 @@ const operations: DeviceOperations = {
     const hosted = new HostedDevice(posted, host);
     try {
       await hosted.model.start(hosted);
-    // A rehearsal, which changes nothing: a destination loads the state in the machine's downtime, and code that runs
-    // for the first time takes several times as long.
-    hosted.model.load(hosted.model.save());
+      // A rehearsal, which changes nothing: a destination loads the state in the machine's downtime, and code that runs
+      // for the first time takes several times as long.
+      hosted.model.load(hosted.model.save());
     } catch (error) {
       hosted.model[Symbol.dispose]();
       throw error;
