@@ -6,7 +6,7 @@
  *   names, rules and errors. {@link createEmulatedMachine} makes a machine on the emulated one.
  * - {@link probeMachine} asks what each device has, {@link chooseTrackers} picks a tracker per device, and
  *   {@link openDesign} switches the choice on and reads it round by round.
- * - {@link migrate} and {@link receive} move a machine; {@link networkTransport} and {@link acceptSource} are their network.
+ * - {@link migrate} and {@link receive} move a machine; {@link sourceTransport} and {@link acceptedSource} are their network.
  *   What happens meanwhile is published on {@link migrationEvents}.
  *
  * Addresses are bytes ({@link Iova}, a bigint) or 4 KiB pages ({@link PageNumber}), sizes bytes, durations milliseconds.
@@ -99,7 +99,7 @@ export { makeCertificates, type TryoutCertificates, writeCertificates } from "./
 export { loadCredentials, type TlsCredentials, type TlsSide } from "./migration/transport/credentials.js";
 export { type Endpoint, formatEndpoint, parseEndpoint } from "./migration/transport/endpoint.js";
 export { type Listener, listen } from "./migration/transport/listener.js";
-export { acceptSource, networkTransport } from "./migration/transport/network.js";
+export { acceptedSource, sourceTransport } from "./migration/transport/network.js";
 export type {
   DeviceCapabilities,
   TrackerAvailable,

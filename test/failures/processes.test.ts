@@ -10,7 +10,7 @@ import type { MigrationPhase } from "../../src/migration/events.js";
 import { readJournal } from "../../src/migration/journal.js";
 import { type MigrateOptions, migrate } from "../../src/migration/source.js";
 import { listen } from "../../src/migration/transport/listener.js";
-import { acceptSource, networkTransport } from "../../src/migration/transport/network.js";
+import { acceptedSource, sourceTransport } from "../../src/migration/transport/network.js";
 import { DEFAULT_POLICY } from "../../src/tracking/choice.js";
 import { FakeMachine, Witness } from "./fake-machine.js";
 import { description } from "./loopback.js";
@@ -87,7 +87,7 @@ async function migrateTo(
   const report = await migrate({
     machine,
     description,
-    transport: networkTransport({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: Number(port) } }),
+    transport: sourceTransport({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: Number(port) } }),
     policy: DEFAULT_POLICY,
     design: "split",
     journalDirectory: journals,
@@ -165,9 +165,9 @@ describe("a source in its own process", () => {
       await using listener = await listen({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: 0 } });
       const witness = new Witness();
       const source = started("source", journals, String(listener.endpoint.port), phase);
-      const receiving = acceptSource(listener).then((accepted) =>
+      const receiving = listener.acceptControl().then((control) =>
         receive({
-          source: accepted,
+          source: acceptedSource(listener, control),
           createMachine: async () => new FakeMachine({ name: "destination", witness }),
           journalDirectory: journals,
         }),

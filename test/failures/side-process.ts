@@ -2,7 +2,7 @@ import { receive } from "../../src/migration/destination.js";
 import type { MigrationPhase } from "../../src/migration/events.js";
 import { migrate } from "../../src/migration/source.js";
 import { listen } from "../../src/migration/transport/listener.js";
-import { acceptSource, networkTransport } from "../../src/migration/transport/network.js";
+import { acceptedSource, sourceTransport } from "../../src/migration/transport/network.js";
 import { DEFAULT_POLICY } from "../../src/tracking/choice.js";
 import { FakeMachine, Witness } from "./fake-machine.js";
 import { description } from "./loopback.js";
@@ -23,7 +23,7 @@ if (side === "destination") {
   await using listener = await listen({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: 0 } });
   tell({ port: listener.endpoint.port });
   const result = await receive({
-    source: await acceptSource(listener),
+    source: acceptedSource(listener, await listener.acceptControl()),
     createMachine: async () => new FakeMachine({ name: "destination", witness }),
     journalDirectory,
   });
@@ -33,7 +33,7 @@ if (side === "destination") {
   const report = await migrate({
     machine,
     description,
-    transport: networkTransport({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: Number(port) } }),
+    transport: sourceTransport({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: Number(port) } }),
     policy: DEFAULT_POLICY,
     design: "split",
     journalDirectory,

@@ -2,7 +2,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import {
-  acceptSource,
+  acceptedSource,
   chooseTrackers,
   createEmulatedMachine,
   DEFAULT_POLICY,
@@ -16,10 +16,10 @@ import {
   type MigrationPhase,
   migrate,
   migrationEvents,
-  networkTransport,
   openDesign,
   probeMachine,
   receive,
+  sourceTransport,
   UsageError,
 } from "dirtmap";
 import { afterAll, beforeAll, expect, test } from "vitest";
@@ -75,9 +75,9 @@ test("a machine migrates to a destination of the same program, and tells its pha
   migrationEvents.subscribe(listener);
   await using port = await listen({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: 0 } });
   let arrived: EmulatedMachine | undefined;
-  const receiving = acceptSource(port).then((source) =>
+  const receiving = port.acceptControl().then((control) =>
     receive({
-      source,
+      source: acceptedSource(port, control),
       createMachine: async (wanted) => {
         arrived = await createEmulatedMachine(wanted, { paused: true });
         return arrived;
@@ -90,7 +90,7 @@ test("a machine migrates to a destination of the same program, and tells its pha
   const report = await migrate({
     machine,
     description,
-    transport: networkTransport({ endpoint: port.endpoint }),
+    transport: sourceTransport({ endpoint: port.endpoint }),
     policy: DEFAULT_POLICY,
     design: "split",
     downtimeLimitMs: 5_000,

@@ -95,14 +95,15 @@ async function run(options: MigrateOptions): Promise<void> {
     checkMemory(description, options.to === undefined ? 2 : 1);
     const remote = options.to === undefined ? undefined : await readEndpoint(options.to, "client", options);
 
-    const [{ openMachine }, { migrate }, { probeMachine }, { chooseTrackers }, { networkTransport }] =
-      await Promise.all([
+    const [{ openMachine }, { migrate }, { probeMachine }, { chooseTrackers }, { sourceTransport }] = await Promise.all(
+      [
         import("../hosts.js"),
         import("../../migration/source.js"),
         import("../../tracking/probe.js"),
         import("../../tracking/policy.js"),
         import("../../migration/transport/network.js"),
-      ]);
+      ],
+    );
     const [{ startLocalDestination }, { LiveView }, { reportText }] = await Promise.all([
       import("../local-destination.js"),
       import("../../observe/live-view.js"),
@@ -129,7 +130,7 @@ async function run(options: MigrateOptions): Promise<void> {
     const report = await migrate({
       machine,
       description,
-      transport: networkTransport(destination),
+      transport: sourceTransport(destination),
       policy,
       design,
       downtimeLimitMs,

@@ -1,5 +1,7 @@
 import type { Command } from "commander";
 import { DirtmapError, explain } from "../../errors.js";
+import type { ControlConnection } from "../../migration/stream/control-connection.js";
+import type { Listener } from "../../migration/transport/listener.js";
 import { formatMs } from "../../observe/format.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
 import type { EmulatedMachine } from "../hosts.js";
@@ -53,7 +55,7 @@ async function run(options: ReceiveOptions): Promise<void> {
   };
   await runCommand({ json }, async (signal) => {
     const { endpoint, credentials } = await readEndpoint(options.listen, "server", options);
-    const [{ listen }, { receive }, { acceptSource }, { openMachine }, { formatEndpoint }, { checkMemory }] =
+    const [{ listen }, { receive }, { acceptedSource }, { openMachine }, { formatEndpoint }, { checkMemory }] =
       await Promise.all([
         import("../../migration/transport/listener.js"),
         import("../../migration/destination.js"),
@@ -72,10 +74,10 @@ async function run(options: ReceiveOptions): Promise<void> {
     const address = formatEndpoint(listener.endpoint);
     tell({ event: "listening", address }, `listening on ${address}`);
     for (;;) {
-      const source = await inTime(options.wait, signal, (late) => acceptSource(listener, { signal: late, onRefused }));
+      const control = await nextSource(listener, signal, options.wait);
       let machine: EmulatedMachine | undefined;
       const result = await receive({
-        source,
+        source: acceptedSource(listener, control, onRefused),
         createMachine: async (description) => {
           checkMemory(description, 1);
           machine = await openMachine(description, { paused: true });
@@ -105,17 +107,13 @@ async function run(options: ReceiveOptions): Promise<void> {
 }
 
 /** @throws DirtmapError `NO_SOURCE` when the time is over; the signal's reason */
-async function inTime<T>(
-  waitMs: number | undefined,
-  signal: AbortSignal,
-  next: (signal: AbortSignal) => Promise<T>,
-): Promise<T> {
-  if (waitMs === undefined) return await next(signal);
+async function nextSource(listener: Listener, signal: AbortSignal, waitMs?: number): Promise<ControlConnection> {
+  if (waitMs === undefined) return await listener.acceptControl(signal);
   const late = new DirtmapError(`no source came within ${formatMs(waitMs)}`, { code: "NO_SOURCE" });
   const over = new AbortController();
   const timer = setTimeout(() => over.abort(late), waitMs);
   try {
-    return await next(AbortSignal.any([signal, over.signal]));
+    return await listener.acceptControl(AbortSignal.any([signal, over.signal]));
   } finally {
     clearTimeout(timer);
   }

@@ -3,6 +3,7 @@ import { openReceiver } from "../channels/receiver.js";
 import { openSender } from "../channels/sender.js";
 import type { AcceptedSource } from "../destination.js";
 import type { SourceTransport } from "../source.js";
+import type { ControlConnection } from "../stream/control-connection.js";
 import { connectControl } from "./connect.js";
 import type { TlsCredentials } from "./credentials.js";
 import { type Endpoint, formatEndpoint } from "./endpoint.js";
@@ -16,7 +17,7 @@ import type { Listener } from "./listener.js";
  * A source's way to a destination; for `migrate`.
  * @param destination.credentials this side's certificate and key, and the CA; needed where the scheme is `tls`
  */
-export function networkTransport({
+export function sourceTransport({
   endpoint,
   credentials,
 }: {
@@ -34,16 +35,15 @@ export function networkTransport({
 }
 
 /**
- * Waits for the next source on a listener; for `receive`. Its channels must show a token made for it
- * alone.
- * @param options.onRefused is told of connections that were turned away where a channel was waited for
- * @throws the signal's reason; DirtmapError `LISTENER_CLOSED`
+ * A source whose control connection has arrived at a listener; for `receive`. Its channels come to the same listener, and
+ * must show a token made for it alone.
+ * @param onRefused is told of connections that were turned away where a channel was waited for
  */
-export async function acceptSource(
+export function acceptedSource(
   listener: Listener,
-  { signal, onRefused = () => {} }: { signal?: AbortSignal; onRefused?: (error: unknown) => void } = {},
-): Promise<AcceptedSource> {
-  const control = await listener.acceptControl(signal);
+  control: ControlConnection,
+  onRefused: (error: unknown) => void = () => {},
+): AcceptedSource {
   return {
     from: control.peer,
     control,
