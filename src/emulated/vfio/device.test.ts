@@ -130,7 +130,7 @@ describe("a device thread", () => {
     expect(deaths.map((death) => death.message)).toEqual(["the thread of blk0, vgpu0 has ended"]);
     await expect(device("blk0").setState("STOP")).rejects.toMatchObject({ code: "EIO" });
     expect(await device("blk0").state()).toBe("ERROR");
-    await expect(device("vgpu0").counters()).rejects.toMatchObject({ code: "THREAD_ENDED" });
+    await expect(device("vgpu0").counters()).rejects.toMatchObject({ code: "DEVICE_THREAD_ENDED" });
   });
 
   it("whose disk file is cut short fails that device alone, until it is reset", async () => {
