@@ -58,6 +58,7 @@ function cells(row: Row): Readonly<Record<string, string>> {
         mapped: size(row.mappedBytes),
         dirty: percent(row.dirty),
         ms: spread(row.ms),
+        "CPU ms": short(row.cpuMs.median),
         "ns/IOPTE": short(row.nsPerIopte),
         "GB/s": short(row.gbPerSecond),
         "memcmp GB/s": short(row.streamGbPerSecond),
