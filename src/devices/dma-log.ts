@@ -28,7 +28,10 @@ export class DmaLog {
   readonly #pagesPerGranule: number;
   /** Per range: first granule (IOVA / granule), granules, and the log's bit for the first. */
   readonly #spans: readonly { readonly first: number; readonly count: number; readonly bit: number }[];
-  #last = 0;
+  /** The span that was marked last, spread out: a device writes to the same buffers again and again. */
+  #first = 0;
+  #count = 0;
+  #bit = 0;
 
   private constructor(ranges: readonly LogRange[], granule: number, open: (bits: number) => SharedLog) {
     this.ranges = ranges;
@@ -65,16 +68,21 @@ export class DmaLog {
 
   /** Device's side, after the store and before the DMA ends: the page was written. Outside the ranges: nothing. */
   mark(page: PageNumber): void {
-    const granule = Math.floor(page / this.#pagesPerGranule);
-    const spans = this.#spans;
-    for (let tried = 0, at = this.#last; tried < spans.length; tried++, at = at + 1 < spans.length ? at + 1 : 0) {
-      const { first, count, bit } = spans[at];
-      const index = granule - first;
-      if (index < 0 || index >= count) continue;
-      this.#last = at;
-      this.#log.mark(bit + index);
-      return;
+    const granule = this.#pagesPerGranule === 1 ? page : Math.floor(page / this.#pagesPerGranule);
+    const index = granule - this.#first;
+    if ((index >= 0 && index < this.#count) || this.#find(granule)) this.#log.mark(this.#bit + granule - this.#first);
+  }
+
+  /** Makes the span that holds a granule the last one; false: no span does. */
+  #find(granule: number): boolean {
+    for (const { first, count, bit } of this.#spans) {
+      if (granule < first || granule >= first + count) continue;
+      this.#first = first;
+      this.#count = count;
+      this.#bit = bit;
+      return true;
     }
+    return false;
   }
 
   /**

@@ -6,7 +6,7 @@ import { sendDecision } from "../../src/migration/decision.js";
 import { receive } from "../../src/migration/destination.js";
 import { readJournal } from "../../src/migration/journal.js";
 import { listen } from "../../src/migration/transport/listener.js";
-import { acceptSource, networkTransport } from "../../src/migration/transport/network.js";
+import { acceptedSource, sourceTransport } from "../../src/migration/transport/network.js";
 import { Child } from "../support/child.js";
 import { says } from "../support/frame-proxy.js";
 import { machineOf, NIC, pause, VF } from "../support/machines.js";
@@ -39,7 +39,7 @@ async function apart() {
     await destination[Symbol.asyncDispose]();
     await rig[Symbol.asyncDispose]();
   };
-  return { rig, destination, transport: networkTransport({ endpoint }), [Symbol.asyncDispose]: end };
+  return { rig, destination, transport: sourceTransport({ endpoint }), [Symbol.asyncDispose]: end };
 }
 
 describe("in one process", () => {
@@ -171,9 +171,9 @@ describe("a source in its own process", () => {
       await using rig = await Rig.start(machineOf([]));
       await using listener = await listen({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: 0 } });
       let machine: EmulatedMachine | undefined;
-      const receiving = acceptSource(listener).then((source) =>
+      const receiving = listener.acceptControl().then((control) =>
         receive({
-          source,
+          source: acceptedSource(listener, control),
           createMachine: async (received) => {
             machine = await createEmulatedMachine(received, { paused: true, incarnation: 2 });
             return machine;

@@ -2,7 +2,7 @@ import { createEmulatedMachine, type EmulatedMachine } from "../../src/emulated/
 import { receive } from "../../src/migration/destination.js";
 import { migrate } from "../../src/migration/source.js";
 import { listen } from "../../src/migration/transport/listener.js";
-import { acceptSource, networkTransport } from "../../src/migration/transport/network.js";
+import { acceptedSource, sourceTransport } from "../../src/migration/transport/network.js";
 import { DEFAULT_POLICY } from "../../src/tracking/choice.js";
 import { machineOf, NIC, pause, VF } from "./machines.js";
 import { writings } from "./stamps.js";
@@ -25,7 +25,7 @@ if (side === "destination") {
   tell({ port: listener.endpoint.port });
   let machine: EmulatedMachine | undefined;
   const result = await receive({
-    source: await acceptSource(listener),
+    source: acceptedSource(listener, await listener.acceptControl()),
     createMachine: async (description) => {
       machine = await createEmulatedMachine(description, { paused: true, incarnation: 2 });
       return machine;
@@ -43,7 +43,7 @@ if (side === "destination") {
   const report = await migrate({
     machine,
     description,
-    transport: networkTransport({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: Number(port) } }),
+    transport: sourceTransport({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: Number(port) } }),
     policy: DEFAULT_POLICY,
     design: "split",
     journalDirectory,

@@ -10,7 +10,7 @@ import { readJournal } from "../../src/migration/journal.js";
 import type { MigrationReport } from "../../src/migration/report.js";
 import { type MigrateOptions, migrate } from "../../src/migration/source.js";
 import { listen } from "../../src/migration/transport/listener.js";
-import { acceptSource, networkTransport } from "../../src/migration/transport/network.js";
+import { acceptedSource, sourceTransport } from "../../src/migration/transport/network.js";
 import { DEFAULT_POLICY, type Policy } from "../../src/tracking/choice.js";
 import { type FrameProxy, frameProxy, type Meddlers } from "./frame-proxy.js";
 import { pause } from "./machines.js";
@@ -71,9 +71,9 @@ export class Rig implements AsyncDisposable {
     const over = new AbortController();
     let destination: EmulatedMachine | undefined;
     const receiveOne = async () => {
-      const source = await acceptSource(listener, { signal: over.signal });
+      const control = await listener.acceptControl(over.signal);
       return await receive({
-        source,
+        source: acceptedSource(listener, control),
         createMachine: async (received) => {
           destination = await createEmulatedMachine(received, { paused: true });
           this.#opened.push(destination);
@@ -89,7 +89,7 @@ export class Rig implements AsyncDisposable {
     const receiving_ = receiveOne();
     receiving_.catch(() => {});
     try {
-      const transport = networkTransport({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: proxy.port } });
+      const transport = sourceTransport({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: proxy.port } });
       const report = await this.send({ transport, ...options });
       return { report, received: await receiving_, destination, proxy };
     } finally {
