@@ -5,6 +5,9 @@ import { machineOf, NIC, VF } from "../support/machines.js";
 import { expectMoved, expectRunning, Rig } from "../support/migration.js";
 
 const arc = (from: Arc["from"], to: Arc["to"]): Arc => ({ from, to });
+/** Several migrations in one test, on a computer that may be busy. */
+const LONG = { timeout: 120_000 };
+
 const description = machineOf([VF, NIC]);
 const policy = { trackers: { vf0: "device" } } as const;
 
@@ -20,7 +23,7 @@ async function restartDrivers({ devices }: EmulatedMachine): Promise<void> {
 }
 
 describe("a device of the source that goes to ERROR", () => {
-  it("in whatever phase fails the migration by name; the machine runs on, and can migrate later", async () => {
+  it("in whatever phase fails the migration by name; the machine runs on, and can migrate later", LONG, async () => {
     await using rig = await Rig.start(description);
     for (const [id, failing] of [
       ["vf0", arc("RUNNING", "PRE_COPY")],
