@@ -87,8 +87,8 @@ export class DmaLog {
 
   /**
    * Reader's side: takes the bits of pages [page, page + pages) out of the log and adds them to `into`, whatever its
-   * granule, rounded outwards. A granule that reaches out of that range is taken as a whole. The caller drains the port
-   * before it trusts the answer. Returns the number of granules taken.
+   * granule, rounded outwards. A granule that reaches out of that range is taken as a whole. The caller flushes and
+   * drains the port before it trusts the answer. Returns the number of granules taken.
    */
   readAndClear(page: PageNumber, pages: number, into: DirtyBitmap): number {
     const perGranule = this.#pagesPerGranule;

@@ -147,7 +147,8 @@ describe("a destination in its own process", () => {
     expect(report).toMatchObject({ result: "indeterminate", error: { code: "GO_NOT_CONFIRMED" } });
     expect(paused).toBe(true);
     expect(stateOf("source")).toBe("given-up");
-    expect(stateOf("destination")).toBe("ready");
+    // Stopped before or after it recorded that it is ready: it never ran, says either.
+    expect(["loading", "ready"]).toContain(stateOf("destination"));
   });
 
   it("that is stopped while pages travel is given up once it has been silent for long", async () => {

@@ -120,8 +120,11 @@ export async function runStress(options: StressOptions): Promise<StressResult> {
   const read = async (clear: boolean): Promise<void> => {
     into.clear();
     if (log === null) await domain.readDirty({ page: FIRST_PAGE, pages: PAGES, into, clear });
-    else log.readAndClear(FIRST_PAGE, PAGES, into);
-    if (log !== null) await inFlight.drain(ports);
+    else {
+      log.readAndClear(FIRST_PAGE, PAGES, into);
+      for (const port of ports) inFlight.flush(port);
+      await inFlight.drain(ports);
+    }
   };
 
   const rounds = Math.ceil(options.writes / (writers * PAGES));

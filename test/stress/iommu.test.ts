@@ -108,10 +108,14 @@ describe("the stress notices", () => {
     70_000,
   );
 
-  it.each(["device-log", "cpu-log"] as const)(
-    "mark-before-store (%s)",
-    async (tracker) => {
-      const result = await runStress({ ...mutant, tracker, format: "vtd-ss", mutant: "mark-before-store" });
+  it.each([
+    ["mark-before-store", "device-log"],
+    ["no-flush", "device-log"],
+    ["mark-before-store", "cpu-log"],
+  ] as const)(
+    "%s (%s)",
+    async (name, tracker) => {
+      const result = await runStress({ ...mutant, tracker, format: "vtd-ss", mutant: name });
       expect(result.lost, `seed ${SEED}`).toBeGreaterThan(0);
     },
     70_000,

@@ -43,6 +43,8 @@ export interface DmaHooks {
 const RECORDED = 4;
 /** The page is in another device's BAR. */
 const PEER = 8;
+/** The page is marked in the device's own log. */
+const LOGGED = 16;
 
 /**
  * A device's way to memory through the system IOMMU, on the device's thread.
@@ -55,8 +57,6 @@ const PEER = 8;
 export class IommuDmaPort implements DmaPort {
   readonly port: Port;
   readonly counters: PortCounters;
-  /** The device's own log, while DMA logging is on. */
-  log: DmaLog | null = null;
   /** While the device may not do peer-to-peer DMA, whatever the matrix says. */
   p2pQuiesced = false;
 
@@ -73,6 +73,7 @@ export class IommuDmaPort implements DmaPort {
   readonly #copier = new Copier();
   readonly #afterTranslate: ((page: PageNumber) => void) | undefined;
 
+  #log: DmaLog | null = null;
   #root = 0;
   #updates = false;
   /** What an entry's flags must have for a write. */
@@ -111,6 +112,16 @@ export class IommuDmaPort implements DmaPort {
     this.#inFlight.end(this.port);
   }
 
+  /** The device's own log, while DMA logging is on. */
+  get log(): DmaLog | null {
+    return this.#log;
+  }
+
+  set log(log: DmaLog | null) {
+    this.#log = log;
+    for (let slot = 0; slot < this.#flags.length; slot++) this.#flags[slot] &= ~LOGGED;
+  }
+
   write(page: PageNumber, offset: number, source: Uint8Array, from: number, bytes: number): DmaFault | null {
     checkSpan(offset, source, from, bytes);
     const slot = page & this.#mask;
@@ -122,7 +133,10 @@ export class IommuDmaPort implements DmaPort {
     if (fault === null) {
       this.#afterTranslate?.(page);
       this.#copier.copy(this.#memories[this.#arenas[slot]], this.#offsets[slot] + offset, source, from, bytes);
-      this.log?.mark(page);
+      if (this.#log !== null && (this.#flags[slot] & LOGGED) === 0) {
+        this.#log.mark(page);
+        this.#flags[slot] |= LOGGED;
+      }
     }
     this.#inFlight.end(this.port);
     if (fault === null) this.counters.countWrite(bytes);

@@ -102,7 +102,13 @@ export class EmulatedVfioDevice implements VfioDevice {
             info.dmaLogging,
             info.mdev
               ? pinLogSource(() => this.#bound?.access?.pins)
-              : deviceLogSource({ setLog: (log) => client.setLog(log), drain: () => inFlight.drain([port]) }),
+              : deviceLogSource({
+                  setLog: (log) => client.setLog(log),
+                  flush: () => {
+                    inFlight.flush(port);
+                    return inFlight.drain([port]);
+                  },
+                }),
           );
     this.#session = {
       identity: { model: info.model, stateVersion: info.stateVersion },

@@ -130,8 +130,8 @@ export function noDmaLogging(operation: "start" | "report" | "stop"): UapiError 
 /** A log in the memory of the device itself. */
 export function deviceLogSource(device: {
   setLog(log: ReturnType<DmaLog["posted"]> | null): Promise<void>;
-  /** Resolves when DMA in flight has landed. */
-  drain(): Promise<void>;
+  /** Makes the device forget which pages it has marked; resolves when DMA in flight has landed. */
+  flush(): Promise<void>;
 }): LogSource {
   let log: DmaLog | null = null;
   return {
@@ -141,7 +141,7 @@ export function deviceLogSource(device: {
     },
     async readAndClear(page, pages, { into }) {
       log?.readAndClear(page, pages, into);
-      await device.drain();
+      await device.flush();
     },
     async stop() {
       await device.setLog(null);
