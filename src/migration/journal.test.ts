@@ -1,4 +1,4 @@
-import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
@@ -43,6 +43,25 @@ describe("a journal", () => {
     expect(readJournal(directory, "m1", "source")?.state).toBe("running");
   });
 
+  it("stands as it was where a crash tore the record that was being written", () => {
+    const journal = Journal.source(directory, "m1", "x");
+    journal.record("given-up");
+    const whole = readFileSync(journal.path);
+    journal.record("gone");
+    const after = readFileSync(journal.path);
+    expect(after.length).toBe(whole.length);
+    for (const bytes of [1, 20, 100]) {
+      const torn = Buffer.from(whole);
+      after.copy(torn, 2 * 2048, 2 * 2048, 2 * 2048 + bytes);
+      writeFileSync(journal.path, torn);
+      const record = readJournal(directory, "m1", "source");
+      expect(record?.state).toBe("given-up");
+      if (record === null) throw new Error("no record");
+      Journal.reopenSource(directory, record).record("gone");
+      expect(readJournal(directory, "m1", "source")?.state).toBe("gone");
+    }
+  });
+
   it("can be gone on with without recording anything in between", () => {
     Journal.source(directory, "m1", "x").record("given-up");
     const record = readJournal(directory, "m1", "source");
@@ -53,7 +72,7 @@ describe("a journal", () => {
     expect(readJournal(directory, "m1", "source")?.state).toBe("gone");
   });
 
-  it.each(["", "{}", "null", '{"schemaVersion":1,"state":"running"}', `"${"x".repeat(5000)}"`])(
+  it.each(["", "{}", "null", '{"schemaVersion":1,"state":"running"}', `"${"x".repeat(20_000)}"`])(
     "that reads %.40j is not concluded from",
     (text) => {
       writeFileSync(journalPath(directory, "m1", "source"), text);

@@ -1,13 +1,25 @@
 import { randomUUID } from "node:crypto";
-import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readFileSync, renameSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  existsSync,
+  fdatasyncSync,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  writeSync,
+} from "node:fs";
 import { homedir } from "node:os";
 import { join } from "node:path";
 import { z } from "zod";
 import { DirtmapError, UsageError } from "../errors.js";
 
 /*
- * What each side of a migration must remember over a crash: whether it may run the machine. A record is written whole
- * or not at all: to a file of its own, which is flushed, renamed over the old one, and the directory flushed.
+ * What each side of a migration must remember over a crash: whether it may run the machine. A journal is a file of a few
+ * slots, each for a record in JSON, padded to a line of its own; the last whole one counts. The file has its full
+ * size from the start, so that a later record, written while the machine stands still, costs one write in place and one
+ * flush of data. A record that a crash has torn is no JSON and doesn't count.
  */
 
 /** `given-up`: the source must not run the machine again, unless the destination or the operator gives it back. */
@@ -35,8 +47,11 @@ export type SourceRecord = (typeof SOURCE_RECORDS)[number];
 export type DestinationRecord = (typeof DESTINATION_RECORDS)[number];
 export type Side = JournalRecord["side"];
 
-/** Records are a few hundred bytes; a larger file is none. */
-const MAX_RECORD_BYTES = 4096;
+/** Records are a few hundred bytes; the peer's name makes them at most about 1800. */
+const SLOT_BYTES = 2048;
+/** A side records at most four states. */
+const SLOTS = 8;
+const FILE_BYTES = SLOT_BYTES * SLOTS;
 
 /** A migration's id: short enough to type, and for the path of a UNIX socket. */
 export function newMigrationId(): string {
@@ -92,7 +107,7 @@ export class Journal<State extends SourceRecord | DestinationRecord> {
     }
     try {
       mkdirSync(journal.#directory, { recursive: true, mode: 0o700 });
-      journal.record(state);
+      journal.#begin(state);
     } catch (cause) {
       throw new UsageError(`the journal ${journal.path} can't be written: ${(cause as Error).message}`, {
         code: "JOURNAL",
@@ -104,15 +119,27 @@ export class Journal<State extends SourceRecord | DestinationRecord> {
   }
 
   /**
-   * Returns when the state is on disk. Blocks for the flushes (a millisecond or so): what follows must not happen before.
+   * Returns when the state is on disk. Blocks for the flush (a millisecond or so): what follows must not happen before.
    * @throws the file system's error; then the state on disk is the old one or the new one, whole
    */
   record(state: State): void {
-    const record = { schemaVersion: 1, ...this.#base, pid: process.pid, at: new Date().toISOString(), state };
+    const file = openSync(this.path, "r+");
+    try {
+      const used = slotsOf(readFileSync(file)).length;
+      if (used >= SLOTS) throw new Error("the journal is full");
+      writeSync(file, this.#slot(state), 0, SLOT_BYTES, used * SLOT_BYTES);
+      fdatasyncSync(file);
+    } finally {
+      closeSync(file);
+    }
+  }
+
+  /** Makes the file with its first record, whole or not at all. */
+  #begin(state: State): void {
     const temporary = `${this.path}.${process.pid}.tmp`;
     const file = openSync(temporary, "w", 0o600);
     try {
-      writeSync(file, `${JSON.stringify(record)}\n`);
+      writeSync(file, Buffer.concat([this.#slot(state), Buffer.alloc(FILE_BYTES - SLOT_BYTES, " ")]));
       fsyncSync(file);
     } finally {
       closeSync(file);
@@ -125,6 +152,33 @@ export class Journal<State extends SourceRecord | DestinationRecord> {
       closeSync(directory);
     }
   }
+
+  #slot(state: State): Buffer {
+    const record = { schemaVersion: 1, ...this.#base, pid: process.pid, at: new Date().toISOString(), state };
+    const slot = Buffer.alloc(SLOT_BYTES, " ");
+    const line = Buffer.from(JSON.stringify(record));
+    if (line.length >= SLOT_BYTES) throw new Error(`a record of ${line.length} bytes`);
+    line.copy(slot);
+    slot[SLOT_BYTES - 1] = 0x0a;
+    return slot;
+  }
+}
+
+/** What was ever written to the slots, in order. */
+function slotsOf(file: Buffer): string[] {
+  const slots = Array.from({ length: Math.ceil(file.length / SLOT_BYTES) }, (_, slot) =>
+    file.toString("utf8", slot * SLOT_BYTES, (slot + 1) * SLOT_BYTES).trim(),
+  );
+  return slots.slice(0, slots.findLastIndex((text) => text !== "") + 1);
+}
+
+/** The record in a slot; null for one that a crash has torn. */
+function parseRecord(text: string): JournalRecord | null {
+  try {
+    return recordSchema.parse(JSON.parse(text));
+  } catch {
+    return null;
+  }
 }
 
 /**
@@ -133,23 +187,22 @@ export class Journal<State extends SourceRecord | DestinationRecord> {
  */
 export function readJournal(directory: string, migration: string, side: Side): JournalRecord | null {
   const path = journalPath(directory, migration, side);
-  let text: string;
+  let file: Buffer;
   try {
-    text = readFileSync(path, "utf8");
+    file = readFileSync(path);
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === "ENOENT") return null;
     throw new DirtmapError(`the journal ${path} can't be read: ${(error as Error).message}`, { code: "JOURNAL" });
   }
-  try {
-    if (text.length > MAX_RECORD_BYTES) throw new Error("it is too long");
-    return recordSchema.parse(JSON.parse(text));
-  } catch (cause) {
+  const records = file.length > FILE_BYTES ? [] : slotsOf(file).map(parseRecord);
+  const record = records.findLast((found) => found !== null) ?? null;
+  if (record === null) {
     throw new DirtmapError(`${path} is not a migration's journal`, {
       code: "JOURNAL",
       remedy: "find out by hand on which side the machine runs",
-      cause,
     });
   }
+  return record;
 }
 
 /** May the side that wrote this record run the machine, as far as the record tells, without asking anybody? */
