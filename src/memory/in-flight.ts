@@ -54,6 +54,16 @@ export class InFlight {
   }
 
   /**
+   * Reader's side, after it cleared or took away what owners may have cached: flushes them all, then {@link drain}s.
+   * When it resolves, no DMA goes by what was cached.
+   * @throws UapiError ETIMEDOUT
+   */
+  async invalidate(owners: ReadonlySet<number> | readonly number[]): Promise<void> {
+    for (const owner of owners) this.flush(owner);
+    await this.drain(owners);
+  }
+
+  /**
    * Reader's side: resolves when each DMA that these owners had in flight at the call has ended. Spins first, then
    * looks once per turn of the event loop, so it may be called on any thread.
    * @throws UapiError ETIMEDOUT when an owner hangs: what it wrote is unknown, and all it may have written is dirty

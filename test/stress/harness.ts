@@ -122,8 +122,7 @@ export async function runStress(options: StressOptions): Promise<StressResult> {
     if (log === null) await domain.readDirty({ page: FIRST_PAGE, pages: PAGES, into, clear });
     else {
       log.readAndClear(FIRST_PAGE, PAGES, into);
-      for (const port of ports) inFlight.flush(port);
-      await inFlight.drain(ports);
+      await inFlight.invalidate(ports);
     }
   };
 

@@ -117,9 +117,7 @@ export class EmulatedDomain implements IommuDomain {
 
   /** Invalidates what the ports have cached, and waits for DMA that may still go by it. */
   async #flush(): Promise<void> {
-    const { inFlight } = this.#hardware;
-    for (const port of this.ports) inFlight.flush(port);
-    await inFlight.drain(this.ports);
+    await this.#hardware.inFlight.invalidate(this.ports);
   }
 }
 

@@ -27,7 +27,6 @@ export class P2pMatrix {
   /** Changes one answer. Resolves when no DMA goes by the old one. */
   async set(inFlight: InFlight, initiator: Port, target: Port, allowed: boolean): Promise<void> {
     Atomics.store(this.words, initiator * this.#ports + target, allowed ? 1 : 0);
-    inFlight.flush(initiator);
-    await inFlight.drain([initiator]);
+    await inFlight.invalidate([initiator]);
   }
 }

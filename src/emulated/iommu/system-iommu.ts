@@ -131,8 +131,7 @@ export class EmulatedSystemIommu implements SystemIommu, AsyncDisposable {
     format.storeRoot(words, entry, next?.table.root ?? 0);
     if (next === null) this.#attached.delete(port);
     else this.#attached.set(port, next);
-    this.#inFlight.flush(port);
-    await this.#inFlight.drain([port]);
+    await this.#inFlight.invalidate([port]);
     previous?.ports.delete(port);
     if (next === null || !next.updates) {
       format.storeUpdates(words, entry, false);

@@ -104,10 +104,7 @@ export class EmulatedVfioDevice implements VfioDevice {
               ? pinLogSource(() => this.#bound?.access?.pins)
               : deviceLogSource({
                   setLog: (log) => client.setLog(log),
-                  flush: () => {
-                    inFlight.flush(port);
-                    return inFlight.drain([port]);
-                  },
+                  flush: () => inFlight.invalidate([port]),
                 }),
           );
     this.#session = {
