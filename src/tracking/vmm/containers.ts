@@ -38,9 +38,12 @@ export interface Placement {
 /** The containers that need an `-object iommufd`, in the order in which they are printed. */
 export const IOMMUFD_CONTAINERS = ["log", "hwpt", "untracked"] as const satisfies readonly ContainerKind[];
 
-/** Puts each device into a container in which QEMU reads the tracker that was chosen, or the nearest one. */
-export function placeDevices(devices: readonly VmmDevice[]): Placement[] {
-  const wanted = devices.map((device) => (device.choice.suspend ? null : containerFor(device)));
+/**
+ * Puts each device into a container in which QEMU reads the tracker that was chosen, or the nearest one.
+ * @param mdevs `type1`: libvirt gives iommufd to PCI devices only
+ */
+export function placeDevices(devices: readonly VmmDevice[], mdevs: "iommufd" | "type1" = "iommufd"): Placement[] {
+  const wanted = devices.map((device) => (device.choice.suspend ? null : containerFor(device, mdevs)));
   const grouped = devices.map((device, index) => wanted[index] && oneForGroup(device, devices, wanted));
   return devices.map((device, index) =>
     place(device, grouped[index] ?? containerForSuspended(device, devices, grouped)),
@@ -48,11 +51,12 @@ export function placeDevices(devices: readonly VmmDevice[]): Placement[] {
 }
 
 /** The container in which QEMU reads the tracker that was chosen for a device, or comes nearest to it. */
-function containerFor({ choice: { tracker }, capabilities }: VmmDevice): ContainerKind {
+function containerFor({ choice: { tracker }, capabilities }: VmmDevice, mdevs: "iommufd" | "type1"): ContainerKind {
   const { mdev, flags } = capabilities;
+  if (mdev && mdevs === "type1") return "type1";
   if (tracker === "device") return "log";
   // An mdev's log of its pins is DMA logging; without one, its pins are known to type1 alone.
-  if (mdev) return tracker === "pinned" && flags.tracksInternally ? "log" : "type1";
+  if (mdev) return tracker !== "everything" && flags.tracksInternally ? "log" : "type1";
   return tracker === "iommu" || hwptTracks(capabilities) ? "hwpt" : "untracked";
 }
 
@@ -68,7 +72,8 @@ function oneForGroup(
   wanted: readonly (ContainerKind | null)[],
 ): ContainerKind {
   const kinds = new Set(wanted.filter((kind, index) => kind !== null && sameGroup(device, devices[index])));
-  if (kinds.size <= 1) return containerFor(device);
+  const [only] = kinds;
+  if (only && kinds.size === 1) return only;
   return hwptTracks(device.capabilities) ? "hwpt" : "untracked";
 }
 

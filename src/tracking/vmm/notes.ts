@@ -1,10 +1,11 @@
-import type { Placement } from "./containers.js";
+import type { DeviceTracker } from "../choice.js";
+import type { ContainerKind, Placement } from "./containers.js";
 
 /** Something that a VMM does otherwise than was chosen, or that the operator has to know. */
 export interface VmmNote {
-  /** null: it concerns all. */
-  readonly device: string | null;
-  /** One or two sentences. */
+  /** The devices that it concerns; none: the machine as a whole. */
+  readonly devices: readonly string[];
+  /** One or a few sentences. */
   readonly text: string;
 }
 
@@ -13,29 +14,54 @@ const QEMU_GRANULE = 4096;
 
 /** Where QEMU can't do what was chosen, or what its way of doing it costs. */
 export function qemuNotes(placements: readonly Placement[]): VmmNote[] {
-  return [...placements.flatMap(deviceNotes), ...groupNotes(placements), ...machineNotes(placements)];
+  const ofDevices = new Map<string, string[]>();
+  for (const placement of placements) {
+    const id = placement.device.choice.device;
+    for (const text of deviceNotes(placement)) ofDevices.set(text, [...(ofDevices.get(text) ?? []), id]);
+  }
+  return [
+    ...Array.from(ofDevices, ([text, devices]) => ({ devices, text })),
+    ...machineNotes(placements).map((text) => ({ devices: [], text })),
+  ];
 }
 
-function deviceNotes(placement: Placement): VmmNote[] {
-  const { choice, capabilities } = placement.device;
+/** A note on one line: "vf0, nic0: …". */
+export function noteText({ devices, text }: VmmNote): string {
+  return devices.length === 0 ? `note: ${text}` : `note: ${devices.join(", ")}: ${text}`;
+}
+
+function deviceNotes(placement: Placement): string[] {
+  const { choice, capabilities, iommuGroup } = placement.device;
+  const { container } = placement;
   const { mdev, migration } = capabilities;
   const notes: string[] = [];
   if (choice.suspend) {
     notes.push(
-      "QEMU can't suspend one device. Unplug it before migration (device_del, in a slot that can be hot-unplugged) and " +
-        "plug it in again at the destination; for a NIC with a virtio-net standby, failover_pair_id= does so by itself.",
+      "QEMU can't suspend a single device. Unplug it before migration (device_del, in a slot that can be hot-unplugged) " +
+        "and plug it in again at the destination; for a NIC with a virtio-net standby, failover_pair_id= does so by itself.",
     );
   } else if (migration === null) {
-    notes.push("It can't migrate, so QEMU refuses to migrate the machine while it is plugged in.");
+    notes.push("It can't migrate, so QEMU migrates the machine only once it is unplugged.");
   }
   if (choice.tracker === "everything" && !choice.suspend) notes.push(everythingNote(placement));
   if (mdev && choice.tracker === "iommu") {
-    notes.push("QEMU knows no tracker that mdevs share: it reads what type1 says is pinned, which names more pages.");
+    const instead = container === "log" ? "its own log is read" : "what it has pinned is read";
+    notes.push(`QEMU knows no tracker that mdevs share: ${instead}.`);
   }
-  if (placement.container === "type1") {
+  if (container === "type1") {
     notes.push(
-      "It needs the kernel's type1 driver behind /dev/vfio/vfio: iommufd's stand-in for that refuses " +
-        "VFIO_IOMMU_DIRTY_PAGES, and all of guest memory is then dirty at each read.",
+      "type1 is needed behind /dev/vfio/vfio: iommufd's stand-in for that has no dirty tracking, and all of guest " +
+        "memory is then dirty at each read.",
+    );
+  }
+  if (mdev && choice.tracker === "device" && container === "type1") {
+    notes.push("libvirt gives no iommufd to mdevs: what it has pinned is read instead of its log.");
+  }
+  if (!mdev && !choice.suspend && container !== wantedFrom(choice.tracker) && choice.tracker !== "everything") {
+    const instead = container === "hwpt" ? "the dirty bits of their HWPT are read" : "all of guest memory is dirty";
+    notes.push(
+      `The devices of IOMMU group ${iommuGroup} have different trackers, and the kernel gives a group to one iommufd ` +
+        `only: ${instead} for all of them.`,
     );
   }
   if (choice.granule !== null && choice.granule !== QEMU_GRANULE) {
@@ -47,7 +73,12 @@ function deviceNotes(placement: Placement): VmmNote[] {
         "memory that is not backed by huge pages keeps most IOPTEs small.",
     );
   }
-  return notes.map((text) => ({ device: choice.device, text }));
+  return notes;
+}
+
+/** Where the tracker of a PCI device that is alone in its IOMMU group is read. */
+function wantedFrom(tracker: DeviceTracker): ContainerKind {
+  return tracker === "device" ? "log" : "hwpt";
 }
 
 function everythingNote({ container }: Placement): string {
@@ -61,20 +92,7 @@ function everythingNote({ container }: Placement): string {
   );
 }
 
-function groupNotes(placements: readonly Placement[]): VmmNote[] {
-  return placements.flatMap(({ device, container }) => {
-    const { choice, iommuGroup } = device;
-    const wanted = choice.tracker === "device" ? "log" : choice.tracker === "iommu" ? "hwpt" : container;
-    if (device.capabilities.mdev || choice.suspend || wanted === container) return [];
-    const instead = container === "hwpt" ? "their IOMMU's dirty bits are read" : "all of guest memory is dirty";
-    return {
-      device: choice.device,
-      text: `It shares IOMMU group ${iommuGroup} with a device that has another tracker. The kernel gives a group to one iommufd only, so ${instead} for all of it.`,
-    };
-  });
-}
-
-function machineNotes(placements: readonly Placement[]): VmmNote[] {
+function machineNotes(placements: readonly Placement[]): string[] {
   const notes: string[] = [];
   const migrating = placements.filter(({ enableMigration, device }) => {
     return enableMigration !== "off" && device.capabilities.migration !== null;
@@ -86,14 +104,16 @@ function machineNotes(placements: readonly Placement[]): VmmNote[] {
         "not: it refuses to migrate, or to start where enable-migration=on.",
     );
   }
-  const objects = new Set(placements.map(({ container }) => container).filter((container) => container !== "type1"));
-  if (objects.size > 1) {
+  // An IOAS pins what is mapped once a device has an HWPT on it; mdevs pin what they use.
+  const pinning = placements.filter(({ container, device }) => container !== "type1" && !device.capabilities.mdev);
+  const objects = new Set(pinning.map(({ container }) => container)).size;
+  if (objects > 1) {
     notes.push(
-      "QEMU asks one kind of tracker per iommufd object. Each object has an IOAS of its own, that maps and pins all of " +
-        `guest memory and counts it against the locked-memory limit: ${objects.size} times the size of the guest.`,
+      "QEMU asks one kind of tracker per iommufd object, and each object has an IOAS of its own, which pins all of guest " +
+        `memory and counts it against the limit of locked memory: ${objects} times the size of the guest.`,
     );
   }
-  return [...notes, ...domainNotes(placements)].map((text) => ({ device: null, text }));
+  return [...notes, ...domainNotes(placements)];
 }
 
 function domainNotes(placements: readonly Placement[]): string[] {

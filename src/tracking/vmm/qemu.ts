@@ -1,6 +1,6 @@
-import { type ContainerKind, IOMMUFD_CONTAINERS, type Placement, placeDevices } from "./containers.js";
-import { qemuNotes, type VmmNote } from "./notes.js";
-import { type VmmDevice, vmmNames } from "./vmm-device.js";
+import { IOMMUFD_CONTAINERS, type Placement, placeDevices } from "./containers.js";
+import { noteText, qemuNotes, type VmmNote } from "./notes.js";
+import { mdevUuid, pciAddress, type VmmDevice, vmmNames } from "./vmm-device.js";
 
 /** One option of QEMU's command line with its value, and a comment on it. */
 export interface QemuArgument {
@@ -16,7 +16,7 @@ export interface QemuOptions {
   /** Where QEMU does otherwise than was chosen. */
   readonly notes: readonly VmmNote[];
   /** The oldest QEMU that has all of it: major and minor version. */
-  readonly oldest: { readonly version: string; readonly because: string };
+  readonly oldest: { readonly version: string; readonly why: string };
 }
 
 /** The ids of the iommufd objects. */
@@ -35,13 +35,13 @@ const OBJECTS_FOR: Readonly<Record<(typeof IOMMUFD_CONTAINERS)[number], string>>
 /** What QEMU learned when (the versions stand beside the properties in its hw/vfio/pci.c). */
 const SINCE = [
   {
-    version: [9, 1],
-    because: "it reads dirty bits of an HWPT",
+    version: "9.1",
+    why: "the first that reads the dirty bits of HWPTs",
     when: ({ container }: Placement) => container === "hwpt",
   },
-  { version: [9, 1], because: "it has x-device-dirty-page-tracking", when: ({ logOff }: Placement) => logOff },
-  { version: [9, 0], because: "it has iommufd objects", when: ({ container }: Placement) => container !== "type1" },
-  { version: [8, 1], because: "it has enable-migration", when: () => true },
+  { version: "9.1", why: "the first with x-device-dirty-page-tracking", when: ({ logOff }: Placement) => logOff },
+  { version: "9.0", why: "the first with iommufd objects", when: ({ container }: Placement) => container !== "type1" },
+  { version: "8.1", why: "the first with enable-migration", when: () => true },
 ] as const;
 
 /**
@@ -52,13 +52,12 @@ export function qemuOptions(devices: readonly VmmDevice[]): QemuOptions {
   const placements = placeDevices(devices);
   const ids = vmmNames(devices);
   const objects = IOMMUFD_CONTAINERS.filter((kind) => placements.some(({ container }) => container === kind));
-  const { version, because } = SINCE.find(({ when }) => placements.some(when)) ?? SINCE[SINCE.length - 1];
   return {
     arguments: [
       ...objects.map((kind) => ({
         option: "-object" as const,
         value: `iommufd,id=${IOMMUFD_IDS[kind]}`,
-        comment: `${OBJECTS_FOR[kind]}: ${names(placements, kind)}`,
+        comment: objectComment(placements, kind),
       })),
       ...placements.map((placement, index) => ({
         option: "-device" as const,
@@ -67,22 +66,36 @@ export function qemuOptions(devices: readonly VmmDevice[]): QemuOptions {
       })),
     ],
     notes: qemuNotes(placements),
-    oldest: { version: version.join("."), because },
+    oldest: oldestQemu(placements),
   };
+}
+
+/** The oldest QEMU that takes what these placements need. */
+export function oldestQemu(placements: readonly Placement[]): QemuOptions["oldest"] {
+  const { version, why } = SINCE.find(({ when }) => placements.some(when)) ?? SINCE[SINCE.length - 1];
+  return { version, why };
 }
 
 function deviceProperties({ device, container, logOff, enableMigration }: Placement): string[] {
   const { address } = device;
   return [
-    address.bus === "pci" ? `host=${address.address}` : `sysfsdev=/sys/bus/mdev/devices/${address.uuid}`,
+    address.bus === "pci"
+      ? `host=${pciAddress(address.address).text}`
+      : `sysfsdev=/sys/bus/mdev/devices/${mdevUuid(address.uuid)}`,
     ...(container === "type1" ? [] : [`iommufd=${IOMMUFD_IDS[container]}`]),
     `enable-migration=${enableMigration}`,
     ...(logOff ? ["x-device-dirty-page-tracking=off"] : []),
   ];
 }
 
-function names(placements: readonly Placement[], kind: ContainerKind): string {
-  return placements.flatMap(({ container, device }) => (container === kind ? [device.choice.device] : [])).join(", ");
+function objectComment(placements: readonly Placement[], kind: keyof typeof IOMMUFD_IDS): string {
+  const users = placements.filter(({ container }) => container === kind).map(({ device }) => device.choice);
+  const staying = users.filter(({ suspend }) => !suspend).map(({ device }) => device);
+  const leaving = users.filter(({ suspend }) => suspend).map(({ device }) => device);
+  return [
+    ...(staying.length > 0 ? [`${OBJECTS_FOR[kind]}: ${staying.join(", ")}`] : []),
+    ...(leaving.length > 0 ? [`${leaving.join(", ")} until unplugged`] : []),
+  ].join("; ");
 }
 
 /**
@@ -91,9 +104,10 @@ function names(placements: readonly Placement[], kind: ContainerKind): string {
  */
 export function qemuText({ arguments: options, notes, oldest }: QemuOptions): string {
   if (options.length === 0) return "";
+  const comment = (text: string) => `# ${text.replace(/\s+/g, " ")}`;
   return [
-    `# QEMU ${oldest.version} or later: ${oldest.because} since then`,
-    ...options.flatMap(({ option, value, comment }) => [`# ${comment}`, `${option} ${value}`]),
-    ...notes.map(({ device, text }) => `# note: ${device === null ? "" : `${device}: `}${text}`),
+    comment(`QEMU ${oldest.version}, ${oldest.why}, or later`),
+    ...options.flatMap((argument) => [comment(argument.comment), `${argument.option} ${argument.value}`]),
+    ...notes.map((note) => comment(noteText(note))),
   ].join("\n");
 }

@@ -31,22 +31,27 @@ const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;
 export function vmmAddress(name: string): VmmAddress {
   if (PCI_ADDRESS.test(name)) return { bus: "pci", address: name.toLowerCase() };
   if (UUID.test(name)) return { bus: "mdev", uuid: name.toLowerCase() };
-  throw new UsageError(`'${name}' is neither the address of a PCI function nor the UUID of an mdev`, {
+  throw noAddress(name);
+}
+
+/** A PCI address, checked, and its four numbers in hexadecimal. @throws UsageError `NO_VMM_ADDRESS` */
+export function pciAddress(address: string): { text: string; domain: string; bus: string; slot: string; func: string } {
+  const [text, domain, bus, slot, func] = PCI_ADDRESS.exec(address) ?? [];
+  if (text === undefined) throw noAddress(address);
+  return { text, domain, bus, slot, func };
+}
+
+/** The UUID of an mdev, checked. @throws UsageError `NO_VMM_ADDRESS` */
+export function mdevUuid(uuid: string): string {
+  if (!UUID.test(uuid)) throw noAddress(uuid);
+  return uuid;
+}
+
+function noAddress(name: string): UsageError {
+  return new UsageError(`'${name}' is neither the address of a PCI function nor the UUID of an mdev`, {
     code: "NO_VMM_ADDRESS",
     remedy: "a VMM takes devices like 0000:3b:00.2 or 83b8f4f2-509f-382f-3c1e-e6bfe0fa1001",
   });
-}
-
-/** The four numbers of a PCI address, in hexadecimal. @throws UsageError `NO_VMM_ADDRESS` if it is none */
-export function pciParts(address: string): { domain: string; bus: string; slot: string; func: string } {
-  const [, domain, bus, slot, func] = PCI_ADDRESS.exec(address) ?? [];
-  if (domain === undefined) {
-    throw new UsageError(`'${address}' is not the address of a PCI function`, {
-      code: "NO_VMM_ADDRESS",
-      remedy: "write it as sysfs does, with its domain: 0000:3b:00.2",
-    });
-  }
-  return { domain, bus, slot, func };
 }
 
 /**
