@@ -1,3 +1,4 @@
+import { PAGE_SIZE } from "../../memory/address.js";
 import type { DeviceTracker } from "../choice.js";
 import type { ContainerKind, Placement } from "./containers.js";
 
@@ -8,9 +9,6 @@ export interface VmmNote {
   /** One or a few sentences. */
   readonly text: string;
 }
-
-/** What QEMU's dirty bitmaps have as their granule: the host's page size, always. */
-const QEMU_GRANULE = 4096;
 
 /** Where QEMU can't do what was chosen, or what its way of doing it costs. */
 export function qemuNotes(placements: readonly Placement[]): VmmNote[] {
@@ -37,8 +35,9 @@ function deviceNotes(placement: Placement): string[] {
   const notes: string[] = [];
   if (choice.suspend) {
     notes.push(
-      "QEMU can't suspend a single device. Unplug it before migration (device_del, in a slot that can be hot-unplugged) " +
-        "and plug it in again at the destination; for a NIC with a virtio-net standby, failover_pair_id= does so by itself.",
+      "QEMU can't suspend a single device. Unplug it before migration (device_del, or virsh detach-device; its slot must " +
+        "be one that can be hot-unplugged) and plug it in again at the destination. For a NIC with a virtio-net standby, " +
+        "failover_pair_id= does both.",
     );
   } else if (migration === null) {
     notes.push("It can't migrate, so QEMU migrates the machine only once it is unplugged.");
@@ -48,7 +47,7 @@ function deviceNotes(placement: Placement): string[] {
     const instead = container === "log" ? "its own log is read" : "what it has pinned is read";
     notes.push(`QEMU knows no tracker that mdevs share: ${instead}.`);
   }
-  if (container === "type1") {
+  if (container === "type1" && !choice.suspend) {
     notes.push(
       "type1 is needed behind /dev/vfio/vfio: iommufd's stand-in for that has no dirty tracking, and all of guest " +
         "memory is then dirty at each read.",
@@ -64,8 +63,8 @@ function deviceNotes(placement: Placement): string[] {
         `only: ${instead} for all of them.`,
     );
   }
-  if (choice.granule !== null && choice.granule !== QEMU_GRANULE) {
-    notes.push(`QEMU always asks for bits of ${QEMU_GRANULE} bytes, not of ${choice.granule}.`);
+  if (choice.granule !== null && choice.granule !== PAGE_SIZE) {
+    notes.push(`QEMU always asks for a bit per page of the host, not per ${choice.granule} bytes.`);
   }
   if (choice.tracker === "iommu" && choice.domain?.hugePages === false) {
     notes.push(
