@@ -68,6 +68,7 @@ export class MessageSocket implements Disposable {
   readonly #small = new Uint8Array(new SharedArrayBuffer(SMALL_BYTES));
   readonly #smallView = new DataView(this.#small.buffer);
   #large: SharedArrayBuffer | undefined;
+  readonly #frames = new Set<ArrayBufferLike>();
   #unsent: { readonly data: Uint8Array; at: number; readonly fds: readonly number[] }[] = [];
   #unsentBytes = 0;
 
@@ -149,8 +150,18 @@ export class MessageSocket implements Disposable {
   }
 
   /**
+   * Memory of the caller's own to put payloads together in, that no other message uses: for one who sends while another
+   * message is being put together. Its parts from its start on are sent from there.
+   */
+  frame(payloadBytes: number): Uint8Array<SharedArrayBuffer> {
+    const buffer = new SharedArrayBuffer(HEADER_BYTES + payloadBytes);
+    this.#frames.add(buffer);
+    return new Uint8Array(buffer, HEADER_BYTES, payloadBytes);
+  }
+
+  /**
    * Sends a message, or keeps what the peer has not taken. Descriptors must stay open until nothing is {@link unsent}.
-   * @param payload what lies in {@link outgoing} is sent from there, other data is copied
+   * @param payload what lies in {@link outgoing} or in a {@link frame} is sent from there, other data is copied
    * @throws DirtmapError `PEER_STUCK` for a peer that has left too much unread; UapiError EPIPE …
    */
   send(
@@ -169,8 +180,9 @@ export class MessageSocket implements Disposable {
     view.setUint32(FLAGS, flags, true);
     view.setUint32(ERROR, error, true);
     const at = this.unsent ? 0 : this.#socket.send(data, 0, size, fds);
-    if (at < size) this.#keep(isLarge ? data : data.slice(0, size), at, fds);
-    if (isLarge && (at < size || (this.#large?.byteLength ?? 0) > KEPT_BYTES)) this.#large = undefined;
+    const isOurs = isLarge && buffer === this.#large;
+    if (at < size) this.#keep(isOurs ? data : data.slice(0, size), at, fds);
+    if (isOurs && (at < size || (this.#large?.byteLength ?? 0) > KEPT_BYTES)) this.#large = undefined;
   }
 
   sendCommand(command: number, id: number, payload: Uint8Array | null, fds?: readonly number[]): void {
@@ -210,6 +222,7 @@ export class MessageSocket implements Disposable {
   #inPlace(payload: Uint8Array): SharedArrayBuffer {
     if (payload.buffer === this.#small.buffer) return this.#small.buffer;
     if (payload.buffer === this.#large) return this.#large;
+    if (this.#frames.has(payload.buffer)) return payload.buffer as SharedArrayBuffer;
     const place = this.outgoing(payload.byteLength);
     place.set(payload);
     return place.buffer;
