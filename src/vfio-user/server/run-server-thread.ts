@@ -6,7 +6,7 @@ import { DirtmapError, UsageError } from "../../errors.js";
 import { serve } from "./serve.js";
 import { ServedDevice } from "./served-device.js";
 import type { ServerThreadData, ServerThreadMessage } from "./server.js";
-import { limited } from "./server-log.js";
+import { LINES_OF_ALL, limited } from "./server-log.js";
 
 /**
  * What a server's thread does: makes the model, serves it until it is told to stop, and tells the main thread what
@@ -23,13 +23,14 @@ export async function runServerThread(
   if (parentPort === null) throw new Error("a server's thread is the entry of a worker");
   const port = parentPort;
   const say = (message: ServerThreadMessage) => port.postMessage(message);
-  const log = limited((line) => say({ kind: "log", line }));
+  const write = (line: string) => say({ kind: "log", line });
+  const log = limited(write, LINES_OF_ALL);
   const data = workerData as ServerThreadData;
   const { id, dma, busy, listener, controlListener, stop } = data;
   let serving = false;
   try {
     const { model, turnEventLoop, feed } = create(data);
-    const onFailure = (reason: string) => log(`${id} has failed, until it is reset: ${reason}`);
+    const onFailure = (reason: string) => write(`${id} has failed, until it is reset: ${reason}`);
     using device = await ServedDevice.start({ id, model, dma, onFailure });
     say({ kind: "ready", feed: feed?.() });
     serving = true;
