@@ -7,7 +7,7 @@ import type { MachineName } from "./machines.js";
 import { MissingError } from "./missing.js";
 
 const MINUTE_MS = 60_000;
-const TIMEOUT_MS = 10 * MINUTE_MS;
+const TIMEOUT_MS = 15 * MINUTE_MS;
 const NIGHTLY_TIMEOUT_MS = 8 * 60 * MINUTE_MS;
 /** Of the kernel's log, when something went wrong. */
 const LINES_SHOWN = 80;
