@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Brings onto this machine what `npm run test:kernel` and the tests of header layouts need and it lacks: Debian
+# Brings onto this machine what `npm run test:kernel` and the tests against headers and schemas need and it lacks: Debian
 # packages, a QEMU that is new enough, a kernel. For a Debian machine that one is root on, or may become by sudo.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -7,7 +7,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 as_root=()
 ((EUID == 0)) || as_root=(sudo -E)
 
-packages=(busybox-static cpio debootstrap gcc libc6-dev)
+# For the guest, the tree with QEMU, the layouts of the uAPI, the domain XML.
+packages=(busybox-static cpio debootstrap gcc libc6-dev libxml2-utils libvirt0)
 missing=()
 for package in "${packages[@]}"; do
   [[ $(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
