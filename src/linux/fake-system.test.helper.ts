@@ -1,4 +1,4 @@
-import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import type { Roots } from "./roots.js";
@@ -38,6 +38,8 @@ export class FakeSystem implements Disposable {
       boot: under("boot"),
       modules: under("modules"),
     };
+    // A test looks at it as another user.
+    chmodSync(this.#folder, 0o755);
     for (const root of Object.values(this.roots)) mkdirSync(root);
   }
 
