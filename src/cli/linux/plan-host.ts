@@ -54,9 +54,7 @@ export async function planHost(host: LinuxHost, policy: Policy, ids?: readonly s
     return never === undefined ? [] : [{ id, why: `${never.message}; ${never.remedy}` }];
   });
   const planned = probed.filter(({ device }) => !leftOut.some(({ id }) => id === device.id));
-  const capabilities = planned.map(
-    (one) => one.capabilities ?? guessCapabilities(one.device, host.vfioDriver(one.device)),
-  );
+  const capabilities = planned.map((one) => one.capabilities ?? guessCapabilities(one.device, one.vfioDriver));
   const choices = chooseTrackers(capabilities, policy);
   const devices = planned.map((one, index) => ({
     choice: choices[index],

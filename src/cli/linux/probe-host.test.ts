@@ -87,13 +87,16 @@ describe("a device that can't be opened still shows what sysfs tells, and what i
 
   test("on another driver: with the commands, once for all that need the same", async () => {
     system.pci(NVME, { driver: "nvme", group: 3, class: "0x010802" });
-    system.pci(NIC, { driver: "nvme", group: 4, class: "0x010802" });
+    system.pci(NIC, { driver: "igb", group: 4 });
     const { host, log } = fakeHost(system, { [VF]: {} });
     const text = hostText(await probeHost(host));
     expect(log.filter((line) => line.startsWith("open 0000"))).toEqual([`open ${VF}`]);
-    expect(text).toContain(`      echo ${NVME} > ${system.roots.sys}/bus/pci/drivers_probe`);
+    expect(text).toContain(`could be bound to vfio-pci: ${NVME} (nvme), ${NIC} (igb)`);
+    expect(text).toContain(`    echo ${NVME} > ${system.roots.sys}/bus/pci/drivers_probe`);
     expect(text).not.toContain(`echo ${NIC} >`);
-    expect(text).toContain(`as shown for ${NVME}`);
+    const one = hostText(await probeHost(host, [NIC]));
+    expect(one).toContain("missing: its driver is igb, no VFIO driver");
+    expect(one).toContain(`      echo ${NIC} > ${system.roots.sys}/bus/pci/drivers_probe`);
   });
 
   test("without /dev/iommu: with one line that says so, and no device is opened", async () => {

@@ -10,6 +10,8 @@ import { UapiError } from "../../uapi/errno.js";
 /** What was found out about a device of this machine. */
 export interface ProbedDevice {
   readonly device: LinuxDevice;
+  /** The VFIO driver that it has, or would get. */
+  readonly vfioDriver: string;
   /** What it said itself; null: it could not be asked, and `missing` says why. */
   readonly capabilities: DeviceCapabilities | null;
   /** In the order in which it is to be cleared away; empty where nothing but the host's own lacks are in the way. */
@@ -39,13 +41,14 @@ export async function probeHost(host: LinuxHost, ids?: readonly string[]): Promi
 
 async function probeOne(host: LinuxHost, device: LinuxDevice, iommufd: boolean): Promise<ProbedDevice> {
   const missing = host.obstacles(device);
+  const known = { device, vfioDriver: host.vfioDriver(device) };
   // Where there is a node the kernel is the judge: what sysfs shows may be out of date, or known to be harmless.
-  if (!iommufd || device.vfio?.cdev == null) return { device, capabilities: null, missing };
+  if (!iommufd || device.vfio?.cdev == null) return { ...known, capabilities: null, missing };
   try {
-    return { device, capabilities: await ask(host, device), missing: [] };
+    return { ...known, capabilities: await ask(host, device), missing: [] };
   } catch (error) {
     if (!(error instanceof UapiError)) throw error;
-    return { device, capabilities: null, missing: missing.length > 0 ? missing : [host.explain(device, error)] };
+    return { ...known, capabilities: null, missing: missing.length > 0 ? missing : [host.explain(device, error)] };
   }
 }
 

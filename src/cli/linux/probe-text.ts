@@ -61,27 +61,36 @@ function describe({ kind, pci, mdev }: LinuxDevice): string {
 }
 
 /**
- * Per device what it can do, or what is missing. Commands that differ in the device's address alone are printed for the
- * first one that needs them.
+ * Per device what it can do, or what is missing. Devices that only lack a VFIO driver, of which a machine has dozens,
+ * share a section.
  */
 function deviceSections(devices: readonly ProbedDevice[]): string[][] {
-  const shown = new Map<string, string>();
-  return devices.map(({ device, capabilities, missing }) => {
-    const group = groupLine(device);
-    if (capabilities !== null) return [deviceText(capabilities), ...group];
-    const lines = missing.flatMap((obstacle) => {
-      const { id } = device;
-      const commands = obstacle.commands.map((command) => command.replaceAll(id, "DEVICE")).join("\n");
-      const before = shown.get(commands);
-      if (commands === "" || before === undefined) {
-        shown.set(commands, id);
-        return obstacleLines(obstacle);
-      }
-      return obstacleLines({ ...obstacle, remedy: `${obstacle.remedy}, as shown for ${before}`, commands: [] });
-    });
-    const none = lines.length === 0 ? ["  not asked, without /dev/iommu"] : [];
-    return [`${device.id}: ${device.driver ?? "no driver"}`, ...none, ...lines, ...group];
-  });
+  const unbound = new Map<string, ProbedDevice[]>();
+  for (const probed of devices.filter(({ missing }) => missing[0]?.code === "NOT_A_VFIO_DRIVER")) {
+    unbound.set(probed.vfioDriver, [...(unbound.get(probed.vfioDriver) ?? []), probed]);
+  }
+  const shared = [...unbound.values()].filter((sharing) => sharing.length > 1);
+  const alone = devices.filter((probed) => !shared.some((sharing) => sharing.includes(probed)));
+  return [...alone.map(deviceSection), ...shared.map(unboundSection)];
+}
+
+function deviceSection({ device, capabilities, missing }: ProbedDevice): string[] {
+  const group = groupLine(device);
+  if (capabilities !== null) return [deviceText(capabilities), ...group];
+  const lines = missing.length === 0 ? ["  not asked, without /dev/iommu"] : missing.flatMap(obstacleLines);
+  return [`${device.id}: ${device.driver ?? "no driver"}`, ...lines, ...group];
+}
+
+/** Devices that could be bound to the same VFIO driver, with how the first of them is. */
+function unboundSection(devices: readonly ProbedDevice[]): string[] {
+  const [{ device: first, vfioDriver, missing }] = devices;
+  const list = devices.map(({ device }) => `${device.id} (${device.driver ?? "no driver"})`);
+  return [
+    `not on a VFIO driver, and could be bound to ${vfioDriver}: ${list.join(", ")}`,
+    `  the driver that a device has, and with it the host, lose it then; for ${first.id}:`,
+    ...missing[0].commands.map((command) => `    ${command}`),
+    `  what else is missing for one of them: dirtmap probe --host linux --device ${first.id}`,
+  ];
 }
 
 /** Who else is in its IOMMU group: they are assigned together. */
