@@ -26,7 +26,8 @@
  * @module
  */
 
-export { DirtyBitmap, forEachRun } from "./bitmap/dirty-bitmap.js";
+export { forEachRun } from "./bitmap/bits.js";
+export { DirtyBitmap } from "./bitmap/dirty-bitmap.js";
 export { RamBitmap } from "./bitmap/ram-bitmap.js";
 export type { IovaStretch } from "./bitmap/ranges.js";
 export { loadScenario, type MigrationDefaults, parseScenario, type Scenario, scenarioNames } from "./cli/scenario.js";
@@ -125,6 +126,11 @@ export { chooseTrackers } from "./tracking/policy.js";
 export { probeDevice, probeMachine } from "./tracking/probe.js";
 export { type Suspension, suspendDevices } from "./tracking/suspension.js";
 export type { DirtyTracker, TrackerKind, TrackingSession } from "./tracking/tracker.js";
+export { type LibvirtXml, libvirtText, libvirtXml } from "./tracking/vmm/libvirt.js";
+export { noteText, type VmmNote } from "./tracking/vmm/notes.js";
+export { type QemuArgument, type QemuOptions, qemuOptions, qemuText } from "./tracking/vmm/qemu.js";
+export { type VmmAddress, type VmmDevice, vmmAddress } from "./tracking/vmm/vmm-device.js";
+export { type XmlElement, type XmlNode, xmlText } from "./tracking/vmm/xml.js";
 export { ERRNO, type ErrnoName, isErrno, UapiError, type UapiErrorDetails } from "./uapi/errno.js";
 export * from "./uapi/iommufd.js";
 export * from "./uapi/vfio.js";
