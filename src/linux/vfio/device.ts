@@ -234,12 +234,14 @@ export class LinuxVfioDevice implements VfioDevice {
       }
       if (fd < 0) {
         await this.#endStreamUnlessIn(next);
+        if (this.#stream?.direction === "saving") this.#stream.final = next === "STOP_COPY";
         return null;
       }
       // A new session: whatever ran before has ended on the way.
       const Session = next === "RESUMING" ? LinuxResumingStream : LinuxSavingStream;
       const stream = new Session(fd, { device: this.id, precopyInfoV2: () => this.#precopyInfoV2 });
       await this.#endStream("the device began another session");
+      if (stream.direction === "saving") stream.final = next === "STOP_COPY";
       this.#stream = stream;
       return stream;
     });
@@ -317,7 +319,7 @@ export class LinuxVfioDevice implements VfioDevice {
     // there, which is always so for a whole one.
     const inPlace = iova === into.iova;
     const bitmap = inPlace ? into : new DirtyBitmap({ iova, length, granule: pageSize });
-    const values = { iova, length, page_size: BigInt(pageSize), bitmap: addressOf(bitmap.words) };
+    const values = { iova, length, page_size: BigInt(pageSize), bitmap: BigInt(bitmap.address) };
     await getFeature(this.#file, "DMA_LOGGING_REPORT", vfio_device_feature_dma_logging_report, values, attempted);
     if (!inPlace) into.or(bitmap);
   }
@@ -390,7 +392,8 @@ export class LinuxVfioDevice implements VfioDevice {
     const state = await this.#state().catch(() => null);
     if (state === null) return error;
     await this.#endStreamUnlessIn(state);
-    return new UapiError(state === "ERROR" ? "EIO" : error.code, {
+    // EINVAL stays: the arc doesn't exist, also because the device was in ERROR before, or the state that it was given is bad.
+    return new UapiError(state === "ERROR" && error.code !== "EINVAL" ? "EIO" : error.code, {
       syscall: SET_STATE,
       attempted: `move '${this.id}' to ${next}: it is in ${state}`,
       remedy: REMEDY_OF_STATE[state] ?? "see the arcs of enum vfio_device_mig_state",
