@@ -65,6 +65,8 @@ export interface LinuxVfioDeviceOptions {
   readonly model: string;
   /** Its character device: `/dev/vfio/devices/vfio0`. */
   readonly cdev: string;
+  /** Called once the device is closed. */
+  readonly onClose?: () => void;
 }
 
 /**
@@ -81,6 +83,7 @@ export class LinuxVfioDevice implements VfioDevice {
   readonly id: string;
   readonly model: string;
   readonly #file: OpenFile;
+  readonly #onClose: (() => void) | undefined;
   readonly #lock = new Lock();
   readonly #released = new AbortController();
   #info: DeviceInfo | null = null;
@@ -91,9 +94,10 @@ export class LinuxVfioDevice implements VfioDevice {
   #precopyInfoV2 = false;
   #closing: Promise<void> | undefined;
 
-  private constructor({ id, model }: LinuxVfioDeviceOptions, file: OpenFile) {
+  private constructor({ id, model, onClose }: LinuxVfioDeviceOptions, file: OpenFile) {
     this.id = id;
     this.model = model;
+    this.#onClose = onClose;
     this.#file = file;
   }
 
@@ -356,6 +360,7 @@ export class LinuxVfioDevice implements VfioDevice {
     if (this.#logging) await this.#stopLogging().catch(() => undefined);
     this.#watch?.[Symbol.dispose]();
     await this.#file[Symbol.asyncDispose]();
+    this.#onClose?.();
   }
 
   async #detach(attempted: () => string): Promise<void> {
@@ -454,13 +459,14 @@ export class LinuxVfioDevice implements VfioDevice {
 
   /** For what begins or asks something: the device must be bound, and not on its way out. */
   #check(syscall: string, attempted: () => string): void {
+    if (this.released.aborted) {
+      throw new UapiError("ENODEV", {
+        syscall,
+        attempted: attempted(),
+        remedy: "close it: it is being unplugged, or unbound from its driver",
+      });
+    }
     this.#checkBound(syscall, attempted);
-    if (!this.released.aborted) return;
-    throw new UapiError("ENODEV", {
-      syscall,
-      attempted: attempted(),
-      remedy: "close it: it is being unplugged, or unbound from its driver",
-    });
   }
 
   /** For what ends something, too. */
