@@ -136,8 +136,10 @@ describe("wrong usage is refused in one line that says what would work, with exi
     [
       "this machine's device on the emulated host",
       ["plan", "--device", "3b:00.1"],
-      /--device names devices of this machine.*; add --host linux/,
+      /--device is for devices of this machine.*; add --host linux/,
     ],
+    ["XML for the emulated host", ["plan", "--only", "libvirt"], /--only is for devices of this machine/],
+    ["XML and JSON at once", ["plan", "--host", "linux", "--only", "libvirt", "--json"], /can't both be/],
     ["a migration of this machine's devices", ["migrate", "--host", "linux"], /unknown option '--host'; see --help/],
     ["an unknown scenario", ["probe", "--scenario", "mixd"], /there is no scenario 'mixd'; did you mean 'mixed'\?/],
     ["a migration that is not known", ["resume", "0000", "--journal", folder], /there is no migration '0000' in /],

@@ -27,6 +27,9 @@ export async function probeDevice(
   const iommu = mdev ? null : await iommufd.hwInfo(device.deviceId);
   const supported = await vfio.supports("DMA_LOGGING_START");
   const kept = mdev ? "a log of what it pins" : "a log of its own DMA";
+  const lacks = mdev
+    ? "it has no log of what it pins (on Linux the legacy container, type1, tells of pins, and iommufd does not)"
+    : "it has no DMA logging of its own";
   return deviceCapabilities({
     id,
     model,
@@ -35,7 +38,7 @@ export async function probeDevice(
     migration: await migrationSupport(device),
     iommu: iommu && { type: iommu.type, dirtyTracking: iommu.dirtyTracking, pageSizes: iommu.pageSizes },
     iommuTracker: iommu === null ? await sharedTracker(device, flags.tracksThroughContainer) : iommuCapability(iommu),
-    log: logCapability(await vfio.dmaLoggingLimits(), { areas, supported, kept }),
+    log: logCapability(await vfio.dmaLoggingLimits(), { areas, supported, kept, lacks }),
   });
 }
 
@@ -117,9 +120,14 @@ async function sharedTracker({ iommufd }: BoundDevice, flag: boolean): Promise<T
 
 function logCapability(
   limits: DmaLoggingLimits | null,
-  { areas, supported, kept }: { areas: readonly MappedArea[] | null; supported: boolean; kept: string },
+  {
+    areas,
+    supported,
+    kept,
+    lacks,
+  }: { areas: readonly MappedArea[] | null; supported: boolean; kept: string; lacks: string },
 ): TrackerCapability {
-  if (!supported) return { available: false, why: "it has no DMA logging of its own" };
+  if (!supported) return { available: false, why: lacks };
   if (limits === null) {
     return { available: true, pageSizes: [], readableWhen: "always", what: kept };
   }

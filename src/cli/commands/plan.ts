@@ -1,10 +1,13 @@
 import type { Command } from "commander";
+import { UsageError } from "../../errors.js";
+import { VMMS } from "../choices.js";
 import { EXIT_CODES } from "../exit-codes.js";
 import {
   addHostOptions,
   addMachineOptions,
   addPolicyOptions,
   checkHostOptions,
+  choice,
   type HostOptions,
   type MachineOptions,
   type PolicyOptions,
@@ -12,6 +15,7 @@ import {
 import { printResult, runCommand } from "../output.js";
 
 interface PlanOptions extends HostOptions, MachineOptions, PolicyOptions {
+  readonly only?: (typeof VMMS)[number];
   readonly json?: boolean;
 }
 
@@ -23,6 +27,7 @@ Examples:
   dirtmap plan --scenario case-c --untracked nic0=everything --json
   dirtmap plan --host linux
   dirtmap plan --host linux --device 3b:00.1 3b:00.2 --tracker 3b:00.1=device
+  dirtmap plan --host linux --only qemu | grep -v '^#'
 
 With --host linux: for devices of this machine that one guest is to get, and the options of QEMU and the domain XML of
 libvirt that make them do the same. A device that can't be asked yet is planned by what sysfs tells, and marked.
@@ -36,6 +41,7 @@ export function addPlan(program: Command): void {
       "Shows the tracker, granule and domain that each device would get, with the reason and the alternatives",
     );
   addHostOptions(addPolicyOptions(addMachineOptions(command)), "all on a VFIO driver")
+    .addOption(choice("--only <vmm>", VMMS, "VMM", "print only what makes a VMM do the same"))
     .option("--json", "print the result as JSON")
     .addHelpText("after", NOTES)
     .action((options: PlanOptions) =>
@@ -64,13 +70,22 @@ async function planScenario({ json = false, ...options }: PlanOptions): Promise<
 }
 
 async function planLinux({ json = false, ...options }: PlanOptions): Promise<void> {
-  const [{ openLinuxHost }, { hostPlanText, planHost }, { byDeviceId, deviceId }, { DEFAULT_POLICY }] =
-    await Promise.all([
-      import("../hosts.js"),
-      import("../linux/plan-host.js"),
-      import("../linux/select.js"),
-      import("../../tracking/choice.js"),
-    ]);
+  if (json && options.only !== undefined) {
+    throw new UsageError(`--only ${options.only} and --json can't both be`, {
+      code: "BAD_OPTION",
+      remedy: "give one of them: the JSON has the options of both VMMs",
+    });
+  }
+  const [{ openLinuxHost }, { hostPlanText, planHost }, { byDeviceId, deviceId }] = await Promise.all([
+    import("../hosts.js"),
+    import("../linux/plan-host.js"),
+    import("../linux/select.js"),
+  ]);
+  const [{ DEFAULT_POLICY }, { libvirtText }, { qemuText }] = await Promise.all([
+    import("../../tracking/choice.js"),
+    import("../../tracking/vmm/libvirt.js"),
+    import("../../tracking/vmm/qemu.js"),
+  ]);
   const policy = {
     order: options.policy ?? DEFAULT_POLICY.order,
     trackers: byDeviceId(options.tracker),
@@ -81,5 +96,16 @@ async function planLinux({ json = false, ...options }: PlanOptions): Promise<voi
   };
   await using host = await openLinuxHost();
   const plan = await planHost(host, policy, options.device?.map(deviceId));
-  printResult({ host: host.name, policy, ...plan }, { json, text: () => hostPlanText(plan, policy) });
+  const { libvirt, ...rest } = plan;
+  const xml = { xml: libvirtText(libvirt), notes: libvirt.notes, oldest: libvirt.oldest };
+  printResult(
+    { host: host.name, policy, ...rest, libvirt: xml },
+    {
+      json,
+      text: () => {
+        if (options.only === "qemu") return qemuText(plan.qemu);
+        return options.only === "libvirt" ? xml.xml : hostPlanText(plan, policy);
+      },
+    },
+  );
 }
