@@ -139,7 +139,6 @@ describe("wrong usage is refused in one line that says what would work, with exi
       /--device is for devices of this machine.*; add --host linux/,
     ],
     ["XML for the emulated host", ["plan", "--only", "libvirt"], /--only is for devices of this machine/],
-    ["XML and JSON at once", ["plan", "--host", "linux", "--only", "libvirt", "--json"], /can't both be/],
     ["a migration of this machine's devices", ["migrate", "--host", "linux"], /unknown option '--host'; see --help/],
     ["an unknown scenario", ["probe", "--scenario", "mixd"], /there is no scenario 'mixd'; did you mean 'mixed'\?/],
     ["a migration that is not known", ["resume", "0000", "--journal", folder], /there is no migration '0000' in /],
@@ -182,6 +181,12 @@ describe("wrong usage is refused in one line that says what would work, with exi
       error: { code: "UNKNOWN_DEVICE", message: "there is no device 'vf9'" },
     });
   });
+});
+
+it("XML and JSON at once are wrong usage", async () => {
+  const { code, stderr } = await run("plan", "--host", "linux", "--only", "libvirt", "--json");
+  expect(code).toBe(2);
+  expect(stderr).toMatch(/'--only <vmm>' cannot be used with option '--json'/);
 });
 
 describe("scenarios", () => {

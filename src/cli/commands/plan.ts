@@ -1,5 +1,4 @@
 import type { Command } from "commander";
-import { UsageError } from "../../errors.js";
 import { VMMS } from "../choices.js";
 import { EXIT_CODES } from "../exit-codes.js";
 import {
@@ -41,7 +40,7 @@ export function addPlan(program: Command): void {
       "Shows the tracker, granule and domain that each device would get, with the reason and the alternatives",
     );
   addHostOptions(addPolicyOptions(addMachineOptions(command)), "all on a VFIO driver")
-    .addOption(choice("--only <vmm>", VMMS, "VMM", "print only what makes a VMM do the same"))
+    .addOption(choice("--only <vmm>", VMMS, "VMM", "print only what makes a VMM do the same").conflicts("json"))
     .option("--json", "print the result as JSON")
     .addHelpText("after", NOTES)
     .action((options: PlanOptions) =>
@@ -70,12 +69,6 @@ async function planScenario({ json = false, ...options }: PlanOptions): Promise<
 }
 
 async function planLinux({ json = false, ...options }: PlanOptions): Promise<void> {
-  if (json && options.only !== undefined) {
-    throw new UsageError(`--only ${options.only} and --json can't both be`, {
-      code: "BAD_OPTION",
-      remedy: "give one of them: the JSON has the options of both VMMs",
-    });
-  }
   const [{ openLinuxHost }, { hostPlanText, planHost }, { byDeviceId, deviceId }] = await Promise.all([
     import("../hosts.js"),
     import("../linux/plan-host.js"),
