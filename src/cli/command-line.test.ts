@@ -229,6 +229,14 @@ describe.skipIf(process.platform !== "linux" || existsSync("/dev/iommu"))("this 
     const plan = await run("plan", "--host", "linux", "--json");
     expect(plan.code).toBe(0);
     expect(JSON.parse(plan.stdout)).toMatchObject({ schemaVersion: 1, host: "linux", devices: expect.any(Array) });
+    const options = await run("plan", "--host", "linux", "--only", "qemu");
+    if (JSON.parse(plan.stdout).devices.length === 0) {
+      expect(options).toMatchObject({
+        code: 0,
+        stdout: "",
+        stderr: expect.stringMatching(/^dirtmap: no device of this/),
+      });
+    }
     const none = await run("plan", "--host", "linux", "--tracker", "ffff:ff:1f.7=iommu");
     expect(none.code).toBe(2);
     expect(none.stderr).toMatch(/this machine has no device 'ffff:ff:1f\.7' that is or could be assigned; there/);

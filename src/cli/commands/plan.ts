@@ -69,11 +69,9 @@ async function planScenario({ json = false, ...options }: PlanOptions): Promise<
 }
 
 async function planLinux({ json = false, ...options }: PlanOptions): Promise<void> {
-  const [{ openLinuxHost }, { hostPlanText, planHost }, { byDeviceId, deviceId }] = await Promise.all([
-    import("../hosts.js"),
-    import("../linux/plan-host.js"),
-    import("../linux/select.js"),
-  ]);
+  const [{ openLinuxHost }, { hostPlanText, hostPlanWarnings, planHost }, { byDeviceId, deviceId }] = await Promise.all(
+    [import("../hosts.js"), import("../linux/plan-host.js"), import("../linux/select.js")],
+  );
   const [{ DEFAULT_POLICY }, { libvirtText }, { qemuText }] = await Promise.all([
     import("../../tracking/choice.js"),
     import("../../tracking/vmm/libvirt.js"),
@@ -91,14 +89,12 @@ async function planLinux({ json = false, ...options }: PlanOptions): Promise<voi
   const plan = await planHost(host, policy, options.device?.map(deviceId));
   const { libvirt, ...rest } = plan;
   const xml = { xml: libvirtText(libvirt), notes: libvirt.notes, oldest: libvirt.oldest };
-  printResult(
-    { host: host.name, policy, ...rest, libvirt: xml },
-    {
-      json,
-      text: () => {
-        if (options.only === "qemu") return qemuText(plan.qemu);
-        return options.only === "libvirt" ? xml.xml : hostPlanText(plan, policy);
-      },
-    },
-  );
+  if (options.only !== undefined) {
+    for (const warning of hostPlanWarnings(plan)) process.stderr.write(`dirtmap: ${warning}\n`);
+    if (plan.qemu.arguments.length > 0) {
+      process.stdout.write(`${options.only === "qemu" ? qemuText(plan.qemu) : xml.xml}\n`);
+    }
+    return;
+  }
+  printResult({ host: host.name, policy, ...rest, libvirt: xml }, { json, text: () => hostPlanText(plan, policy) });
 }

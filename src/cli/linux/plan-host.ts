@@ -87,15 +87,18 @@ function whyGuessed({ capabilities, missing }: ProbedDevice): string | null {
   return missing[0]?.message ?? "there is no /dev/iommu to ask it through";
 }
 
+const NOTHING =
+  "no device of this machine is on a VFIO driver: name one with --device to plan what it would get (see `dirtmap probe --host linux`)";
+
+function guessed(why: string): string {
+  return `a guess from sysfs, since it could not be asked: ${why}`;
+}
+
 /** What `dirtmap plan --host linux` prints. Ends without a newline. */
 export function hostPlanText({ devices, leftOut, qemu, libvirt }: HostPlan, policy: Policy): string {
-  if (devices.length === 0 && leftOut.length === 0) {
-    return "no device of this machine is on a VFIO driver: name one with --device to plan what it would get (see `dirtmap probe --host linux`)";
-  }
+  if (devices.length === 0 && leftOut.length === 0) return NOTHING;
   const remarks = new Map(
-    devices.flatMap(({ choice, why }) =>
-      why === null ? [] : [[choice.device, `a guess from sysfs, since it could not be asked: ${why}`]],
-    ),
+    devices.flatMap(({ choice, why }) => (why === null ? [] : [[choice.device, guessed(why)] as const])),
   );
   const choices = devices.map(({ choice }) => choice);
   return [
@@ -103,4 +106,13 @@ export function hostPlanText({ devices, leftOut, qemu, libvirt }: HostPlan, poli
     ...(leftOut.length === 0 ? [] : [leftOut.map(({ id, why }) => `${id}: ${why}`).join("\n")]),
     ...(qemu.arguments.length === 0 ? [] : [`QEMU\n\n${qemuText(qemu)}`, `libvirt\n\n${libvirtText(libvirt)}`]),
   ].join("\n\n");
+}
+
+/** What has to be known of a plan whose options alone are printed: a line for each guess, and each device left out. */
+export function hostPlanWarnings({ devices, leftOut }: HostPlan): string[] {
+  if (devices.length === 0 && leftOut.length === 0) return [NOTHING];
+  return [
+    ...devices.flatMap(({ choice, why }) => (why === null ? [] : [`${choice.device}: ${guessed(why)}`])),
+    ...leftOut.map(({ id, why }) => `${id}: ${why}`),
+  ];
 }
