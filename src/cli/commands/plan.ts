@@ -44,9 +44,9 @@ export function addPlan(program: Command): void {
     .option("--json", "print the result as JSON")
     .addHelpText("after", NOTES)
     .action((options: PlanOptions) =>
-      runCommand({ json: options.json === true }, async () => {
+      runCommand({ json: options.json === true }, async (signal) => {
         checkHostOptions(command, options.host);
-        if (options.host === "linux") await planLinux(options);
+        if (options.host === "linux") await planLinux(options, signal);
         else await planScenario(options);
         return EXIT_CODES.done.code;
       }),
@@ -68,7 +68,7 @@ async function planScenario({ json = false, ...options }: PlanOptions): Promise<
   printResult({ scenario, design, policy, devices }, { json, text: () => planText(devices, policy) });
 }
 
-async function planLinux({ json = false, ...options }: PlanOptions): Promise<void> {
+async function planLinux({ json = false, ...options }: PlanOptions, signal: AbortSignal): Promise<void> {
   const [{ openLinuxHost }, { hostPlanText, hostPlanWarnings, planHost }, { byDeviceId, deviceId }] = await Promise.all(
     [import("../hosts.js"), import("../linux/plan-host.js"), import("../linux/select.js")],
   );
@@ -86,7 +86,7 @@ async function planLinux({ json = false, ...options }: PlanOptions): Promise<voi
     untrackedDevices: byDeviceId(options.untracked?.devices),
   };
   await using host = await openLinuxHost();
-  const plan = await planHost(host, policy, options.device?.map(deviceId));
+  const plan = await planHost(host, policy, { ids: options.device?.map(deviceId), signal });
   const { libvirt, ...rest } = plan;
   const xml = { xml: libvirtText(libvirt), notes: libvirt.notes, oldest: libvirt.oldest };
   if (options.only !== undefined) {

@@ -23,7 +23,7 @@ afterEach(() => {
 });
 
 function plan(devices: Record<string, Behaviour>, policy: Partial<Policy> = {}, ids?: string[]) {
-  return planHost(fakeHost(system, devices).host, { ...DEFAULT_POLICY, ...policy }, ids);
+  return planHost(fakeHost(system, devices).host, { ...DEFAULT_POLICY, ...policy }, { ids });
 }
 
 test("by default what a VFIO driver has is planned, by what it said itself, with QEMU's options and libvirt's XML", async () => {

@@ -39,15 +39,20 @@ export interface HostPlan {
  * Chooses a tracker for each device. One that can't be asked is planned by what sysfs tells of it, marked as a guess: a plan is
  * wanted before devices are taken from their drivers, not after.
  * @param ids which; by default those that a VFIO driver has. A device that the policy names is planned too
+ * @param signal ends it before the next device is asked
  * @throws UsageError for a device that this machine doesn't have, and what {@link chooseTrackers} throws
  */
-export async function planHost(host: LinuxHost, policy: Policy, ids?: readonly string[]): Promise<HostPlan> {
+export async function planHost(
+  host: LinuxHost,
+  policy: Policy,
+  { ids, signal }: { ids?: readonly string[] | undefined; signal?: AbortSignal | undefined } = {},
+): Promise<HostPlan> {
   const found = await host.devices();
   const named = [policy.trackers, policy.granules, policy.untrackedDevices].flatMap(Object.keys);
   checkKnown([...(ids ?? []), ...named], found);
   const meant = found.filter((device) => ids?.includes(device.id) ?? device.vfio !== null);
   const wanted = new Set([...meant.map(({ id }) => id), ...named]);
-  const { devices: probed } = await probeHost(host, [...wanted]);
+  const { devices: probed } = await probeHost(host, { ids: [...wanted], signal });
 
   const leftOut = probed.flatMap(({ device: { id }, missing }) => {
     const never = missing.find(({ code }) => code === "NO_IOMMU_GROUP");

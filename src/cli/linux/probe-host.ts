@@ -30,12 +30,19 @@ export interface ProbedHost {
  * and the device's features tell, they tell of a bound device. (To open a PCI device resets it, and to close it does so
  * again; nobody uses one that can be opened.)
  * @param ids which devices; all by default
+ * @param signal ends it before the next device
  */
-export async function probeHost(host: LinuxHost, ids?: readonly string[]): Promise<ProbedHost> {
+export async function probeHost(
+  host: LinuxHost,
+  { ids, signal }: { ids?: readonly string[] | undefined; signal?: AbortSignal | undefined } = {},
+): Promise<ProbedHost> {
   const state = host.state();
   const found = (await host.devices()).filter(({ id }) => ids === undefined || ids.includes(id));
   const devices: ProbedDevice[] = [];
-  for (const device of found) devices.push(await probeOne(host, device, state.iommufd));
+  for (const device of found) {
+    signal?.throwIfAborted();
+    devices.push(await probeOne(host, device, state.iommufd));
+  }
   return { state, devices, mdevTypes: host.mdevTypes() };
 }
 

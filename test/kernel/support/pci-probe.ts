@@ -51,7 +51,7 @@ export function describePciProbe(iommu: { readonly sysfs: string; readonly hwInf
 
     test("are planned by what the IOMMU's registers show, and marked as a guess", async () => {
       await using host = new LinuxHost();
-      const { devices, qemu } = await planHost(host, DEFAULT_POLICY, [edu]);
+      const { devices, qemu } = await planHost(host, DEFAULT_POLICY, { ids: [edu] });
       expect(devices).toMatchObject([
         {
           basis: "guessed",
@@ -67,7 +67,7 @@ export function describePciProbe(iommu: { readonly sysfs: string; readonly hwInf
     test("is asked: what its IOMMU can do, and that it has neither migration nor a log; and is left as it was", async () => {
       await using bound = bindToVfioPci(edu);
       await using host = new LinuxHost();
-      const { devices } = await probeHost(host, [edu]);
+      const { devices } = await probeHost(host, { ids: [edu] });
       expect(devices).toMatchObject([
         {
           device: { id: edu, driver: "vfio-pci", vfio: { cdev: bound.cdev } },
@@ -81,7 +81,7 @@ export function describePciProbe(iommu: { readonly sysfs: string; readonly hwInf
         },
       ]);
       expect(devices[0].capabilities?.iommu?.pageSizes[0]).toBe(4096);
-      expect((await probeHost(host, [edu])).devices).toEqual(devices);
+      expect((await probeHost(host, { ids: [edu] })).devices).toEqual(devices);
     });
 
     test("is shown with every tracker that it lacks, and why", async () => {
