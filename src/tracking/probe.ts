@@ -84,14 +84,16 @@ async function migrationSupport({ vfio }: BoundDevice): Promise<MigrationSupport
 }
 
 function iommuCapability({ type, dirtyTracking, pageSizes }: HwInfo): TrackerCapability {
-  if (!dirtyTracking) return { available: false, why: `its IOMMU (${type}) has no dirty tracking` };
+  // Not every IOMMU driver says what it is: AMD's does if built with CONFIG_AMD_IOMMU_IOMMUFD.
+  const named = type === "none" ? "" : ` (${type})`;
+  if (!dirtyTracking) return { available: false, why: `its IOMMU${named} has no dirty tracking` };
   // Only two sizes can be asked for: IOMMU_OPTION_HUGE_PAGES = 0 makes all leaves the smallest, 1 as large as they get.
   const extremes = new Set([...pageSizes.slice(0, 1), ...pageSizes.slice(-1)]);
   return {
     available: true,
     pageSizes: [...extremes],
     readableWhen: "always",
-    what: `dirty bits in its page table (${type})`,
+    what: `dirty bits in its page table${named}`,
   };
 }
 
