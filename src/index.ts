@@ -55,6 +55,7 @@ export type {
   AccessCallbacks,
   AttachedDevice,
   BitmapQuery,
+  BoundDevice,
   DataStream,
   DeviceSummary,
   DmaLoggingLimits,
@@ -78,6 +79,8 @@ export type {
   Vcpus,
   VfioDevice,
 } from "./host/host.js";
+export { LinuxHost } from "./linux/host.js";
+export type { LinuxDevice } from "./linux/sysfs/device.js";
 export { GiB, type Iova, iovaOf, KiB, MiB, PAGE_SIZE, type PageNumber, pageOf, TiB } from "./memory/address.js";
 export { type Arena, createArena } from "./memory/arena.js";
 export { createGuestMemory, type GuestMemory, type MemoryRegion, type Platform } from "./memory/guest-memory.js";
