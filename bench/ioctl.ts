@@ -1,13 +1,9 @@
-import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { boot } from "../test/vm/boot.js";
-import { makeInitramfs } from "../test/vm/initramfs.js";
-import { findKernel } from "../test/vm/kernel-image.js";
-import { COMMON_NEEDS } from "../test/vm/machines.js";
+import { prepareGuests } from "../test/vm/image.js";
 import { MissingError } from "../test/vm/missing.js";
-import { findQemu } from "../test/vm/qemu.js";
 import type { Summary } from "./statistics.js";
 
 /*
@@ -36,40 +32,37 @@ const TIMEOUT_MS = 10 * 60_000;
 /** Boots the machine and measures in it; nothing where QEMU or the kernel are missing, with a line that says so. */
 export async function run({ repetitions }: { readonly repetitions: number }): Promise<IoctlRow[]> {
   const root = fileURLToPath(new URL("../..", import.meta.url));
-  const work = mkdtempSync(join(tmpdir(), "dirtmap-bench-"));
   // The machine must not outlive the bench, which ends without a word otherwise.
   const abort = new AbortController();
   const stop = () => abort.abort();
   for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, stop);
   try {
-    const results = join(work, "share", "ioctl.json");
+    using image = prepareGuests(root, ["mock"]);
+    const share = join(image.folder, "share");
     const { status, kernelLog } = await boot({
       machine: "mock",
-      qemu: findQemu({ needs: COMMON_NEEDS }),
-      kernel: findKernel(root),
-      initramfs: makeInitramfs(root, work),
+      image,
       command: [
         ...["node", "--expose-gc", "--max-semi-space-size=64", "dist/bench/ioctl-guest.js"],
         ...["/share/ioctl.json", String(repetitions)],
       ],
       env: {},
-      share: join(work, "share"),
+      share,
       timeoutMs: TIMEOUT_MS,
       output: (text) => process.stderr.write(text),
       signal: abort.signal,
     });
-    if (status !== 0 || !existsSync(results)) {
+    if (status !== 0) {
       throw new Error(
         `the guest ended with status ${status ?? "none"}\n${kernelLog.split("\n").slice(-20).join("\n")}`,
       );
     }
-    return JSON.parse(readFileSync(results, "utf8")) as IoctlRow[];
+    return JSON.parse(readFileSync(join(share, "ioctl.json"), "utf8")) as IoctlRow[];
   } catch (error) {
     if (!(error instanceof MissingError)) throw error;
     process.stderr.write(`ioctl skipped: ${error.message}\n`);
     return [];
   } finally {
     for (const signal of ["SIGINT", "SIGTERM"]) process.off(signal, stop);
-    rmSync(work, { recursive: true, force: true });
   }
 }
