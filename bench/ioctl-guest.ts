@@ -30,9 +30,11 @@ import { summarize } from "./statistics.js";
  * prepared before. Library and bare call take turns, a batch each, and what is compared is the two batches of a turn.
  */
 
-/** Calls in a batch: some milliseconds of them, on a processor emulated in software. */
-const BATCH = 100;
-const WARM_UP_TURNS = 20;
+/** Calls in a batch: less than a millisecond of them, so that many batches are left alone by whatever else runs. */
+const BATCH = 25;
+const WARM_UP_TURNS = 100;
+/** Batches over which allocation is counted: what the compiler allocates now and then must not matter. */
+const HEAP_BATCHES = 20;
 const BASE = 1n << 24n;
 const MAPPED = 64 * KiB;
 
@@ -64,43 +66,46 @@ async function time(work: () => Promise<void> | void): Promise<number> {
   return (performance.now() - start) * 1000;
 }
 
-/** Bytes that a call of the library allocates on JavaScript's heap; nothing is collected meanwhile. */
-async function heapPerCall(library: () => Promise<void>): Promise<number> {
-  globalThis.gc?.();
-  const before = process.memoryUsage();
-  await library();
-  const after = process.memoryUsage();
-  return (after.heapUsed - before.heapUsed + after.arrayBuffers - before.arrayBuffers) / BATCH;
+/** Bytes that are in use on JavaScript's heap and in array buffers; the young generation is large enough not to be collected. */
+function allocated(): number {
+  const { heapUsed, arrayBuffers } = process.memoryUsage();
+  return heapUsed + arrayBuffers;
 }
 
 /** Contests that follow each other in each turn, so that what one maps the next can unmap. */
 async function measure(contests: readonly Contest[], repetitions: number): Promise<IoctlRow[]> {
   const bareUs: number[][] = contests.map(() => []);
-  const addedUs: number[][] = contests.map(() => []);
+  const libraryUs: number[][] = contests.map(() => []);
   for (let turn = -WARM_UP_TURNS; turn < repetitions; turn++) {
     const bareTimes: number[] = [];
     const libraryTimes: number[] = [];
-    for (const contest of contests) bareTimes.push(await time(contest.bare));
-    for (const contest of contests) libraryTimes.push(await time(contest.library));
+    for (const contest of contests) bareTimes.push((await time(contest.bare)) / BATCH);
+    for (const contest of contests) libraryTimes.push((await time(contest.library)) / BATCH);
     if (turn < 0) continue;
     contests.forEach((_, index) => {
-      bareUs[index].push(bareTimes[index] / BATCH);
-      addedUs[index].push((libraryTimes[index] - bareTimes[index]) / BATCH);
+      bareUs[index].push(bareTimes[index]);
+      libraryUs[index].push(libraryTimes[index]);
     });
   }
-  const rows: IoctlRow[] = [];
-  for (const [index, { call, rangeBytes, thread, library }] of contests.entries()) {
-    rows.push({
-      bench: "ioctl",
-      call,
-      rangeBytes,
-      thread,
-      bareUs: summarize(bareUs[index]),
-      addedUs: summarize(addedUs[index]),
-      heapBytes: await heapPerCall(library),
-    });
+  const bytes = contests.map(() => 0);
+  globalThis.gc?.();
+  for (let batch = 0; batch < HEAP_BATCHES; batch++) {
+    for (const [index, { library }] of contests.entries()) {
+      const before = allocated();
+      await library();
+      bytes[index] += allocated() - before;
+    }
   }
-  return rows;
+  return contests.map(({ call, rangeBytes, thread }, index) => ({
+    bench: "ioctl",
+    call,
+    rangeBytes,
+    thread,
+    bareUs: summarize(bareUs[index]),
+    libraryUs: summarize(libraryUs[index]),
+    addedUs: summarize(libraryUs[index].map((us, turn) => us - bareUs[index][turn])),
+    heapBytes: bytes[index] / (HEAP_BATCHES * BATCH),
+  }));
 }
 
 /** IOMMU_IOAS_MAP and UNMAP, where no device is attached: the kernel does least, and the difference shows best. */

@@ -1,5 +1,5 @@
 import { readFileSync } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { boot } from "../test/vm/boot.js";
 import { prepareGuests } from "../test/vm/image.js";
@@ -21,7 +21,9 @@ export interface IoctlRow {
   readonly thread: boolean;
   /** Microseconds of the bare ioctl, through koffi with a prepared structure. */
   readonly bareUs: Summary;
-  /** What the library's call takes longer, in microseconds, awaited. */
+  /** Microseconds of the library's call, awaited. */
+  readonly libraryUs: Summary;
+  /** What the library's batch took longer than the bare one of the same turn, in microseconds per call. */
   readonly addedUs: Summary;
   /** Bytes that a call allocates on JavaScript's heap and in array buffers. */
   readonly heapBytes: number;
@@ -31,7 +33,7 @@ const TIMEOUT_MS = 10 * 60_000;
 
 /** Boots the machine and measures in it; nothing where QEMU or the kernel are missing, with a line that says so. */
 export async function run({ repetitions }: { readonly repetitions: number }): Promise<IoctlRow[]> {
-  const root = fileURLToPath(new URL("../..", import.meta.url));
+  const root = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
   // The machine must not outlive the bench, which ends without a word otherwise.
   const abort = new AbortController();
   const stop = () => abort.abort();
