@@ -17,10 +17,10 @@ import type {
 } from "../../host/host.js";
 import { hex, type Iova, MiB, PAGE_SIZE } from "../../memory/address.js";
 import type { InFlight } from "../../memory/in-flight.js";
+import { Lock } from "../../threads/lock.js";
 import { UapiError } from "../../uapi/errno.js";
-import type { DeviceFeature, MigState } from "../../uapi/vfio.js";
+import { type DeviceFeature, type MigState, SAVING_GROUP } from "../../uapi/vfio.js";
 import type { Port, SystemIommu } from "../iommu/iommu.js";
-import { Lock } from "../iommu/lock.js";
 import type { EmulatedAccess } from "../iommufd/access.js";
 import { EmulatedIommufd } from "../iommufd/iommufd.js";
 import type { PhysicalMemory } from "../physical-memory.js";
@@ -29,7 +29,7 @@ import type { DeviceClient } from "../threads/device-threads.js";
 import { ResumingSession, SavingSession, type SessionDevice } from "./data-stream.js";
 import { DmaLogging, deviceLogSource, noDmaLogging } from "./dma-logging.js";
 import { MdevPins, pinLogSource } from "./mdev-pins.js";
-import { type Arc, migrationPath, P2P_STATES, RUNNING_STATES, SAVING_GROUP } from "./mig-state.js";
+import { type Arc, migrationPath, P2P_STATES, RUNNING_STATES } from "./mig-state.js";
 
 const SET_STATE = "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE";
 
