@@ -1,4 +1,5 @@
 import { DirtmapError } from "../errors.js";
+import { errnoName, UapiError } from "../uapi/errno.js";
 import { lastErrno, libc } from "./libc.js";
 
 const dupCall = libc.func("int dup(int fd)");
@@ -13,4 +14,21 @@ export function dup(fd: number): number {
     throw new DirtmapError(`dup(${fd}) failed with errno ${lastErrno()}`, { code: "SYSCALL_FAILED" });
   }
   return copy;
+}
+
+const fcntlCall = libc.func("int fcntl(int fd, int cmd, ...)");
+
+/** Commands and flags of include/uapi/asm-generic/fcntl.h. */
+const F_GETFL = 3;
+const F_SETFL = 4;
+const O_NONBLOCK = 0o4000;
+
+/**
+ * Makes reads and writes of a descriptor's open file answer EAGAIN instead of waiting (fcntl(2), O_NONBLOCK).
+ * @throws UapiError EBADF …
+ */
+export function setNonBlocking(fd: number): void {
+  const flags: number = fcntlCall(fd, F_GETFL);
+  if (flags >= 0 && fcntlCall(fd, F_SETFL, "int", flags | O_NONBLOCK) >= 0) return;
+  throw new UapiError(errnoName(lastErrno()), { syscall: "fcntl", attempted: `make descriptor ${fd} non-blocking` });
 }
