@@ -6,7 +6,7 @@ import { describeMode, mayOpen, whoAmI } from "./identity.js";
 import { isOlder, type KernelVersion, readKernelConfig, runningKernel } from "./kernel.js";
 import type { Obstacle } from "./obstacle.js";
 import { describeUsers, findUsers } from "./users.js";
-import { chooseVfioDriver } from "./vfio-drivers.js";
+import { chooseVfioDriver, type DriverChoice } from "./vfio-drivers.js";
 
 /**
  * What stands between a device and opening it, as far as it can be seen without trying; in the order in which it is to
@@ -42,6 +42,16 @@ function noIommu(device: LinuxDevice): Obstacle | null {
   };
 }
 
+/** The VFIO driver that a PCI or platform device would be bound to. */
+export function vfioDriverFor(
+  roots: Roots,
+  { kind, path }: LinuxDevice,
+  kernel: KernelVersion = runningKernel(),
+): DriverChoice {
+  if (kind === "platform") return { driver: "vfio-platform", module: "vfio-platform" };
+  return chooseVfioDriver(roots, kernel, readValue(`${path}/modalias`) ?? "");
+}
+
 function notOnVfio(roots: Roots, device: LinuxDevice, kernel: KernelVersion): Obstacle | null {
   const { id, kind, driver, vfio, pci } = device;
   if (vfio !== null) return null;
@@ -62,10 +72,7 @@ function notOnVfio(roots: Roots, device: LinuxDevice, kernel: KernelVersion): Ob
       commands: [`echo 0 > ${device.path}/sriov_numvfs`],
     };
   }
-  const { driver: wanted, module } =
-    kind === "pci"
-      ? chooseVfioDriver(roots, kernel, readValue(`${device.path}/modalias`) ?? "")
-      : { driver: "vfio-platform", module: "vfio-platform" };
+  const { driver: wanted, module } = vfioDriverFor(roots, device, kernel);
   const bus = `${roots.sys}/bus/${kind}`;
   return {
     code: "NOT_A_VFIO_DRIVER",

@@ -143,7 +143,7 @@ function memlockObstacle(roots: Roots): Obstacle | null {
   if (bytes === null || bytes === Number.POSITIVE_INFINITY) return null;
   return {
     code: "MEMLOCK_TOO_LOW",
-    message: `${whoAmI()} may lock ${bytes / 1024} KiB of memory, and a guest's whole memory is locked while a device can reach it`,
+    message: `this process (${whoAmI()}) may lock ${bytes / 1024} KiB of memory, and a guest's whole memory is locked while a device can reach it`,
     remedy:
       "raise the limit above the guest's memory (`ulimit -l unlimited` in a root shell, LimitMEMLOCK=infinity in a systemd unit), or give the program CAP_IPC_LOCK",
     commands: [],
