@@ -4,8 +4,7 @@ import { DirtmapError } from "../../errors.js";
 import type { MemorySpan } from "../../host/host.js";
 import type { Type1Iommu } from "../../host/type1.js";
 import { hex, type Iova, U64_MAX } from "../../memory/address.js";
-import { type ArenaHolds, holdsOf } from "../../memory/holds.js";
-import { IntervalMap } from "../../memory/interval-map.js";
+import { holdsOf } from "../../memory/holds.js";
 import { OpenFile } from "../../sys/open-file.js";
 import { Lock } from "../../threads/lock.js";
 import { type ErrnoName, UapiError } from "../../uapi/errno.js";
@@ -35,7 +34,8 @@ import {
   vfio_iommu_type1_dma_unmap,
   vfio_iommu_type1_info,
 } from "../../uapi/vfio.js";
-import { lockedMemoryRemedy } from "../locked-memory.js";
+import { Mappings } from "../mappings.js";
+import { lockedMemoryRemedy, withRemedy } from "../remedies.js";
 import { type GroupIdentity, VfioGroup } from "./group.js";
 import { decodeType1Info, type Type1Info } from "./info.js";
 
@@ -53,6 +53,9 @@ export interface Type1Device {
   /** An mdev: it writes only to what it pins, or has the kernel write for it (vfio_dma_rw), and Linux sees both. */
   readonly mdev: boolean;
 }
+
+/** Containers that are open. They are not to be collected before they are closed, nor what they have mapped. */
+const open = new Set<LinuxType1Container>();
 
 interface OpenGroup {
   readonly group: VfioGroup;
@@ -76,11 +79,11 @@ export class LinuxType1Container implements Type1Iommu, AsyncDisposable {
   readonly #file: OpenFile;
   readonly #lock = new Lock();
   readonly #groups = new Map<number, OpenGroup>();
-  /** What is mapped, and the hold on the memory behind it. */
-  readonly #mappings = new IntervalMap<bigint, ArenaHolds>();
+  readonly #mappings = new Mappings();
 
   private constructor(file: OpenFile) {
     this.#file = file;
+    open.add(this);
   }
 
   /**
@@ -149,13 +152,13 @@ export class LinuxType1Container implements Type1Iommu, AsyncDisposable {
           remedy: "it is in the container already",
         });
       }
-      const open = known ?? (await this.#addGroup(device.group));
+      const home = known ?? (await this.#addGroup(device.group));
       try {
-        const file = open.group.openDevice(device.id);
-        open.members.set(device.id, { mdev: device.mdev, file });
+        const file = home.group.openDevice(device.id);
+        home.members.set(device.id, { mdev: device.mdev, file });
         return file;
       } catch (error) {
-        if (known === undefined) await this.#removeGroup(open);
+        if (known === undefined) await this.#removeGroup(home);
         throw error;
       }
     });
@@ -168,9 +171,9 @@ export class LinuxType1Container implements Type1Iommu, AsyncDisposable {
    */
   removeDevice(id: string): Promise<void> {
     return this.#lock.run(async () => {
-      const open = [...this.#groups.values()].find(({ members }) => members.has(id));
-      const member = open?.members.get(id);
-      if (open === undefined || member === undefined) {
+      const home = [...this.#groups.values()].find(({ members }) => members.has(id));
+      const member = home?.members.get(id);
+      if (home === undefined || member === undefined) {
         throw new UapiError("ENODEV", {
           syscall: VFIO_GROUP_UNSET_CONTAINER.name,
           attempted: `remove ${id} from the container`,
@@ -178,8 +181,8 @@ export class LinuxType1Container implements Type1Iommu, AsyncDisposable {
         });
       }
       await member.file[Symbol.asyncDispose]();
-      open.members.delete(id);
-      if (open.members.size === 0) await this.#removeGroup(open);
+      home.members.delete(id);
+      if (home.members.size === 0) await this.#removeGroup(home);
     });
   }
 
@@ -200,13 +203,15 @@ export class LinuxType1Container implements Type1Iommu, AsyncDisposable {
         iova,
         size: BigInt(span.length),
       });
+      // From before the kernel sees it: the memory must not go while the call runs.
+      holds.take();
       try {
         await this.#file.ioctlOnThread(VFIO_IOMMU_MAP_DMA, map, attempted);
       } catch (error) {
-        throw withRemedy(error, (code) => this.#mapRemedy(code, span.length));
+        holds.release();
+        throw withRemedy(error, ({ code }) => this.#mapRemedy(code));
       }
-      holds.take();
-      this.#mappings.insert(iova, iova + BigInt(span.length) - 1n, holds);
+      this.#mappings.add(iova, BigInt(span.length), holds);
     });
   }
 
@@ -229,7 +234,7 @@ export class LinuxType1Container implements Type1Iommu, AsyncDisposable {
         });
       }
       const last = all ? U64_MAX : iova + length - 1n;
-      this.#forget(iova, last);
+      this.#mappings.remove(iova, last);
       return vfio_iommu_type1_dma_unmap.decode(unmap).size;
     });
   }
@@ -257,7 +262,8 @@ export class LinuxType1Container implements Type1Iommu, AsyncDisposable {
       }
       this.#groups.clear();
       await this.#file[Symbol.asyncDispose]();
-      this.#forget(0n, U64_MAX);
+      this.#mappings.clear();
+      open.delete(this);
     });
   }
 
@@ -275,11 +281,11 @@ export class LinuxType1Container implements Type1Iommu, AsyncDisposable {
       }
     } catch (error) {
       await group[Symbol.asyncDispose]();
-      throw withRemedy(error, (code) => attachRemedy(code, identity));
+      throw withRemedy(error, ({ code }) => attachRemedy(code, identity));
     }
-    const open = { group, members: new Map<string, Member>() };
-    this.#groups.set(identity.id, open);
-    return open;
+    const home = { group, members: new Map<string, Member>() };
+    this.#groups.set(identity.id, home);
+    return home;
   }
 
   async #removeGroup({ group }: OpenGroup): Promise<void> {
@@ -288,15 +294,7 @@ export class LinuxType1Container implements Type1Iommu, AsyncDisposable {
     } finally {
       await group[Symbol.asyncDispose]();
       this.#groups.delete(group.id);
-      if (this.#groups.size === 0) this.#forget(0n, U64_MAX);
-    }
-  }
-
-  /** The kernel has unmapped it: the memory is not needed any more. */
-  #forget(start: bigint, last: bigint): void {
-    for (const { start: key, value } of this.#mappings.in(start, last)) {
-      this.#mappings.delete(key);
-      value.release();
+      if (this.#groups.size === 0) this.#mappings.clear();
     }
   }
 
@@ -373,8 +371,8 @@ export class LinuxType1Container implements Type1Iommu, AsyncDisposable {
     if (!inPlace) into.or(bitmap);
   }
 
-  #mapRemedy(code: ErrnoName, bytes: number): string | undefined {
-    if (code === "ENOMEM") return lockedMemoryRemedy(bytes);
+  #mapRemedy(code: ErrnoName): string | undefined {
+    if (code === "ENOMEM") return lockedMemoryRemedy();
     if (code === "EEXIST") return "unmap first";
     if (code === "ENOSPC") return "map in fewer, larger pieces, or raise vfio_iommu_type1's parameter dma_entry_limit";
     if (code !== "EINVAL") return undefined;
@@ -403,19 +401,6 @@ interface Call {
 function checkU64({ syscall, attempted }: Call, ...values: bigint[]): void {
   if (values.every((value) => value >= 0n && value <= U64_MAX)) return;
   throw new UapiError("EOVERFLOW", { syscall, attempted: attempted(), remedy: "end the range at or below 2^64" });
-}
-
-/** The same refusal, with what to do about it where that is known. */
-function withRemedy(error: unknown, remedy: (code: ErrnoName) => string | undefined): unknown {
-  if (!(error instanceof UapiError) || error.remedy !== undefined) return error;
-  const known = remedy(error.code);
-  if (known === undefined) return error;
-  return new UapiError(error.code, {
-    syscall: error.syscall,
-    attempted: error.attempted ?? "",
-    remedy: known,
-    cause: error,
-  });
 }
 
 function openRemedy(code: ErrnoName): string | undefined {

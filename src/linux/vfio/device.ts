@@ -91,7 +91,7 @@ export class LinuxVfioDevice implements VfioDevice {
   #precopyInfoV2 = false;
   #closing: Promise<void> | undefined;
 
-  private constructor({ id, model }: LinuxVfioDeviceOptions, file: OpenFile) {
+  private constructor({ id, model }: Pick<LinuxVfioDeviceOptions, "id" | "model">, file: OpenFile) {
     this.id = id;
     this.model = model;
     this.#file = file;
@@ -104,6 +104,25 @@ export class LinuxVfioDevice implements VfioDevice {
       remedy: (code) => remedyOfOpen(code, options.cdev),
     });
     return new LinuxVfioDevice(options, file);
+  }
+
+  /**
+   * Takes over a device that was opened through its group (VFIO_GROUP_GET_DEVICE_FD): the group's container serves it, so
+   * that it can be used at once, and can't be bound to an iommufd or attached to anything else.
+   * @throws UapiError; then the descriptor is closed
+   */
+  static async ofGroup(
+    options: Pick<LinuxVfioDeviceOptions, "id" | "model">,
+    file: OpenFile,
+  ): Promise<LinuxVfioDevice> {
+    const device = new LinuxVfioDevice(options, file);
+    try {
+      device.#learn();
+    } catch (error) {
+      await device[Symbol.asyncDispose]();
+      throw error;
+    }
+    return device;
   }
 
   /** Known once bound. */
@@ -139,10 +158,15 @@ export class LinuxVfioDevice implements VfioDevice {
         if (!(error instanceof UapiError)) throw error;
         throw withRemedy(error, remedyOfBind(error.code, this.#info !== null));
       }
-      this.#info = readDeviceInfo(this.#file);
-      if (this.#info.asksForRelease) this.#watch = ReleaseWatch.start(this.#file, () => this.#onReleaseRequest());
+      this.#learn();
       return vfio_device_bind_iommufd.decode(bind).out_devid;
     });
+  }
+
+  /** What a device tells once it can be used. */
+  #learn(): void {
+    this.#info = readDeviceInfo(this.#file);
+    if (this.#info.asksForRelease) this.#watch = ReleaseWatch.start(this.#file, () => this.#onReleaseRequest());
   }
 
   async attach(ioasOrHwpt: ObjectId): Promise<ObjectId> {

@@ -1,0 +1,3 @@
+import { describeType1Failures } from "../support/type1-failures.js";
+
+describeType1Failures();
