@@ -8,11 +8,12 @@ import { openDescriptors } from "./descriptors.js";
 
 /*
  * Maps more than this process may lock, and then what it may: run as another user than root, with the device's name. Tells
- * what happened, as JSON.
+ * what happened, and what it had open before and after, as JSON.
  */
 
 const device = findDevices(ROOTS).find(({ id }) => id === process.argv[2]);
 if (device === undefined) throw new Error(`no ${process.argv[2]} in sysfs`);
+const before = openDescriptors();
 const opened = await Type1Devices.open([device]);
 const arena = createArena(1 * MiB);
 const map = async (length: number) => {
@@ -27,4 +28,4 @@ const map = async (length: number) => {
 const refused = await map(1 * MiB);
 const fitting = await map(4096);
 await opened[Symbol.asyncDispose]();
-console.log(JSON.stringify({ refused, fitting, left: openDescriptors() }));
+console.log(JSON.stringify({ refused, fitting, before, after: openDescriptors() }));
