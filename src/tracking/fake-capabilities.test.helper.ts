@@ -1,3 +1,4 @@
+import type { HwInfo } from "../host/host.js";
 import { MiB } from "../memory/address.js";
 import type { DeviceCapabilities, TrackerCapability } from "./capabilities.js";
 
@@ -16,12 +17,14 @@ export interface Parts {
   /** It can migrate. */
   stop?: boolean;
   p2p?: boolean;
+  /** Its IOMMU's type. */
+  type?: HwInfo["type"];
 }
 
 /** A device as a probe would describe it. */
 export function device(
   id: string,
-  { mdev = false, iommu = false, own = false, stop = true, p2p = true }: Parts,
+  { mdev = false, iommu = false, own = false, stop = true, p2p = true, type = "intel-vtd" }: Parts,
 ): DeviceCapabilities {
   const log = own ? has(4096, 65536) : lacks;
   return {
@@ -30,7 +33,7 @@ export function device(
     mdev,
     flags: { tracksInternally: own, tracksThroughContainer: mdev && iommu },
     migration: stop ? { stopCopy: true, p2p, preCopy: false } : null,
-    iommu: mdev ? null : { type: "amd", dirtyTracking: iommu, pageSizes: [4096, 2 * MiB] },
+    iommu: mdev ? null : { type, dirtyTracking: iommu, pageSizes: [4096, 2 * MiB] },
     trackers: {
       iommu: iommu ? has(...(mdev ? [4096] : [4096, 2 * MiB])) : lacks,
       device: mdev ? lacks : log,

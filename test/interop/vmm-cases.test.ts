@@ -18,7 +18,8 @@ test("case a: both trackers on takes two iommufds, since QEMU asks one kind of t
 -device vfio-pci,id=vfio-vf0,host=ffff:ff:1f.0,iommufd=dirtmap-log,enable-migration=auto
 # nic0: the dirty bits of its HWPT are read
 -device vfio-pci,id=vfio-nic0,host=ffff:ff:1f.1,iommufd=dirtmap-hwpt,enable-migration=auto
-# note: nic0: QEMU can't set IOMMU_OPTION_HUGE_PAGES = 0: a write through a large IOPTE makes the whole of it dirty. Guest memory that is not backed by huge pages keeps most IOPTEs small.
+# note: nic0: QEMU can't set IOMMU_OPTION_HUGE_PAGES = 0: a write through a large IOPTE makes the whole of it dirty. amd_iommu=nohugepages or intel_iommu=sp_off on the host's kernel command line keeps all IOPTEs small.
+# note: nic0: Linux from 6.19 to at least 7.2 leaves the last entry of a dirty contiguous leaf of AMD's page tables out of the bitmap, and cleans it. Dirtmap makes up for it, QEMU does not: writes can be lost. Boot the host with amd_iommu=nohugepages, or have the device's own log read.
 # note: QEMU asks one kind of tracker per iommufd object, and each object has an IOAS of its own, which pins all of guest memory and counts it against the limit of locked memory: 2 times the size of the guest.
 # note: vf0, nic0 can't share a domain in QEMU, since they have different trackers.`,
   );
@@ -51,7 +52,8 @@ test("case a for libvirt: a second iommufd is handed through to QEMU, with the p
   expect(libvirtText(libvirtXml(await caseDevices("case-a")))).toBe(
     `<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <!-- libvirt 12.1.0 and QEMU 9.1, or later. To be merged into a domain's XML. -->
-  <!-- note: nic0: QEMU can't set IOMMU_OPTION_HUGE_PAGES = 0: a write through a large IOPTE makes the whole of it dirty. Guest memory that is not backed by huge pages keeps most IOPTEs small. -->
+  <!-- note: nic0: QEMU can't set IOMMU_OPTION_HUGE_PAGES = 0: a write through a large IOPTE makes the whole of it dirty. amd_iommu=nohugepages or intel_iommu=sp_off on the host's kernel command line keeps all IOPTEs small. -->
+  <!-- note: nic0: Linux from 6.19 to at least 7.2 leaves the last entry of a dirty contiguous leaf of AMD's page tables out of the bitmap, and cleans it. Dirtmap makes up for it, QEMU does not: writes can be lost. Boot the host with amd_iommu=nohugepages, or have the device's own log read. -->
   <!-- note: QEMU asks one kind of tracker per iommufd object, and each object has an IOAS of its own, which pins all of guest memory and counts it against the limit of locked memory: 2 times the size of the guest. -->
   <!-- note: vf0, nic0 can't share a domain in QEMU, since they have different trackers. -->
   <!-- note: libvirt calls a domain with <qemu:override> tainted, and does not apply it to what is plugged in later. -->

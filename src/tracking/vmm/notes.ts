@@ -68,8 +68,16 @@ function deviceNotes(placement: Placement): string[] {
   }
   if (choice.tracker === "iommu" && choice.domain?.hugePages === false) {
     notes.push(
-      "QEMU can't set IOMMU_OPTION_HUGE_PAGES = 0: a write through a large IOPTE makes the whole of it dirty. Guest " +
-        "memory that is not backed by huge pages keeps most IOPTEs small.",
+      "QEMU can't set IOMMU_OPTION_HUGE_PAGES = 0: a write through a large IOPTE makes the whole of it dirty. " +
+        "amd_iommu=nohugepages or intel_iommu=sp_off on the host's kernel command line keeps all IOPTEs small.",
+    );
+  }
+  // record_dirty in drivers/iommu/generic_pt/iommu_pt.h; the tables of AMD are made by it since 6.19.
+  if (container === "hwpt" && !choice.suspend && capabilities.iommu?.type === "amd") {
+    notes.push(
+      "Linux from 6.19 to at least 7.2 leaves the last entry of a dirty contiguous leaf of AMD's page tables out of the " +
+        "bitmap, and cleans it. Dirtmap makes up for it, QEMU does not: writes can be lost. Boot the host with " +
+        "amd_iommu=nohugepages, or have the device's own log read.",
     );
   }
   return notes;

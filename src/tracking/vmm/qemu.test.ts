@@ -71,6 +71,14 @@ describe("a note says where QEMU does otherwise than was chosen:", () => {
     ]);
   });
 
+  test("AMD's contiguous leaves, which Linux reports one entry short", () => {
+    const note = expect.stringMatching(/^nic0: Linux from 6\.19 .* writes can be lost\. .*amd_iommu=nohugepages/);
+    const granules = { nic0: 2 * MiB };
+    expect(notes({ nic0: { iommu: true, type: "amd" } }, { granules })).toContainEqual(note);
+    expect(notes({ nic0: { iommu: true, type: "intel-vtd" } }, { granules })).not.toContainEqual(note);
+    expect(notes({ nic0: { own: true, iommu: true, type: "amd" } }, { order: "device-first" })).toEqual([]);
+  });
+
   test("an HWPT each", () => {
     expect(notes({ mlx0: { own: true }, mlx1: { own: true } })).toEqual([
       expect.stringContaining("mlx0, mlx1 don't get one each"),
