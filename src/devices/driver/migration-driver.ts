@@ -110,10 +110,10 @@ export class MigrationDriver {
     });
   }
 
-  /** VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2 @throws UapiError ENOTTY */
+  /** VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2 @throws UapiError EINVAL without pre-copy, where other features say ENOTTY */
   enablePrecopyInfoV2(): void {
     if (this.#info.migration?.preCopy !== true) {
-      throw new UapiError("ENOTTY", {
+      throw new UapiError("EINVAL", {
         syscall: "VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2",
         attempted: `opt in on '${this.#id}', which has no pre-copy`,
       });

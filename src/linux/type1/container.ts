@@ -40,7 +40,7 @@ import { type GroupIdentity, VfioGroup } from "./group.js";
 import { decodeType1Info, type Type1Info } from "./info.js";
 
 /** The container that every kernel with CONFIG_VFIO_CONTAINER, or CONFIG_IOMMUFD_VFIO_CONTAINER in its place, has. */
-const CONTAINER_PATH = "/dev/vfio/vfio";
+export const CONTAINER_PATH = "/dev/vfio/vfio";
 
 /** What VFIO_IOMMU_GET_INFO may answer: 65536 ranges of IOVA and the rest. */
 const MAX_INFO_BYTES = 2 ** 20 + 4096;
@@ -107,6 +107,11 @@ export class LinuxType1Container implements Type1Iommu, AsyncDisposable {
       throw error;
     }
     return new LinuxType1Container(file);
+  }
+
+  /** A container gets its IOMMU with its first device, and loses it with the last. */
+  get hasIommu(): boolean {
+    return this.#groups.size > 0;
   }
 
   get pinnedScope(): boolean {
@@ -271,8 +276,7 @@ export class LinuxType1Container implements Type1Iommu, AsyncDisposable {
     const group = await VfioGroup.open(identity);
     try {
       await group.setContainer(this.#file);
-      // A container without a group has no IOMMU.
-      if (this.#groups.size === 0) {
+      if (!this.hasIommu) {
         this.#file.ioctl(
           VFIO_SET_IOMMU,
           VFIO_TYPE1v2_IOMMU,
@@ -294,7 +298,7 @@ export class LinuxType1Container implements Type1Iommu, AsyncDisposable {
     } finally {
       await group[Symbol.asyncDispose]();
       this.#groups.delete(group.id);
-      if (this.#groups.size === 0) this.#mappings.clear();
+      if (!this.hasIommu) this.#mappings.clear();
     }
   }
 
@@ -376,14 +380,14 @@ export class LinuxType1Container implements Type1Iommu, AsyncDisposable {
     if (code === "EEXIST") return "unmap first";
     if (code === "ENOSPC") return "map in fewer, larger pieces, or raise vfio_iommu_type1's parameter dma_entry_limit";
     if (code !== "EINVAL") return undefined;
-    if (this.#groups.size === 0) return "add a device to the container first";
+    if (!this.hasIommu) return "add a device to the container first";
     const { pageSize, iovaRanges } = this.info();
     const where = iovaRanges?.map(({ start, last }) => `${hex(start)} to ${hex(last)}`).join(", ");
     return `give an IOVA, length and memory that are multiples of ${pageSize}${where ? `, within ${where}` : ""}`;
   }
 
   #dirtyRemedy(): string | undefined {
-    if (this.#groups.size === 0) return "add a device to the container first";
+    if (!this.hasIommu) return "add a device to the container first";
     if (this.info().dirtyPages !== null) return undefined;
     return (
       "iommufd stands in for the container here, and its compatibility layer has no dirty pages: use the container " +

@@ -10,19 +10,23 @@ export const CONTAINER_IOAS: ObjectId = 1;
 const EVERYWHERE: readonly IovaRange[] = [{ start: 0n, last: U64_MAX }];
 
 /**
- * A type1 container in the place of an iommufd: one IOAS, which is there from the start, and no page tables that could be
+ * A type1 container in the place of an iommufd: one IOAS, and no page tables that could be
  * made, attached or tracked one by one. So whoever works on a machine's memory through iommufd works on a container's, too;
  * what needs more is refused with EOPNOTSUPP.
  */
 export class Type1Iommufd implements Iommufd {
   readonly #container: LinuxType1Container;
+  #allocated = false;
 
   constructor(container: LinuxType1Container) {
     this.#container = container;
   }
 
-  async allocIoas(): Promise<never> {
-    return refuse("EOPNOTSUPP", "IOMMU_IOAS_ALLOC", "make another IOAS");
+  /** The container's address space, the only one that it has. @throws UapiError EOPNOTSUPP the second time */
+  async allocIoas(): Promise<ObjectId> {
+    if (this.#allocated) return refuse("EOPNOTSUPP", "IOMMU_IOAS_ALLOC", "make another IOAS");
+    this.#allocated = true;
+    return CONTAINER_IOAS;
   }
 
   async iovaRanges(ioas: ObjectId): Promise<{ ranges: IovaRange[]; alignment: number }> {
@@ -96,8 +100,12 @@ export class Type1Iommufd implements Iommufd {
     return refuse("EOPNOTSUPP", "IOMMU_DESTROY", "destroy an object of the container");
   }
 
-  /** The container is its owner's. */
-  async [Symbol.asyncDispose](): Promise<void> {}
+  /** Unmaps all; the container is its host's to close. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#allocated = false;
+    // Without a device nothing is mapped.
+    if (this.#container.hasIommu) await this.#container.unmapDma({ iova: 0n, length: 0n, all: true });
+  }
 }
 
 function checkIoas(ioas: ObjectId, syscall: string): void {

@@ -117,6 +117,8 @@ const CLOSED = "the stream is closed";
 /** The data_fd of the saving group of states. */
 export class LinuxSavingStream extends Session implements SavingStream {
   readonly direction = "saving";
+  /** The device is in STOP_COPY: an end of the stream is the real one. Kept by the device. */
+  final = false;
   readonly #precopyInfoV2: () => boolean;
 
   constructor(fd: number, options: SessionOptions) {
@@ -132,7 +134,19 @@ export class LinuxSavingStream extends Session implements SavingStream {
       throw new UapiError("EINVAL", { syscall: "read", attempted, remedy: "read 1 byte or more" });
     }
     const into = new Uint8Array(Math.min(bytes, MAX_READ));
-    const count = await this.transfer("read", attempted, () => this.file.read(into));
+    let final = this.final;
+    const count = await this.transfer("read", attempted, () => {
+      final = this.final;
+      return this.file.read(into);
+    });
+    if (count === 0 && !final) {
+      // What the header asks of drivers; mtty answers 0.
+      throw new UapiError("ENOMSG", {
+        syscall: "read",
+        attempted,
+        remedy: "ask for the pre-copy information, or go to STOP_COPY",
+      });
+    }
     return into.subarray(0, count);
   }
 

@@ -65,6 +65,8 @@ export interface LinuxVfioDeviceOptions {
   readonly model: string;
   /** Its character device: `/dev/vfio/devices/vfio0`. */
   readonly cdev: string;
+  /** Called once the device is closed. */
+  readonly onClose?: () => void;
 }
 
 /**
@@ -81,6 +83,7 @@ export class LinuxVfioDevice implements VfioDevice {
   readonly id: string;
   readonly model: string;
   readonly #file: OpenFile;
+  readonly #onClose: (() => void) | undefined;
   readonly #lock = new Lock();
   readonly #released = new AbortController();
   #info: DeviceInfo | null = null;
@@ -91,9 +94,11 @@ export class LinuxVfioDevice implements VfioDevice {
   #precopyInfoV2 = false;
   #closing: Promise<void> | undefined;
 
-  private constructor({ id, model }: Pick<LinuxVfioDeviceOptions, "id" | "model">, file: OpenFile) {
+  /** For {@link open}, and for devices that were opened another way. */
+  protected constructor({ id, model, onClose }: Omit<LinuxVfioDeviceOptions, "cdev">, file: OpenFile) {
     this.id = id;
     this.model = model;
+    this.#onClose = onClose;
     this.#file = file;
   }
 
@@ -104,25 +109,6 @@ export class LinuxVfioDevice implements VfioDevice {
       remedy: (code) => remedyOfOpen(code, options.cdev),
     });
     return new LinuxVfioDevice(options, file);
-  }
-
-  /**
-   * Takes over a device that was opened through its group (VFIO_GROUP_GET_DEVICE_FD): the group's container serves it, so
-   * that it can be used at once, and can't be bound to an iommufd or attached to anything else.
-   * @throws UapiError; then the descriptor is closed
-   */
-  static async ofGroup(
-    options: Pick<LinuxVfioDeviceOptions, "id" | "model">,
-    file: OpenFile,
-  ): Promise<LinuxVfioDevice> {
-    const device = new LinuxVfioDevice(options, file);
-    try {
-      device.#learn();
-    } catch (error) {
-      await device[Symbol.asyncDispose]();
-      throw error;
-    }
-    return device;
   }
 
   /** Known once bound. */
@@ -158,13 +144,13 @@ export class LinuxVfioDevice implements VfioDevice {
         if (!(error instanceof UapiError)) throw error;
         throw withRemedy(error, remedyOfBind(error.code, this.#info !== null));
       }
-      this.#learn();
+      this.learn();
       return vfio_device_bind_iommufd.decode(bind).out_devid;
     });
   }
 
-  /** What a device tells once it can be used. */
-  #learn(): void {
+  /** Asks the device what it is, once it answers. @throws UapiError; EPROTO for an answer that can't be */
+  protected learn(): void {
     this.#info = readDeviceInfo(this.#file);
     if (this.#info.asksForRelease) this.#watch = ReleaseWatch.start(this.#file, () => this.#onReleaseRequest());
   }
@@ -258,12 +244,14 @@ export class LinuxVfioDevice implements VfioDevice {
       }
       if (fd < 0) {
         await this.#endStreamUnlessIn(next);
+        if (this.#stream?.direction === "saving") this.#stream.final = next === "STOP_COPY";
         return null;
       }
       // A new session: whatever ran before has ended on the way.
       const Session = next === "RESUMING" ? LinuxResumingStream : LinuxSavingStream;
       const stream = new Session(fd, { device: this.id, precopyInfoV2: () => this.#precopyInfoV2 });
       await this.#endStream("the device began another session");
+      if (stream.direction === "saving") stream.final = next === "STOP_COPY";
       this.#stream = stream;
       return stream;
     });
@@ -341,7 +329,7 @@ export class LinuxVfioDevice implements VfioDevice {
     // there, which is always so for a whole one.
     const inPlace = iova === into.iova;
     const bitmap = inPlace ? into : new DirtyBitmap({ iova, length, granule: pageSize });
-    const values = { iova, length, page_size: BigInt(pageSize), bitmap: addressOf(bitmap.words) };
+    const values = { iova, length, page_size: BigInt(pageSize), bitmap: BigInt(bitmap.address) };
     await getFeature(this.#file, "DMA_LOGGING_REPORT", vfio_device_feature_dma_logging_report, values, attempted);
     if (!inPlace) into.or(bitmap);
   }
@@ -378,6 +366,7 @@ export class LinuxVfioDevice implements VfioDevice {
     if (this.#logging) await this.#stopLogging().catch(() => undefined);
     this.#watch?.[Symbol.dispose]();
     await this.#file[Symbol.asyncDispose]();
+    this.#onClose?.();
   }
 
   async #detach(attempted: () => string): Promise<void> {
@@ -414,7 +403,8 @@ export class LinuxVfioDevice implements VfioDevice {
     const state = await this.#state().catch(() => null);
     if (state === null) return error;
     await this.#endStreamUnlessIn(state);
-    return new UapiError(state === "ERROR" ? "EIO" : error.code, {
+    // EINVAL stays: the arc doesn't exist, also because the device was in ERROR before, or the state that it was given is bad.
+    return new UapiError(state === "ERROR" && error.code !== "EINVAL" ? "EIO" : error.code, {
       syscall: SET_STATE,
       attempted: `move '${this.id}' to ${next}: it is in ${state}`,
       remedy: REMEDY_OF_STATE[state] ?? "see the arcs of enum vfio_device_mig_state",
@@ -475,13 +465,14 @@ export class LinuxVfioDevice implements VfioDevice {
 
   /** For what begins or asks something: the device must be bound, and not on its way out. */
   #check(syscall: string, attempted: () => string): void {
+    if (this.released.aborted) {
+      throw new UapiError("ENODEV", {
+        syscall,
+        attempted: attempted(),
+        remedy: "close it: it is being unplugged, or unbound from its driver",
+      });
+    }
     this.#checkBound(syscall, attempted);
-    if (!this.released.aborted) return;
-    throw new UapiError("ENODEV", {
-      syscall,
-      attempted: attempted(),
-      remedy: "close it: it is being unplugged, or unbound from its driver",
-    });
   }
 
   /** For what ends something, too. */

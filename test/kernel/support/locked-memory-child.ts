@@ -1,6 +1,4 @@
-import { ROOTS } from "../../../src/linux/roots.js";
-import { findDevices } from "../../../src/linux/sysfs/find.js";
-import { Type1Devices } from "../../../src/linux/type1/devices.js";
+import { Type1Host } from "../../../src/linux/type1/host.js";
 import { MiB } from "../../../src/memory/address.js";
 import { createArena } from "../../../src/memory/arena.js";
 import type { UapiError } from "../../../src/uapi/errno.js";
@@ -11,14 +9,13 @@ import { openDescriptors } from "./descriptors.js";
  * what happened, and what it had open before and after, as JSON.
  */
 
-const device = findDevices(ROOTS).find(({ id }) => id === process.argv[2]);
-if (device === undefined) throw new Error(`no ${process.argv[2]} in sysfs`);
 const before = openDescriptors();
-const opened = await Type1Devices.open([device]);
+const host = await Type1Host.open();
+await host.openDevice(process.argv[2]);
 const arena = createArena(1 * MiB);
 const map = async (length: number) => {
   try {
-    await opened.container.mapDma({ iova: 0n, span: { arena, offset: 0, length }, readable: true, writeable: true });
+    await host.container.mapDma({ iova: 0n, span: { arena, offset: 0, length }, readable: true, writeable: true });
     return "mapped";
   } catch (error) {
     const { code, syscall, remedy } = error as UapiError;
@@ -27,5 +24,5 @@ const map = async (length: number) => {
 };
 const refused = await map(1 * MiB);
 const fitting = await map(4096);
-await opened[Symbol.asyncDispose]();
+await host[Symbol.asyncDispose]();
 console.log(JSON.stringify({ refused, fitting, before, after: openDescriptors() }));

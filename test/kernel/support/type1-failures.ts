@@ -2,17 +2,20 @@ import { spawnSync } from "node:child_process";
 import { chmodSync } from "node:fs";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { DirtyBitmap } from "../../../src/bitmap/dirty-bitmap.js";
+import type { VfioDevice } from "../../../src/host/host.js";
 import { LinuxIommufd } from "../../../src/linux/iommufd.js";
-import { ROOTS } from "../../../src/linux/roots.js";
-import type { LinuxDevice } from "../../../src/linux/sysfs/device.js";
-import { findDevices } from "../../../src/linux/sysfs/find.js";
+import { createLinuxMachine } from "../../../src/linux/machine.js";
 import { LinuxType1Container } from "../../../src/linux/type1/container.js";
-import { Type1Devices } from "../../../src/linux/type1/devices.js";
 import { VfioGroup } from "../../../src/linux/type1/group.js";
+import { Type1Host, type Type1HostOptions } from "../../../src/linux/type1/host.js";
 import { LinuxVfioDevice } from "../../../src/linux/vfio/device.js";
 import { MiB } from "../../../src/memory/address.js";
 import { createArena } from "../../../src/memory/arena.js";
 import { holdsOf } from "../../../src/memory/holds.js";
+import { DEFAULT_POLICY } from "../../../src/tracking/choice.js";
+import { openDesign } from "../../../src/tracking/designs.js";
+import { chooseTrackers } from "../../../src/tracking/policy.js";
+import { probeMachine } from "../../../src/tracking/probe.js";
 import type { UapiError } from "../../../src/uapi/errno.js";
 import { PCI_DEVICES } from "../../vm/machines.js";
 import { openDescriptors } from "./descriptors.js";
@@ -29,11 +32,17 @@ export async function refusal(call: Promise<unknown>): Promise<UapiError> {
   throw new Error("it was not refused");
 }
 
-/** A device as sysfs has it. */
-function linuxDevice({ name }: TestDevice): LinuxDevice {
-  const device = findDevices(ROOTS).find(({ id }) => id === name);
-  if (device === undefined) throw new Error(`no ${name} in sysfs`);
-  return device;
+/** Opens devices through their groups. */
+async function openLegacy(devices: readonly TestDevice[], options: Type1HostOptions = {}) {
+  const host = await Type1Host.open(options);
+  try {
+    const opened: VfioDevice[] = [];
+    for (const { name } of devices) opened.push(await host.openDevice(name));
+    return { host, container: host.container, opened, [Symbol.asyncDispose]: () => host[Symbol.asyncDispose]() };
+  } catch (error) {
+    await host[Symbol.asyncDispose]();
+    throw error;
+  }
 }
 
 const PAGE = 4096;
@@ -66,16 +75,16 @@ export function describeType1Failures(): void {
     it("is viable once all of its devices are on vfio-pci, and opened once for all of them", async () => {
       await using first = bindToVfioPci(PCI_DEVICES.pair0);
       await using second = bindToVfioPci(PCI_DEVICES.pair1);
-      await using opened = await Type1Devices.open([linuxDevice(first), linuxDevice(second)]);
-      expect(opened.devices.map(({ id }) => id)).toEqual([PCI_DEVICES.pair0, PCI_DEVICES.pair1]);
-      const group = linuxDevice(first).group?.id;
+      await using legacy = await openLegacy([first, second]);
+      expect(legacy.opened.map(({ id }) => id)).toEqual([PCI_DEVICES.pair0, PCI_DEVICES.pair1]);
+      const group = type1Device(first, false).group.id;
       expect(openDescriptors().filter((name) => name === `/dev/vfio/${group}`)).toHaveLength(1);
     });
 
     it("that is open already is EBUSY, as is a device that is open", async () => {
       await using device = bindToVfioPci(PCI_DEVICES.edu);
-      await using first = await Type1Devices.open([linuxDevice(device)]);
-      const error = await refusal(Type1Devices.open([linuxDevice(device)]));
+      await using first = await openLegacy([device]);
+      const error = await refusal(openLegacy([device]));
       expect(error).toMatchObject({ code: "EBUSY", syscall: "open" });
       expect(error.remedy).toContain("opened once");
       expect(await refusal(first.container.addDevice(type1Device(device, false)))).toMatchObject({ code: "EBUSY" });
@@ -114,29 +123,32 @@ export function describeType1Failures(): void {
       await using iommufd = await LinuxIommufd.open();
       await using open = await LinuxVfioDevice.open({ id: device.name, model: "vfio-pci", cdev: device.cdev });
       await open.bind(iommufd);
-      expect(await refusal(Type1Devices.open([linuxDevice(device)]))).toMatchObject({ code: "EBUSY", syscall: "open" });
+      expect(await refusal(openLegacy([device]))).toMatchObject({ code: "EBUSY", syscall: "open" });
     });
 
     it("exclude each other: binding is EBUSY while the group is open", async () => {
       await using device = bindToVfioPci(PCI_DEVICES.edu);
-      await using legacy = await Type1Devices.open([linuxDevice(device)]);
+      await using legacy = await openLegacy([device]);
       await using iommufd = await LinuxIommufd.open();
       {
         await using open = await LinuxVfioDevice.open({ id: device.name, model: "vfio-pci", cdev: device.cdev });
         expect(await refusal(open.bind(iommufd))).toMatchObject({ code: "EBUSY" });
       }
-      const [{ vfio }] = legacy.devices;
+      const [vfio] = legacy.opened;
       expect(await refusal(vfio.bind(iommufd))).toMatchObject({ code: "EINVAL" });
-      expect(await refusal(vfio.attach(1))).toMatchObject({ code: "ENOTTY" });
+      expect(await refusal(vfio.attach(2))).toMatchObject({ code: "ENOTTY" });
+      const own = await legacy.host.openIommufd();
+      await vfio.bind(own);
+      expect(await refusal(vfio.bind(own))).toMatchObject({ code: "EINVAL" });
+      expect(await vfio.attach(await own.allocIoas())).toBe(1);
     });
   });
 
   describe("a device that was opened through its group", () => {
     it("is used as any other: regions, reset, features", async () => {
       await using device = bindToVfioPci(PCI_DEVICES.edu);
-      await using legacy = await Type1Devices.open([linuxDevice(device)]);
-      const [{ vfio }] = legacy.devices;
-      const edu = vfio as LinuxVfioDevice;
+      await using legacy = await openLegacy([device]);
+      const edu = legacy.opened[0] as LinuxVfioDevice;
       expect(edu.regions.map(({ name }) => name)).toContain("bar0");
       // edu's identification register: 0xRRrr00ed (docs/specs/edu.rst of QEMU).
       expect((await edu.regionRead(0, 0, 4))[0]).toBe(0xed);
@@ -146,9 +158,8 @@ export function describeType1Failures(): void {
 
     it("migrates, where its driver can", async () => {
       await using device = createMtty();
-      await using legacy = await Type1Devices.open([linuxDevice(device)]);
-      const [{ vfio, mdev }] = legacy.devices;
-      expect(mdev).toBe(true);
+      await using legacy = await openLegacy([device]);
+      const [vfio] = legacy.opened;
       expect((await vfio.migration()).stopCopy).toBe(true);
       const stream = await vfio.setState("STOP_COPY");
       expect(stream?.direction).toBe("saving");
@@ -157,39 +168,45 @@ export function describeType1Failures(): void {
   });
 
   describe("the design 'type1' on Linux", () => {
-    it("reads the container that the devices are in: everything, with a device that pins nothing", async () => {
+    it("reads the container that a machine's devices are in: everything, with a device that pins nothing", async () => {
       await using mtty = createMtty();
       await using device = bindToVfioPci(PCI_DEVICES.edu);
-      await using legacy = await Type1Devices.open([linuxDevice(mtty), linuxDevice(device)]);
-      const [{ iommufd, ioas }] = legacy.devices;
-      const arena = createArena(1 * MiB);
-      await iommufd.map(ioas, { arena, offset: 0, length: 16 * PAGE }, { iova: 0x10_0000n, ...RW });
-      const members = legacy.devices.map((attached) => ({
-        device: attached,
-        tracker: null,
-        domain: null,
-        granule: null,
-        optOut: false,
-      }));
-      const length = BigInt(16 * PAGE);
-      await using tracking = await legacy.openContainer({
-        design: "type1",
-        members,
-        mapped: [{ iova: 0x10_0000n, length }],
+      await using host = await Type1Host.open();
+      await using machine = await createLinuxMachine({
+        host,
+        designs: host,
+        devices: [
+          { id: "mtty0", hostId: mtty.name },
+          { id: "edu0", hostId: device.name },
+        ],
+        memory: 4 * MiB,
       });
-      expect(tracking.reportsEverything).toBe(true);
-      await tracking.start();
-      const into = new DirtyBitmap({ iova: 0x10_0000n, length, granule: PAGE });
-      await tracking.getBitmap({ iova: 0x10_0000n, length, into });
-      expect(into.count()).toBe(16);
-      await tracking.stop();
-      const some = { design: "type1" as const, members: members.slice(1), mapped: [] };
-      expect(await refusal(legacy.openContainer(some))).toMatchObject({ code: "EINVAL" });
-      for (const design of ["aggregated", "iterating"] as const) {
-        expect(await refusal(legacy.openContainer({ design, members, mapped: [] }))).toMatchObject({
-          code: "EOPNOTSUPP",
-        });
+      const choices = chooseTrackers(await probeMachine(machine), DEFAULT_POLICY);
+      {
+        await using tracking = await openDesign("type1", machine, choices);
+        await tracking.start();
+        for (let round = 0; round < 2; round++) {
+          const { dirty } = await tracking.read({ quiesced: false });
+          const writeable = machine.memory.regions.filter((region) => region.writeable);
+          expect(dirty.bytes).toBe(writeable.reduce((sum, { pages }) => sum + pages * PAGE, 0));
+        }
       }
+      for (const design of ["aggregated", "iterating"] as const) {
+        expect(await refusal(openDesign(design, machine, choices))).toMatchObject({ code: "EOPNOTSUPP" });
+      }
+      const members = { design: "type1", members: [], mapped: [] } as const;
+      expect(await refusal(host.openContainer(members))).toMatchObject({ code: "EINVAL" });
+    });
+
+    it("has nothing to report of an mdev that pins nothing", async () => {
+      await using mtty = createMtty();
+      await using host = await Type1Host.open();
+      const devices = [{ id: "mtty0", hostId: mtty.name }];
+      await using machine = await createLinuxMachine({ host, designs: host, devices, memory: 4 * MiB });
+      const choices = chooseTrackers(await probeMachine(machine), DEFAULT_POLICY);
+      await using tracking = await openDesign("type1", machine, choices);
+      await tracking.start();
+      expect((await tracking.read({ quiesced: false })).dirty.bytes).toBe(0);
     });
   });
 
@@ -200,7 +217,7 @@ export function describeType1Failures(): void {
       const holds = holdsOf(arena);
       const span = { arena, offset: 0, length: PAGE };
       {
-        await using legacy = await Type1Devices.open([linuxDevice(device)]);
+        await using legacy = await openLegacy([device]);
         const { container } = legacy;
         await container.mapDma({ iova: 0n, span, ...RW });
         await container.mapDma({ iova: 0x1000n, span, ...RW });
@@ -208,10 +225,9 @@ export function describeType1Failures(): void {
         expect(holds.count).toBe(2);
         await container.unmapDma({ iova: 0n, length: 0x1000n });
         expect(holds.count).toBe(1);
-        await legacy.devices[0].vfio[Symbol.asyncDispose]();
-        await container.removeDevice(device.name);
+        await legacy.opened[0][Symbol.asyncDispose]();
         expect(holds.count).toBe(0);
-        await container.addDevice(type1Device(device, false));
+        await legacy.host.openDevice(device.name);
         await container.mapDma({ iova: 0n, span, ...RW });
         expect(holds.count).toBe(1);
       }
@@ -241,7 +257,7 @@ export function describeType1Failures(): void {
   describe("iommufd in the container's place", () => {
     it("maps and unmaps, and says why it has no dirty pages", async () => {
       await using device = bindToVfioPci(PCI_DEVICES.edu);
-      await using legacy = await Type1Devices.open([linuxDevice(device)], { path: "/dev/iommu" });
+      await using legacy = await openLegacy([device], { path: "/dev/iommu" });
       const { container } = legacy;
       const info = container.info();
       expect(info.dirtyPages).toBeNull();
