@@ -110,7 +110,7 @@ function memberFacts(
     const element = field.count === null ? member : `${member}[0]`;
     const count = { expression: `sizeof(${member}) / sizeof(${element})`, ours: BigInt(field.count ?? 1), needs };
     const signed = {
-      expression: `(__typeof__(${element}))-1 < 1`,
+      expression: `(__typeof__(${element}))-1 < (__typeof__(${element}))1`,
       ours: field.type.startsWith("s") ? 1n : 0n,
       needs,
     };

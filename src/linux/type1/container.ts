@@ -1,9 +1,10 @@
 import { constants } from "node:fs";
+import { countBits } from "../../bitmap/bits.js";
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import { DirtmapError } from "../../errors.js";
 import type { MemorySpan } from "../../host/host.js";
 import type { Type1Iommu } from "../../host/type1.js";
-import { hex, type Iova, U64_MAX } from "../../memory/address.js";
+import { hex, type Iova, PAGE_SIZE, U64_MAX } from "../../memory/address.js";
 import { holdsOf } from "../../memory/holds.js";
 import { OpenFile } from "../../sys/open-file.js";
 import { Lock } from "../../threads/lock.js";
@@ -129,7 +130,7 @@ export class LinuxType1Container implements Type1Iommu, AsyncDisposable {
       vfio_iommu_type1_info.encode({ argsz: answer.length }, answer);
       this.#file.ioctl(VFIO_IOMMU_GET_INFO, answer, () => "ask the container for its IOMMU's limits");
       const { argsz } = vfio_iommu_type1_info.decode(answer);
-      if (argsz <= answer.length) return decodeType1Info(answer);
+      if (argsz <= answer.length) return decodeType1Info(answer.subarray(0, argsz));
       if (argsz > MAX_INFO_BYTES) {
         throw new DirtmapError(`VFIO_IOMMU_GET_INFO has ${argsz} bytes to tell, which is not plausible`, {
           code: "MALFORMED",
@@ -196,17 +197,20 @@ export class LinuxType1Container implements Type1Iommu, AsyncDisposable {
     return this.#lock.run(async () => {
       const attempted = () => `map ${hex(span.length)} bytes at ${hex(iova)}`;
       const call = { syscall: VFIO_IOMMU_MAP_DMA.name, attempted };
-      checkU64(call, iova, BigInt(span.length));
-      if (span.offset < 0 || span.offset + span.length > span.arena.bytes) {
+      const { arena, offset, length } = span;
+      const whole = Number.isSafeInteger(offset) && Number.isSafeInteger(length) && offset >= 0 && length >= 0;
+      if (!whole || offset + length > arena.bytes) {
         throw new UapiError("EFAULT", { ...call, attempted: attempted(), remedy: "name memory inside the arena" });
       }
-      const holds = holdsOf(span.arena);
+      const size = BigInt(length);
+      checkU64(call, iova, size);
+      const holds = holdsOf(arena);
       const map = vfio_iommu_type1_dma_map.encode({
         argsz: vfio_iommu_type1_dma_map.size,
         flags: (readable ? VFIO_DMA_MAP_FLAG_READ : 0) | (writeable ? VFIO_DMA_MAP_FLAG_WRITE : 0),
-        vaddr: BigInt(holds.address + span.offset),
+        vaddr: BigInt(holds.address + offset),
         iova,
-        size: BigInt(span.length),
+        size,
       });
       // From before the kernel sees it: the memory must not go while the call runs.
       holds.take();
@@ -216,7 +220,7 @@ export class LinuxType1Container implements Type1Iommu, AsyncDisposable {
         holds.release();
         throw withRemedy(error, ({ code }) => this.#mapRemedy(code));
       }
-      this.#mappings.add(iova, BigInt(span.length), holds);
+      this.#mappings.add(iova, size, holds);
     });
   }
 
@@ -364,7 +368,7 @@ export class LinuxType1Container implements Type1Iommu, AsyncDisposable {
     const size = ((length / granule + 63n) / 64n) * 8n;
     const word = Number(first / 32n);
     const place = into.words.subarray(word, word + Number(size / 4n));
-    const inPlace = first % 64n === 0n && place.every((bits) => bits === 0);
+    const inPlace = first % 64n === 0n && countBits(place) === 0;
     const bitmap = inPlace ? into : new DirtyBitmap({ iova, length: length || granule, granule: into.granule });
     const data = BigInt(bitmap.address) + (inPlace ? BigInt(word) * 4n : 0n);
     try {
@@ -381,14 +385,23 @@ export class LinuxType1Container implements Type1Iommu, AsyncDisposable {
     if (code === "ENOSPC") return "map in fewer, larger pieces, or raise vfio_iommu_type1's parameter dma_entry_limit";
     if (code !== "EINVAL") return undefined;
     if (!this.hasIommu) return "add a device to the container first";
-    const { pageSize, iovaRanges } = this.info();
+    const { pageSize, iovaRanges } = this.#infoIfAny() ?? { pageSize: PAGE_SIZE, iovaRanges: null };
     const where = iovaRanges?.map(({ start, last }) => `${hex(start)} to ${hex(last)}`).join(", ");
     return `give an IOVA, length and memory that are multiples of ${pageSize}${where ? `, within ${where}` : ""}`;
   }
 
+  /** For remedies, which must not fail themselves. */
+  #infoIfAny(): Type1Info | null {
+    try {
+      return this.info();
+    } catch {
+      return null;
+    }
+  }
+
   #dirtyRemedy(): string | undefined {
     if (!this.hasIommu) return "add a device to the container first";
-    if (this.info().dirtyPages !== null) return undefined;
+    if (this.#infoIfAny()?.dirtyPages !== null) return undefined;
     return (
       "iommufd stands in for the container here, and its compatibility layer has no dirty pages: use the container " +
       "(CONFIG_VFIO_CONTAINER), or an iommufd's own page tables and their dirty tracking"

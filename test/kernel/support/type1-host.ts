@@ -9,7 +9,7 @@ import { LinuxType1Container } from "../../../src/linux/type1/container.js";
 import { VfioGroup } from "../../../src/linux/type1/group.js";
 import { Type1Host, type Type1HostOptions } from "../../../src/linux/type1/host.js";
 import { LinuxVfioDevice } from "../../../src/linux/vfio/device.js";
-import { MiB } from "../../../src/memory/address.js";
+import { MiB, U64_MAX } from "../../../src/memory/address.js";
 import { createArena } from "../../../src/memory/arena.js";
 import { holdsOf } from "../../../src/memory/holds.js";
 import { DEFAULT_POLICY } from "../../../src/tracking/choice.js";
@@ -48,8 +48,8 @@ async function openLegacy(devices: readonly TestDevice[], options: Type1HostOpti
 const PAGE = 4096;
 const RW = { readable: true, writeable: true };
 
-/** What goes wrong around a container, and what is left open then: nothing. */
-export function describeType1Failures(): void {
+/** Devices opened through their groups, what goes wrong with them, and what is left open then: nothing. */
+export function describeType1Host(): void {
   let before: string[];
   beforeEach(() => {
     before = openDescriptors();
@@ -207,6 +207,33 @@ export function describeType1Failures(): void {
       await using tracking = await openDesign("type1", machine, choices);
       await tracking.start();
       expect((await tracking.read({ quiesced: false })).dirty.bytes).toBe(0);
+    });
+  });
+
+  describe("a container in the place of an iommufd", () => {
+    it("has one IOAS, whose addresses leave out the MSI window, and no page tables of its own", async () => {
+      await using device = bindToVfioPci(PCI_DEVICES.edu);
+      await using legacy = await openLegacy([device]);
+      const iommufd = await legacy.host.openIommufd();
+      const ioas = await iommufd.allocIoas();
+      expect(await refusal(iommufd.allocIoas())).toMatchObject({ code: "EOPNOTSUPP" });
+      const { ranges, alignment } = await iommufd.iovaRanges(ioas);
+      expect(alignment).toBe(PAGE);
+      expect(ranges[0]).toEqual({ start: 0n, last: 0xfedf_ffffn });
+      const span = { arena: createArena(1 * MiB), offset: 0, length: PAGE };
+      expect(await iommufd.map(ioas, span, { iova: 0x1000n, ...RW })).toBe(0x1000n);
+      expect(await refusal(iommufd.map(ioas, span, RW))).toMatchObject({ code: "EOPNOTSUPP" });
+      expect(await refusal(iommufd.map(7, span, { iova: 0n, ...RW }))).toMatchObject({ code: "ENOENT" });
+      const msi = await refusal(iommufd.map(ioas, span, { iova: 0xfee0_0000n, ...RW }));
+      expect(msi).toMatchObject({ code: "EINVAL", syscall: "VFIO_IOMMU_MAP_DMA" });
+      expect(msi.remedy).toContain("within 0x0 to 0xfedfffff");
+      expect((await iommufd.hwInfo(2)).dirtyTracking).toBe(false);
+      const hwpt = iommufd.allocHwpt({ device: 2, ioas, dirtyTracking: false });
+      expect(await refusal(hwpt)).toMatchObject({ code: "EOPNOTSUPP", syscall: "IOMMU_HWPT_ALLOC" });
+      expect(await iommufd.unmap(ioas, 0x1000n, 0x1000n)).toBe(0x1000n);
+      expect(await refusal(iommufd.unmap(ioas, 0x1000n, 0x1000n))).toMatchObject({ code: "ENOENT" });
+      await iommufd.map(ioas, span, { iova: 0x1000n, ...RW });
+      expect(await iommufd.unmap(ioas, 0n, U64_MAX)).toBe(0x1000n);
     });
   });
 

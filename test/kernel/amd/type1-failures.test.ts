@@ -1,3 +1,0 @@
-import { describeType1Failures } from "../support/type1-failures.js";
-
-describeType1Failures();
