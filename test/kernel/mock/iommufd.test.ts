@@ -10,15 +10,8 @@ import { holdsOf } from "../../../src/memory/holds.js";
 import { dup } from "../../../src/sys/fd.js";
 import { isErrno } from "../../../src/uapi/errno.js";
 import { iommufdConformance } from "../../conformance/iommufd.js";
-import {
-  addMockDevice,
-  checkMap,
-  checkPins,
-  IOMMU_HW_INFO_SELFTEST_REGVAL,
-  iommu_test_hw_info,
-  MOCK_PAGE_SIZE,
-  markDirty,
-} from "../mock-iommu.js";
+import { addMockDevice, checkMap, checkPins, markDirty } from "../mock-iommu.js";
+import { IOMMU_HW_INFO_SELFTEST_REGVAL, iommu_test_hw_info, MOCK_PAGE_SIZE } from "../uapi/iommufd-test.js";
 import { openMockFixture } from "./iommufd-fixture.js";
 
 iommufdConformance("linux host", openMockFixture);
