@@ -1,4 +1,4 @@
-import { closeSync, readFileSync } from "node:fs";
+import { closeSync, readFileSync, writeFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { DirtyBitmap } from "../../../src/bitmap/dirty-bitmap.js";
 import { AMD_V1_ENTRIES, completeLeaves } from "../../../src/linux/contiguous-leaves.js";
@@ -204,9 +204,13 @@ describe("the linux host's iommufd", () => {
     expect(() => LinuxIommufd.open("/dev/no-iommu")).toThrow(
       expect.objectContaining({ code: "ENOENT", remedy: expect.stringContaining("CONFIG_IOMMUFD") }),
     );
+    const locked = "/tmp/nobody-may-open-this";
+    writeFileSync(locked, "", { mode: 0 });
     process.seteuid?.(12345);
     try {
-      expect(() => LinuxIommufd.open()).toThrow(expect.objectContaining({ code: "EACCES" }));
+      expect(() => LinuxIommufd.open(locked)).toThrow(
+        expect.objectContaining({ code: "EACCES", remedy: expect.stringContaining("root") }),
+      );
     } finally {
       process.seteuid?.(0);
     }
@@ -217,7 +221,7 @@ describe("the linux host's iommufd", () => {
     const { iommufd } = fixture;
     const ioas = await iommufd.allocIoas();
     await fixture.addDevice(ioas);
-    using memory = DmaMemory.allocate(256 * MiB);
+    using memory = DmaMemory.allocate(64 * MiB);
     let turns = 0;
     let running = true;
     const mapped = iommufd.map(ioas, memory, { ...RW, iova: BASE }).finally(() => {
