@@ -1,4 +1,107 @@
-/** Numbers of include/uapi/linux/vfio.h, with the header's names. */
+import { _IO, type IoctlRequest } from "./ioctl.js";
+import { struct } from "./struct.js";
+
+/** Numbers and structures of include/uapi/linux/vfio.h, with the header's names. */
+
+/** VFIO_TYPE; the commands count from VFIO_BASE, 100. */
+function request(name: string, number: number): IoctlRequest {
+  return { name, number: _IO(";", 100 + number) };
+}
+
+/** Indices of a PCI device's regions. */
+export const VFIO_PCI_REGION_INDEX = {
+  BAR0: 0,
+  BAR1: 1,
+  BAR2: 2,
+  BAR3: 3,
+  BAR4: 4,
+  BAR5: 5,
+  ROM: 6,
+  CONFIG: 7,
+  VGA: 8,
+} as const;
+
+/** Indices of a PCI device's interrupts. */
+export const VFIO_PCI_IRQ_INDEX = { INTX: 0, MSI: 1, MSIX: 2, ERR: 3, REQ: 4 } as const;
+
+/** Flags of struct vfio_device_info. */
+export const VFIO_DEVICE_FLAGS_RESET = 1 << 0;
+export const VFIO_DEVICE_FLAGS_PCI = 1 << 1;
+
+export const vfio_device_info = struct("vfio_device_info", {
+  argsz: "u32",
+  flags: "u32",
+  num_regions: "u32",
+  num_irqs: "u32",
+  cap_offset: "u32",
+  pad: "u32",
+});
+export const VFIO_DEVICE_GET_INFO = request("VFIO_DEVICE_GET_INFO", 7);
+
+/** Flags of struct vfio_region_info. */
+export const VFIO_REGION_INFO_FLAG_READ = 1 << 0;
+export const VFIO_REGION_INFO_FLAG_WRITE = 1 << 1;
+
+export const vfio_region_info = struct("vfio_region_info", {
+  argsz: "u32",
+  flags: "u32",
+  index: "u32",
+  cap_offset: "u32",
+  size: "u64",
+  offset: "u64",
+});
+export const VFIO_DEVICE_GET_REGION_INFO = request("VFIO_DEVICE_GET_REGION_INFO", 8);
+
+/** Flags of struct vfio_irq_info. */
+export const VFIO_IRQ_INFO_EVENTFD = 1 << 0;
+
+export const vfio_irq_info = struct("vfio_irq_info", { argsz: "u32", flags: "u32", index: "u32", count: "u32" });
+export const VFIO_DEVICE_GET_IRQ_INFO = request("VFIO_DEVICE_GET_IRQ_INFO", 9);
+
+/** Flags of struct vfio_irq_set. */
+export const VFIO_IRQ_SET_DATA_EVENTFD = 1 << 2;
+export const VFIO_IRQ_SET_ACTION_TRIGGER = 1 << 5;
+
+/** Ends in a flexible array: with DATA_EVENTFD, an s32 per interrupt. */
+export const vfio_irq_set = struct("vfio_irq_set", {
+  argsz: "u32",
+  flags: "u32",
+  index: "u32",
+  start: "u32",
+  count: "u32",
+});
+export const VFIO_DEVICE_SET_IRQS = request("VFIO_DEVICE_SET_IRQS", 10);
+
+export const VFIO_DEVICE_RESET = request("VFIO_DEVICE_RESET", 11);
+
+/** Ends in a flexible array: the feature's own structure. */
+export const vfio_device_feature = struct("vfio_device_feature", { argsz: "u32", flags: "u32" });
+/** The ioctl; its features are numbered in {@link VFIO_DEVICE_FEATURE}. */
+export const VFIO_DEVICE_FEATURE_IOCTL = request("VFIO_DEVICE_FEATURE", 17);
+
+export const vfio_device_bind_iommufd = struct("vfio_device_bind_iommufd", {
+  argsz: "u32",
+  flags: "u32",
+  iommufd: "s32",
+  out_devid: "u32",
+  token_uuid_ptr: "u64",
+});
+export const VFIO_DEVICE_BIND_IOMMUFD = request("VFIO_DEVICE_BIND_IOMMUFD", 18);
+
+export const vfio_device_attach_iommufd_pt = struct("vfio_device_attach_iommufd_pt", {
+  argsz: "u32",
+  flags: "u32",
+  pt_id: "u32",
+  pasid: "u32",
+});
+export const VFIO_DEVICE_ATTACH_IOMMUFD_PT = request("VFIO_DEVICE_ATTACH_IOMMUFD_PT", 19);
+
+export const vfio_device_detach_iommufd_pt = struct("vfio_device_detach_iommufd_pt", {
+  argsz: "u32",
+  flags: "u32",
+  pasid: "u32",
+});
+export const VFIO_DEVICE_DETACH_IOMMUFD_PT = request("VFIO_DEVICE_DETACH_IOMMUFD_PT", 20);
 
 /** enum vfio_device_mig_state */
 export const VFIO_DEVICE_STATE = {
@@ -15,13 +118,56 @@ export const VFIO_DEVICE_STATE = {
 /** The name of a device state, without the header's prefix. */
 export type MigState = keyof typeof VFIO_DEVICE_STATE;
 
+/**
+ * States of one saving session: they share its data_fd, which lives as long as the device stays among them (the header,
+ * on the arc RUNNING to PRE_COPY).
+ */
+export const SAVING_GROUP: ReadonlySet<MigState> = new Set(["PRE_COPY", "PRE_COPY_P2P", "STOP_COPY"]);
+
 /** Flags of struct vfio_device_feature_migration. */
 export const VFIO_MIGRATION_STOP_COPY = 1 << 0;
 export const VFIO_MIGRATION_P2P = 1 << 1;
 export const VFIO_MIGRATION_PRE_COPY = 1 << 2;
 
+export const vfio_device_feature_migration = struct("vfio_device_feature_migration", { flags: "u64" });
+
+export const vfio_device_feature_mig_state = struct("vfio_device_feature_mig_state", {
+  device_state: "u32",
+  data_fd: "s32",
+});
+
+export const vfio_device_feature_mig_data_size = struct("vfio_device_feature_mig_data_size", {
+  stop_copy_length: "u64",
+});
+
+export const vfio_device_feature_dma_logging_control = struct("vfio_device_feature_dma_logging_control", {
+  page_size: "u64",
+  num_ranges: "u32",
+  __reserved: "u32",
+  ranges: "u64",
+});
+export const vfio_device_feature_dma_logging_range = struct("vfio_device_feature_dma_logging_range", {
+  iova: "u64",
+  length: "u64",
+});
+export const vfio_device_feature_dma_logging_report = struct("vfio_device_feature_dma_logging_report", {
+  iova: "u64",
+  length: "u64",
+  page_size: "u64",
+  bitmap: "u64",
+});
+
 /** Flags of struct vfio_precopy_info. */
 export const VFIO_PRECOPY_INFO_REINIT = 1 << 0;
+
+export const vfio_precopy_info = struct("vfio_precopy_info", {
+  argsz: "u32",
+  flags: "u32",
+  initial_bytes: "u64",
+  dirty_bytes: "u64",
+});
+/** On a data_fd. */
+export const VFIO_MIG_GET_PRECOPY_INFO = request("VFIO_MIG_GET_PRECOPY_INFO", 21);
 
 /** Feature indices of VFIO_DEVICE_FEATURE. */
 export const VFIO_DEVICE_FEATURE = {
