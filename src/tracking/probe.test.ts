@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { MiB } from "../memory/address.js";
 import { type FakeDeviceOptions, fakeMachine } from "./fake-machine.test.helper.js";
-import { probeMachine } from "./probe.js";
+import { probeDevice, probeMachine } from "./probe.js";
 
 async function probe(options: Omit<FakeDeviceOptions, "id">, { emulatedIommu = true } = {}) {
   const machine = await fakeMachine([{ id: "dev0", ...options }]);
@@ -35,6 +35,12 @@ describe("a PCI device", () => {
       available: false,
       why: "its log covers 22 bits of IOVA, and memory ends at 0x800000",
     });
+  });
+
+  test("has its log's reach told, not judged, where no guest's memory is known", async () => {
+    const machine = await fakeMachine([{ id: "dev0", log: { addressWidth: 22 } }]);
+    const { trackers } = await probeDevice(machine.devices[0], null);
+    expect(trackers.device).toMatchObject({ available: true, what: expect.stringContaining("22 bits of IOVA") });
   });
 
   test("says when its log can be read", async () => {
