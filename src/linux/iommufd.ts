@@ -15,6 +15,7 @@ import { hex, type Iova, MiB, U64_MAX } from "../memory/address.js";
 import { type ArenaHolds, holdsOf } from "../memory/holds.js";
 import { addressOf } from "../sys/address.js";
 import { ioctl, ioctlOnThread } from "../sys/ioctl.js";
+import { populate, populateOnThread, type Stretch } from "../sys/populate.js";
 import { type ErrnoName, errnoName, isErrno, UapiError } from "../uapi/errno.js";
 import type { IoctlRequest } from "../uapi/ioctl.js";
 import * as uapi from "../uapi/iommufd.js";
@@ -72,6 +73,8 @@ interface Call<T> {
   readonly thread: boolean;
   /** Sets the fields of `command` that change. */
   readonly encode: () => void;
+  /** Where the kernel writes what it would drop if there were no memory for it; valid from `encode` on. */
+  readonly writes?: () => Stretch;
   /** Takes the kernel's answer out of `command`. */
   readonly decode: () => T;
   readonly attempted: () => string;
@@ -380,6 +383,7 @@ export class LinuxIommufd implements Iommufd {
         command.setNumber(GET_DIRTY.page_size, pageSize);
         command.setNumber(GET_DIRTY.data, into.address + firstBit / 8);
       },
+      writes: () => ({ address: into.address + firstBit / 8, bytes: Math.ceil(Number(length) / pageSize / 8) }),
       decode: () => {
         if (this.#short.get(hwpt)?.largeLeaves) completeLeaves(into, { iova, length });
         return NO_LEAF_SIZES;
@@ -451,6 +455,7 @@ export class LinuxIommufd implements Iommufd {
     if (this.#closing !== null) refuse("EBADF", call.command.request, call.attempted, "open the iommufd first");
     if (call.thread || spaces.some(({ tail }) => tail !== null)) return this.#later(spaces, call);
     call.encode();
+    if (call.writes !== undefined) populate(call.writes());
     try {
       ioctl(this.#fd, call.command.request, call.command.bytes, call.attempted);
     } catch (error) {
@@ -478,6 +483,7 @@ export class LinuxIommufd implements Iommufd {
     const { command, attempted } = call;
     call.encode();
     const bytes = command.bytes.slice();
+    if (call.writes !== undefined) await populateOnThread(call.writes());
     try {
       await ioctlOnThread(this.#fd, command.request, bytes, attempted);
     } catch (error) {

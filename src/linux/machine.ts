@@ -1,10 +1,9 @@
 import { UsageError } from "../errors.js";
 import type { PassthroughDescription } from "../host/description.js";
 import type { KernelDesigns } from "../host/designs.js";
-import type { AttachedDevice, Host, Iommufd, Machine, ObjectId, Vcpus } from "../host/host.js";
+import type { AttachedDevice, Host, Iommufd, Machine, ObjectId, Vcpus, VfioDevice } from "../host/host.js";
 import { iovaOf, PAGE_SIZE } from "../memory/address.js";
 import { createGuestMemory, type GuestMemory, type Platform } from "../memory/guest-memory.js";
-import { LinuxVfioDevice } from "./vfio/device.js";
 
 /** What a machine of passed-through devices is made of. */
 export interface LinuxMachineOptions {
@@ -103,6 +102,8 @@ export class LinuxMachine implements Machine {
   readonly #options: LinuxMachineOptions & { readonly platform: Platform };
   readonly #iommufd: Iommufd;
   readonly #unreachable = new Set<string>();
+  /** Devices that the kernel wanted back, being closed. */
+  readonly #releasing: Promise<void>[] = [];
 
   /** For {@link createLinuxMachine}. */
   constructor(
@@ -142,9 +143,7 @@ export class LinuxMachine implements Machine {
         await vfio[Symbol.asyncDispose]();
         throw error;
       }
-      if (vfio instanceof LinuxVfioDevice) {
-        vfio.released.addEventListener("abort", () => void vfio[Symbol.asyncDispose](), { once: true });
-      }
+      vfio.released?.addEventListener("abort", () => this.#release(vfio), { once: true });
     }
   }
 
@@ -158,8 +157,14 @@ export class LinuxMachine implements Machine {
     else this.#unreachable.add(device);
   }
 
+  /** What fails here fails in the kernel's log as well: nobody is there to be told. */
+  #release(vfio: VfioDevice): void {
+    this.#releasing.push(Promise.resolve(vfio[Symbol.asyncDispose]()).catch(() => undefined));
+  }
+
   /** Closes the devices, the last first, and then lets go of the memory. */
   async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.all(this.#releasing);
     for (const { vfio } of [...this.devices].reverse()) await vfio[Symbol.asyncDispose]();
     await this.#iommufd[Symbol.asyncDispose]();
   }

@@ -231,11 +231,15 @@ export const vfio_iova_range = struct("vfio_iova_range", { start: "u64", end: "u
 
 export const VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE = 1;
 /** Ends in `nr_iovas` of {@link vfio_iova_range}. */
-export const vfio_iommu_type1_info_cap_iova_range = struct("vfio_iommu_type1_info_cap_iova_range", {
-  header: vfio_info_cap_header,
-  nr_iovas: "u32",
-  reserved: "u32",
-});
+export const vfio_iommu_type1_info_cap_iova_range = struct(
+  "vfio_iommu_type1_info_cap_iova_range",
+  {
+    header: vfio_info_cap_header,
+    nr_iovas: "u32",
+    reserved: "u32",
+  },
+  vfio_iova_range,
+);
 
 export const VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION = 2;
 export const vfio_iommu_type1_info_cap_migration = struct("vfio_iommu_type1_info_cap_migration", {

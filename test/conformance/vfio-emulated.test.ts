@@ -75,6 +75,7 @@ function conformance(
       const from = what.migration?.p2p === true ? "RUNNING_P2P" : "RUNNING";
       emulated(failing).failNext({ from, to: "STOP" });
     },
+    resets: true,
     afterBadState: "ERROR",
     dataSizeIsExact: true,
   });

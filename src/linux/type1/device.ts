@@ -37,7 +37,7 @@ export class Type1VfioDevice extends LinuxVfioDevice {
   ): Promise<Type1VfioDevice> {
     const device = new Type1VfioDevice(options, file, place);
     try {
-      device.learn();
+      await device.begin();
     } catch (error) {
       await device[Symbol.asyncDispose]();
       throw error;

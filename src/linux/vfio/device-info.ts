@@ -4,6 +4,7 @@ import type { OpenFile } from "../../sys/open-file.js";
 import { isErrno, UapiError } from "../../uapi/errno.js";
 import {
   VFIO_DEVICE_FLAGS_PCI,
+  VFIO_DEVICE_FLAGS_RESET,
   VFIO_DEVICE_GET_INFO,
   VFIO_DEVICE_GET_IRQ_INFO,
   VFIO_DEVICE_GET_REGION_INFO,
@@ -35,6 +36,8 @@ export interface LinuxRegion extends RegionInfo {
 
 export interface DeviceInfo {
   readonly pci: boolean;
+  /** What its driver says of VFIO_DEVICE_RESET; some that do reset say nothing. */
+  readonly resets: boolean;
   /** Those that the device has: unimplemented ones are left out. */
   readonly regions: readonly LinuxRegion[];
   readonly irqs: readonly IrqInfo[];
@@ -69,7 +72,8 @@ export function readDeviceInfo(file: OpenFile): DeviceInfo {
     irqs.push({ index, name: irq.name, count: irq.count });
     if (pci && index === VFIO_PCI_IRQ_INDEX.REQ) asksForRelease = irq.eventfd;
   }
-  return { pci, regions, irqs, asksForRelease };
+  const resets = (flags & VFIO_DEVICE_FLAGS_RESET) !== 0;
+  return { pci, resets, regions, irqs, asksForRelease };
 }
 
 function readRegion(file: OpenFile, index: number, pci: boolean): LinuxRegion | null {

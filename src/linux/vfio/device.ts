@@ -144,15 +144,16 @@ export class LinuxVfioDevice implements VfioDevice {
         if (!(error instanceof UapiError)) throw error;
         throw withRemedy(error, remedyOfBind(error.code, this.#info !== null));
       }
-      this.learn();
+      await this.begin();
       return vfio_device_bind_iommufd.decode(bind).out_devid;
     });
   }
 
-  /** Asks the device what it is, once it answers. @throws UapiError; EPROTO for an answer that can't be */
-  protected learn(): void {
+  /** Asks the device what it is, once it answers, and has it RUNNING. @throws UapiError; EPROTO for an answer that can't be */
+  protected async begin(): Promise<void> {
     this.#info = readDeviceInfo(this.#file);
     if (this.#info.asksForRelease) this.#watch = ReleaseWatch.start(this.#file, () => this.#onReleaseRequest());
+    await this.#beginRunning();
   }
 
   async attach(ioasOrHwpt: ObjectId): Promise<ObjectId> {
@@ -183,8 +184,8 @@ export class LinuxVfioDevice implements VfioDevice {
       try {
         await this.#file.ioctlOnThread(VFIO_DEVICE_RESET, new Uint8Array(0), attempted);
       } catch (error) {
-        if (!isErrno(error, "ENOTTY")) throw error;
-        throw withRemedy(error, "the device has no function-level reset: detach it, and unbind it from its driver");
+        if (this.#info?.resets !== false || !(error instanceof UapiError)) throw error;
+        throw withRemedy(error, "it can't be reset alone: unbind it from its driver and bind it again");
       }
       // Drivers end logging in their reset, or leave it on; here it is off after it, as the interface says.
       if (this.#logging) await this.#stopLogging();
@@ -357,6 +358,16 @@ export class LinuxVfioDevice implements VfioDevice {
   [Symbol.asyncDispose](): Promise<void> {
     this.#closing ??= this.#lock.run(() => this.#close());
     return this.#closing;
+  }
+
+  /**
+   * Drivers begin with RUNNING. mtty does not: it keeps the state in which it was closed, without the session that belongs to
+   * it, and asked to leave RESUMING then, Linux 7.2 dereferences a null pointer.
+   */
+  async #beginRunning(): Promise<void> {
+    if (!probeFeature(this.#file, "MIG_DEVICE_STATE") || (await this.#state()) === "RUNNING") return;
+    const attempted = () => `reset '${this.id}', which its last user left in another state than RUNNING`;
+    await this.#file.ioctlOnThread(VFIO_DEVICE_RESET, new Uint8Array(0), attempted);
   }
 
   async #close(): Promise<void> {
