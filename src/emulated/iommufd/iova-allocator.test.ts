@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { MiB, U64_MAX } from "../../memory/address.js";
-import { allocateIova, covered, holes } from "./iova-allocator.js";
+import { allocateIova, CPU_PAGES, covered, holes } from "./iova-allocator.js";
 
 const spans = fc.array(
   fc.tuple(fc.nat(60), fc.nat(60)).map(([a, b]) => ({ start: BigInt(Math.min(a, b)), last: BigInt(Math.max(a, b)) })),
@@ -32,7 +32,7 @@ describe("holes and covered", () => {
 });
 
 describe("allocateIova", () => {
-  const request = { address: 0n, length: 4096n, alignment: 1n, allowed: [], used: [] };
+  const request = { address: 0n, length: 4096n, alignment: 1n, allowed: [], used: [], cpuPages: CPU_PAGES };
 
   it("finds the lowest page that fits, as trying each page does", () => {
     const pages = fc.array(
