@@ -26,7 +26,8 @@
  * @module
  */
 
-export { DirtyBitmap, forEachRun } from "./bitmap/dirty-bitmap.js";
+export { forEachRun } from "./bitmap/bits.js";
+export { DirtyBitmap } from "./bitmap/dirty-bitmap.js";
 export { RamBitmap } from "./bitmap/ram-bitmap.js";
 export type { IovaStretch } from "./bitmap/ranges.js";
 export { loadScenario, type MigrationDefaults, parseScenario, type Scenario, scenarioNames } from "./cli/scenario.js";

@@ -1,6 +1,8 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { countBits, DirtyBitmap, forEachRun, popcount32, setBits } from "./dirty-bitmap.js";
+import { addressOf } from "../sys/address.js";
+import { countBits, forEachRun, popcount32, setBits } from "./bits.js";
+import { DirtyBitmap } from "./dirty-bitmap.js";
 
 const bitmap = (iova: bigint, length: bigint, granule: number): DirtyBitmap =>
   new DirtyBitmap({ iova, length, granule });
@@ -104,5 +106,16 @@ describe("a dirty bitmap", () => {
     expect(dirty.count()).toBe(45);
     dirty.clear();
     expect(dirty.count()).toBe(0);
+  });
+});
+
+describe("a dirty bitmap's memory", () => {
+  it("is whole pages, whatever the number of bits, so that a kernel may write them in place", () => {
+    for (const granules of [1n, 4096n * 8n, 4096n * 8n + 1n, 1n << 24n]) {
+      const { words, address } = bitmap(0n, granules * 4096n, 4096);
+      expect([address % 4096, words.byteLength % 4096]).toEqual([0, 0]);
+      expect(BigInt(address)).toBe(addressOf(words));
+      expect(words.byteLength).toBeGreaterThanOrEqual(Number(granules) / 8);
+    }
   });
 });

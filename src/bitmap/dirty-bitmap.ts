@@ -1,8 +1,7 @@
 import { hex, type Iova, iovaOf, isPowerOfTwo, PAGE_SIZE, type PageNumber, pageOf } from "../memory/address.js";
+import { addressOf } from "../sys/address.js";
 import { UapiError } from "../uapi/errno.js";
-
-/** A bitmap's memory is a whole number of pages: Linux may write a page at a time into a bitmap that it was given. */
-const WORDS_PER_PAGE = PAGE_SIZE / 4;
+import { clearTail, countBits, forEachRun, setBits } from "./bits.js";
 
 /**
  * One bit per granule of an IOVA range; bit 0 is the granule at the range's first address, as in
@@ -18,8 +17,10 @@ export class DirtyBitmap {
   readonly granule: number;
   /** Bits in use: the range's length over the granule, rounded up. */
   readonly bits: number;
-  /** Bit i is bit i % 32 of word i / 32. Longer than `bits` needs: padded to a page. */
+  /** Bit i is bit i % 32 of word i / 32. Whole pages of memory: they begin at one, and are longer than `bits` needs. */
   readonly words: Uint32Array<SharedArrayBuffer>;
+  /** Of the first word, in this process; below 2^53, as every address of a user is. */
+  readonly address: number;
 
   /**
    * @param length of the range in bytes, above 0
@@ -36,8 +37,12 @@ export class DirtyBitmap {
     this.iova = iova;
     this.granule = granule;
     this.bits = Number((length + BigInt(granule) - 1n) / BigInt(granule));
-    const words = Math.ceil(this.bits / 32 / WORDS_PER_PAGE) * WORDS_PER_PAGE;
-    this.words = new Uint32Array(new SharedArrayBuffer(words * 4));
+    const bytes = Math.ceil(this.bits / 8 / PAGE_SIZE) * PAGE_SIZE;
+    // Nothing aligns a SharedArrayBuffer to pages: one page more has room for that.
+    const buffer = new SharedArrayBuffer(bytes + PAGE_SIZE);
+    const start = Number(addressOf(new Uint8Array(buffer)));
+    this.address = Math.ceil(start / PAGE_SIZE) * PAGE_SIZE;
+    this.words = new Uint32Array(buffer, this.address - start, bytes / 4);
   }
 
   /** Bytes that the bits stand for. */
@@ -116,62 +121,4 @@ export class DirtyBitmap {
   toString(): string {
     return `${this.count()} of ${this.bits} granules of ${this.granule} from ${hex(iovaOf(pageOf(this.iova)))}`;
   }
-}
-
-/** Sets `count` bits of a little-endian bit array from `first` on. */
-export function setBits(words: Uint32Array, first: number, count: number): void {
-  if (count <= 0) return;
-  const last = first + count - 1;
-  const firstWord = Math.floor(first / 32);
-  const lastWord = Math.floor(last / 32);
-  const head = -1 << (first & 31);
-  const tail = -1 >>> (31 - (last & 31));
-  if (firstWord === lastWord) {
-    words[firstWord] |= head & tail;
-    return;
-  }
-  words[firstWord] |= head;
-  words.fill(0xffffffff, firstWord + 1, lastWord);
-  words[lastWord] |= tail;
-}
-
-/** Clears what lies at and above bit `bits` in the word that holds it. */
-function clearTail(words: Uint32Array, bits: number): void {
-  if ((bits & 31) !== 0) words[Math.floor(bits / 32)] &= -1 >>> (32 - (bits & 31));
-}
-
-/** Number of set bits in a word (Hacker's Delight, figure 5-2). */
-export function popcount32(value: number): number {
-  let v = value - ((value >>> 1) & 0x55555555);
-  v = (v & 0x33333333) + ((v >>> 2) & 0x33333333);
-  return Math.imul((v + (v >>> 4)) & 0x0f0f0f0f, 0x01010101) >>> 24;
-}
-
-/** Number of set bits in a bit array. */
-export function countBits(words: Uint32Array): number {
-  let count = 0;
-  for (let i = 0; i < words.length; i++) {
-    const word = words[i];
-    if (word !== 0) count += popcount32(word);
-  }
-  return count;
-}
-
-/** Calls `run` with each maximal run of set bits below bit `bits`, in order. */
-export function forEachRun(words: Uint32Array, bits: number, run: (first: number, count: number) => void): void {
-  const end = Math.ceil(bits / 32);
-  let start = -1;
-  for (let i = 0; i < end; i++) {
-    const word = words[i];
-    if (start < 0 ? word === 0 : word === 0xffffffff) continue;
-    for (let bit = 0; bit < 32; bit++) {
-      const set = (word >>> bit) & 1;
-      if (set && start < 0) start = i * 32 + bit;
-      else if (!set && start >= 0) {
-        run(start, i * 32 + bit - start);
-        start = -1;
-      }
-    }
-  }
-  if (start >= 0) run(start, bits - start);
 }

@@ -1,6 +1,6 @@
 import { PAGE_SIZE } from "../memory/address.js";
 import type { GuestMemory, MemoryRegion } from "../memory/guest-memory.js";
-import { countBits, setBits } from "./dirty-bitmap.js";
+import { countBits, setBits } from "./bits.js";
 
 /**
  * A bit per 4 KiB page of a guest's RAM: which pages a round must send. Where a DirtyBitmap speaks of IOVAs, this one

@@ -1,6 +1,6 @@
 import { UsageError } from "../errors.js";
 import { type Arena, createArena, openArena } from "../memory/arena.js";
-import { setBits } from "./dirty-bitmap.js";
+import { setBits } from "./bits.js";
 
 /**
  * A log of dirty granules that writers on several threads mark while a reader reads and clears it: the log in the

@@ -1,4 +1,5 @@
-import { type DirtyBitmap, forEachRun, setBits } from "../bitmap/dirty-bitmap.js";
+import { forEachRun, setBits } from "../bitmap/bits.js";
+import type { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
 import type { RamBitmap } from "../bitmap/ram-bitmap.js";
 import { overlap } from "../bitmap/ranges.js";
 import { iovaOf, PAGE_SIZE, type PageNumber, pageOf } from "../memory/address.js";

@@ -1,4 +1,4 @@
-import { popcount32 } from "../bitmap/dirty-bitmap.js";
+import { popcount32 } from "../bitmap/bits.js";
 import { RamBitmap } from "../bitmap/ram-bitmap.js";
 import type { PageNumber } from "../memory/address.js";
 

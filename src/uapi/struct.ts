@@ -8,23 +8,61 @@ import { DirtmapError } from "../errors.js";
 
 /** Integers by their C names. `u64` stands for `__aligned_u64` as well. */
 const SCALARS = {
-  u8: { size: 1, get: (view: DataView, at: number) => view.getUint8(at) },
-  u16: { size: 2, get: (view: DataView, at: number) => view.getUint16(at, true) },
-  u32: { size: 4, get: (view: DataView, at: number) => view.getUint32(at, true) },
-  s32: { size: 4, get: (view: DataView, at: number) => view.getInt32(at, true) },
-  u64: { size: 8, get: (view: DataView, at: number) => view.getBigUint64(at, true) },
+  u8: {
+    size: 1,
+    last: 0xff,
+    get: (view: DataView, at: number) => view.getUint8(at),
+    set: (view: DataView, at: number, value: number) => view.setUint8(at, value),
+  },
+  u16: {
+    size: 2,
+    last: 0xffff,
+    get: (view: DataView, at: number) => view.getUint16(at, true),
+    set: (view: DataView, at: number, value: number) => view.setUint16(at, value, true),
+  },
+  u32: {
+    size: 4,
+    last: 0xffff_ffff,
+    get: (view: DataView, at: number) => view.getUint32(at, true),
+    set: (view: DataView, at: number, value: number) => view.setUint32(at, value, true),
+  },
+  s32: {
+    size: 4,
+    first: -0x8000_0000,
+    last: 0x7fff_ffff,
+    get: (view: DataView, at: number) => view.getInt32(at, true),
+    set: (view: DataView, at: number, value: number) => view.setInt32(at, value, true),
+  },
+  u64: {
+    size: 8,
+    last: 0xffff_ffff_ffff_ffffn,
+    get: (view: DataView, at: number) => view.getBigUint64(at, true),
+    set: (view: DataView, at: number, value: bigint) => view.setBigUint64(at, value, true),
+  },
 } as const;
 
-type ScalarName = keyof typeof SCALARS;
+/** One of {@link SCALARS} without the types that tell bigint from number. */
+interface Scalar {
+  readonly size: number;
+  /** The least value; absent: 0. */
+  readonly first?: number;
+  readonly last: number | bigint;
+  get(view: DataView, at: number): number | bigint;
+  set(view: DataView, at: number, value: number | bigint): void;
+}
 
-/** A field: a scalar, or a structure inside the structure. */
-export type FieldType = ScalarName | Struct<Fields>;
+export type ScalarName = keyof typeof SCALARS;
+
+/** A field: a scalar, an array of scalars with its length, or a structure inside the structure. */
+export type FieldType = ScalarName | readonly [ScalarName, number] | Struct<Fields>;
 export type Fields = { readonly [name: string]: FieldType };
 
-type ValueOf<Type> = Type extends "u64"
-  ? bigint
-  : Type extends ScalarName
-    ? number
+type ScalarValue<Name> = Name extends "u64" ? bigint : number;
+
+type ValueOf<Type> = Type extends ScalarName
+  ? ScalarValue<Type>
+  : Type extends readonly [infer Element, number]
+    ? readonly ScalarValue<Element>[]
     : Type extends Struct<infer Inner>
       ? Values<Inner>
       : never;
@@ -37,58 +75,68 @@ type GivenOf<Type> = Type extends Struct<infer Inner> ? Given<Inner> : ValueOf<T
 /** Values for {@link Struct.encode}: what is left out is 0. */
 export type Given<Of extends Fields> = { readonly [Name in keyof Of]?: GivenOf<Of[Name]> };
 
-interface Placed {
+/** Where a field lies. */
+export interface PlacedField {
   readonly name: string;
-  readonly type: FieldType;
+  /** What it is, or for an array what its elements are. */
+  readonly type: ScalarName | Struct<Fields>;
+  /** Elements of an array; null for a single field. */
+  readonly count: number | null;
+  /** offsetof, in bytes. */
   readonly offset: number;
+  /** sizeof, in bytes. */
+  readonly size: number;
 }
 
 /** The layout of a C structure without its flexible array, if it ends in one. */
 export class Struct<Of extends Fields> {
-  /** The structure's tag in its header. */
+  /** The structure's tag in its header; for a member without a tag, the path to it: `outer.member`. */
   readonly name: string;
   /** sizeof, in bytes. */
   readonly size: number;
   readonly alignment: number;
-  readonly #fields: readonly Placed[];
+  /** In the header's order. */
+  readonly fields: readonly PlacedField[];
   readonly #offsets: ReadonlyMap<string, number>;
 
   /** For {@link struct}. */
   constructor(name: string, fields: Of) {
     let end = 0;
     let alignment = 1;
-    this.#fields = Object.entries(fields).map(([field, type]) => {
-      const { size, alignment: own } =
-        typeof type === "string" ? { ...SCALARS[type], alignment: SCALARS[type].size } : type;
+    this.fields = Object.entries(fields).map(([field, declared]) => {
+      const [type, count] = typeof declared === "string" || declared instanceof Struct ? [declared, null] : declared;
+      const own = typeof type === "string" ? SCALARS[type].size : type.alignment;
+      const size = (typeof type === "string" ? SCALARS[type].size : type.size) * (count ?? 1);
       const offset = Math.ceil(end / own) * own;
       end = offset + size;
       alignment = Math.max(alignment, own);
-      return { name: field, type, offset };
+      return { name: field, type, count, offset, size };
     });
     this.name = name;
     this.size = Math.ceil(end / alignment) * alignment;
     this.alignment = alignment;
-    this.#offsets = new Map(this.#fields.map(({ name, offset }) => [name, offset]));
-  }
-
-  /** Names in the header's order. */
-  get fields(): readonly (keyof Of & string)[] {
-    return this.#fields.map(({ name }) => name);
+    this.#offsets = new Map(this.fields.map(({ name, offset }) => [name, offset]));
   }
 
   /** offsetof, in bytes. */
   offsetOf(field: keyof Of & string): number {
-    return this.#offsets.get(field) ?? Number.NaN;
+    const offset = this.#offsets.get(field);
+    if (offset === undefined) throw new RangeError(`struct ${this.name} has no field ${field}`);
+    return offset;
   }
 
   /**
-   * Writes a structure at `at` of `into`, whose other fields become 0; padding stays as it is.
+   * Writes the structure at `at` of `into`. What is not given becomes 0, padding too: the kernel refuses some structures
+   * in which bytes that it doesn't know are set.
    * @param into default: new, of the structure's size
-   * @throws RangeError for a place that is too small
+   * @throws RangeError for a place that is too small, and for a value that the field can't hold
    */
   encode(values: Given<Of>, into: Uint8Array = new Uint8Array(this.size), at = 0): Uint8Array {
-    const view = new DataView(into.buffer, into.byteOffset + at, this.size);
-    this.#write(values, view, 0);
+    if (!this.#fits(into, at)) {
+      throw new RangeError(`struct ${this.name} takes ${this.size} bytes, more than there are at ${at}`);
+    }
+    into.fill(0, at, at + this.size);
+    this.#write(values, new DataView(into.buffer, into.byteOffset + at, this.size), 0);
     return into;
   }
 
@@ -97,33 +145,60 @@ export class Struct<Of extends Fields> {
    * @throws DirtmapError `TRUNCATED` where the bytes end before it does
    */
   decode(bytes: Uint8Array, at = 0): Values<Of> {
-    if (at < 0 || at + this.size > bytes.length) {
-      throw new DirtmapError(`struct ${this.name} needs ${this.size} bytes, and ${bytes.length - at} are there`, {
+    if (!this.#fits(bytes, at)) {
+      throw new DirtmapError(`struct ${this.name} takes ${this.size} bytes, more than there are at ${at}`, {
         code: "TRUNCATED",
       });
     }
     return this.#read(new DataView(bytes.buffer, bytes.byteOffset + at, this.size), 0);
   }
 
+  #fits(bytes: Uint8Array, at: number): boolean {
+    return at >= 0 && at + this.size <= bytes.length;
+  }
+
   #write(values: Given<Of>, view: DataView, base: number): void {
     const given: Readonly<Record<string, unknown>> = values;
-    for (const { name, type, offset } of this.#fields) {
-      const value = given[name] ?? 0;
-      const at = base + offset;
-      if (type === "u64") view.setBigUint64(at, BigInt(value as bigint), true);
-      else if (type === "u32") view.setUint32(at, value as number, true);
-      else if (type === "s32") view.setInt32(at, value as number, true);
-      else if (type === "u16") view.setUint16(at, value as number, true);
-      else if (type === "u8") view.setUint8(at, value as number);
-      else type.#write(value === 0 ? {} : (value as Given<Fields>), view, at);
+    for (const field of this.fields) {
+      const value = given[field.name];
+      if (value === undefined) continue;
+      const at = base + field.offset;
+      if (typeof field.type !== "string") field.type.#write(value as Given<Fields>, view, at);
+      else if (field.count === null) this.#writeScalar(field, value, view, at);
+      else this.#writeArray(field, value as readonly unknown[], view, at);
     }
+  }
+
+  #writeArray(field: PlacedField, values: readonly unknown[], view: DataView, at: number): void {
+    if (values.length !== field.count) {
+      throw new RangeError(`${this.name}.${field.name} has ${field.count} elements, not ${values.length}`);
+    }
+    const stride = field.size / field.count;
+    values.forEach((value, index) => {
+      this.#writeScalar(field, value, view, at + index * stride);
+    });
+  }
+
+  #writeScalar(field: PlacedField, value: unknown, view: DataView, at: number): void {
+    const scalar: Scalar = SCALARS[field.type as ScalarName];
+    // A DataView would wrap silently, and a length of 2^32 become one of 0.
+    const whole = typeof scalar.last === "bigint" ? typeof value === "bigint" : Number.isInteger(value);
+    if (!whole || (value as number) < (scalar.first ?? 0) || (value as number) > scalar.last) {
+      throw new RangeError(`${this.name}.${field.name} is a ${String(field.type)}, which can't hold ${String(value)}`);
+    }
+    scalar.set(view, at, value as number);
   }
 
   #read(view: DataView, base: number): Values<Of> {
     const values: Record<string, unknown> = {};
-    for (const { name, type, offset } of this.#fields) {
-      values[name] =
-        typeof type === "string" ? SCALARS[type].get(view, base + offset) : type.#read(view, base + offset);
+    for (const { name, type, count, offset } of this.fields) {
+      const at = base + offset;
+      if (typeof type !== "string") values[name] = type.#read(view, at);
+      else if (count === null) values[name] = SCALARS[type].get(view, at);
+      else {
+        const { get, size } = SCALARS[type];
+        values[name] = Array.from({ length: count }, (_, index) => get(view, at + index * size));
+      }
     }
     return values as Values<Of>;
   }

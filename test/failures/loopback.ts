@@ -2,7 +2,7 @@ import { createHash } from "node:crypto";
 import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { forEachRun } from "../../src/bitmap/dirty-bitmap.js";
+import { forEachRun } from "../../src/bitmap/bits.js";
 import type { RamBitmap } from "../../src/bitmap/ram-bitmap.js";
 import { DirtmapError } from "../../src/errors.js";
 import { type MachineDescription, machineSchema } from "../../src/host/description.js";

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
+import type { Arc } from "../../src/devices/driver/mig-state.js";
 import type { EmulatedMachine } from "../../src/emulated/machine.js";
-import type { Arc } from "../../src/emulated/vfio/mig-state.js";
 import { machineOf, NIC, VF } from "../support/machines.js";
 import { expectMoved, expectRunning, Rig } from "../support/migration.js";
 

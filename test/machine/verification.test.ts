@@ -1,5 +1,5 @@
 import { expect, it } from "vitest";
-import { forEachRun } from "../../src/bitmap/dirty-bitmap.js";
+import { forEachRun } from "../../src/bitmap/bits.js";
 import type { RamBitmap } from "../../src/bitmap/ram-bitmap.js";
 import { exitCodeOf } from "../../src/cli/exit-codes.js";
 import { machineOf, NIC, VF } from "../support/machines.js";

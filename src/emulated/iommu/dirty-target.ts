@@ -1,4 +1,5 @@
-import { type DirtyBitmap, setBits } from "../../bitmap/dirty-bitmap.js";
+import { setBits } from "../../bitmap/bits.js";
+import type { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import { PAGE_SHIFT, PAGE_SIZE, type PageNumber } from "../../memory/address.js";
 
 /**

@@ -1,11 +1,11 @@
 import type { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import { hex, PAGE_SIZE, type PageNumber } from "../../memory/address.js";
 import type { InFlight } from "../../memory/in-flight.js";
+import { Lock } from "../../threads/lock.js";
 import { UapiError } from "../../uapi/errno.js";
 import { leafSizesOf, targetOf } from "./dirty-target.js";
 import { LAST_PAGE } from "./format.js";
 import type { IommuDomain, Port } from "./iommu.js";
-import { Lock } from "./lock.js";
 import type { Mapping, PageTable } from "./page-table.js";
 import type { DirtyReader } from "./reader.js";
 

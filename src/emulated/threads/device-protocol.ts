@@ -1,4 +1,5 @@
 import type { PostedDmaLog } from "../../devices/dma-log.js";
+import type { RunMode } from "../../devices/driver/migration-driver.js";
 import type { DmaFault } from "../../devices/model.js";
 import type { ModelWiring } from "../../devices/pci-model.js";
 import type { StampTrail } from "../../devices/stamp.js";
@@ -13,9 +14,6 @@ import type { PinnedRun, PinWiring } from "../vfio/pin-port.js";
  * What the main thread and a device thread ask of each other. A thread answers between two slices of DMA, so every
  * answer also says that the devices' DMA up to it has landed.
  */
-
-/** What a device does: all of its work, all but P2P (or nothing, where it can't tell P2P apart), nothing. */
-export type RunMode = "running" | "p2p-quiesced" | "stopped";
 
 /** A device of a thread, by a number that the main side gives. */
 export type DeviceNumber = number;

@@ -1,5 +1,6 @@
 import { MessageChannel, Worker } from "node:worker_threads";
 import type { PostedDmaLog } from "../../devices/dma-log.js";
+import type { RunMode } from "../../devices/driver/migration-driver.js";
 import type { ModelInfo } from "../../devices/model.js";
 import { modelInfo } from "../../devices/models.js";
 import type { StampTrail } from "../../devices/stamp.js";
@@ -7,7 +8,7 @@ import { DirtmapError } from "../../errors.js";
 import type { PageNumber } from "../../memory/address.js";
 import { RpcClient, serve } from "../../threads/rpc.js";
 import type { PostedTracker } from "../iommufd/emulated-iommu.js";
-import type { DeviceOperations, HostOperations, PostedDevice, RunMode } from "./device-protocol.js";
+import type { DeviceOperations, HostOperations, PostedDevice } from "./device-protocol.js";
 
 /** Who pins memory for an mdev, on the main thread: its driver. */
 export type PinService = Pick<

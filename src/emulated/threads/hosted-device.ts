@@ -1,5 +1,6 @@
 import { clockMonotonic } from "../../devices/clock.js";
 import { DmaLog, type PostedDmaLog } from "../../devices/dma-log.js";
+import type { RunMode } from "../../devices/driver/migration-driver.js";
 import type { DeviceContext, DmaFault, DmaPort } from "../../devices/model.js";
 import { createModel } from "../../devices/models.js";
 import type { PciModel } from "../../devices/pci-model.js";
@@ -10,7 +11,7 @@ import { UapiError } from "../../uapi/errno.js";
 import { IommuDmaPort } from "../iommu/dma-port.js";
 import type { PostedTracker } from "../iommufd/emulated-iommu.js";
 import { PinPort } from "../vfio/pin-port.js";
-import type { HostOperations, PostedDevice, RunMode } from "./device-protocol.js";
+import type { HostOperations, PostedDevice } from "./device-protocol.js";
 import { DmaHold } from "./hold.js";
 
 /** One device on a device thread: its model, its port, and what it may do at the moment. */

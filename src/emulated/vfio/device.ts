@@ -1,8 +1,9 @@
 import { SAVED_PAGE_BYTES } from "../../devices/device-memory.js";
+import { DmaLogging, deviceLogSource, noDmaLogging } from "../../devices/driver/dma-logging.js";
+import type { Arc } from "../../devices/driver/mig-state.js";
+import { MigrationDriver } from "../../devices/driver/migration-driver.js";
 import { PCI_COMMAND, PCI_COMMAND_MASTER, REGION } from "../../devices/pci-model.js";
 import type { StampTrail } from "../../devices/stamp.js";
-import { StateEncoder } from "../../devices/state-stream.js";
-import { type DirtmapError, explain } from "../../errors.js";
 import type {
   BitmapQuery,
   DataStream,
@@ -20,18 +21,11 @@ import type { InFlight } from "../../memory/in-flight.js";
 import { UapiError } from "../../uapi/errno.js";
 import type { DeviceFeature, MigState } from "../../uapi/vfio.js";
 import type { Port, SystemIommu } from "../iommu/iommu.js";
-import { Lock } from "../iommu/lock.js";
 import type { EmulatedAccess } from "../iommufd/access.js";
 import { EmulatedIommufd } from "../iommufd/iommufd.js";
 import type { PhysicalMemory } from "../physical-memory.js";
-import type { RunMode } from "../threads/device-protocol.js";
 import type { DeviceClient } from "../threads/device-threads.js";
-import { ResumingSession, SavingSession, type SessionDevice } from "./data-stream.js";
-import { DmaLogging, deviceLogSource, noDmaLogging } from "./dma-logging.js";
 import { MdevPins, pinLogSource } from "./mdev-pins.js";
-import { type Arc, migrationPath, P2P_STATES, RUNNING_STATES, SAVING_GROUP } from "./mig-state.js";
-
-const SET_STATE = "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE";
 
 /** Bytes that the state of this much device memory takes at most. */
 function memoryStateBytes(bytes: number): number {
@@ -55,10 +49,6 @@ export interface EmulatedVfioDeviceOptions {
 
 /**
  * An open VFIO device of the emulated host: the driver between the uAPI and the model on its thread.
- *
- * What holds: `#state` is the state that the device is in, and the thread's mode follows from it. State changes, resets
- * and reads of the saving stream happen one at a time, under the lock, as under a driver's state mutex. A session exists
- * exactly while the state is in the saving group, or RESUMING.
  */
 export class EmulatedVfioDevice implements VfioDevice {
   readonly id: string;
@@ -71,17 +61,12 @@ export class EmulatedVfioDevice implements VfioDevice {
   readonly #physical: PhysicalMemory;
   readonly #onClose: (() => void) | undefined;
   readonly #logging: DmaLogging | null;
-  readonly #lock = new Lock();
-  readonly #session: SessionDevice & { precopyInfoV2: boolean };
+  readonly #migration: MigrationDriver;
   #bound: {
     readonly iommufd: EmulatedIommufd;
     readonly id: ObjectId;
     readonly access: EmulatedAccess | undefined;
   } | null = null;
-  #state: MigState = "RUNNING";
-  #saving: SavingSession | null = null;
-  #resuming: ResumingSession | null = null;
-  #failArc: Arc | null = null;
   #open = true;
 
   private constructor({ client, port, iommu, inFlight, physical, onClose }: EmulatedVfioDeviceOptions) {
@@ -107,12 +92,13 @@ export class EmulatedVfioDevice implements VfioDevice {
                   flush: () => inFlight.invalidate([port]),
                 }),
           );
-    this.#session = {
-      identity: { model: info.model, stateVersion: info.stateVersion },
-      snapshot: () => client.save(),
-      lock: this.#lock,
-      precopyInfoV2: false,
-    };
+    const memoryBytes = info.regions.find(({ index }) => index === REGION.BAR2)?.bytes ?? 0;
+    this.#migration = new MigrationDriver({
+      id: client.id,
+      info,
+      device: client,
+      maxImage: memoryStateBytes(memoryBytes) + MAX_STATE_BESIDES_MEMORY,
+    });
   }
 
   /** Opens a device that was placed on a thread. It is in RUNNING, and does DMA once its driver enables it. */
@@ -155,13 +141,9 @@ export class EmulatedVfioDevice implements VfioDevice {
   /** Also stops DMA until the driver enables it again: the function's command register is as after power-on. */
   async reset(): Promise<void> {
     this.#checkOpen("VFIO_DEVICE_RESET");
-    await this.#lock.run(async () => {
-      await this.#client.setMode("stopped");
-      this.#endSessions();
+    await this.#migration.reset(async () => {
       await this.#logging?.stop();
       await this.#client.reset();
-      this.#state = "RUNNING";
-      await this.#client.setMode("running");
     });
   }
 
@@ -180,7 +162,8 @@ export class EmulatedVfioDevice implements VfioDevice {
   }
 
   async migration(): Promise<MigrationSupport> {
-    return this.#migration("VFIO_DEVICE_FEATURE_MIGRATION");
+    this.#checkOpen("VFIO_DEVICE_FEATURE_MIGRATION");
+    return this.#migration.support();
   }
 
   async trackingFlags(): Promise<TrackingFlags> {
@@ -192,45 +175,22 @@ export class EmulatedVfioDevice implements VfioDevice {
   }
 
   async state(): Promise<MigState> {
-    this.#migration(SET_STATE);
-    return this.#state;
+    this.#checkOpen("VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE");
+    return this.#migration.state;
   }
 
   async setState(next: MigState): Promise<DataStream | null> {
-    const support = this.#migration(SET_STATE);
-    return this.#lock.run(async () => {
-      const path = migrationPath(this.#state, next, support);
-      if (path === null) {
-        throw new UapiError("EINVAL", {
-          syscall: SET_STATE,
-          attempted: `move '${this.id}' from ${this.#state} to ${next}`,
-          remedy: this.#state === "ERROR" ? "reset the device" : "see the arcs of enum vfio_device_mig_state",
-        });
-      }
-      for (const arc of path) await this.#step(arc);
-      const last = path.at(-1);
-      return last === undefined ? null : this.#streamBegunBy(path);
-    });
+    this.#checkOpen("VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE");
+    return this.#migration.setState(next);
   }
 
   async dataSize(): Promise<number> {
-    this.#migration("VFIO_DEVICE_FEATURE_MIG_DATA_SIZE");
-    return this.#lock.run(async () => {
-      const image = await this.#client.save();
-      if (this.#saving !== null) return this.#saving.remaining(image);
-      const encoder = new StateEncoder(this.#session.identity);
-      return encoder.sizeOf(image) + encoder.endBytes;
-    });
+    this.#checkOpen("VFIO_DEVICE_FEATURE_MIG_DATA_SIZE");
+    return this.#migration.dataSize();
   }
 
   async enablePrecopyInfoV2(): Promise<void> {
-    if (!(await this.supports("MIG_PRECOPY_INFOv2"))) {
-      throw new UapiError("ENOTTY", {
-        syscall: "VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2",
-        attempted: `opt in on '${this.id}', which has no pre-copy`,
-      });
-    }
-    this.#session.precopyInfoV2 = true;
+    this.#migration.enablePrecopyInfoV2();
   }
 
   async startDmaLogging({
@@ -242,17 +202,17 @@ export class EmulatedVfioDevice implements VfioDevice {
   }): Promise<number> {
     const logging = this.#log("start");
     if (this.#client.info.mdev) this.#binding("VFIO_DEVICE_FEATURE_DMA_LOGGING_START", `log the pins of '${this.id}'`);
-    return this.#lock.run(() => logging.start(pageSize, ranges));
+    return this.#migration.lock.run(() => logging.start(pageSize, ranges));
   }
 
   async reportDmaLogging(query: BitmapQuery): Promise<void> {
     // Not under the lock: a report drains, and must work while a state change waits for the same DMA.
-    await this.#log("report").report(query, this.#quiet);
+    await this.#log("report").report(query, this.#migration.quiet);
   }
 
   async stopDmaLogging(): Promise<void> {
     const logging = this.#log("stop");
-    await this.#lock.run(() => logging.stop());
+    await this.#migration.lock.run(() => logging.stop());
   }
 
   /** read(2) of a region. @throws UapiError EINVAL outside of it */
@@ -284,14 +244,14 @@ export class EmulatedVfioDevice implements VfioDevice {
 
   /** For tests: the device fails, into ERROR, when it is next asked to take this arc. */
   failNext(arc: Arc): void {
-    this.#failArc = arc;
+    this.#migration.failNext(arc);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     if (!this.#open) return;
     this.#open = false;
-    await this.#lock.run(async () => {
-      this.#endSessions();
+    await this.#migration.lock.run(async () => {
+      this.#migration.endSessions();
       // A thread that has ended does no DMA.
       await this.#client.setMode("stopped").catch(() => undefined);
       await this.#logging?.stop().catch(() => undefined);
@@ -303,97 +263,9 @@ export class EmulatedVfioDevice implements VfioDevice {
     this.#onClose?.();
   }
 
-  /** One arc. An error leaves the device where it is, or in ERROR. */
-  async #step(arc: Arc): Promise<void> {
-    const { from, to } = arc;
-    try {
-      if (this.#failArc?.from === from && this.#failArc.to === to) {
-        this.#failArc = null;
-        throw new Error("made to fail by a test");
-      }
-      if (this.#client.failure !== undefined) throw new Error(this.#client.failure);
-      if (from === "RESUMING") await this.#load();
-      if (modeOf(from) !== modeOf(to)) await this.#client.setMode(modeOf(to));
-      if (SAVING_GROUP.has(from) && !SAVING_GROUP.has(to)) this.#endSessions();
-      if (SAVING_GROUP.has(to)) await this.#save(to);
-      if (to === "RESUMING") {
-        this.#resuming = new ResumingSession(
-          this.#session.identity,
-          memoryStateBytes(this.#memoryBytes) + MAX_STATE_BESIDES_MEMORY,
-        );
-      }
-      this.#state = to;
-    } catch (cause) {
-      await this.#fail(arc, cause);
-    }
-  }
-
-  /** Enters a state of the saving group, from outside or from within. */
-  async #save(to: MigState): Promise<void> {
-    const begins = this.#saving === null;
-    const session = this.#saving ?? new SavingSession(this.#session);
-    this.#saving = session;
-    if (to === "STOP_COPY") session.finish(await this.#client.save());
-    else if (begins) session.beginPreCopy(await this.#client.save());
-  }
-
-  /** Leaves RESUMING: what was written becomes the device's state. */
-  async #load(): Promise<void> {
-    const session = this.#resuming;
-    this.#resuming = null;
-    if (session !== null) await this.#client.load(session.finish());
-  }
-
-  /** To ERROR: it does no DMA there, and only a reset leads out. */
-  async #fail({ from, to }: Arc, cause: unknown): Promise<never> {
-    this.#state = "ERROR";
-    this.#endSessions();
-    await this.#client.setMode("stopped").catch(() => undefined);
-    const isBadState = (cause as Partial<DirtmapError>).code === "BAD_DEVICE_STATE";
-    throw new UapiError(isBadState ? "EINVAL" : "EIO", {
-      syscall: SET_STATE,
-      attempted: `move '${this.id}' from ${from} to ${to}: ${explain(cause)}`,
-      remedy: "reset the device: it is in ERROR",
-      cause,
-    });
-  }
-
-  #streamBegunBy(path: readonly Arc[]): DataStream | null {
-    const { to } = path[path.length - 1];
-    if (to === "RESUMING") return this.#resuming;
-    const begins = path.some((arc) => !SAVING_GROUP.has(arc.from) && SAVING_GROUP.has(arc.to));
-    return begins && SAVING_GROUP.has(to) ? this.#saving : null;
-  }
-
-  #endSessions(): void {
-    this.#saving?.end();
-    this.#saving = null;
-    this.#resuming?.end();
-    this.#resuming = null;
-  }
-
-  /** True while the device does no DMA at all. */
-  get #quiet(): boolean {
-    const mode = modeOf(this.#state);
-    return mode === "stopped" || (mode === "p2p-quiesced" && !this.#client.info.separatesP2p);
-  }
-
-  get #memoryBytes(): number {
-    return this.regions.find(({ index }) => index === REGION.BAR2)?.bytes ?? 0;
-  }
-
   async #unmap(iova: Iova, length: bigint): Promise<void> {
     const { pins } = this.#client;
     if (pins instanceof MdevPins) await pins.release(this.#client, iova, length);
-  }
-
-  #migration(syscall: string): MigrationSupport {
-    this.#checkOpen(syscall);
-    const { migration } = this.#client.info;
-    if (migration === null) {
-      throw new UapiError("ENOTTY", { syscall, attempted: `migrate '${this.id}'`, remedy: "it can't be migrated" });
-    }
-    return migration;
   }
 
   #log(operation: "start" | "report" | "stop"): DmaLogging {
@@ -423,9 +295,4 @@ export class EmulatedVfioDevice implements VfioDevice {
       });
     }
   }
-}
-
-function modeOf(state: MigState): RunMode {
-  if (RUNNING_STATES.has(state)) return "running";
-  return P2P_STATES.has(state) ? "p2p-quiesced" : "stopped";
 }

@@ -1,10 +1,10 @@
+import type { LogSource } from "../../devices/driver/dma-logging.js";
 import { iovaOf, PAGE_SIZE, pageOf } from "../../memory/address.js";
 import { isErrno } from "../../uapi/errno.js";
 import type { EmulatedAccess } from "../iommufd/access.js";
 import type { PinLog } from "../iommufd/pin-log.js";
 import type { PhysicalMemory } from "../physical-memory.js";
 import type { DeviceClient, PinService } from "../threads/device-threads.js";
-import type { LogSource } from "./dma-logging.js";
 import { pinnedRuns } from "./pin-port.js";
 
 /**

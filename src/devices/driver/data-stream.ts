@@ -1,8 +1,8 @@
-import { StateDecoder, StateEncoder, type StateIdentity } from "../../devices/state-stream.js";
 import { DirtmapError } from "../../errors.js";
 import type { PrecopyInfo, ResumingStream, SavingStream } from "../../host/host.js";
+import type { Lock } from "../../threads/lock.js";
 import { UapiError } from "../../uapi/errno.js";
-import type { Lock } from "../iommu/lock.js";
+import { StateDecoder, StateEncoder, type StateIdentity } from "../state-stream.js";
 
 /*
  * The data transfer sessions of a migrating device: what is read from, or written to, the data_fd that an arc returns

@@ -1,7 +1,7 @@
-import { DmaLog, type LogRange } from "../../devices/dma-log.js";
 import type { BitmapQuery, DmaLoggingLimits } from "../../host/host.js";
 import { hex, type Iova, isPowerOfTwo, PAGE_SIZE, pageOf, U64_MAX } from "../../memory/address.js";
 import { UapiError } from "../../uapi/errno.js";
+import { DmaLog, type LogRange } from "../dma-log.js";
 
 /*
  * VFIO_DEVICE_FEATURE_DMA_LOGGING_START, _REPORT and _STOP: what is checked, in the order in which Linux does

@@ -1,0 +1,223 @@
+import { closeSync } from "node:fs";
+import { UsageError } from "../errors.js";
+import { ERRNO, errnoName, UapiError } from "../uapi/errno.js";
+import { struct } from "../uapi/struct.js";
+import { addressOf } from "./address.js";
+import { lastErrno, libc } from "./libc.js";
+
+/*
+ * UNIX stream sockets that pass descriptors (unix(7)), which node:net can't receive. All calls are non-blocking: who waits,
+ * waits in a PollSet. Structures and numbers are Linux's on x86-64 and arm64.
+ */
+
+const socketCall = libc.func("int socket(int domain, int type, int protocol)");
+const socketpairCall = libc.func("socketpair", "int", ["int", "int", "int", "void *"]);
+const bindCall = libc.func("bind", "int", ["int", "void *", "unsigned int"]);
+const listenCall = libc.func("int listen(int fd, int backlog)");
+const connectCall = libc.func("connect", "int", ["int", "void *", "unsigned int"]);
+const acceptCall = libc.func("accept4", "int", ["int", "void *", "void *", "int"]);
+const recvmsgCall = libc.func("recvmsg", "intptr_t", ["int", "void *", "int"]);
+const sendmsgCall = libc.func("sendmsg", "intptr_t", ["int", "void *", "int"]);
+
+const AF_UNIX = 1;
+const SOCK_STREAM = 1;
+const SOCK_NONBLOCK = 0o4000;
+const SOCK_CLOEXEC = 0o2000000;
+const SOL_SOCKET = 1;
+const SCM_RIGHTS = 1;
+const MSG_CTRUNC = 0x08;
+const MSG_DONTWAIT = 0x40;
+const MSG_NOSIGNAL = 0x4000;
+const MSG_CMSG_CLOEXEC = 0x40000000;
+
+/** sizeof sun_path in struct sockaddr_un, the terminating NUL included. */
+const SUN_PATH_BYTES = 108;
+
+const iovec = struct("iovec", { iov_base: "u64", iov_len: "u64" });
+const msghdr = struct("msghdr", {
+  msg_name: "u64",
+  msg_namelen: "u32",
+  msg_iov: "u64",
+  msg_iovlen: "u64",
+  msg_control: "u64",
+  msg_controllen: "u64",
+  msg_flags: "s32",
+});
+const cmsghdr = struct("cmsghdr", { cmsg_len: "u64", cmsg_level: "s32", cmsg_type: "s32" });
+
+/** SCM_MAX_FD of the kernel: descriptors in one message. */
+export const MAX_FDS = 253;
+
+function failure(syscall: string, attempted: string): UapiError {
+  return new UapiError(errnoName(lastErrno()), { syscall, attempted });
+}
+
+/** True where the last call would have had to wait. */
+function wouldBlock(): boolean {
+  const errno = lastErrno();
+  return errno === ERRNO.EAGAIN || errno === ERRNO.EINTR;
+}
+
+/** @throws UsageError `BAD_SOCKET_PATH` for one that is empty or does not fit struct sockaddr_un */
+function sockaddr(path: string): Uint8Array {
+  const name = new TextEncoder().encode(path);
+  if (name.byteLength === 0 || name.byteLength >= SUN_PATH_BYTES || name.includes(0)) {
+    throw new UsageError(`'${path}' can't be the path of a socket`, {
+      code: "BAD_SOCKET_PATH",
+      remedy: `give 1 to ${SUN_PATH_BYTES - 1} bytes`,
+    });
+  }
+  const address = new Uint8Array(2 + name.byteLength + 1);
+  new DataView(address.buffer).setUint16(0, AF_UNIX, true);
+  address.set(name, 2);
+  return address;
+}
+
+function openSocket(): number {
+  const fd: number = socketCall(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  if (fd < 0) throw failure("socket", "make a UNIX socket");
+  return fd;
+}
+
+/**
+ * Listens at a path that does not exist yet. The caller closes the descriptor and removes the path.
+ * @throws UsageError `BAD_SOCKET_PATH`; UapiError EADDRINUSE where something is at the path, EACCES, ENOENT …
+ */
+export function listenAt(path: string, backlog = 4): number {
+  const address = sockaddr(path);
+  const fd = openSocket();
+  if (bindCall(fd, address, address.byteLength) === 0 && listenCall(fd, backlog) === 0) return fd;
+  const error = failure("bind", `listen at ${path}`);
+  closeSync(fd);
+  throw error;
+}
+
+/** Takes the next connection, or returns undefined where none waits. @throws UapiError */
+export function accept(listener: number): UnixSocket | undefined {
+  const fd: number = acceptCall(listener, null, null, SOCK_NONBLOCK | SOCK_CLOEXEC);
+  if (fd >= 0) return new UnixSocket(fd);
+  // A peer that has gone before it was taken is no failure of the listener.
+  if (wouldBlock() || lastErrno() === ERRNO.ECONNABORTED) return undefined;
+  throw failure("accept4", "take a connection");
+}
+
+/** @throws UsageError `BAD_SOCKET_PATH`; UapiError ENOENT, ECONNREFUSED, EACCES, EAGAIN for a full backlog */
+export function connectTo(path: string): UnixSocket {
+  const address = sockaddr(path);
+  const fd = openSocket();
+  if (connectCall(fd, address, address.byteLength) === 0) return new UnixSocket(fd);
+  const error = failure("connect", `connect to ${path}`);
+  closeSync(fd);
+  throw error;
+}
+
+/** Two connected sockets. @throws UapiError */
+export function socketPair(): [UnixSocket, UnixSocket] {
+  const pair = new Int32Array(2);
+  if (socketpairCall(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) < 0) {
+    throw failure("socketpair", "make a pair of sockets");
+  }
+  return [new UnixSocket(pair[0]), new UnixSocket(pair[1])];
+}
+
+/** A connected socket. Closed once; a descriptor that arrives belongs to who receives it. */
+export class UnixSocket implements Disposable {
+  readonly fd: number;
+  readonly #vector = new Uint8Array(iovec.size);
+  readonly #header = new Uint8Array(msghdr.size);
+  readonly #vectorWords = new BigUint64Array(this.#vector.buffer);
+  readonly #headerView = new DataView(this.#header.buffer);
+  readonly #control = new Uint8Array(cmsghdr.size + Math.ceil((MAX_FDS * 4) / 8) * 8);
+  /** Addresses of buffers that were used before: a connection has few. */
+  readonly #addresses = new WeakMap<ArrayBufferLike, bigint>();
+  #open = true;
+
+  constructor(fd: number) {
+    this.fd = fd;
+    msghdr.encode(
+      { msg_iov: addressOf(this.#vector), msg_iovlen: 1n, msg_control: addressOf(this.#control) },
+      this.#header,
+    );
+  }
+
+  /**
+   * Reads into `into` from `at` on. Returns the bytes that came, 0 at the end of the stream, -1 where nothing waits.
+   * @param fds descriptors that came along are added, close-on-exec; they belong to the last message that begins in what
+   * was read, since a read ends behind the write that carried them
+   * @throws UapiError ECONNRESET …, EMSGSIZE where descriptors were cut off (those that came are closed)
+   */
+  receive(into: Uint8Array, at: number, fds: number[]): number {
+    this.#point(into, at, into.byteLength - at);
+    this.#headerView.setBigUint64(CONTROL_LENGTH, BigInt(this.#control.byteLength), true);
+    const bytes: number = recvmsgCall(this.fd, this.#header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (bytes < 0) {
+      if (wouldBlock()) return -1;
+      throw failure("recvmsg", "receive a message");
+    }
+    if (this.#headerView.getBigUint64(CONTROL_LENGTH, true) > 0n) this.#takeFds(fds);
+    return bytes;
+  }
+
+  /**
+   * Sends bytes, and descriptors with the first of them; what was sent may be closed at once. Returns how many bytes were
+   * taken, 0 where the peer does not keep up (then no descriptor was sent either).
+   * @throws UapiError EPIPE, ECONNRESET
+   */
+  send(from: Uint8Array, at: number, end: number, fds: readonly number[] = []): number {
+    this.#point(from, at, end - at);
+    let length = 0;
+    if (fds.length > 0) {
+      length = cmsghdr.size + fds.length * 4;
+      cmsghdr.encode({ cmsg_len: BigInt(length), cmsg_level: SOL_SOCKET, cmsg_type: SCM_RIGHTS }, this.#control);
+      new Int32Array(this.#control.buffer, cmsghdr.size, fds.length).set(fds);
+    }
+    this.#headerView.setBigUint64(CONTROL_LENGTH, BigInt(Math.ceil(length / 8) * 8), true);
+    const bytes: number = sendmsgCall(this.fd, this.#header, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (bytes >= 0) return bytes;
+    if (wouldBlock()) return 0;
+    throw failure("sendmsg", `send ${end - at} bytes`);
+  }
+
+  [Symbol.dispose](): void {
+    if (!this.#open) return;
+    this.#open = false;
+    closeSync(this.fd);
+  }
+
+  #point(view: Uint8Array, at: number, bytes: number): void {
+    let base = this.#addresses.get(view.buffer);
+    if (base === undefined) {
+      base = addressOf(view) - BigInt(view.byteOffset);
+      this.#addresses.set(view.buffer, base);
+    }
+    this.#vectorWords[0] = base + BigInt(view.byteOffset + at);
+    this.#vectorWords[1] = BigInt(bytes);
+  }
+
+  #takeFds(fds: number[]): void {
+    const end = Number(this.#headerView.getBigUint64(CONTROL_LENGTH, true));
+    const came: number[] = [];
+    for (let at = 0; at + cmsghdr.size <= end; ) {
+      const { cmsg_len, cmsg_level, cmsg_type } = cmsghdr.decode(this.#control, at);
+      const length = Math.min(Number(cmsg_len), end - at);
+      if (length < cmsghdr.size) break;
+      if (cmsg_level === SOL_SOCKET && cmsg_type === SCM_RIGHTS) {
+        const count = Math.floor((length - cmsghdr.size) / 4);
+        came.push(...new Int32Array(this.#control.buffer, at + cmsghdr.size, count));
+      }
+      at += Math.ceil(length / 8) * 8;
+    }
+    if ((this.#headerView.getInt32(FLAGS, true) & MSG_CTRUNC) !== 0) {
+      for (const fd of came) closeSync(fd);
+      throw new UapiError("EMSGSIZE", {
+        syscall: "recvmsg",
+        attempted: "receive descriptors, of which some were cut off",
+        remedy: `send at most ${MAX_FDS} with a message, and leave this process descriptors to spare (ulimit -n)`,
+      });
+    }
+    fds.push(...came);
+  }
+}
+
+const CONTROL_LENGTH = msghdr.offsetOf("msg_controllen");
+const FLAGS = msghdr.offsetOf("msg_flags");

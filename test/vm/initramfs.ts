@@ -1,0 +1,81 @@
+import { spawnSync } from "node:child_process";
+import { closeSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, symlinkSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { MissingError } from "./missing.js";
+import { packagesNeeded } from "./packages.js";
+
+/** Where the project lies in the guest. */
+export const GUEST_PROJECT = "/app";
+
+/** What of the project the guest gets, besides its packages. */
+const PROJECT_PARTS = ["package.json", "bin", "dist", "scenarios", "test/kernel/vitest.config.js"];
+
+/** Packages for development that tests need as they run; the others only build or lint. */
+const TEST_PACKAGES = ["vitest", "fast-check"];
+
+/** Debian's busybox-static. The dynamic busybox would do, too: its libraries are looked up as everybody's. */
+const BUSYBOX = ["/bin/busybox", "/usr/bin/busybox"];
+
+/** Puts a link to a file or folder of this machine at a place in the tree, which cpio follows. */
+function place(tree: string, at: string, source: string): void {
+  const link = join(tree, at);
+  if (existsSync(link)) return;
+  mkdirSync(dirname(link), { recursive: true });
+  symlinkSync(source, link);
+}
+
+/** The shared libraries of these programs, as ldd resolves them; undefined for one that can't be loaded here. */
+function librariesOf(file: string): readonly string[] | undefined {
+  const { status, stdout } = spawnSync("ldd", [file], { encoding: "utf8" });
+  // Statically linked, or for another C library.
+  if (status !== 0 || stdout.includes("not found")) return undefined;
+  return stdout.split("\n").flatMap((line) => /(?:^\s*|=> )(\/\S+)/.exec(line)?.[1] ?? []);
+}
+
+/**
+ * Writes the archive from which a guest boots: busybox, this machine's Node, the libraries that it and native addons
+ * need, and the built project with the packages that it runs with. Nothing is copied to make it: a tree of links is
+ * read by cpio.
+ * @param root the project's folder, built
+ * @param work an empty folder, in which the archive is made
+ * @returns the archive's path
+ * @throws MissingError without busybox or cpio
+ */
+export function makeInitramfs(root: string, work: string): string {
+  const busybox = BUSYBOX.find((path) => existsSync(path));
+  if (busybox === undefined) throw new MissingError("no busybox", "install the package busybox-static");
+
+  const tree = join(work, "tree");
+  for (const folder of ["proc", "sys", "dev", "tmp", "share", "hugepages"])
+    mkdirSync(join(tree, folder), { recursive: true });
+  place(tree, "init", join(root, "test/vm/init"));
+  place(tree, "bin/busybox", busybox);
+  place(tree, "bin/node", process.execPath);
+
+  const manifest = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { dependencies: object };
+  const packages = packagesNeeded(root, [...Object.keys(manifest.dependencies), ...TEST_PACKAGES]);
+  const binaries = [busybox, process.execPath];
+  for (const folder of packages) {
+    place(tree, join(GUEST_PROJECT, folder), join(root, folder));
+    const files = readdirSync(join(root, folder), { recursive: true, encoding: "utf8" });
+    binaries.push(...files.filter((name) => name.endsWith(".node")).map((name) => join(root, folder, name)));
+  }
+  for (const part of PROJECT_PARTS) place(tree, join(GUEST_PROJECT, part), join(root, part));
+  for (const library of new Set(binaries.flatMap((binary) => librariesOf(binary) ?? []))) place(tree, library, library);
+
+  const archive = join(work, "initramfs.cpio");
+  const output = openSync(archive, "w");
+  // Packages' sources, maps and types are of no use in the guest; vitest wants the project's own maps.
+  const { status, stderr, error } = spawnSync(
+    "sh",
+    [
+      "-c",
+      "find -L . ! -name '*.ts' ! -name '*.md' ! -path '*/node_modules/*.map' | LC_ALL=C sort | cpio -o -L -H newc --quiet",
+    ],
+    { cwd: tree, stdio: ["ignore", output, "pipe"], encoding: "utf8" },
+  );
+  closeSync(output);
+  if (/cpio: .*not found/.test(stderr)) throw new MissingError("no cpio", "install the package cpio");
+  if (error || status !== 0) throw new Error(`cpio failed: ${stderr}`, { cause: error });
+  return archive;
+}
