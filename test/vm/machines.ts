@@ -9,20 +9,20 @@ export type MachineName = (typeof MACHINES)[number];
  * The two `pair` devices are functions of one slot without ACS, and so share an IOMMU group.
  */
 export const PCI_DEVICES = {
-  edu: "0000:00:10.0",
-  pair0: "0000:00:11.0",
-  pair1: "0000:00:11.1",
-  igb: "0000:00:12.0",
+  edu: "0000:00:05.0",
+  pair0: "0000:00:06.0",
+  pair1: "0000:00:06.1",
+  igb: "0000:00:07.0",
   /** The only one that the kernel has a driver of its own for. */
-  nvme: "0000:00:13.0",
+  nvme: "0000:00:08.0",
 } as const;
 
 const ASSIGNABLE = [
-  ...["-device", "edu,addr=10.0"],
-  ...["-device", "edu,addr=11.0,multifunction=on"],
-  ...["-device", "edu,addr=11.1"],
-  ...["-device", "igb,addr=12.0"],
-  ...["-device", "nvme,serial=dirtmap,addr=13.0"],
+  ...["-device", "edu,addr=05.0"],
+  ...["-device", "edu,addr=06.0,multifunction=on"],
+  ...["-device", "edu,addr=06.1"],
+  ...["-device", "igb,addr=07.0"],
+  ...["-device", "nvme,serial=dirtmap,addr=08.0"],
 ];
 
 const ASSIGNABLE_NEEDS: readonly QemuNeed[] = [{ device: "edu" }, { device: "igb" }, { device: "nvme" }];
