@@ -20,13 +20,17 @@ function against(mutate: (rig: Rig) => Rig): MakeSides {
   return async (kind) => {
     const plain: Rig = mocks[kind.name].open();
     const other: Rig = mocks[kind.name].open();
-    // As on the kernel's side, no overrun is added to what is read.
     return [new Side(quiet(plain)), new Side(mutate(quiet(other)))];
   };
 }
 
+/** What this host reports, instead of what Linux would have. */
 function quiet(rig: Rig): Rig {
-  return withOverrides(rig, { overrun: async () => 0n });
+  return withOverrides(rig, {
+    getDirtyBitmap: async (hwpt, query) => {
+      await rig.iommufd.getDirtyBitmap(hwpt, query);
+    },
+  });
 }
 
 /** An object that answers for another, except with these. */
@@ -41,7 +45,10 @@ function withOverrides<T extends object>(target: T, overrides: Partial<T>): T {
 
 /** A host whose iommufd answers wrongly in one call. */
 function wrong(overrides: (iommufd: Iommufd) => Partial<Iommufd>): (rig: Rig) => Rig {
-  return (rig) => withOverrides(rig, { iommufd: withOverrides(rig.iommufd, overrides(rig.iommufd)) });
+  return (rig) => {
+    const iommufd = withOverrides(rig.iommufd, overrides(rig.iommufd));
+    return quiet(withOverrides(rig, { iommufd }));
+  };
 }
 
 function refusal(code: ErrnoName): UapiError {

@@ -9,10 +9,11 @@ import { EmulatedIommufd } from "../../src/emulated/iommufd/iommufd.js";
 import { CPU_PAGES } from "../../src/emulated/iommufd/iova-allocator.js";
 import { PhysicalMemory } from "../../src/emulated/physical-memory.js";
 import type { ObjectId } from "../../src/host/host.js";
-import { GiB, iovaOf, MiB, PAGE_SIZE, pageOf } from "../../src/memory/address.js";
+import { GiB, MiB, PAGE_SIZE, pageOf } from "../../src/memory/address.js";
 import { type Arena, createArena } from "../../src/memory/arena.js";
 import { InFlight } from "../../src/memory/in-flight.js";
 import { UapiError } from "../../src/uapi/errno.js";
+import { type Leaf, linuxMarks, setMarks } from "./linux-marks.js";
 import { MEMORY_BYTES, type MockKind } from "./mock-kind.js";
 import type { Rig } from "./side.js";
 import { Units } from "./units.js";
@@ -21,7 +22,8 @@ import { Units } from "./units.js";
 const DEVICES = 31;
 const WRITER: Port = DEVICES;
 
-/** What an entry at the second level of the kernel's mock page tables reaches, in the kernel's units. */
+/** What entries of the kernel's mock page tables reach, at the first level and at the second, in the kernel's units. */
+const KERNEL_ENTRY = 2048n;
 const KERNEL_ITEM = BigInt(MiB);
 
 /**
@@ -153,28 +155,62 @@ class EmulatedRig implements Rig {
     }
   }
 
-  async overrun(hwpt: ObjectId, iova: bigint): Promise<bigint> {
-    const item = this.units.in(KERNEL_ITEM);
-    const within = iova % item;
-    if (within === 0n || iova > BigInt(256 * GiB)) return 0n;
-    const start = iovaOf(pageOf(iova));
-    const into = new DirtyBitmap({ iova: start, length: BigInt(PAGE_SIZE), granule: PAGE_SIZE });
-    try {
-      const query = { iova: start, length: BigInt(PAGE_SIZE), pageSize: PAGE_SIZE, into, clear: false };
-      const { leafSizes } = await this.iommufd.getDirtyBitmap(hwpt, query);
-      const leaf = leafSizes.length === 1 ? BigInt(leafSizes[0]) : 0n;
-      if (leaf < item || into.count() === 0) return 0n;
-      const rest = leaf - (iova % leaf);
-      return ((rest + item - 1n) / item) * item;
-    } catch (error) {
-      if (error instanceof UapiError) return 0n;
-      throw error;
+  async getDirtyBitmap(hwpt: ObjectId, query: Parameters<Rig["getDirtyBitmap"]>[1]): Promise<void> {
+    const leaves = await this.#dirtyLeaves(hwpt, query);
+    const { iova, length, pageSize, into } = query;
+    const before = into.words.slice();
+    await this.iommufd.getDirtyBitmap(hwpt, query);
+    // This host reports what it should: each dirty leaf, as far as it was asked for.
+    const last = iova + length - 1n;
+    const expected = new DirtyBitmap({ iova: into.iova, length: into.length, granule: pageSize });
+    expected.words.set(before);
+    for (const leaf of leaves) setMarks(expected, leaf.start > iova ? leaf.start : iova, leaf.start + leaf.size, last);
+    if (!into.words.every((word, index) => word === expected.words[index])) {
+      throw new Error(`${into} was reported of the leaves ${leaves.map((leaf) => `${leaf.start}+${leaf.size}`)}`);
+    }
+    // From here on as Linux would have it.
+    into.words.set(before);
+    const second = this.units.in(KERNEL_ITEM);
+    for (const leaf of leaves) {
+      const { from, end } = linuxMarks(leaf, { iova, last }, leaf.size < second ? this.units.in(KERNEL_ENTRY) : second);
+      setMarks(into, from, end ?? last + 1n, last);
     }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     for (const device of [...this.#ports.keys()]) await this.removeDevice(device);
     await this.iommufd[Symbol.asyncDispose]();
+  }
+
+  /** The dirty leaves in a range, up to the first hole; none where reading them is refused. */
+  async #dirtyLeaves(hwpt: ObjectId, { iova, length }: { iova: bigint; length: bigint }): Promise<Leaf[]> {
+    const leaves: Leaf[] = [];
+    if (length <= 0n || length > BigInt(GiB)) return leaves;
+    const page = BigInt(PAGE_SIZE);
+    const peek = async (from: bigint, bytes: bigint) => {
+      const into = new DirtyBitmap({ iova: from, length: bytes, granule: PAGE_SIZE });
+      const query = { iova: from, length: bytes, pageSize: PAGE_SIZE, into, clear: false };
+      return { into, ...(await this.iommufd.getDirtyBitmap(hwpt, query)) };
+    };
+    const first = iova - (iova % page);
+    const end = iova + length + page - 1n;
+    try {
+      const { into } = await peek(first, end - (end % page) - first);
+      const dirty: bigint[] = [];
+      into.forEachRun((bit, count) => {
+        for (let i = bit; i < bit + count; i++) dirty.push(first + BigInt(i) * page);
+      });
+      for (const at of dirty) {
+        const known = leaves.at(-1);
+        if (known !== undefined && at < known.start + known.size) continue;
+        const size = BigInt((await peek(at, page)).leafSizes[0]);
+        leaves.push({ start: at - (at % size), size });
+      }
+    } catch (error) {
+      if (error instanceof UapiError) return [];
+      throw error;
+    }
+    return leaves;
   }
 
   /** Notes which HWPT a domain that is made meanwhile belongs to. */
@@ -247,7 +283,10 @@ class MockDomain implements IommuDomain {
 
   map(args: Parameters<IommuDomain["map"]>[0]): void {
     const step = this.#cpuPage / PAGE_SIZE;
-    if (args.hugePages || step === 1) return this.inner.map(args);
+    if (args.hugePages || step === 1) {
+      this.inner.map(args);
+      return;
+    }
     for (let i = 0; i < args.pages; i += step) {
       this.inner.map({ ...args, page: args.page + i, frame: args.frame + i, pages: step, hugePages: true });
     }

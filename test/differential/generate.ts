@@ -152,7 +152,7 @@ class Generator {
 
   #badLength(): bigint {
     const page = BigInt(this.#kind.ioPage);
-    return this.#random.pick([0n, 1n, page / 2n, page + 1n, page * 3n + page / 2n, 1n << 63n, U64_MAX]);
+    return this.#random.pick([0n, 1n, page / 2n, page + 1n, page * 3n + page / 2n, 3n << 62n, U64_MAX]);
   }
 
   /** Somewhere in the aperture, mostly in one of a few places, so that operations meet. */
@@ -387,6 +387,8 @@ class Generator {
     }
     if (random.chance(5)) length = this.#badLength();
     if (random.chance(5)) iova = this.#badIova(length);
+    // A bitmap of more than a GiB isn't worth its memory, unless the range is refused.
+    if (length > 1n << 30n && iova + length - 1n <= U64_MAX) length = 1n << 20n;
     // At 0, Linux takes a length of 0 for the whole space, and writes beyond the bitmap: no library asks it that.
     if (iova === 0n && length === 0n) iova = BigInt(page);
     return {

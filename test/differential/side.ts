@@ -1,7 +1,7 @@
 import { DirtyBitmap } from "../../src/bitmap/dirty-bitmap.js";
-import type { Iommufd, MapFlags, MemorySpan, ObjectId } from "../../src/host/host.js";
+import type { BitmapQuery, Iommufd, MapFlags, MemorySpan, ObjectId } from "../../src/host/host.js";
 import { hex } from "../../src/memory/address.js";
-import { UapiError } from "../../src/uapi/errno.js";
+import { isErrno, UapiError } from "../../src/uapi/errno.js";
 import { Ids } from "./ids.js";
 import type { Answer, Name, Operation, Permissions } from "./operation.js";
 import type { Units } from "./units.js";
@@ -23,11 +23,8 @@ export interface Rig extends AsyncDisposable {
   allocHwpt(args: { device: ObjectId; ioas: ObjectId; dirtyTracking: boolean; onIoas: boolean }): Promise<ObjectId>;
   /** Writes to the granules whose bits are set. @throws UapiError EINVAL where the HWPT isn't tracking */
   mark(hwpt: ObjectId, granules: DirtyBitmap): Promise<void>;
-  /**
-   * What a read of dirty bits that begins at `iova` marks, in bytes from there on, though it lies behind the leaf at
-   * `iova`; 0 for a host that marks what was written. See "GET_DIRTY_BITMAP from within a leaf" in docs/fidelity.md.
-   */
-  overrun(hwpt: ObjectId, iova: bigint): Promise<bigint>;
+  /** IOMMU_HWPT_GET_DIRTY_BITMAP, with the bits that Linux 7.2 sets: see {@link linuxMarks}. */
+  getDirtyBitmap(hwpt: ObjectId, query: BitmapQuery & { clear: boolean }): Promise<void>;
 }
 
 /** Runs operations on one host, and puts its answers in terms that both have in common. */
@@ -49,24 +46,25 @@ export class Side {
     }
   }
 
-  /** Whether an object answers to its id: none of these calls changes anything. */
+  /** Whether an object answers to its id: what is called for that changes nothing. */
   async exists(name: Name): Promise<boolean> {
     const { iommufd } = this.#rig;
     const id = this.ids.of(name);
-    const into = new DirtyBitmap({ iova: 1n, length: 1n, granule: 1 });
-    const calls = [
-      () => iommufd.getOption({ option: "HUGE_PAGES", ioas: id }),
-      () => iommufd.hwInfo(id),
-      () => iommufd.getDirtyBitmap(id, { iova: 1n, length: 0n, pageSize: 1, into, clear: false }),
-    ];
-    for (const call of calls) {
-      const refusal = await call().then(
-        () => "none",
-        (error: unknown) => (error instanceof UapiError ? error.code : String(error)),
-      );
-      if (refusal !== "ENOENT") return true;
+    const call = (): Promise<unknown> => {
+      if (name.startsWith("device")) return iommufd.hwInfo(id);
+      if (!name.startsWith("hwpt") && !name.startsWith("auto")) {
+        return iommufd.getOption({ option: "HUGE_PAGES", ioas: id });
+      }
+      // From 1 on, a length of 0 is refused: but only of an HWPT that is there.
+      const into = new DirtyBitmap({ iova: 1n, length: 1n, granule: 1 });
+      return iommufd.getDirtyBitmap(id, { iova: 1n, length: 0n, pageSize: 1, into, clear: false });
+    };
+    try {
+      await call();
+      return true;
+    } catch (error) {
+      return !isErrno(error, "ENOENT");
     }
-    return false;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -163,19 +161,15 @@ export class Side {
   }
 
   async #getDirtyBitmap(op: Operation & { kind: "getDirtyBitmap" }): Promise<string> {
-    const { iommufd, units } = this.#rig;
+    const { units } = this.#rig;
     const hwpt = this.ids.of(op.hwpt);
     const [iova, length] = [units.in(op.iova), units.in(op.length)];
     const pageSize = units.bytesIn(op.pageSize);
     // A refused range may be of any length; the bitmap then is a small one.
-    const covered = length > 0n && length < 1n << 32n ? length : BigInt(pageSize);
+    const covered = length > 0n && length < 1n << 33n ? length : BigInt(pageSize);
     const into = new DirtyBitmap({ iova, length: covered, granule: pageSize });
     if (op.preset) into.set(into.bits - 1);
-    const overrun = await this.#rig.overrun(hwpt, iova);
-    await iommufd.getDirtyBitmap(hwpt, { iova, length, pageSize, into, clear: op.clear });
-    if (overrun > 0n && into.get(0)) {
-      into.setRange(0, Math.min(into.bits, Math.ceil(Number(overrun) / pageSize)));
-    }
+    await this.#rig.getDirtyBitmap(hwpt, { iova, length, pageSize, into, clear: op.clear });
     const runs: string[] = [];
     into.forEachRun((first, count) => runs.push(count === 1 ? `${first}` : `${first}-${first + count - 1}`));
     return `bits ${runs.join(", ") || "none"}`;
