@@ -59,3 +59,14 @@ export function forEachRun(words: Uint32Array, bits: number, run: (first: number
   }
   if (start >= 0) run(start, bits - start);
 }
+
+/** True if all of `count` bits from `first` on are set. */
+export function areSet(words: Uint32Array, first: number, count: number): boolean {
+  for (let bit = first; bit < first + count; ) {
+    const bits = Math.min(32 - (bit & 31), first + count - bit);
+    const mask = (-1 >>> (32 - bits)) << (bit & 31);
+    if ((words[Math.floor(bit / 32)] & mask) !== mask) return false;
+    bit += bits;
+  }
+  return true;
+}

@@ -32,7 +32,14 @@ export function mapAnonymousOver(over: Uint8Array): void {
 }
 
 function mapOver(over: Uint8Array, flags: number, fd: number, offset: number, what: string): void {
-  const answer: number | bigint = mmap(addressOf(over), over.byteLength, PROT_READ_WRITE, flags | MAP_FIXED, fd, offset);
+  const answer: number | bigint = mmap(
+    addressOf(over),
+    over.byteLength,
+    PROT_READ_WRITE,
+    flags | MAP_FIXED,
+    fd,
+    offset,
+  );
   if (Number(answer) === -1) {
     throw new UapiError(errnoName(lastErrno()), {
       syscall: "mmap",

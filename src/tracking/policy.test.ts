@@ -2,39 +2,10 @@ import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { UsageError } from "../errors.js";
 import { MiB } from "../memory/address.js";
-import type { DeviceCapabilities, TrackerCapability } from "./capabilities.js";
+import type { DeviceCapabilities } from "./capabilities.js";
 import { DEFAULT_POLICY, DEVICE_TRACKERS, type Policy, UNTRACKED } from "./choice.js";
+import { device } from "./fake-capabilities.test.helper.js";
 import { chooseTrackers } from "./policy.js";
-
-const has = (...pageSizes: number[]): TrackerCapability => {
-  return { available: true, pageSizes, readableWhen: "always", what: "its dirty bits" };
-};
-const lacks: TrackerCapability = { available: false, why: "it has none" };
-
-interface Parts {
-  mdev?: boolean;
-  iommu?: boolean;
-  own?: boolean;
-  stop?: boolean;
-}
-
-function device(id: string, { mdev = false, iommu = false, own = false, stop = true }: Parts): DeviceCapabilities {
-  const log = own ? has(4096, 65536) : lacks;
-  return {
-    id,
-    model: "test",
-    mdev,
-    flags: { tracksInternally: own, tracksThroughContainer: mdev && iommu },
-    migration: stop ? { stopCopy: true, p2p: true, preCopy: false } : null,
-    iommu: mdev ? null : { type: "amd", dirtyTracking: iommu, pageSizes: [4096, 2 * MiB] },
-    trackers: {
-      iommu: iommu ? has(...(mdev ? [4096] : [4096, 2 * MiB])) : lacks,
-      device: mdev ? lacks : log,
-      pinned: mdev ? log : lacks,
-      everything: has(),
-    },
-  };
-}
 
 function choose(probed: DeviceCapabilities[], policy: Partial<Policy> = {}) {
   return chooseTrackers(probed, { ...DEFAULT_POLICY, ...policy });

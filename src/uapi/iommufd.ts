@@ -162,3 +162,20 @@ export const iommu_ioas_map_file = struct("iommu_ioas_map_file", {
   iova: "u64",
 });
 export const IOMMU_IOAS_MAP_FILE = request("IOMMU_IOAS_MAP_FILE", 0x8f);
+
+export const iommu_hw_info_vtd = struct("iommu_hw_info_vtd", {
+  flags: "u32",
+  __reserved: "u32",
+  cap_reg: "u64",
+  ecap_reg: "u64",
+});
+
+export const iommu_hw_info_arm_smmuv3 = struct("iommu_hw_info_arm_smmuv3", {
+  flags: "u32",
+  __reserved: "u32",
+  idr: ["u32", 6],
+  iidr: "u32",
+  aidr: "u32",
+});
+
+export const iommu_hw_info_amd = struct("iommu_hw_info_amd", { efr: "u64", efr2: "u64" });

@@ -3,85 +3,23 @@ import type { MemorySpan, ObjectId } from "../../src/host/host.js";
 import type { Iova } from "../../src/memory/address.js";
 import { addressOf } from "../../src/sys/address.js";
 import { ioctl } from "../../src/sys/ioctl.js";
-import { _IO } from "../../src/uapi/ioctl.js";
 import { IOMMU_HWPT_ALLOC, IOMMU_HWPT_ALLOC_DIRTY_TRACKING, iommu_hwpt_alloc } from "../../src/uapi/iommufd.js";
-import { type Fields, type Given, type Struct, struct, type Values } from "../../src/uapi/struct.js";
+import type { Fields, Given, Values } from "../../src/uapi/struct.js";
+import {
+  IOMMU_HWPT_DATA_SELFTEST,
+  IOMMU_TEST_CMD,
+  IOMMU_TEST_OP,
+  iommu_hwpt_selftest,
+  iommu_test_cmd,
+  MOCK_FLAGS_DEVICE_NO_DIRTY,
+  MOCK_IOMMUPT_HUGE,
+  type TestOperation,
+} from "./uapi/iommufd-test.js";
 
 /*
- * The kernel's mock IOMMU (CONFIG_IOMMUFD_TEST): its interface drivers/iommu/iommufd/iommufd_test.h as data, and the
- * operations of it that tests need. A mock device is attached from its making to its destruction; its page tables are
- * AMD v1 ones, of which nobody but a test sets the dirty bits.
+ * The kernel's mock IOMMU (CONFIG_IOMMUFD_TEST): the operations of it that tests need. A mock device is attached from its
+ * making to its destruction; its page tables are AMD v1 ones, of which nobody but a test sets the dirty bits.
  */
-
-/** What the default page tables have; those of {@link allocHugeHwpt} have pages of 4 KiB and 1 MiB, and no aperture. */
-export const MOCK_APERTURE_START = 1n << 24n;
-export const MOCK_APERTURE_LAST = (1n << 31n) - 1n;
-export const MOCK_PAGE_SIZE = 2048;
-export const MOCK_HUGE_PAGE_SIZE = 512 * MOCK_PAGE_SIZE;
-
-export const MOCK_FLAGS_DEVICE_NO_DIRTY = 1 << 0;
-
-export const IOMMU_HW_INFO_TYPE_SELFTEST = 0xfeedbeef;
-export const IOMMU_HW_INFO_SELFTEST_REGVAL = 0xdeadbeef;
-export const iommu_test_hw_info = struct("iommu_test_hw_info", { flags: "u32", test_reg: "u32" });
-
-const IOMMU_HWPT_DATA_SELFTEST = 0xdead;
-const MOCK_IOMMUPT_HUGE = 1;
-const iommu_hwpt_selftest = struct("iommu_hwpt_selftest", { iotlb: "u32", pagetable_type: "u32" });
-
-/** IOMMUFD_CMD_BASE + 32 */
-export const IOMMU_TEST_CMD = { name: "IOMMU_TEST_CMD", number: _IO(";", 0x80 + 32) };
-
-/** struct iommu_test_cmd without its union, which lies at {@link UNION_OFFSET}. */
-const iommu_test_cmd = struct("iommu_test_cmd", {
-  size: "u32",
-  op: "u32",
-  id: "u32",
-  __reserved: "u32",
-  /** The union, as large as its largest member, `dirty`. */
-  union0: "u64",
-  union1: "u64",
-  union2: "u64",
-  union3: "u64",
-  union4: "u64",
-  union5: "u64",
-  last: "u32",
-});
-const UNION_OFFSET = iommu_test_cmd.offsetOf("union0");
-
-/** An operation: its number, and its member of the union. */
-interface TestOperation<Of extends Fields> {
-  readonly name: string;
-  readonly op: number;
-  readonly member: Struct<Of>;
-}
-
-function operation<const Of extends Fields>(name: string, op: number, fields: Of): TestOperation<Of> {
-  return { name, op, member: struct(name, fields) };
-}
-
-/** Counted as in the header's anonymous enum, from IOMMU_TEST_OP_ADD_RESERVED = 1. */
-export const IOMMU_TEST_OP = {
-  ADD_RESERVED: operation("add_reserved", 1, { start: "u64", length: "u64" }),
-  MD_CHECK_MAP: operation("check_map", 3, { iova: "u64", length: "u64", uptr: "u64" }),
-  MD_CHECK_REFS: operation("check_refs", 4, { length: "u64", uptr: "u64", refs: "u32" }),
-  SET_TEMP_MEMORY_LIMIT: operation("memory_limit", 9, { limit: "u32" }),
-  MOCK_DOMAIN_REPLACE: operation("mock_domain_replace", 10, { pt_id: "u32" }),
-  MOCK_DOMAIN_FLAGS: operation("mock_domain_flags", 12, {
-    out_stdev_id: "u32",
-    out_hwpt_id: "u32",
-    out_idev_id: "u32",
-    dev_flags: "u32",
-  }),
-  DIRTY: operation("dirty", 13, {
-    flags: "u32",
-    iova: "u64",
-    length: "u64",
-    page_size: "u64",
-    uptr: "u64",
-    out_nr_dirty: "u64",
-  }),
-} as const;
 
 /**
  * IOMMU_TEST_CMD with an operation; returns its member of the union as the kernel left it.
@@ -91,14 +29,15 @@ export const IOMMU_TEST_OP = {
  */
 export function mockCommand<Of extends Fields>(
   fd: number,
-  { name, op, member }: TestOperation<Of>,
+  { op, member }: TestOperation<Of>,
   id: ObjectId,
   values: Given<Of>,
 ): Values<Of> {
   const command = iommu_test_cmd.encode({ size: iommu_test_cmd.size, op, id });
-  member.encode(values, command, UNION_OFFSET);
-  ioctl(fd, IOMMU_TEST_CMD, command, () => `mock operation ${name} on object ${id}`);
-  return member.decode(command, UNION_OFFSET);
+  const union = iommu_test_cmd.offsetOf("union");
+  member.encode(values, command, union);
+  ioctl(fd, IOMMU_TEST_CMD, command, () => `${member.name} on object ${id}`);
+  return member.decode(command, union);
 }
 
 /** A mock device. Destroy `selftest` to remove it; while it is there `device` can't be destroyed. */

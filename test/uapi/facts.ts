@@ -45,6 +45,10 @@ function exportedFacts(exported: Readonly<Record<string, unknown>>): ModuleFacts
       // The errno names are whole; those of an enum lack the part that its entries have in common.
       const prefix = name === "ERRNO" ? "" : `${name}_`;
       for (const [key, number] of Object.entries(value)) facts.push(constantFact(prefix + key, number));
+    } else if (isOperations(value)) {
+      for (const [key, { op, member }] of Object.entries(value)) {
+        facts.push(constantFact(`${name}_${key}`, op), ...structFacts(member));
+      }
     } else strangers.push(name);
   }
   return { facts, strangers };
@@ -60,6 +64,12 @@ function isRequest(value: unknown): value is { name: string; number: number } {
 
 function isTable(value: unknown): value is Record<string, number | bigint> {
   return typeof value === "object" && value !== null && Object.values(value).every(isNumber);
+}
+
+/** A table of an enum's entries, each with the member of a union that goes with it. */
+function isOperations(value: unknown): value is Record<string, { op: number; member: Struct<Fields> }> {
+  if (typeof value !== "object" || value === null) return false;
+  return Object.values(value).every((entry) => isNumber(entry?.op) && entry.member instanceof Struct);
 }
 
 function constantFact(name: string, value: number | bigint): Fact {
@@ -84,6 +94,8 @@ function memberFacts(
   at: { tag: string; path: string; base: number; needs: readonly string[] },
 ): Fact[] {
   return layout.fields.flatMap((field) => {
+    // No C identifier: our name for room that in the header a union without a name takes.
+    if (field.name === "union") return [];
     const path = at.path + field.name;
     const needs = [...at.needs, `${at.tag} ${field.name}`];
     const member = `((${type} *)0)->${path}`;

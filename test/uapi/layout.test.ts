@@ -9,21 +9,25 @@ const KERNEL_ONLY = new Set(["ENOTSUPP"]);
 const without = process.env.CI === undefined ? missingCompiler() : null;
 
 const modules = await factsOf("src/uapi");
-const facts = [...modules.values()]
+// A protocol of its own, which no header of the kernel describes.
+modules.delete("vfio-user.js");
+const testInterface = await factsOf("test/kernel/uapi");
+const facts = [...modules.values(), ...testInterface.values()]
   .flatMap((module) => module.facts)
   .filter(({ expression }) => !KERNEL_ONLY.has(expression));
 
-describe("src/uapi", () => {
+describe("src/uapi and test/kernel/uapi", () => {
   it("exports nothing but code and what can be compared with the headers", () => {
-    expect(Object.fromEntries([...modules].map(([name, { strangers }]) => [name, strangers]))).toEqual(
-      Object.fromEntries([...modules.keys()].map((name) => [name, []])),
+    const all = new Map([...modules, ...testInterface]);
+    expect(Object.fromEntries([...all].map(([name, { strangers }]) => [name, strangers]))).toEqual(
+      Object.fromEntries([...all.keys()].map((name) => [name, []])),
     );
     expect(facts.length).toBeGreaterThan(300);
   });
 });
 
 describe.skipIf(without !== null)(`what the headers say${without === null ? "" : ` (${without})`}`, () => {
-  it("is what src/uapi says: every size, offset, ioctl number, flag and errno", (context) => {
+  it("is what they say: every size, offset, ioctl number, flag and errno", (context) => {
     using compiler = new Compiler(headerFolder());
     const absent = absentNames(
       compiler.preprocessed(),

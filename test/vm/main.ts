@@ -1,13 +1,10 @@
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseArguments, type TestKernelOptions, USAGE } from "./arguments.js";
 import { boot, type GuestResult } from "./boot.js";
-import { makeInitramfs } from "./initramfs.js";
-import { findKernel } from "./kernel-image.js";
-import { COMMON_NEEDS, MACHINE_KINDS, type MachineName } from "./machines.js";
+import { type GuestImage, prepareGuests } from "./image.js";
+import type { MachineName } from "./machines.js";
 import { MissingError } from "./missing.js";
-import { findQemu } from "./qemu.js";
 
 const MINUTE_MS = 60_000;
 const TIMEOUT_MS = 10 * MINUTE_MS;
@@ -44,15 +41,63 @@ function guestEnv(machine: MachineName, options: TestKernelOptions): Record<stri
   };
 }
 
-/** What is wrong with how a guest ended, in a sentence each. */
-function faults(result: GuestResult, resultsWritten: boolean): readonly string[] {
+/**
+ * What is wrong with how a guest ended, a line each: nothing only if the tests ran to their end and passed, and its
+ * kernel had nothing to complain of.
+ */
+export function faults(
+  result: Pick<GuestResult, "status" | "timedOut" | "complaints">,
+  results: { readonly numPassedTests: number } | undefined,
+): readonly string[] {
+  const { status, timedOut, complaints } = result;
   return [
-    ...(result.timedOut ? ["the time was up, and it was killed"] : []),
-    ...(!result.timedOut && result.status === undefined ? ["it ended before the tests did"] : []),
-    ...(result.status !== undefined && result.status !== 0 ? [`vitest ended with status ${result.status}`] : []),
-    ...(result.status !== undefined && !resultsWritten ? ["vitest left no results"] : []),
-    ...(result.complaints.length > 0 ? ["its kernel complained:", ...result.complaints] : []),
+    ...(timedOut ? ["the time was up, and it was killed"] : []),
+    ...(!timedOut && status === undefined ? ["it ended before the tests did"] : []),
+    ...(!timedOut && status !== undefined && status !== 0 ? [`vitest ended with status ${status}`] : []),
+    ...(status === 0 && results === undefined ? ["vitest left no results"] : []),
+    ...(results?.numPassedTests === 0 ? ["no test passed"] : []),
+    ...(complaints.length > 0 ? ["its kernel complained:", ...complaints] : []),
   ];
+}
+
+/** Boots one machine and runs the files in it; returns what went wrong. */
+async function runTests(
+  image: GuestImage,
+  machine: MachineName,
+  files: readonly string[],
+  options: TestKernelOptions,
+  signal: AbortSignal,
+): Promise<readonly string[]> {
+  const share = join(image.folder, machine);
+  const result = await boot({
+    machine,
+    image,
+    command: [
+      ...["node", "node_modules/vitest/vitest.mjs", "run", "--config", "test/kernel/vitest.config.js"],
+      ...["--reporter=default", "--reporter=json", "--outputFile.json=/share/results.json"],
+      ...(options.testNamePattern === undefined ? [] : ["-t", options.testNamePattern]),
+      ...files,
+    ],
+    env: guestEnv(machine, options),
+    share,
+    timeoutMs: options.nightly ? NIGHTLY_TIMEOUT_MS : TIMEOUT_MS,
+    output: (text) => process.stdout.write(text),
+    signal,
+  });
+  const written = join(share, "results.json");
+  const results = existsSync(written) ? readFileSync(written, "utf8") : undefined;
+  if (results !== undefined && options.results !== undefined) {
+    mkdirSync(options.results, { recursive: true });
+    writeFileSync(join(options.results, `kernel-${machine}.json`), results);
+  }
+  process.stderr.write(result.qemuErrors);
+  if (options.kernelLog || result.status === undefined || result.complaints.length > 0) {
+    const lines = result.kernelLog.trimEnd().split(/\r?\n/);
+    const shown = options.kernelLog ? lines : lines.slice(-LINES_SHOWN);
+    process.stderr.write(shown.map((line) => `  kernel: ${line}\n`).join(""));
+  }
+  process.stderr.write(`== ${machine}: ${(result.ms / 1000).toFixed(1)} s\n`);
+  return faults(result, results === undefined ? undefined : (JSON.parse(results) as { numPassedTests: number }));
 }
 
 /**
@@ -77,48 +122,17 @@ export async function main(root: string, argv: readonly string[], signal: AbortS
     return 1;
   }
 
-  const work = mkdtempSync(join(tmpdir(), "dirtmap-kernel-"));
   try {
-    const kernel = findKernel(root);
-    const needs = [...COMMON_NEEDS, ...runs.flatMap(({ machine }) => MACHINE_KINDS[machine].needs)];
-    const qemu = findQemu({ needs });
-    const initramfs = makeInitramfs(root, work);
+    using image = prepareGuests(
+      root,
+      runs.map(({ machine }) => machine),
+    );
     let failed = false;
     for (const { machine, files } of runs) {
-      process.stderr.write(`\n== ${machine}: ${files.length} test files, ${kernel} in ${qemu.from}\n`);
-      const share = join(work, machine);
-      const result = await boot({
-        machine,
-        qemu,
-        kernel,
-        initramfs,
-        command: [
-          ...["node", "node_modules/vitest/vitest.mjs", "run", "--config", "test/kernel/vitest.config.js"],
-          ...["--reporter=default", "--reporter=json", "--outputFile.json=/share/results.json"],
-          ...(options.testNamePattern === undefined ? [] : ["-t", options.testNamePattern]),
-          ...files,
-        ],
-        env: guestEnv(machine, options),
-        share,
-        timeoutMs: options.nightly ? NIGHTLY_TIMEOUT_MS : TIMEOUT_MS,
-        output: (text) => process.stdout.write(text),
-        signal,
-      });
+      process.stderr.write(`\n== ${machine}: ${files.length} test files, ${image.kernel} in ${image.qemu.from}\n`);
+      const wrong = await runTests(image, machine, files, options, signal);
       if (signal.aborted) return 130;
-      const results = join(share, "results.json");
-      const written = existsSync(results);
-      if (written && options.results !== undefined) {
-        mkdirSync(options.results, { recursive: true });
-        writeFileSync(join(options.results, `kernel-${machine}.json`), readFileSync(results));
-      }
-      const wrong = faults(result, written);
-      if (options.kernelLog || result.status === undefined || result.complaints.length > 0) {
-        const lines = result.kernelLog.trimEnd().split(/\r?\n/);
-        const shown = options.kernelLog ? lines : lines.slice(-LINES_SHOWN);
-        process.stderr.write(`${result.qemuErrors}${shown.map((line) => `  kernel: ${line}`).join("\n")}\n`);
-      }
       for (const line of wrong) process.stderr.write(`${machine}: ${line}\n`);
-      process.stderr.write(`== ${machine}: ${(result.ms / 1000).toFixed(1)} s\n`);
       failed ||= wrong.length > 0;
     }
     return failed ? 1 : 0;
@@ -126,7 +140,5 @@ export async function main(root: string, argv: readonly string[], signal: AbortS
     if (!(error instanceof MissingError)) throw error;
     process.stderr.write(`test:kernel ${process.env.CI ? "failed" : "skipped"}: ${error.message}\n`);
     return process.env.CI ? 1 : 0;
-  } finally {
-    rmSync(work, { recursive: true, force: true });
   }
 }

@@ -145,6 +145,7 @@ export class EmulatedIommufd implements Iommufd {
 
   async hwInfo(device: ObjectId): Promise<HwInfo> {
     const call = { syscall: "IOMMU_GET_HW_INFO", attempted: `ask for the IOMMU of device ${device}` };
+    this.#checkOpen(call);
     return this.#get(device, BoundDevice, call).iommu.hwInfo();
   }
 
@@ -154,6 +155,7 @@ export class EmulatedIommufd implements Iommufd {
       syscall: "IOMMU_HWPT_ALLOC",
       attempted: `make an HWPT${dirtyTracking ? " with dirty tracking" : ""} for device ${args.device} on IOAS ${args.ioas}`,
     };
+    this.#checkOpen(call);
     return this.#attaching.write(async () => {
       const { iommu } = this.#get(args.device, BoundDevice, call);
       const ioas = this.#objects.find(args.ioas);
@@ -176,6 +178,7 @@ export class EmulatedIommufd implements Iommufd {
       syscall: "IOMMU_HWPT_SET_DIRTY_TRACKING",
       attempted: `switch dirty tracking of HWPT ${hwpt} ${on ? "on" : "off"}`,
     };
+    this.#checkOpen(call);
     const target = this.#objects.find(hwpt);
     if (target instanceof EmulatedIommuObject) return target.setDirtyTracking(on, call);
     const { ioas, domain } = this.#get(hwpt, Hwpt, call);
@@ -192,6 +195,7 @@ export class EmulatedIommufd implements Iommufd {
       syscall: "IOMMU_HWPT_GET_DIRTY_BITMAP",
       attempted: `read the dirty bits of ${hex(length)} bytes at ${hex(iova)} of HWPT ${hwpt}`,
     };
+    this.#checkOpen(call);
     const target = this.#objects.find(hwpt);
     if (target instanceof EmulatedIommuObject) {
       if (!clear) refuse("EOPNOTSUPP", call, "read and clear it, or ask its reader's ledger");

@@ -1,0 +1,72 @@
+import { release } from "node:os";
+import { areSet, setBits } from "../bitmap/bits.js";
+import type { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
+import { GiB, type Iova, KiB, MiB } from "../memory/address.js";
+
+/*
+ * Linux's generic page tables (drivers/iommu/generic_pt/iommu_pt.h, record_dirty) report a dirty contiguous leaf one
+ * entry short: of a leaf that is made of n entries the last is left out, and cleaned with the rest. Seen in 7.2.13. Of
+ * the formats that can be tracked only AMD v1 has such leaves. A write that is reported by nobody is a lost write, so
+ * here the missing entries are added.
+ */
+
+/** What an entry of AMD v1 tables stands for, by level, in bytes; at the levels above, no memory is that contiguous. */
+export const AMD_V1_ENTRIES: readonly number[] = [4 * KiB, 2 * MiB, 1 * GiB];
+
+/** Linux 6.19 moved AMD's tables to the generic ones. No release is known to report whole leaves. */
+const FIRST_RELEASE = [6, 19] as const;
+
+/** True where this kernel, or the one of the given release, reports contiguous leaves one entry short. */
+export function reportsLeavesShort(kernel: string = release()): boolean {
+  const [major, minor] = kernel.split(".", 2).map((part) => Number.parseInt(part, 10));
+  if (Number.isNaN(major) || Number.isNaN(minor)) return true;
+  return major > FIRST_RELEASE[0] || (major === FIRST_RELEASE[0] && minor >= FIRST_RELEASE[1]);
+}
+
+/**
+ * Adds the entries that the kernel may have left out. A contiguous leaf has a power of two of entries and is aligned to
+ * its size, so the last one is odd, and all that is known of it is that the even one before it is dirty as a whole: then it
+ * counts as dirty too. What is added beyond the leaves is at most as much as was reported.
+ * @param range what was read: whole mappings
+ * @param entries bytes that an entry stands for, by level
+ */
+export function completeLeaves(
+  bitmap: DirtyBitmap,
+  range: { readonly iova: Iova; readonly length: bigint },
+  entries: readonly number[] = AMD_V1_ENTRIES,
+): void {
+  const granule = BigInt(bitmap.granule);
+  const first = Number((range.iova - bitmap.iova) / granule);
+  const end = first + Number(range.length / granule);
+  for (const entry of entries) {
+    // An entry that is smaller than a bit shares its bit with the even one before it.
+    if (entry < bitmap.granule) continue;
+    if (entry === bitmap.granule) {
+      addOddBits(bitmap.words, first, end, (bitmap.iova / granule) % 2n === 1n);
+      continue;
+    }
+    const bits = entry / bitmap.granule;
+    const size = BigInt(entry);
+    // The first odd entry with an even one inside the range before it.
+    let odd = (range.iova + size - 1n) / size + 1n;
+    if (odd % 2n === 0n) odd++;
+    let at = Number((odd * size - bitmap.iova) / granule);
+    for (; at < end; at += 2 * bits) {
+      if (areSet(bitmap.words, at - bits, bits)) setBits(bitmap.words, at, Math.min(bits, end - at));
+    }
+  }
+}
+
+/** Sets each bit of an odd entry in [first, end) that comes after a set bit in there. */
+function addOddBits(words: Uint32Array, first: number, end: number, bit0IsOdd: boolean): void {
+  const even = bit0IsOdd ? 0xaaaaaaaa : 0x55555555;
+  let carry = 0;
+  for (let word = Math.floor(first / 32); word * 32 < end; word++) {
+    let inside = -1;
+    if (word * 32 < first) inside &= -1 << (first & 31);
+    if (word * 32 + 32 > end) inside &= -1 >>> (32 - (end & 31));
+    const before = words[word] & inside & even;
+    if (before !== 0 || carry !== 0) words[word] |= ((before << 1) | carry) & inside;
+    carry = before >>> 31;
+  }
+}

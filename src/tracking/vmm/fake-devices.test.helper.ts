@@ -1,0 +1,26 @@
+import { DEFAULT_POLICY, type Policy } from "../choice.js";
+import { device, type Parts } from "../fake-capabilities.test.helper.js";
+import { chooseTrackers } from "../policy.js";
+import type { VmmDevice } from "./vmm-device.js";
+
+/** A device's parts, and where it is; by default a PCI function, or an mdev, alone in its IOMMU group. */
+export interface VmmParts extends Parts {
+  group?: string;
+}
+
+/** Devices for a VMM, in the order given, with what the policy chooses for them. */
+export function vmmDevices(parts: Readonly<Record<string, VmmParts>>, policy: Partial<Policy> = {}): VmmDevice[] {
+  const probed = Object.entries(parts).map(([id, part]) => device(id, part));
+  return chooseTrackers(probed, { ...DEFAULT_POLICY, ...policy }).map((choice, index) => {
+    const capabilities = probed[index];
+    const digit = index.toString(16);
+    return {
+      choice,
+      capabilities,
+      address: capabilities.mdev
+        ? { bus: "mdev", uuid: `83b8f4f2-509f-382f-3c1e-e6bfe0fa100${digit}` }
+        : { bus: "pci", address: `0000:3b:0${digit}.0` },
+      iommuGroup: capabilities.mdev ? null : (parts[choice.device].group ?? `of-${choice.device}`),
+    };
+  });
+}

@@ -1,0 +1,114 @@
+import { IOMMUFD_CONTAINERS, type Placement, placeDevices } from "./containers.js";
+import { noteText, qemuNotes, type VmmNote } from "./notes.js";
+import { IOMMUFD_IDS, oldestQemu } from "./qemu.js";
+import { mdevUuid, pciAddress, type VmmDevice, vmmNames } from "./vmm-device.js";
+import { element, type XmlElement, type XmlNode, xmlText } from "./xml.js";
+
+/** The namespace of what libvirt hands on to QEMU without looking at it. */
+export const QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0";
+
+/** What has to be put into a domain's XML so that QEMU tracks its devices as was chosen. */
+export interface LibvirtXml {
+  /** Elements for `<devices>`. */
+  readonly hostdevs: readonly XmlElement[];
+  /** Elements for `<domain>`, which needs `xmlns:qemu` for them. */
+  readonly qemu: readonly XmlElement[];
+  readonly notes: readonly VmmNote[];
+  /** The oldest versions that have all of it. */
+  readonly oldest: { readonly libvirt: string; readonly qemu: string };
+}
+
+/**
+ * The domain XML that makes QEMU track each device as was chosen, as near as it can. A pure function. libvirt has one
+ * iommufd object a domain and knows nothing of dirty trackers: further objects and QEMU's switches are handed through.
+ */
+export function libvirtXml(devices: readonly VmmDevice[]): LibvirtXml {
+  const placements = placeDevices(devices, "type1");
+  const aliases = vmmNames(devices).map((name) => `ua-${name}`);
+  // libvirt's object serves the first container; each further one gets an object beside it.
+  const [first, ...others] = IOMMUFD_CONTAINERS.filter((kind) =>
+    placements.some(({ container }) => container === kind),
+  );
+  const overrides = placements.map((placement, index) => override(placement, aliases[index], others));
+  return {
+    hostdevs: placements.map((placement, index) => hostdev(placement, aliases[index])),
+    qemu: [
+      ...(others.length === 0 ? [] : [element("qemu:commandline", {}, others.flatMap(objectArguments))]),
+      ...(overrides.length === 0 ? [] : [element("qemu:override", {}, overrides)]),
+    ],
+    notes: [...qemuNotes(placements), ...libvirtNotes(others).map((text) => ({ devices: [], text }))],
+    oldest: {
+      // 8.2.0 has <qemu:override>, 12.1.0 iommufd for PCI devices.
+      libvirt: first === undefined ? "8.2.0" : "12.1.0",
+      qemu: oldestQemu(placements).version,
+    },
+  };
+}
+
+type ObjectKind = (typeof IOMMUFD_CONTAINERS)[number];
+
+function objectArguments(kind: ObjectKind): XmlElement[] {
+  return ["-object", `iommufd,id=${IOMMUFD_IDS[kind]}`].map((value) => element("qemu:arg", { value }));
+}
+
+function hostdev({ device: { address } }: Placement, name: string): XmlElement {
+  const alias = element("alias", { name });
+  if (address.bus === "mdev") {
+    const source = element("source", {}, [element("address", { uuid: mdevUuid(address.uuid) })]);
+    return element("hostdev", { mode: "subsystem", type: "mdev", model: "vfio-pci" }, [source, alias]);
+  }
+  const { domain, bus, slot, func } = pciAddress(address.address);
+  return element("hostdev", { mode: "subsystem", type: "pci", managed: "yes" }, [
+    element("driver", { name: "vfio", iommufd: "yes" }),
+    element("source", {}, [
+      element("address", { domain: `0x${domain}`, bus: `0x${bus}`, slot: `0x${slot}`, function: `0x${func}` }),
+    ]),
+    alias,
+  ]);
+}
+
+function override(placement: Placement, alias: string, others: readonly ObjectKind[]): XmlNode {
+  const { device, container, logOff, enableMigration, why } = placement;
+  const other = others.find((kind) => kind === container);
+  return element("qemu:device", { alias }, [
+    { comment: `${device.choice.device}: ${why}` },
+    element("qemu:frontend", {}, [
+      ...(other === undefined ? [] : [property("iommufd", IOMMUFD_IDS[other])]),
+      property("enable-migration", enableMigration),
+      ...(logOff ? [property("x-device-dirty-page-tracking", "off")] : []),
+    ]),
+  ]);
+}
+
+/** OnOffAuto and links are strings to libvirt. */
+function property(name: string, value: string): XmlElement {
+  return element("qemu:property", { name, type: "string", value });
+}
+
+function libvirtNotes(others: readonly ObjectKind[]): string[] {
+  const notes = [
+    "libvirt calls a domain with <qemu:override> tainted, and does not apply it to what is plugged in later.",
+  ];
+  if (others.length > 0) {
+    const ids = others.map((kind) => IOMMUFD_IDS[kind]).join(" and ");
+    notes.push(
+      `libvirt opens /dev/iommu for one object a domain; for ${ids} QEMU does. Put /dev/iommu into cgroup_device_acl of ` +
+        "/etc/libvirt/qemu.conf, let the user of QEMU read and write it, and raise the hard_limit of <memtune>.",
+    );
+  }
+  return notes;
+}
+
+/** The XML as text: a domain with nothing but what is to be merged into one's own. Empty if there are no devices. */
+export function libvirtText({ hostdevs, qemu, notes, oldest }: LibvirtXml): string {
+  if (hostdevs.length === 0) return "";
+  const header = `libvirt ${oldest.libvirt} and QEMU ${oldest.qemu}, or later. To be merged into a domain's XML.`;
+  return xmlText(
+    element("domain", { type: "kvm", "xmlns:qemu": QEMU_NAMESPACE }, [
+      { comment: header },
+      ...notes.map((note) => ({ comment: noteText(note) })),
+      element("devices", {}, hostdevs),
+      ...qemu,
+    ]),
+  );
+}

@@ -1,0 +1,70 @@
+import { UsageError } from "../../errors.js";
+import type { DeviceCapabilities } from "../capabilities.js";
+import type { TrackerChoice } from "../choice.js";
+
+/** Where a VMM finds a device of this machine. */
+export type VmmAddress =
+  /** A PCI function, as sysfs writes it: `0000:3b:00.2`. */
+  | { readonly bus: "pci"; readonly address: string }
+  /** An mdev, by its UUID: /sys/bus/mdev/devices/UUID. */
+  | { readonly bus: "mdev"; readonly uuid: string };
+
+/** A device with what was probed of it and chosen for it, to be given to a virtual machine monitor. */
+export interface VmmDevice {
+  readonly choice: TrackerChoice;
+  readonly capabilities: DeviceCapabilities;
+  readonly address: VmmAddress;
+  /**
+   * Devices of the same IOMMU group have the same one; null where it isn't known, or for an mdev. The kernel lets a
+   * group be used through one iommufd only.
+   */
+  readonly iommuGroup: string | null;
+}
+
+const PCI_ADDRESS = /^([0-9a-f]{4,8}):([0-9a-f]{2}):([01][0-9a-f])\.([0-7])$/i;
+const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;
+
+/**
+ * The address of a device from the name of its folder in sysfs: `0000:3b:00.2`, or an mdev's UUID.
+ * @throws UsageError `NO_VMM_ADDRESS` for anything else: a VMM can be given PCI functions and mdevs
+ */
+export function vmmAddress(name: string): VmmAddress {
+  if (PCI_ADDRESS.test(name)) return { bus: "pci", address: name.toLowerCase() };
+  if (UUID.test(name)) return { bus: "mdev", uuid: name.toLowerCase() };
+  throw noAddress(name);
+}
+
+/** A PCI address, checked, and its four numbers in hexadecimal. @throws UsageError `NO_VMM_ADDRESS` */
+export function pciAddress(address: string): { text: string; domain: string; bus: string; slot: string; func: string } {
+  const [text, domain, bus, slot, func] = PCI_ADDRESS.exec(address) ?? [];
+  if (text === undefined) throw noAddress(address);
+  return { text, domain, bus, slot, func };
+}
+
+/** The UUID of an mdev, checked. @throws UsageError `NO_VMM_ADDRESS` */
+export function mdevUuid(uuid: string): string {
+  if (!UUID.test(uuid)) throw noAddress(uuid);
+  return uuid;
+}
+
+function noAddress(name: string): UsageError {
+  return new UsageError(`'${name}' is neither the address of a PCI function nor the UUID of an mdev`, {
+    code: "NO_VMM_ADDRESS",
+    remedy: "a VMM takes devices like 0000:3b:00.2 or 83b8f4f2-509f-382f-3c1e-e6bfe0fa1001",
+  });
+}
+
+/**
+ * A name per device in the order given, different from each other, of letters, digits and dashes only: QEMU's ids and
+ * libvirt's aliases take neither the colons of a PCI address nor whatever else a device is called by.
+ */
+export function vmmNames(devices: readonly VmmDevice[]): string[] {
+  const names: string[] = [];
+  for (const { choice } of devices) {
+    const name = choice.device.replace(/[^A-Za-z0-9]+/g, "-").replace(/^-|-$/g, "") || "device";
+    let unique = name;
+    for (let copy = 2; names.includes(unique); copy++) unique = `${name}-${copy}`;
+    names.push(unique);
+  }
+  return names;
+}

@@ -1,0 +1,52 @@
+/** An XML element; its attributes keep their order. */
+export interface XmlElement {
+  readonly name: string;
+  readonly attributes: Readonly<Record<string, string>>;
+  readonly children: readonly XmlNode[];
+}
+
+export type XmlNode = XmlElement | { readonly comment: string };
+
+/** An element, for building trees of them. */
+export function element(
+  name: string,
+  attributes: Readonly<Record<string, string>> = {},
+  children: readonly XmlNode[] = [],
+): XmlElement {
+  return { name, attributes, children };
+}
+
+/** The tree as text, two spaces a level, attributes in single quotes as libvirt writes them. Ends without a newline. */
+export function xmlText(node: XmlNode, indent = ""): string {
+  if (!("name" in node)) return `${indent}<!-- ${commentText(node.comment)} -->`;
+  const { name, attributes, children } = node;
+  const open = Object.entries(attributes).reduce((text, [key, value]) => `${text} ${key}='${escaped(value)}'`, name);
+  if (children.length === 0) return `${indent}<${open}/>`;
+  const inner = children.map((child) => xmlText(child, `${indent}  `));
+  return [`${indent}<${open}>`, ...inner, `${indent}</${name}>`].join("\n");
+}
+
+const ENTITIES: Readonly<Record<string, string>> = {
+  "&": "&amp;",
+  "<": "&lt;",
+  ">": "&gt;",
+  "'": "&apos;",
+  '"': "&quot;",
+};
+
+function escaped(value: string): string {
+  return printable(value).replace(/[&<>'"]/g, (character) => ENTITIES[character] ?? character);
+}
+
+/** Two hyphens may not stand in a comment, nor one at its end. */
+function commentText(text: string): string {
+  return printable(text)
+    .replace(/-(?=-|$)/g, "- ")
+    .trimEnd();
+}
+
+/** Without what XML 1.0 can't express, even escaped. */
+function printable(text: string): string {
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for
+  return text.replace(/[\u0000-\u001f\u007f\ud800-\udfff\ufffe\uffff]+/gu, " ");
+}

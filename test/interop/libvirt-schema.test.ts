@@ -1,0 +1,62 @@
+import { spawnSync } from "node:child_process";
+import { existsSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, test } from "vitest";
+import { libvirtText, libvirtXml, QEMU_NAMESPACE } from "../../src/tracking/vmm/libvirt.js";
+import { element, xmlText } from "../../src/tracking/vmm/xml.js";
+import { CASES, caseDevices } from "./vmm-cases.js";
+
+/*
+ * The XML that is printed, against libvirt's own schema: the one installed, or the one in DIRTMAP_LIBVIRT_SCHEMAS.
+ */
+
+const TIMEOUT_MS = 20_000;
+const schemas = process.env.DIRTMAP_LIBVIRT_SCHEMAS ?? "/usr/share/libvirt/schemas";
+const xmllint = spawnSync("xmllint", ["--version"]).error === undefined;
+
+function lint(options: readonly string[], input: string): string {
+  const { status, stderr, error } = spawnSync("xmllint", ["--noout", ...options, "-"], {
+    input,
+    encoding: "utf8",
+    timeout: TIMEOUT_MS,
+  });
+  if (error) throw error;
+  return status === 0 ? "valid" : stderr;
+}
+
+describe.skipIf(!xmllint)(`well-formed XML${xmllint ? "" : " (skipped: install libxml2-utils)"}`, () => {
+  test.each(CASES)("%s", async (name) => {
+    const text = libvirtText(libvirtXml(await caseDevices(name)));
+    expect(lint([], text)).toBe("valid");
+    expect(lint([], text.replace("</devices>", ""))).not.toBe("valid");
+  });
+
+  test("text that would break out of attributes and comments does not", () => {
+    const nasty = `'"<>&]]>--><x/><!--${String.fromCharCode(0, 1, 127, 0xd800)}-`;
+    expect(lint([], xmlText(element("a", { b: nasty }, [{ comment: nasty }, { comment: "-" }])))).toBe("valid");
+  });
+});
+
+const domainSchema = join(schemas, "domain.rng");
+const has = xmllint && existsSync(domainSchema);
+describe.skipIf(!has)(
+  `libvirt's schema${has ? "" : " (skipped: install libxml2-utils, and libvirt-common or libvirt0)"}`,
+  () => {
+    // <driver iommufd='yes'/> is in it since 12.1.0.
+    const iommufd = has && readFileSync(join(schemas, "basictypes.rng"), "utf8").includes('name="iommufd"');
+
+    test.each(CASES)(`%s: a domain with it is valid where libvirt is new enough`, async (name) => {
+      const { hostdevs, qemu, oldest } = libvirtXml(await caseDevices(name));
+      expect(hostdevs.length).toBeGreaterThan(0);
+      const devices = xmlText(element("devices", {}, hostdevs));
+      const domain = `<domain type='kvm' xmlns:qemu='${QEMU_NAMESPACE}'>
+        <name>guest</name><memory unit='GiB'>4</memory><os><type arch='x86_64' machine='q35'>hvm</type></os>
+        ${devices}${qemu.map((node) => xmlText(node)).join("")}</domain>`;
+      const verdict = lint(["--relaxng", domainSchema], domain);
+      if (iommufd || oldest.libvirt === "8.2.0") expect(verdict).toMatch(/^valid$/);
+      else expect(verdict).not.toBe("valid");
+      const misspelt = domain.replaceAll("alias name=", "alias nome=");
+      expect(lint(["--relaxng", domainSchema], misspelt)).not.toBe("valid");
+    });
+  },
+);

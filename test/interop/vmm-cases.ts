@@ -1,0 +1,46 @@
+import { chooseTrackers, createEmulatedMachine, DEFAULT_POLICY, loadScenario, probeMachine } from "dirtmap";
+import { vmmDevices } from "../../src/tracking/vmm/fake-devices.test.helper.js";
+import type { VmmAddress, VmmDevice } from "../../src/tracking/vmm/vmm-device.js";
+
+/** The thread's cases a, b and c, other scenarios, and devices for which all that can be printed is printed. */
+export const CASES = ["case-a", "case-b", "case-c", "mixed", "mdev-shared", "all-options"] as const;
+export type CaseName = (typeof CASES)[number];
+
+const probed = new Map<CaseName, Promise<VmmDevice[]>>();
+
+/** A scenario's devices with what its own policy chooses for them, at addresses that no machine has. */
+export function caseDevices(name: CaseName): Promise<VmmDevice[]> {
+  const devices = probed.get(name) ?? probeCase(name);
+  probed.set(name, devices);
+  return devices;
+}
+
+async function probeCase(name: CaseName): Promise<VmmDevice[]> {
+  if (name === "all-options") return allOptions();
+  const { machine: description, migration } = loadScenario(name);
+  await using machine = await createEmulatedMachine(description, { paused: true });
+  const capabilities = await probeMachine(machine);
+  const { policy: order, trackers, granules, domain, untracked, untrackedDevices } = migration;
+  const policy = { ...DEFAULT_POLICY, order, trackers, granules, domain, untracked, untrackedDevices };
+  return chooseTrackers(capabilities, policy).map((choice, index) => ({
+    choice,
+    capabilities: capabilities[index],
+    address: absentAddress(capabilities[index].mdev, index),
+    iommuGroup: null,
+  }));
+}
+
+/** A device in each container, one of them with a log that isn't used. */
+function allOptions(): VmmDevice[] {
+  const parts = { mlx0: { own: true }, mlx1: { own: true, iommu: true }, old0: {}, gpu0: { mdev: true } };
+  return vmmDevices(parts).map((device, index) => ({
+    ...device,
+    address: absentAddress(device.capabilities.mdev, index),
+  }));
+}
+
+function absentAddress(mdev: boolean, index: number): VmmAddress {
+  return mdev
+    ? { bus: "mdev", uuid: `00000000-0000-4000-8000-00000000000${index}` }
+    : { bus: "pci", address: `ffff:ff:1f.${index}` };
+}
