@@ -9,14 +9,14 @@ import { EmulatedIommufd } from "../../src/emulated/iommufd/iommufd.js";
 import { CPU_PAGES } from "../../src/emulated/iommufd/iova-allocator.js";
 import { PhysicalMemory } from "../../src/emulated/physical-memory.js";
 import type { ObjectId } from "../../src/host/host.js";
-import { GiB, MiB, PAGE_SIZE, pageOf } from "../../src/memory/address.js";
+import { GiB, iovaOf, MiB, PAGE_SIZE, pageOf, TiB } from "../../src/memory/address.js";
 import { type Arena, createArena } from "../../src/memory/arena.js";
 import { InFlight } from "../../src/memory/in-flight.js";
 import { UapiError } from "../../src/uapi/errno.js";
 import { type Leaf, linuxMarks, setMarks } from "./linux-marks.js";
 import { MEMORY_BYTES, type MockKind } from "./mock-kind.js";
 import type { Rig } from "./side.js";
-import { Units } from "./units.js";
+import { larger, Units } from "./units.js";
 
 /** Devices that a sequence can have at once, and the port whose writes stand for theirs. */
 const DEVICES = 31;
@@ -164,7 +164,7 @@ class EmulatedRig implements Rig {
     const last = iova + length - 1n;
     const expected = new DirtyBitmap({ iova: into.iova, length: into.length, granule: pageSize });
     expected.words.set(before);
-    for (const leaf of leaves) setMarks(expected, leaf.start > iova ? leaf.start : iova, leaf.start + leaf.size, last);
+    for (const leaf of leaves) setMarks(expected, larger(leaf.start, iova), leaf.start + leaf.size, last);
     if (!into.words.every((word, index) => word === expected.words[index])) {
       throw new Error(`${into} was reported of the leaves ${leaves.map((leaf) => `${leaf.start}+${leaf.size}`)}`);
     }
@@ -182,33 +182,28 @@ class EmulatedRig implements Rig {
     await this.iommufd[Symbol.asyncDispose]();
   }
 
-  /** The dirty leaves in a range, up to the first hole; none where reading them is refused. */
+  /** The dirty leaves in a range, up to the first hole; none where such a range can't be read. */
   async #dirtyLeaves(hwpt: ObjectId, { iova, length }: { iova: bigint; length: bigint }): Promise<Leaf[]> {
     const leaves: Leaf[] = [];
-    if (length <= 0n || length > BigInt(GiB)) return leaves;
-    const page = BigInt(PAGE_SIZE);
-    const peek = async (from: bigint, bytes: bigint) => {
-      const into = new DirtyBitmap({ iova: from, length: bytes, granule: PAGE_SIZE });
-      const query = { iova: from, length: bytes, pageSize: PAGE_SIZE, into, clear: false };
-      return { into, ...(await this.iommufd.getDirtyBitmap(hwpt, query)) };
+    const known = this.#domains.get(hwpt);
+    if (known === undefined || known.disposed || !known.dirtyTracking) return leaves;
+    if (length <= 0n || length > BigInt(GiB) || iova > BigInt(64 * TiB)) return leaves;
+    const domain = known.inner;
+    const peek = async (page: number, pages: number) => {
+      const into = new DirtyBitmap({ iova: iovaOf(page), length: iovaOf(pages), granule: PAGE_SIZE });
+      return { into, ...(await domain.readDirty({ page, pages, into, clear: false })) };
     };
-    const first = iova - (iova % page);
-    const end = iova + length + page - 1n;
-    try {
-      const { into } = await peek(first, end - (end % page) - first);
-      const dirty: bigint[] = [];
-      into.forEachRun((bit, count) => {
-        for (let i = bit; i < bit + count; i++) dirty.push(first + BigInt(i) * page);
-      });
-      for (const at of dirty) {
-        const known = leaves.at(-1);
-        if (known !== undefined && at < known.start + known.size) continue;
-        const size = BigInt((await peek(at, page)).leafSizes[0]);
-        leaves.push({ start: at - (at % size), size });
-      }
-    } catch (error) {
-      if (error instanceof UapiError) return [];
-      throw error;
+    const first = pageOf(iova);
+    const dirty: number[] = [];
+    const { into } = await peek(first, pageOf(iova + length - 1n) - first + 1);
+    into.forEachRun((bit, count) => {
+      for (let i = bit; i < bit + count; i++) dirty.push(first + i);
+    });
+    for (const page of dirty) {
+      const last = leaves.at(-1);
+      if (last !== undefined && iovaOf(page) < last.start + last.size) continue;
+      const size = BigInt((await peek(page, 1)).leafSizes[0]);
+      leaves.push({ start: iovaOf(page) - (iovaOf(page) % size), size });
     }
     return leaves;
   }

@@ -391,6 +391,8 @@ class Generator {
     if (length > 1n << 30n && iova + length - 1n <= U64_MAX) length = 1n << 20n;
     // At 0, Linux takes a length of 0 for the whole space, and writes beyond the bitmap: no library asks it that.
     if (iova === 0n && length === 0n) iova = BigInt(page);
+    // The last address of all is the same in any unit, but what comes after a byte there isn't.
+    if (iova === U64_MAX && length === 1n) length = BigInt(page);
     return {
       kind: "getDirtyBitmap",
       hwpt,

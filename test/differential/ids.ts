@@ -35,14 +35,18 @@ export class Ids {
     return this.#live.has(name);
   }
 
-  /** The id of an object, the one that it had, or one that none has. */
+  /** The id of an object; of one that is gone the one that it had, as long as no other has it; or one that none has. */
   of(name: Name): ObjectId {
+    const gone = this.#gone.get(name);
+    if (!this.#live.has(name) && gone !== undefined && !this.#names.has(gone)) return gone;
+    return this.ofLive(name);
+  }
+
+  /** The same, but of what is gone one that none has: for a call that makes objects, which may take the free ids. */
+  ofLive(name: Name): ObjectId {
     if (name === ID_ZERO) return 0;
     if (name === ID_LAST) return 0xffffffff;
-    const live = this.#live.get(name);
-    if (live !== undefined) return live;
-    const gone = this.#gone.get(name);
-    return gone !== undefined && !this.#names.has(gone) ? gone : NEVER_USED;
+    return this.#live.get(name) ?? NEVER_USED;
   }
 
   nameOf(id: ObjectId): Name | undefined {

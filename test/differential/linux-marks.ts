@@ -1,4 +1,5 @@
 import type { DirtyBitmap } from "../../src/bitmap/dirty-bitmap.js";
+import { larger, smaller } from "./units.js";
 
 /** A leaf of an I/O page table. */
 export interface Leaf {
@@ -21,11 +22,11 @@ export function linuxMarks(
   read: { readonly iova: bigint; readonly last: bigint },
   entry: bigint,
 ): { from: bigint; end: bigint | null } {
-  const from = leaf.start > read.iova ? leaf.start : read.iova;
+  const from = larger(leaf.start, read.iova);
   if (leaf.size === entry) return { from, end: from + entry };
   const lastEntry = (leaf.start + leaf.size) / entry - 1n;
   const endOfRead = read.last / entry + 1n;
-  const entries = (lastEntry < endOfRead ? lastEntry : endOfRead) - from / entry;
+  const entries = smaller(lastEntry, endOfRead) - from / entry;
   return { from, end: entries === 0n ? null : from + entries * entry };
 }
 

@@ -1,5 +1,6 @@
 import { U64_MAX } from "../../src/memory/address.js";
 import type { Answer, Name, Operation, Permissions } from "./operation.js";
+import { larger, smaller } from "./units.js";
 
 /** What an IOAS maps at an IOVA. */
 export interface ModelArea {
@@ -71,8 +72,8 @@ export class Model {
         // Copied areas stay apart.
         let at = answer.iova ?? 0n;
         for (const { iova, length } of this.areas(op.from).slice()) {
-          const start = iova > op.iova ? iova : op.iova;
-          const end = iova + length < op.iova + op.length ? iova + length : op.iova + op.length;
+          const start = larger(iova, op.iova);
+          const end = smaller(iova + length, op.iova + op.length);
           if (end <= start) continue;
           this.#insert(op.to, { iova: at, length: end - start, permissions: op.permissions });
           at += end - start;

@@ -120,7 +120,7 @@ export class Side {
       case "getRlimitMode":
         return `${await iommufd.getOption({ option: "RLIMIT_MODE" })}`;
       case "addDevice": {
-        const { own, device, hwpt } = await this.#rig.addDevice(ids.of(op.pt), op.dirtyTracking);
+        const { own, device, hwpt } = await this.#rig.addDevice(ids.ofLive(op.pt), op.dirtyTracking);
         if (own !== undefined) ids.add(`${op.as}'s own`, own);
         ids.add(op.as, device);
         return this.#attached(hwpt, op.auto);

@@ -47,3 +47,12 @@ export class Units {
     return value / this.factor;
   }
 }
+
+/** Math.max and Math.min, which take no bigint. */
+export function larger(a: bigint, b: bigint): bigint {
+  return a > b ? a : b;
+}
+
+export function smaller(a: bigint, b: bigint): bigint {
+  return a < b ? a : b;
+}

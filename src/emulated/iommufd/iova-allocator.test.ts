@@ -62,6 +62,13 @@ describe("allocateIova", () => {
     expect(allocateIova({ ...request, length: 1n })).toBe(4096n);
   });
 
+  it("goes by the CPU's pages, of whatever size they are", () => {
+    const cpuPages = { size: 16384n, huge: BigInt(32 * MiB) };
+    expect(allocateIova({ ...request, length: 1n, cpuPages })).toBe(16384n);
+    expect(allocateIova({ ...request, address: 0x5000n, length: 4096n, cpuPages })).toBe(0x5000n);
+    expect(allocateIova({ ...request, length: BigInt(64 * MiB), cpuPages })).toBe(BigInt(32 * MiB));
+  });
+
   it("answers EINVAL for memory less aligned than the IOAS demands, EOVERFLOW from 2^63 bytes, ENOSPC when full", () => {
     expect(allocateIova({ ...request, address: 0x800n, alignment: 4096n })).toBe("EINVAL");
     expect(allocateIova({ ...request, length: U64_MAX / 2n })).toBe("EOVERFLOW");
