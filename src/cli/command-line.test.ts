@@ -136,8 +136,9 @@ describe("wrong usage is refused in one line that says what would work, with exi
     [
       "this machine's device on the emulated host",
       ["plan", "--device", "3b:00.1"],
-      /--device names devices of this machine.*; add --host linux/,
+      /--device is for devices of this machine.*; add --host linux/,
     ],
+    ["XML for the emulated host", ["plan", "--only", "libvirt"], /--only is for devices of this machine/],
     ["a migration of this machine's devices", ["migrate", "--host", "linux"], /unknown option '--host'; see --help/],
     ["an unknown scenario", ["probe", "--scenario", "mixd"], /there is no scenario 'mixd'; did you mean 'mixed'\?/],
     ["a migration that is not known", ["resume", "0000", "--journal", folder], /there is no migration '0000' in /],
@@ -182,6 +183,12 @@ describe("wrong usage is refused in one line that says what would work, with exi
   });
 });
 
+it("XML and JSON at once are wrong usage", async () => {
+  const { code, stderr } = await run("plan", "--host", "linux", "--only", "libvirt", "--json");
+  expect(code).toBe(2);
+  expect(stderr).toMatch(/'--only <vmm>' cannot be used with option '--json'/);
+});
+
 describe("scenarios", () => {
   it("are listed with what they show, as JSON too", async () => {
     const { code, stdout } = await run("scenarios", "--json");
@@ -222,6 +229,14 @@ describe.skipIf(process.platform !== "linux" || existsSync("/dev/iommu"))("this 
     const plan = await run("plan", "--host", "linux", "--json");
     expect(plan.code).toBe(0);
     expect(JSON.parse(plan.stdout)).toMatchObject({ schemaVersion: 1, host: "linux", devices: expect.any(Array) });
+    const options = await run("plan", "--host", "linux", "--only", "qemu");
+    if (JSON.parse(plan.stdout).devices.length === 0) {
+      expect(options).toMatchObject({
+        code: 0,
+        stdout: "",
+        stderr: expect.stringMatching(/^dirtmap: no device of this/),
+      });
+    }
     const none = await run("plan", "--host", "linux", "--tracker", "ffff:ff:1f.7=iommu");
     expect(none.code).toBe(2);
     expect(none.stderr).toMatch(/this machine has no device 'ffff:ff:1f\.7' that is or could be assigned; there/);

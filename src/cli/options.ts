@@ -84,7 +84,8 @@ function untracked(text: string, before: UntrackedOption = { devices: {} }): Unt
   return { ...before, devices: perDevice(mode)(text, { ...before.devices }) };
 }
 
-function choice<Word extends string>(flags: string, words: readonly Word[], what: string, text: string): Option {
+/** An option whose value is one of a list of words. */
+export function choice<Word extends string>(flags: string, words: readonly Word[], what: string, text: string): Option {
   return new Option(flags, `${text}: ${words.join(", ")}`).argParser(argument(oneOf(words, what)));
 }
 
@@ -102,13 +103,13 @@ export function addHostOptions(command: Command, devices: string): Command {
  * @throws UsageError `WRONG_HOST`
  */
 export function checkHostOptions(command: Command, host: HostOptions["host"]): void {
-  const others = host === "linux" ? ["scenario", "memory", "seed", "p2p", "design"] : ["device"];
+  const others = host === "linux" ? ["scenario", "memory", "seed", "p2p", "design"] : ["device", "only"];
   const given = others.find((name) => command.getOptionValueSource(name) === "cli");
   if (given === undefined) return;
   throw new UsageError(
     host === "linux"
       ? `--${given} describes a machine of the emulated host, and --host linux is this machine`
-      : `--${given} names devices of this machine, and the host is the emulated one`,
+      : `--${given} is for devices of this machine, and the host is the emulated one`,
     { code: "WRONG_HOST", remedy: host === "linux" ? `leave out --${given}, or --host linux` : "add --host linux" },
   );
 }

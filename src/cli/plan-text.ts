@@ -20,6 +20,9 @@ export function deviceText({ id, model, mdev, iommu, flags, migration, trackers 
   });
   return [
     `${id}: ${model}${mdev ? " (mdev)" : ""}, ${behind}`,
+    ...(iommu === null
+      ? []
+      : [`  its IOMMU: dirty tracking ${yesNo(iommu.dirtyTracking)}, page sizes ${sizesText(iommu.pageSizes)}`]),
     `  migration: ${can.join(", ")}`,
     `  internal dirty track supported: ${yesNo(flags.tracksInternally)}`,
     `  real dirty track through attached container supported: ${yesNo(flags.tracksThroughContainer)}`,
@@ -29,6 +32,15 @@ export function deviceText({ id, model, mdev, iommu, flags, migration, trackers 
 
 function migrationWords({ stopCopy, p2p, preCopy }: NonNullable<DeviceCapabilities["migration"]>): string[] {
   return [...(stopCopy ? ["STOP_COPY"] : []), ...(p2p ? ["P2P"] : []), ...(preCopy ? ["PRE_COPY"] : [])];
+}
+
+/** "4K 2M 1G"; an AMD IOMMU has dozens, told as a range. (An SMMU has seven at most.) */
+function sizesText(sizes: readonly number[]): string {
+  if (sizes.length === 0) return "not told";
+  if (sizes.length < 9) return sizes.map(formatSize).join(" ");
+  const gap = sizes.some((size, index) => index > 0 && size !== 2 * sizes[index - 1]);
+  const range = `${formatSize(sizes[0])} to ${formatSize(sizes[sizes.length - 1])}`;
+  return `${gap ? "most powers of two" : "all powers of two"} from ${range}`;
 }
 
 function yesNo(flag: boolean): string {

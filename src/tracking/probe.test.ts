@@ -64,6 +64,11 @@ describe("an mdev", () => {
     });
   });
 
+  test("without a log says who tells of its pins", async () => {
+    const { trackers } = await probe({ mdev: true });
+    expect(trackers.pinned).toEqual({ available: false, why: expect.stringContaining("type1, tells of pins") });
+  });
+
   test("has the shared tracker where its hardware can mark it and the iommufd can hold it", async () => {
     const options = { mdev: true, log: {}, sharedTracker: true };
     expect((await probe(options)).trackers.iommu).toMatchObject({ available: true, pageSizes: [4096] });

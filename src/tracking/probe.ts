@@ -27,6 +27,9 @@ export async function probeDevice(
   const iommu = mdev ? null : await iommufd.hwInfo(device.deviceId);
   const supported = await vfio.supports("DMA_LOGGING_START");
   const kept = mdev ? "a log of what it pins" : "a log of its own DMA";
+  const lacks = mdev
+    ? "it has no log of what it pins (on Linux the legacy container, type1, tells of pins, and iommufd does not)"
+    : "it has no DMA logging of its own";
   return deviceCapabilities({
     id,
     model,
@@ -35,7 +38,7 @@ export async function probeDevice(
     migration: await migrationSupport(device),
     iommu: iommu && { type: iommu.type, dirtyTracking: iommu.dirtyTracking, pageSizes: iommu.pageSizes },
     iommuTracker: iommu === null ? await sharedTracker(device, flags.tracksThroughContainer) : iommuCapability(iommu),
-    log: logCapability(await vfio.dmaLoggingLimits(), { areas, supported, kept }),
+    log: logCapability(await vfio.dmaLoggingLimits(), { areas, supported, kept, lacks }),
   });
 }
 
@@ -81,14 +84,16 @@ async function migrationSupport({ vfio }: BoundDevice): Promise<MigrationSupport
 }
 
 function iommuCapability({ type, dirtyTracking, pageSizes }: HwInfo): TrackerCapability {
-  if (!dirtyTracking) return { available: false, why: `its IOMMU (${type}) has no dirty tracking` };
+  // Not every IOMMU driver says what it is: AMD's does if built with CONFIG_AMD_IOMMU_IOMMUFD.
+  const named = type === "none" ? "" : ` (${type})`;
+  if (!dirtyTracking) return { available: false, why: `its IOMMU${named} has no dirty tracking` };
   // Only two sizes can be asked for: IOMMU_OPTION_HUGE_PAGES = 0 makes all leaves the smallest, 1 as large as they get.
   const extremes = new Set([...pageSizes.slice(0, 1), ...pageSizes.slice(-1)]);
   return {
     available: true,
     pageSizes: [...extremes],
     readableWhen: "always",
-    what: `dirty bits in its page table (${type})`,
+    what: `dirty bits in its page table${named}`,
   };
 }
 
@@ -117,9 +122,14 @@ async function sharedTracker({ iommufd }: BoundDevice, flag: boolean): Promise<T
 
 function logCapability(
   limits: DmaLoggingLimits | null,
-  { areas, supported, kept }: { areas: readonly MappedArea[] | null; supported: boolean; kept: string },
+  {
+    areas,
+    supported,
+    kept,
+    lacks,
+  }: { areas: readonly MappedArea[] | null; supported: boolean; kept: string; lacks: string },
 ): TrackerCapability {
-  if (!supported) return { available: false, why: "it has no DMA logging of its own" };
+  if (!supported) return { available: false, why: lacks };
   if (limits === null) {
     return { available: true, pageSizes: [], readableWhen: "always", what: kept };
   }

@@ -175,6 +175,8 @@ test("it migrates to a destination that has devices of the same names and models
   const report = await move();
   expect(report.error).toBeUndefined();
   expect(report).toMatchObject({ result: "completed", verified: true });
+  // By the machine's names, in all that is reported.
+  expect(report.rounds[0]).toMatchObject({ byDevice: { net0: { reported: 0 }, display0: { reported: 0 } } });
   expect((await taking).outcome).toBe("running");
   const choices = chooseTrackers(await probeMachine(source), DEFAULT_POLICY);
   expect(choices.map(({ device }) => device)).toEqual(["net0", "display0"]);

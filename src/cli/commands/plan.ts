@@ -1,10 +1,12 @@
 import type { Command } from "commander";
+import { VMMS } from "../choices.js";
 import { EXIT_CODES } from "../exit-codes.js";
 import {
   addHostOptions,
   addMachineOptions,
   addPolicyOptions,
   checkHostOptions,
+  choice,
   type HostOptions,
   type MachineOptions,
   type PolicyOptions,
@@ -12,6 +14,7 @@ import {
 import { printResult, runCommand } from "../output.js";
 
 interface PlanOptions extends HostOptions, MachineOptions, PolicyOptions {
+  readonly only?: (typeof VMMS)[number];
   readonly json?: boolean;
 }
 
@@ -23,6 +26,7 @@ Examples:
   dirtmap plan --scenario case-c --untracked nic0=everything --json
   dirtmap plan --host linux
   dirtmap plan --host linux --device 3b:00.1 3b:00.2 --tracker 3b:00.1=device
+  dirtmap plan --host linux --only qemu | grep -v '^#'
 
 With --host linux: for devices of this machine that one guest is to get, and the options of QEMU and the domain XML of
 libvirt that make them do the same. A device that can't be asked yet is planned by what sysfs tells, and marked.
@@ -36,12 +40,13 @@ export function addPlan(program: Command): void {
       "Shows the tracker, granule and domain that each device would get, with the reason and the alternatives",
     );
   addHostOptions(addPolicyOptions(addMachineOptions(command)), "all on a VFIO driver")
+    .addOption(choice("--only <vmm>", VMMS, "VMM", "print only what makes a VMM do the same").conflicts("json"))
     .option("--json", "print the result as JSON")
     .addHelpText("after", NOTES)
     .action((options: PlanOptions) =>
-      runCommand({ json: options.json === true }, async () => {
+      runCommand({ json: options.json === true }, async (signal) => {
         checkHostOptions(command, options.host);
-        if (options.host === "linux") await planLinux(options);
+        if (options.host === "linux") await planLinux(options, signal);
         else await planScenario(options);
         return EXIT_CODES.done.code;
       }),
@@ -63,14 +68,15 @@ async function planScenario({ json = false, ...options }: PlanOptions): Promise<
   printResult({ scenario, design, policy, devices }, { json, text: () => planText(devices, policy) });
 }
 
-async function planLinux({ json = false, ...options }: PlanOptions): Promise<void> {
-  const [{ openLinuxHost }, { hostPlanText, planHost }, { byDeviceId, deviceId }, { DEFAULT_POLICY }] =
-    await Promise.all([
-      import("../hosts.js"),
-      import("../linux/plan-host.js"),
-      import("../linux/select.js"),
-      import("../../tracking/choice.js"),
-    ]);
+async function planLinux({ json = false, ...options }: PlanOptions, signal: AbortSignal): Promise<void> {
+  const [{ openLinuxHost }, { hostPlanText, hostPlanWarnings, planHost }, { byDeviceId, deviceId }] = await Promise.all(
+    [import("../hosts.js"), import("../linux/plan-host.js"), import("../linux/select.js")],
+  );
+  const [{ DEFAULT_POLICY }, { libvirtText }, { qemuText }] = await Promise.all([
+    import("../../tracking/choice.js"),
+    import("../../tracking/vmm/libvirt.js"),
+    import("../../tracking/vmm/qemu.js"),
+  ]);
   const policy = {
     order: options.policy ?? DEFAULT_POLICY.order,
     trackers: byDeviceId(options.tracker),
@@ -80,6 +86,15 @@ async function planLinux({ json = false, ...options }: PlanOptions): Promise<voi
     untrackedDevices: byDeviceId(options.untracked?.devices),
   };
   await using host = await openLinuxHost();
-  const plan = await planHost(host, policy, options.device?.map(deviceId));
-  printResult({ host: host.name, policy, ...plan }, { json, text: () => hostPlanText(plan, policy) });
+  const plan = await planHost(host, policy, { ids: options.device?.map(deviceId), signal });
+  const { libvirt, ...rest } = plan;
+  const xml = { xml: libvirtText(libvirt), notes: libvirt.notes, oldest: libvirt.oldest };
+  if (options.only !== undefined) {
+    for (const warning of hostPlanWarnings(plan)) process.stderr.write(`dirtmap: ${warning}\n`);
+    if (plan.qemu.arguments.length > 0) {
+      process.stdout.write(`${options.only === "qemu" ? qemuText(plan.qemu) : xml.xml}\n`);
+    }
+    return;
+  }
+  printResult({ host: host.name, policy, ...rest, libvirt: xml }, { json, text: () => hostPlanText(plan, policy) });
 }

@@ -34,9 +34,9 @@ export function addProbe(program: Command): void {
     .option("--json", "print the result as JSON")
     .addHelpText("after", NOTES)
     .action((options: ProbeOptions) =>
-      runCommand({ json: options.json === true }, async () => {
+      runCommand({ json: options.json === true }, async (signal) => {
         checkHostOptions(command, options.host);
-        if (options.host === "linux") await probeLinux(options);
+        if (options.host === "linux") await probeLinux(options, signal);
         else await probeScenario(options);
         return EXIT_CODES.done.code;
       }),
@@ -58,7 +58,7 @@ async function probeScenario({ json = false, ...options }: ProbeOptions): Promis
   printResult({ scenario, host, devices }, { json, text: () => probeText(devices) });
 }
 
-async function probeLinux({ json = false, device }: ProbeOptions): Promise<void> {
+async function probeLinux({ json = false, device }: ProbeOptions, signal: AbortSignal): Promise<void> {
   const [{ openLinuxHost }, { probeHost }, { hostText }, { checkKnown, deviceId }] = await Promise.all([
     import("../hosts.js"),
     import("../linux/probe-host.js"),
@@ -68,7 +68,7 @@ async function probeLinux({ json = false, device }: ProbeOptions): Promise<void>
   await using host = await openLinuxHost();
   const ids = device?.map(deviceId);
   if (ids !== undefined) checkKnown(ids, await host.devices());
-  const { state, devices, mdevTypes } = await probeHost(host, ids);
+  const { state, devices, mdevTypes } = await probeHost(host, { ids, signal });
   printResult(
     {
       host: host.name,

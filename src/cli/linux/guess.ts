@@ -4,12 +4,16 @@ import type { LinuxDevice } from "../../linux/sysfs/device.js";
 import type { DeviceCapabilities, TrackerCapability } from "../../tracking/capabilities.js";
 import { deviceCapabilities } from "../../tracking/probe.js";
 
-/** GET_HW_INFO's names for the kinds of IOMMU that sysfs shows. */
 const HW_TYPES: ReadonlyMap<string, HwInfo["type"]> = new Map([
   ["intel-iommu", "intel-vtd"],
   ["amd-iommu", "amd"],
   ["arm-smmu-v3", "arm-smmuv3"],
 ]);
+
+/** GET_HW_INFO's name for the kind of IOMMU that sysfs shows in front of a device. */
+export function hwTypeOf({ iommu }: LinuxDevice): HwInfo["type"] {
+  return HW_TYPES.get(iommu?.type ?? "") ?? "other";
+}
 
 /**
  * What a device that can't be asked will probably say once it can: of its IOMMU what the IOMMU's registers say, of the
@@ -17,10 +21,10 @@ const HW_TYPES: ReadonlyMap<string, HwInfo["type"]> = new Map([
  * there would be worse than one that does without.
  * @param driver the VFIO driver that it has, or would get
  */
-export function guessCapabilities({ id, model, kind, iommu }: LinuxDevice, driver: string): DeviceCapabilities {
+export function guessCapabilities(device: LinuxDevice, driver: string): DeviceCapabilities {
+  const { id, model, kind, iommu } = device;
   const mdev = kind === "mdev";
   const facts = factsOf(driver);
-  const type = HW_TYPES.get(iommu?.type ?? "") ?? "other";
   const log: TrackerCapability = facts?.dmaLogging
     ? { available: true, pageSizes: [], readableWhen: "always", what: `a log, by its driver ${driver}` }
     : {
@@ -33,7 +37,7 @@ export function guessCapabilities({ id, model, kind, iommu }: LinuxDevice, drive
     mdev,
     flags: { tracksInternally: facts?.dmaLogging === true, tracksThroughContainer: false },
     migration: facts?.migration ?? null,
-    iommu: mdev ? null : { type, dirtyTracking: iommu?.dirtyTracking === true, pageSizes: [] },
+    iommu: mdev ? null : { type: hwTypeOf(device), dirtyTracking: iommu?.dirtyTracking === true, pageSizes: [] },
     iommuTracker: mdev ? { available: false, why: "it is an mdev, which has no IOMMU" } : guessIommu(iommu),
     log,
   });

@@ -2,7 +2,7 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { FakeSystem } from "../../linux/fake-system.test.helper.js";
 import { DEFAULT_POLICY, type Policy } from "../../tracking/choice.js";
 import { type Behaviour, fakeHost } from "./fake-host.test.helper.js";
-import { hostPlanText, planHost } from "./plan-host.js";
+import { hostPlanText, hostPlanWarnings, planHost } from "./plan-host.js";
 import { byDeviceId, deviceId } from "./select.js";
 
 const VF = "0000:3b:00.1";
@@ -23,7 +23,7 @@ afterEach(() => {
 });
 
 function plan(devices: Record<string, Behaviour>, policy: Partial<Policy> = {}, ids?: string[]) {
-  return planHost(fakeHost(system, devices).host, { ...DEFAULT_POLICY, ...policy }, ids);
+  return planHost(fakeHost(system, devices).host, { ...DEFAULT_POLICY, ...policy }, { ids });
 }
 
 test("by default what a VFIO driver has is planned, by what it said itself, with QEMU's options and libvirt's XML", async () => {
@@ -53,9 +53,9 @@ describe("a device that can't be asked is planned by what sysfs tells, and marke
         capabilities: { migration: null, trackers: { device: { why: "vfio-pci has no DMA logging" } } },
       },
     ]);
-    expect(hostPlanText(planned, DEFAULT_POLICY)).toContain(
-      "  a guess from sysfs, since it could not be asked: its driver is nvme, no VFIO driver",
-    );
+    const guess = "a guess from sysfs, since it could not be asked: its driver is nvme, no VFIO driver";
+    expect(hostPlanText(planned, DEFAULT_POLICY)).toContain(`  ${guess}`);
+    expect(hostPlanWarnings(planned)).toEqual([`${NVME}: ${guess}`]);
   });
 
   test("in use: by its driver", async () => {

@@ -39,15 +39,20 @@ export interface HostPlan {
  * Chooses a tracker for each device. One that can't be asked is planned by what sysfs tells of it, marked as a guess: a plan is
  * wanted before devices are taken from their drivers, not after.
  * @param ids which; by default those that a VFIO driver has. A device that the policy names is planned too
+ * @param signal ends it before the next device is asked
  * @throws UsageError for a device that this machine doesn't have, and what {@link chooseTrackers} throws
  */
-export async function planHost(host: LinuxHost, policy: Policy, ids?: readonly string[]): Promise<HostPlan> {
+export async function planHost(
+  host: LinuxHost,
+  policy: Policy,
+  { ids, signal }: { ids?: readonly string[] | undefined; signal?: AbortSignal | undefined } = {},
+): Promise<HostPlan> {
   const found = await host.devices();
   const named = [policy.trackers, policy.granules, policy.untrackedDevices].flatMap(Object.keys);
   checkKnown([...(ids ?? []), ...named], found);
   const meant = found.filter((device) => ids?.includes(device.id) ?? device.vfio !== null);
   const wanted = new Set([...meant.map(({ id }) => id), ...named]);
-  const { devices: probed } = await probeHost(host, [...wanted]);
+  const { devices: probed } = await probeHost(host, { ids: [...wanted], signal });
 
   const leftOut = probed.flatMap(({ device: { id }, missing }) => {
     const never = missing.find(({ code }) => code === "NO_IOMMU_GROUP");
@@ -87,15 +92,18 @@ function whyGuessed({ capabilities, missing }: ProbedDevice): string | null {
   return missing[0]?.message ?? "there is no /dev/iommu to ask it through";
 }
 
+const NOTHING =
+  "no device of this machine is on a VFIO driver: name one with --device to plan what it would get (see `dirtmap probe --host linux`)";
+
+function guessed(why: string): string {
+  return `a guess from sysfs, since it could not be asked: ${why}`;
+}
+
 /** What `dirtmap plan --host linux` prints. Ends without a newline. */
 export function hostPlanText({ devices, leftOut, qemu, libvirt }: HostPlan, policy: Policy): string {
-  if (devices.length === 0 && leftOut.length === 0) {
-    return "no device of this machine is on a VFIO driver: name one with --device to plan what it would get (see `dirtmap probe --host linux`)";
-  }
+  if (devices.length === 0 && leftOut.length === 0) return NOTHING;
   const remarks = new Map(
-    devices.flatMap(({ choice, why }) =>
-      why === null ? [] : [[choice.device, `a guess from sysfs, since it could not be asked: ${why}`]],
-    ),
+    devices.flatMap(({ choice, why }) => (why === null ? [] : [[choice.device, guessed(why)] as const])),
   );
   const choices = devices.map(({ choice }) => choice);
   return [
@@ -103,4 +111,13 @@ export function hostPlanText({ devices, leftOut, qemu, libvirt }: HostPlan, poli
     ...(leftOut.length === 0 ? [] : [leftOut.map(({ id, why }) => `${id}: ${why}`).join("\n")]),
     ...(qemu.arguments.length === 0 ? [] : [`QEMU\n\n${qemuText(qemu)}`, `libvirt\n\n${libvirtText(libvirt)}`]),
   ].join("\n\n");
+}
+
+/** What has to be known of a plan whose options alone are printed: a line for each guess, and each device left out. */
+export function hostPlanWarnings({ devices, leftOut }: HostPlan): string[] {
+  if (devices.length === 0 && leftOut.length === 0) return [NOTHING];
+  return [
+    ...devices.flatMap(({ choice, why }) => (why === null ? [] : [`${choice.device}: ${guessed(why)}`])),
+    ...leftOut.map(({ id, why }) => `${id}: ${why}`),
+  ];
 }

@@ -80,7 +80,7 @@ describe("a device that can't be opened still shows what sysfs tells, and what i
   test("held back by its group: with each of its members, rather than with the errno that follows", async () => {
     system.pci(NIC, { driver: "igb", group: 42 });
     const { host } = fakeHost(system, { [VF]: { refusesBind: "EPERM" } });
-    const probed = await probeHost(host, [VF]);
+    const probed = await probeHost(host, { ids: [VF] });
     expect(probed.devices.map(({ missing }) => missing.map(({ code }) => code))).toEqual([["GROUP_HELD_BACK"]]);
     expect(hostText(probed)).toContain(`IOMMU group 42 has also: ${NIC} (igb)`);
   });
@@ -94,7 +94,7 @@ describe("a device that can't be opened still shows what sysfs tells, and what i
     expect(text).toContain(`could be bound to vfio-pci: ${NVME} (nvme), ${NIC} (igb)`);
     expect(text).toContain(`    echo ${NVME} > ${system.roots.sys}/bus/pci/drivers_probe`);
     expect(text).not.toContain(`echo ${NIC} >`);
-    const one = hostText(await probeHost(host, [NIC]));
+    const one = hostText(await probeHost(host, { ids: [NIC] }));
     expect(one).toContain("missing: its driver is igb, no VFIO driver");
     expect(one).toContain(`      echo ${NIC} > ${system.roots.sys}/bus/pci/drivers_probe`);
   });
@@ -108,6 +108,12 @@ describe("a device that can't be opened still shows what sysfs tells, and what i
     expect(text).toMatch(/^0000:3b:00\.1 +ethernet VF/m);
     expect(text).toContain("not asked, without /dev/iommu");
   });
+});
+
+test("a cancelled probe opens no further device", async () => {
+  const { host, log } = fakeHost(system, { [VF]: {} });
+  await expect(probeHost(host, { signal: AbortSignal.abort() })).rejects.toThrow(/abort/);
+  expect(log).toEqual([]);
 });
 
 test("a machine without devices says so in one line; types of mdev that it could make are listed", async () => {

@@ -6,6 +6,7 @@ import type { MdevType } from "../../linux/sysfs/mdev.js";
 import type { DeviceCapabilities } from "../../tracking/capabilities.js";
 import { probeDevice } from "../../tracking/probe.js";
 import { UapiError } from "../../uapi/errno.js";
+import { hwTypeOf } from "./guess.js";
 
 /** What was found out about a device of this machine. */
 export interface ProbedDevice {
@@ -30,12 +31,19 @@ export interface ProbedHost {
  * and the device's features tell, they tell of a bound device. (To open a PCI device resets it, and to close it does so
  * again; nobody uses one that can be opened.)
  * @param ids which devices; all by default
+ * @param signal ends it before the next device
  */
-export async function probeHost(host: LinuxHost, ids?: readonly string[]): Promise<ProbedHost> {
+export async function probeHost(
+  host: LinuxHost,
+  { ids, signal }: { ids?: readonly string[] | undefined; signal?: AbortSignal | undefined } = {},
+): Promise<ProbedHost> {
   const state = host.state();
   const found = (await host.devices()).filter(({ id }) => ids === undefined || ids.includes(id));
   const devices: ProbedDevice[] = [];
-  for (const device of found) devices.push(await probeOne(host, device, state.iommufd));
+  for (const device of found) {
+    signal?.throwIfAborted();
+    devices.push(await probeOne(host, device, state.iommufd));
+  }
   return { state, devices, mdevTypes: host.mdevTypes() };
 }
 
@@ -52,10 +60,14 @@ async function probeOne(host: LinuxHost, device: LinuxDevice, iommufd: boolean):
   }
 }
 
-async function ask(host: LinuxHost, { id, model, kind }: LinuxDevice): Promise<DeviceCapabilities> {
+async function ask(host: LinuxHost, device: LinuxDevice): Promise<DeviceCapabilities> {
+  const { id, model, kind } = device;
   // One iommufd each: a device that is refused leaves nothing behind in the next one's.
   await using iommufd = await host.openIommufd();
   await using vfio = await host.openDevice(id);
   const deviceId = await vfio.bind(iommufd);
-  return await probeDevice({ id, model, vfio, iommufd, deviceId, mdev: kind === "mdev" }, null);
+  const capabilities = await probeDevice({ id, model, vfio, iommufd, deviceId, mdev: kind === "mdev" }, null);
+  // An IOMMU that GET_HW_INFO does not name (see probeDevice) has a name in sysfs.
+  if (capabilities.iommu?.type !== "none") return capabilities;
+  return { ...capabilities, iommu: { ...capabilities.iommu, type: hwTypeOf(device) } };
 }

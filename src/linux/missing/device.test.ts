@@ -157,6 +157,14 @@ describe("a refusal of the kernel", () => {
     expect(refusal("ENOMEM")).toMatchObject({ code: "REFUSED" });
   });
 
+  test("of a file that its mode would let us open points at the container", () => {
+    system.pci(VF, { driver: "vfio-pci", group: 1, vfio: "vfio0" });
+    expect(refusal("EPERM", "open")).toMatchObject({
+      code: "OPEN_FORBIDDEN",
+      remedy: expect.stringContaining("docker run --device"),
+    });
+  });
+
   test("does not take this process for another", () => {
     system.pci(VF, { driver: "vfio-pci", group: 1, vfio: "vfio0" });
     inUse(process.pid, "node");

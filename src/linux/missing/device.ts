@@ -157,6 +157,14 @@ export function explainRefusal(roots: Roots, device: LinuxDevice, error: UapiErr
   });
   const groupNode = `${roots.dev}/vfio/${group?.id ?? ""}`;
   const users = () => findUsers(roots, vfio?.cdev == null ? [groupNode] : [vfio.cdev, groupNode]);
+  if (error.syscall === "open" && (error.code === "EPERM" || error.code === "EACCES")) {
+    // What the mode forbids has been said before anything was tried (CDEV_NOT_PERMITTED).
+    return refused(
+      "OPEN_FORBIDDEN",
+      `${error.attempted}: the file's mode allows it, and something else does not`,
+      "allow it where this runs: the container's list of devices (docker run --device), or the security module",
+    );
+  }
   switch (error.code) {
     case "ENODEV":
     case "ENOENT":
