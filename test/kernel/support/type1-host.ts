@@ -270,7 +270,7 @@ export function describeType1Host(): void {
       const { stdout, stderr, status } = spawnSync(
         "sh",
         ["-c", `ulimit -l 64; exec "${process.execPath}" "${script}" ${device.name}`],
-        { uid: 65534, gid: 65534, encoding: "utf8", timeout: 60_000 },
+        { uid: 65534, gid: 65534, encoding: "utf8", timeout: 110_000 },
       );
       expect([status, stderr]).toEqual([0, ""]);
       const { refused, fitting, before, after } = JSON.parse(stdout) as Record<string, unknown>;
