@@ -53,7 +53,7 @@ in_tree() {
 # Where a chroot has no network of its own, names are still looked up as on this machine.
 cp -L /etc/resolv.conf /etc/hosts "$work/etc/"
 in_tree apt-get -qq update
-in_tree apt-get -qq install --no-install-recommends -t "$suite-backports" qemu-system-x86 >/dev/null
+in_tree apt-get -qq -o Dpkg::Use-Pty=0 install --no-install-recommends -t "$suite-backports" qemu-system-x86 >/dev/null
 in_tree apt-get clean
 rm -rf "$work"/var/lib/apt/lists/*
 

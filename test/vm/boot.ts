@@ -2,22 +2,20 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import type { GuestImage } from "./image.js";
 import { complaintsIn } from "./kernel-log.js";
 import { MACHINE_KINDS, type MachineName } from "./machines.js";
-import type { Qemu } from "./qemu.js";
 
-/** What a guest is made of, and what it is to do. */
+/** A guest, and what it is to do. */
 export interface GuestRun {
   readonly machine: MachineName;
-  readonly qemu: Qemu;
-  readonly kernel: string;
-  readonly initramfs: string;
+  readonly image: GuestImage;
   /** A program in the guest, and its arguments; it runs in the project's folder. */
   readonly command: readonly string[];
   readonly env: Readonly<Record<string, string>>;
-  /** A folder of its own, which the guest sees as /share. */
+  /** A folder of its own, which the guest sees as /share; made if it is not there. */
   readonly share: string;
-  /** After which the guest is killed, in milliseconds. */
+  /** After which the command is killed, in milliseconds; the guest itself gets a minute more to boot and to end. */
   readonly timeoutMs: number;
   /** Takes what the command prints. */
   readonly output: (text: string) => void;
@@ -28,6 +26,7 @@ export interface GuestRun {
 export interface GuestResult {
   /** The command's exit status; undefined where the guest ended before the command did. */
   readonly status: number | undefined;
+  /** The command, or the guest, was killed. */
   readonly timedOut: boolean;
   /** All that the kernel printed. */
   readonly kernelLog: string;
@@ -37,6 +36,11 @@ export interface GuestResult {
   readonly qemuErrors: string;
   readonly ms: number;
 }
+
+/** For booting and ending, beside what the command may take: some ten times what it takes on an idle machine. */
+const BOOT_AND_END_MS = 60_000;
+/** Of a command that `timeout -s KILL` has killed. */
+const KILLED_STATUS = 128 + 9;
 
 /** A word as the shell reads it back unchanged. */
 function quoted(word: string): string {
@@ -53,22 +57,25 @@ function readIfThere(path: string): string {
 }
 
 /**
- * Boots a guest, runs one command in it, and waits for its end, which comes after `timeoutMs` at the latest.
+ * Boots a guest, runs one command in it, and waits for its end, which comes a minute after `timeoutMs` at the latest.
  * QEMU is started in software emulation: that runs everywhere, and on every machine alike.
  */
 export async function boot(run: GuestRun): Promise<GuestResult> {
   const started = performance.now();
   mkdirSync(run.share, { recursive: true });
   const exports = Object.entries(run.env).map(([name, value]) => `export ${name}=${quoted(value)}\n`);
-  writeFileSync(join(run.share, "run"), `${exports.join("")}exec ${run.command.map(quoted).join(" ")}\n`);
+  // A limit in the guest as well, so that it ends even if this process is killed and leaves it behind.
+  const limited = ["timeout", "-s", "KILL", String(Math.ceil(run.timeoutMs / 1000)), ...run.command];
+  writeFileSync(join(run.share, "run"), `${exports.join("")}exec ${limited.map(quoted).join(" ")}\n`);
   const consoleLog = join(run.share, "console.log");
+  const { qemu, kernel, initramfs } = run.image;
   const child = spawn(
-    run.qemu.program,
+    qemu.program,
     [
-      ...run.qemu.prefix,
+      ...qemu.prefix,
       ...["-accel", "tcg,thread=multi", "-M", "q35", "-cpu", "max", "-smp", "2", "-m", "2G"],
       ...["-nodefaults", "-no-reboot", "-display", "none"],
-      ...["-kernel", run.kernel, "-initrd", run.initramfs],
+      ...["-kernel", kernel, "-initrd", initramfs],
       // A panic ends QEMU at once, since the reboot that follows it is refused.
       ...["-append", "console=ttyS0 panic=-1 tsc=reliable"],
       ...["-serial", `file:${consoleLog}`],
@@ -78,7 +85,7 @@ export async function boot(run: GuestRun): Promise<GuestResult> {
       ...MACHINE_KINDS[run.machine].options,
     ],
     // Standard input stays open: at its end the port would count as closed, and the guest's writes wait for ever.
-    { env: run.qemu.env, stdio: ["pipe", "pipe", "pipe"] },
+    { env: qemu.env, stdio: ["pipe", "pipe", "pipe"] },
   );
   const closed = once(child, "close");
   const kill = () => child.kill("SIGKILL");
@@ -86,7 +93,7 @@ export async function boot(run: GuestRun): Promise<GuestResult> {
   const timer = setTimeout(() => {
     timedOut = true;
     kill();
-  }, run.timeoutMs);
+  }, run.timeoutMs + BOOT_AND_END_MS);
   run.signal?.addEventListener("abort", kill);
   process.on("exit", kill);
   let qemuErrors = "";
@@ -103,10 +110,11 @@ export async function boot(run: GuestRun): Promise<GuestResult> {
     process.off("exit", kill);
   }
   const kernelLog = readIfThere(consoleLog);
-  const status = readIfThere(join(run.share, "status")).trim();
+  const written = readIfThere(join(run.share, "status")).trim();
+  const status = written === "" ? undefined : Number(written);
   return {
-    status: status === "" ? undefined : Number(status),
-    timedOut,
+    status,
+    timedOut: timedOut || status === KILLED_STATUS,
     kernelLog,
     complaints: complaintsIn(kernelLog),
     qemuErrors,

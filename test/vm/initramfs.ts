@@ -7,8 +7,8 @@ import { packagesNeeded } from "./packages.js";
 /** Where the project lies in the guest. */
 export const GUEST_PROJECT = "/app";
 
-/** What of the project the guest gets, besides its packages. */
-const PROJECT_PARTS = ["package.json", "bin", "dist", "scenarios", "test/kernel/vitest.config.js"];
+/** What of the project the guest gets, besides its packages; sources, since vitest shows where in them a test failed. */
+const PROJECT_PARTS = ["package.json", "bin", "dist", "scenarios", "src", "test", "bench"];
 
 /** Packages for development that tests need as they run; the others only build or lint. */
 const TEST_PACKAGES = ["vitest", "fast-check"];
@@ -65,12 +65,12 @@ export function makeInitramfs(root: string, work: string): string {
 
   const archive = join(work, "initramfs.cpio");
   const output = openSync(archive, "w");
-  // Packages' sources, maps and types are of no use in the guest; vitest wants the project's own maps.
+  // Packages' maps and types are of no use in the guest.
   const { status, stderr, error } = spawnSync(
     "sh",
     [
       "-c",
-      "find -L . ! -name '*.ts' ! -name '*.md' ! -path '*/node_modules/*.map' | LC_ALL=C sort | cpio -o -L -H newc --quiet",
+      "find -L . ! -path '*/node_modules/*.map' ! -path '*/node_modules/*.ts' ! -name '*.d.ts' ! -name '*.d.ts.map' | LC_ALL=C sort | cpio -o -L -H newc --quiet",
     ],
     { cwd: tree, stdio: ["ignore", output, "pipe"], encoding: "utf8" },
   );

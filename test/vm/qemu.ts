@@ -23,6 +23,8 @@ export interface Qemu {
 
 const PROGRAM = "qemu-system-x86_64";
 const PROBE_TIMEOUT_MS = 20_000;
+const GETTING_ONE =
+  "install qemu-system-x86 9.2 or later, or run scripts/kernel/qemu-tree.sh as root, or set DIRTMAP_QEMU";
 
 /** Where `scripts/kernel/qemu-tree.sh` puts the tree that has a newer QEMU than this machine's Debian. */
 export function qemuTree(): string {
@@ -92,6 +94,7 @@ function candidates(): readonly Qemu[] {
  */
 export function findQemu({ needs }: { readonly needs: readonly QemuNeed[] }): Qemu {
   const given = process.env.DIRTMAP_QEMU;
+  if (given && !existsSync(given)) throw new MissingError(`DIRTMAP_QEMU: there is no ${given}`, GETTING_ONE);
   const all = given ? [statSync(given).isDirectory() ? qemuInTree(given) : qemuProgram(given)] : candidates();
   const refused: string[] = [];
   for (const qemu of all) {
@@ -99,8 +102,5 @@ export function findQemu({ needs }: { readonly needs: readonly QemuNeed[] }): Qe
     if (lacks.length === 0) return qemu;
     refused.push(`${qemu.from} has no ${lacks.join(", ")}`);
   }
-  throw new MissingError(
-    `no QEMU for this${refused.length > 0 ? ` (${refused.join("; ")})` : ""}`,
-    "install qemu-system-x86 9.2 or later, or run scripts/kernel/qemu-tree.sh as root, or set DIRTMAP_QEMU",
-  );
+  throw new MissingError(`no QEMU for this${refused.length > 0 ? ` (${refused.join("; ")})` : ""}`, GETTING_ONE);
 }

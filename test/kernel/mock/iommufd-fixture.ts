@@ -6,7 +6,8 @@ import { MiB, PAGE_SIZE } from "../../../src/memory/address.js";
 import { DmaMemory, HUGE_2M } from "../../../src/memory/dma-memory.js";
 import { isErrno } from "../../../src/uapi/errno.js";
 import type { FixtureDevice, IommufdFixture } from "../../conformance/iommufd.js";
-import { addMockDevice, allocHugeHwpt, MOCK_HUGE_PAGE_SIZE, markDirty, replaceMockDomain } from "../mock-iommu.js";
+import { addMockDevice, allocHugeHwpt, markDirty, replaceMockDomain } from "../mock-iommu.js";
+import { MOCK_HUGE_PAGE_SIZE } from "../uapi/iommufd-test.js";
 
 /** The linux host's iommufd, with devices behind the kernel's mock IOMMU. */
 export async function openMockFixture(): Promise<IommufdFixture & { readonly iommufd: LinuxIommufd }> {

@@ -1,7 +1,7 @@
-import { closeSync, readFileSync } from "node:fs";
+import { closeSync, readFileSync, writeFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { DirtyBitmap } from "../../../src/bitmap/dirty-bitmap.js";
-import { AMD_V1_ENTRIES, completeLeaves } from "../../../src/linux/contiguous-leaves.js";
+import { AMD_V1_ENTRIES, completeLeaves } from "../../../src/linux/iommufd/contiguous-leaves.js";
 import { LinuxIommufd } from "../../../src/linux/iommufd.js";
 import { LinuxMemoryFile } from "../../../src/linux/memory-file.js";
 import { type Iova, MiB, U64_MAX } from "../../../src/memory/address.js";
@@ -10,15 +10,8 @@ import { holdsOf } from "../../../src/memory/holds.js";
 import { dup } from "../../../src/sys/fd.js";
 import { isErrno } from "../../../src/uapi/errno.js";
 import { iommufdConformance } from "../../conformance/iommufd.js";
-import {
-  addMockDevice,
-  checkMap,
-  checkPins,
-  IOMMU_HW_INFO_SELFTEST_REGVAL,
-  iommu_test_hw_info,
-  MOCK_PAGE_SIZE,
-  markDirty,
-} from "../mock-iommu.js";
+import { addMockDevice, checkMap, checkPins, markDirty } from "../mock-iommu.js";
+import { IOMMU_HW_INFO_SELFTEST_REGVAL, iommu_test_hw_info, MOCK_PAGE_SIZE } from "../uapi/iommufd-test.js";
 import { openMockFixture } from "./iommufd-fixture.js";
 
 iommufdConformance("linux host", openMockFixture);
@@ -211,9 +204,13 @@ describe("the linux host's iommufd", () => {
     expect(() => LinuxIommufd.open("/dev/no-iommu")).toThrow(
       expect.objectContaining({ code: "ENOENT", remedy: expect.stringContaining("CONFIG_IOMMUFD") }),
     );
+    const locked = "/tmp/nobody-may-open-this";
+    writeFileSync(locked, "", { mode: 0 });
     process.seteuid?.(12345);
     try {
-      expect(() => LinuxIommufd.open()).toThrow(expect.objectContaining({ code: "EACCES" }));
+      expect(() => LinuxIommufd.open(locked)).toThrow(
+        expect.objectContaining({ code: "EACCES", remedy: expect.stringContaining("root") }),
+      );
     } finally {
       process.seteuid?.(0);
     }
@@ -224,7 +221,7 @@ describe("the linux host's iommufd", () => {
     const { iommufd } = fixture;
     const ioas = await iommufd.allocIoas();
     await fixture.addDevice(ioas);
-    using memory = DmaMemory.allocate(256 * MiB);
+    using memory = DmaMemory.allocate(64 * MiB);
     let turns = 0;
     let running = true;
     const mapped = iommufd.map(ioas, memory, { ...RW, iova: BASE }).finally(() => {
