@@ -69,6 +69,7 @@ class Server {
   #dueAt = 0;
   /** A session has more to do than fit its turn. */
   #more = false;
+  #watchedControls = 0;
   #connections = 0;
   #acceptFrom = 0;
 
@@ -138,10 +139,12 @@ class Server {
     this.#set.change(AT.listener, accepts ? listener : -1, POLLIN);
     this.#set.change(AT.unmask, this.#device.irqs.unmaskFd, POLLIN);
     this.#set.change(AT.controlListener, accepts ? controlListener : -1, POLLIN);
-    for (let i = 0; i < MAX_CONTROLS; i++) {
-      const session = this.#controls.at(i);
+    // Those that were there the last time, too: they may be gone.
+    for (let i = 0; i < Math.max(this.#controls.length, this.#watchedControls); i++) {
+      const session = this.#controls[i];
       this.#set.change(AT.controls + i, session?.fd ?? -1, eventsOf(session));
     }
+    this.#watchedControls = this.#controls.length;
   }
 
   async #serveReady(): Promise<void> {
