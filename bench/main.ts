@@ -1,8 +1,9 @@
 import { parseArgs } from "node:util";
-import { GiB, MiB, TiB } from "../src/memory/address.js";
+import { GiB, KiB, MiB, TiB } from "../src/memory/address.js";
 import { table } from "../src/observe/table.js";
 import { type ChannelRow, run as runChannels } from "./channels.js";
 import { type DmaRow, run as runDma } from "./dma.js";
+import { type IoctlRow, run as runIoctl } from "./ioctl.js";
 import { type LogRow, run as runLogs } from "./logs.js";
 import { watchMachine } from "./machine.js";
 import { type MigrationRow, run as runMigration } from "./migration.js";
@@ -10,7 +11,7 @@ import { run as runScan, type ScanRow } from "./scan.js";
 import type { Summary } from "./statistics.js";
 
 /*
- *   npm run bench -- [scan] [logs] [dma] [channels] [migration] [--full] [--json] [--qemu | --qemu-root DIR]
+ *   npm run bench -- [scan] [logs] [dma] [channels] [migration] [ioctl] [--full] [--json] [--qemu | --qemu-root DIR]
  *
  * All benches by default, in about three minutes on an idle machine; progress on standard error. --full maps up to 1 TiB and repeats more.
  * QEMU runs beside `migration` where it is asked for: from PATH, or from a Debian tree to chroot into.
@@ -19,7 +20,7 @@ import type { Summary } from "./statistics.js";
 /** Raised when a field of the JSON changes its meaning. */
 const SCHEMA_VERSION = 1;
 
-type Row = ScanRow | LogRow | DmaRow | ChannelRow | MigrationRow;
+type Row = ScanRow | LogRow | DmaRow | ChannelRow | MigrationRow | IoctlRow;
 
 interface Options {
   readonly full: boolean;
@@ -35,6 +36,7 @@ const BENCHES: Readonly<Record<string, (options: Options) => Promise<readonly Ro
   dma: ({ full }) => runDma({ rounds: full ? 300 : 100 }),
   channels: ({ full }) => runChannels(full ? { bytes: 2 * GiB, repetitions: 7 } : { bytes: GiB, repetitions: 3 }),
   migration: ({ full, qemu }) => runMigration({ repetitions: full ? 7 : 3, qemu }),
+  ioctl: ({ full }) => runIoctl({ repetitions: full ? 2000 : 300 }),
 };
 
 /** Numbers as a table shows them: three digits that count. */
@@ -47,7 +49,11 @@ function spread({ median, min, max }: Summary): string {
 }
 
 const percent = (share: number) => `${short(share * 100)} %`;
-const size = (bytes: number) => (bytes >= GiB ? `${bytes / GiB} GiB` : `${bytes / MiB} MiB`);
+
+function size(bytes: number): string {
+  if (bytes >= GiB) return `${bytes / GiB} GiB`;
+  return bytes >= MiB ? `${bytes / MiB} MiB` : `${bytes / KiB} KiB`;
+}
 
 /** A row as the table shows it: by column. */
 function cells(row: Row): Readonly<Record<string, string>> {
@@ -96,6 +102,17 @@ function cells(row: Row): Readonly<Record<string, string>> {
         "GB/s": short(row.gbPerSecond),
         "time / QEMU's": short(row.timeOverQemu),
       };
+    case "ioctl":
+      return {
+        call: row.call,
+        range: size(row.rangeBytes),
+        on: row.thread ? "a thread" : "this one",
+        "bare us": spread(row.bareUs),
+        "library us": spread(row.libraryUs),
+        "added us": short(row.addedUs.median),
+        "added, fastest": short(row.libraryUs.min - row.bareUs.min),
+        "heap bytes": short(row.heapBytes),
+      };
   }
 }
 
@@ -130,7 +147,7 @@ async function main(): Promise<void> {
     process.stderr.write(`${name} …\n`);
     const rows = await BENCHES[name](options);
     results.push(...rows);
-    if (!values.json) print(rows);
+    if (!values.json && rows.length > 0) print(rows);
   }
   const machine = describe();
   if (values.json) {

@@ -295,18 +295,22 @@ export interface Machine extends AsyncDisposable {
   setP2pReachable(device: string, reachable: boolean): Promise<void>;
 }
 
-/** A device of a machine, bound and attached. */
-export interface AttachedDevice {
+/** A device bound to an iommufd: what can be asked, and attached. */
+export interface BoundDevice {
   readonly id: string;
   readonly model: string;
   readonly vfio: VfioDevice;
   readonly iommufd: Iommufd;
   /** The device's id in the iommufd. */
   readonly deviceId: ObjectId;
-  /** The IOAS that its memory was mapped in. */
-  readonly ioas: ObjectId;
   /** An mdev attaches to no hardware page table: it pins, or marks a shared tracker. */
   readonly mdev: boolean;
+}
+
+/** A device of a machine, bound and attached. */
+export interface AttachedDevice extends BoundDevice {
+  /** The IOAS that its memory was mapped in. */
+  readonly ioas: ObjectId;
 }
 
 /** A machine's vCPUs, as one. */

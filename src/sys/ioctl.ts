@@ -1,4 +1,4 @@
-import { errnoName, UapiError } from "../uapi/errno.js";
+import { ERRNO, errnoName, UapiError } from "../uapi/errno.js";
 import type { IoctlRequest } from "../uapi/ioctl.js";
 import { lastErrno, libc } from "./libc.js";
 
@@ -21,6 +21,19 @@ export function ioctl(fd: number, request: IoctlRequest, argument: IoctlArgument
     if (answer >= 0) return answer;
     const error = failure(request, lastErrno(), attempted);
     if (error.code !== "EINTR") throw error;
+  }
+}
+
+/**
+ * ioctl(2) on this thread, of a structure by its address: the cheapest way, for a structure that its owner passes again
+ * and again. Returns the call's non-negative answer, or minus the errno.
+ */
+export function ioctlAt(fd: number, request: IoctlRequest, address: number): number {
+  for (;;) {
+    const answer: number = ioctlInteger(fd, request.number, address);
+    if (answer >= 0) return answer;
+    const errno = lastErrno();
+    if (errno !== ERRNO.EINTR) return -errno;
   }
 }
 

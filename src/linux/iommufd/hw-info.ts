@@ -1,12 +1,12 @@
-import type { HwInfo } from "../host/host.js";
-import { GiB, KiB, MiB } from "../memory/address.js";
+import type { HwInfo } from "../../host/host.js";
+import { GiB, KiB, MiB } from "../../memory/address.js";
 import {
   IOMMU_HW_CAP_DIRTY_TRACKING,
   IOMMU_HW_INFO_TYPE,
   iommu_hw_info_amd,
   iommu_hw_info_arm_smmuv3,
   iommu_hw_info_vtd,
-} from "../uapi/iommufd.js";
+} from "../../uapi/iommufd.js";
 
 /** What the kernel answered to IOMMU_GET_HW_INFO. */
 export interface RawHwInfo {

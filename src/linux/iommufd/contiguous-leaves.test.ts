@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
-import { KiB } from "../memory/address.js";
+import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
+import { KiB } from "../../memory/address.js";
 import { completeLeaves, reportsLeavesShort } from "./contiguous-leaves.js";
 
 describe("a contiguous leaf that was reported one entry short", () => {

@@ -1,7 +1,7 @@
 import { release } from "node:os";
-import { areSet, setBits } from "../bitmap/bits.js";
-import type { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
-import { GiB, type Iova, KiB, MiB } from "../memory/address.js";
+import { areSet, setBits } from "../../bitmap/bits.js";
+import type { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
+import { GiB, type Iova, KiB, MiB } from "../../memory/address.js";
 
 /*
  * Linux's generic page tables (drivers/iommu/generic_pt/iommu_pt.h, record_dirty) report a dirty contiguous leaf one

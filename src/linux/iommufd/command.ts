@@ -1,15 +1,18 @@
-import type { IoctlRequest } from "../uapi/ioctl.js";
-import type { Fields, Struct } from "../uapi/struct.js";
+import { addressOf } from "../../sys/address.js";
+import type { IoctlRequest } from "../../uapi/ioctl.js";
+import type { Fields, Struct } from "../../uapi/struct.js";
 
 /**
  * A structure that is passed to an ioctl again and again: encoded once, and then only the fields that change are set. That
  * is what makes a call cheap; what {@link Struct} would encode anew each time takes longer than the system call.
- * One call at a time: {@link copy} it for one that runs on another thread.
+ * One call at a time; one on another thread gets a copy of the bytes.
  */
 export class Command {
   readonly request: IoctlRequest;
   /** What is passed. */
   readonly bytes: Uint8Array;
+  /** Of `bytes`. */
+  readonly address: number;
   /** By offset / 4. */
   readonly u32: Uint32Array;
   /** By offset / 8. */
@@ -21,6 +24,7 @@ export class Command {
     const buffer = new ArrayBuffer(Math.ceil(layout.size / 8) * 8);
     this.request = request;
     this.bytes = new Uint8Array(buffer);
+    this.address = Number(addressOf(this.bytes));
     this.u32 = new Uint32Array(buffer);
     this.u64 = new BigUint64Array(buffer);
     this.u32[0] = layout.size;
