@@ -15,6 +15,7 @@ import type {
 import { hex, type Iova, isPowerOfTwo, PAGE_SIZE, U64_MAX } from "../../memory/address.js";
 import { addressOf } from "../../sys/address.js";
 import { OpenFile } from "../../sys/open-file.js";
+import { populateOnThread } from "../../sys/populate.js";
 import { Lock } from "../../threads/lock.js";
 import { type ErrnoName, isErrno, UapiError } from "../../uapi/errno.js";
 import {
@@ -325,6 +326,7 @@ export class LinuxVfioDevice implements VfioDevice {
     const inPlace = iova === into.iova;
     const bitmap = inPlace ? into : new DirtyBitmap({ iova, length, granule: pageSize });
     const values = { iova, length, page_size: BigInt(pageSize), bitmap: BigInt(bitmap.address) };
+    await populateOnThread({ address: bitmap.address, bytes: Math.ceil(Number(length) / pageSize / 8) });
     await getFeature(this.#file, "DMA_LOGGING_REPORT", vfio_device_feature_dma_logging_report, values, attempted);
     if (!inPlace) into.or(bitmap);
   }

@@ -47,7 +47,7 @@ describe("a kernel without", () => {
           commands: [expect.stringMatching(/^mknod -m 0660 \/dev\/iommu c 10 \d+$/)],
         }),
       );
-      expect(devices).toMatchObject([{ device: { id: mtty.name }, capabilities: null }]);
+      expect(devices).toMatchObject([{ id: mtty.name, capabilities: null }]);
     } finally {
       renameSync("/dev/iommu.away", "/dev/iommu");
     }

@@ -215,7 +215,10 @@ describe("with the kernel short of memory at any place", () => {
           world.expectMapped(...before);
           [settled] = await Promise.allSettled([operation.run(world)]);
         }
-        expect(settled).toEqual({ status: "fulfilled", value: undisturbed });
+        expect(settled, `with place ${nth} failing, and tried again where that failed`).toEqual({
+          status: "fulfilled",
+          value: undisturbed,
+        });
         world.expectMapped(...after);
         operation.check?.(world);
         return faulted.injected;
