@@ -42,9 +42,7 @@ function exportedFacts(exported: Readonly<Record<string, unknown>>): ModuleFacts
     else if (isNumber(value)) facts.push(constantFact(name, value));
     else if (isRequest(value)) facts.push(constantFact(value.name, value.number));
     else if (isTable(value)) {
-      // The errno names are whole; those of an enum lack the part that its entries have in common.
-      const prefix = name === "ERRNO" ? "" : `${name}_`;
-      for (const [key, number] of Object.entries(value)) facts.push(constantFact(prefix + key, number));
+      for (const [key, number] of Object.entries(value)) facts.push(constantFact(entryName(name, key), number));
     } else if (isOperations(value)) {
       for (const [key, { op, member }] of Object.entries(value)) {
         facts.push(constantFact(`${name}_${key}`, op), ...structFacts(member));
@@ -52,6 +50,14 @@ function exportedFacts(exported: Readonly<Record<string, unknown>>): ModuleFacts
     } else strangers.push(name);
   }
   return { facts, strangers };
+}
+
+/** What a header calls an entry of one of our tables. */
+function entryName(table: string, key: string): string {
+  // The errno names are whole; those of an enum lack the part that its entries have in common, mostly the first one.
+  if (table === "ERRNO") return key;
+  const [, before, after] = /^(VFIO_PCI_)((?:REGION|IRQ)_INDEX)$/.exec(table) ?? [undefined, `${table}_`];
+  return after === undefined ? before + key : `${before}${key}_${after}`;
 }
 
 function isNumber(value: unknown): value is number | bigint {
