@@ -85,6 +85,7 @@ export type {
 export { LinuxHost } from "./linux/host.js";
 export { createLinuxMachine, LinuxMachine, type LinuxMachineOptions } from "./linux/machine.js";
 export type { LinuxDevice } from "./linux/sysfs/device.js";
+export { Type1Host, type Type1HostOptions } from "./linux/type1/host.js";
 export { GiB, type Iova, iovaOf, KiB, MiB, PAGE_SIZE, type PageNumber, pageOf, TiB } from "./memory/address.js";
 export { type Arena, createArena } from "./memory/arena.js";
 export { createGuestMemory, type GuestMemory, type MemoryRegion, type Platform } from "./memory/guest-memory.js";

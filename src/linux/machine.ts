@@ -1,5 +1,6 @@
 import { UsageError } from "../errors.js";
 import type { PassthroughDescription } from "../host/description.js";
+import type { KernelDesigns } from "../host/designs.js";
 import type { AttachedDevice, Host, Iommufd, Machine, ObjectId, Vcpus, VfioDevice } from "../host/host.js";
 import { iovaOf, PAGE_SIZE } from "../memory/address.js";
 import { createGuestMemory, type GuestMemory, type Platform } from "../memory/guest-memory.js";
@@ -14,6 +15,8 @@ export interface LinuxMachineOptions {
   readonly memory: GuestMemory | number;
   /** How addresses are laid out in memory that is made, and what a destination is told. Default `pc`. */
   readonly platform?: Platform;
+  /** The designs that the host's kernel has, for who compares them: a `Type1Host` has one. Default: none. */
+  readonly designs?: KernelDesigns;
   /** The VMM's vCPUs. Default: none. */
   readonly vcpus?: Vcpus;
   /**
@@ -74,11 +77,12 @@ export async function createLinuxMachine(options: LinuxMachineOptions): Promise<
   const machine = new LinuxMachine({ ...options, platform, memory }, iommufd);
   try {
     const ioas = await iommufd.allocIoas();
+    // Devices first: a type1 container has no address space without one.
+    await machine.open(ioas);
     for (const { firstPage, pages, arena, arenaPage, writeable } of memory.regions) {
       const span = { arena: memory.arenas[arena], offset: arenaPage * PAGE_SIZE, length: pages * PAGE_SIZE };
       await iommufd.map(ioas, span, { iova: iovaOf(firstPage), readable: true, writeable });
     }
-    await machine.open(ioas);
     return machine;
   } catch (error) {
     await machine[Symbol.asyncDispose]();
@@ -94,6 +98,7 @@ export class LinuxMachine implements Machine {
   readonly memory: GuestMemory;
   readonly vcpus: Vcpus;
   readonly devices: AttachedDevice[] = [];
+  readonly designs?: KernelDesigns;
   readonly #options: LinuxMachineOptions & { readonly platform: Platform };
   readonly #iommufd: Iommufd;
   readonly #unreachable = new Set<string>();
@@ -107,6 +112,7 @@ export class LinuxMachine implements Machine {
   ) {
     this.memory = options.memory;
     this.vcpus = options.vcpus ?? NO_VCPUS;
+    if (options.designs !== undefined) this.designs = options.designs;
     this.#options = options;
     this.#iommufd = iommufd;
   }

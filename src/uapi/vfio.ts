@@ -188,9 +188,106 @@ export const VFIO_DEVICE_FEATURE_GET = 1 << 16;
 export const VFIO_DEVICE_FEATURE_SET = 1 << 17;
 export const VFIO_DEVICE_FEATURE_PROBE = 1 << 18;
 
-/** Flags of VFIO_IOMMU_DIRTY_PAGES and VFIO_IOMMU_UNMAP_DMA (the legacy type1 container). */
+/** Heads each entry of the chains that INFO ioctls answer. `next` is from the answer's start; 0: the last one. */
+export const vfio_info_cap_header = struct("vfio_info_cap_header", { id: "u16", version: "u16", next: "u32" });
+
+/* -------- The legacy interface: containers (/dev/vfio/vfio) and groups (/dev/vfio/$GROUP) -------- */
+
+export const VFIO_API_VERSION = 0;
+export const VFIO_GET_API_VERSION = request("VFIO_GET_API_VERSION", 0);
+
+/** Extensions, of which the types of IOMMU are some. */
+export const VFIO_TYPE1_IOMMU = 1;
+export const VFIO_TYPE1v2_IOMMU = 3;
+export const VFIO_UNMAP_ALL = 9;
+/** Takes an extension by value. */
+export const VFIO_CHECK_EXTENSION = request("VFIO_CHECK_EXTENSION", 1);
+/** Takes a type by value. */
+export const VFIO_SET_IOMMU = request("VFIO_SET_IOMMU", 2);
+
+export const VFIO_GROUP_FLAGS_VIABLE = 1 << 0;
+export const VFIO_GROUP_FLAGS_CONTAINER_SET = 1 << 1;
+export const vfio_group_status = struct("vfio_group_status", { argsz: "u32", flags: "u32" });
+export const VFIO_GROUP_GET_STATUS = request("VFIO_GROUP_GET_STATUS", 3);
+/** Takes a pointer to the container's descriptor, an int. */
+export const VFIO_GROUP_SET_CONTAINER = request("VFIO_GROUP_SET_CONTAINER", 4);
+/** Takes nothing. */
+export const VFIO_GROUP_UNSET_CONTAINER = request("VFIO_GROUP_UNSET_CONTAINER", 5);
+/** Takes the device's name, zero-terminated, and returns its descriptor. */
+export const VFIO_GROUP_GET_DEVICE_FD = request("VFIO_GROUP_GET_DEVICE_FD", 6);
+
+export const VFIO_IOMMU_INFO_PGSIZES = 1 << 0;
+export const VFIO_IOMMU_INFO_CAPS = 1 << 1;
+export const vfio_iommu_type1_info = struct("vfio_iommu_type1_info", {
+  argsz: "u32",
+  flags: "u32",
+  iova_pgsizes: "u64",
+  cap_offset: "u32",
+  pad: "u32",
+});
+export const VFIO_IOMMU_GET_INFO = request("VFIO_IOMMU_GET_INFO", 12);
+
+export const vfio_iova_range = struct("vfio_iova_range", { start: "u64", end: "u64" });
+
+export const VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE = 1;
+/** Ends in `nr_iovas` of {@link vfio_iova_range}. */
+export const vfio_iommu_type1_info_cap_iova_range = struct(
+  "vfio_iommu_type1_info_cap_iova_range",
+  {
+    header: vfio_info_cap_header,
+    nr_iovas: "u32",
+    reserved: "u32",
+  },
+  vfio_iova_range,
+);
+
+export const VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION = 2;
+export const vfio_iommu_type1_info_cap_migration = struct("vfio_iommu_type1_info_cap_migration", {
+  header: vfio_info_cap_header,
+  flags: "u32",
+  pgsize_bitmap: "u64",
+  max_dirty_bitmap_size: "u64",
+});
+
+export const VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL = 3;
+export const vfio_iommu_type1_info_dma_avail = struct("vfio_iommu_type1_info_dma_avail", {
+  header: vfio_info_cap_header,
+  avail: "u32",
+});
+
+export const VFIO_DMA_MAP_FLAG_READ = 1 << 0;
+export const VFIO_DMA_MAP_FLAG_WRITE = 1 << 1;
+export const vfio_iommu_type1_dma_map = struct("vfio_iommu_type1_dma_map", {
+  argsz: "u32",
+  flags: "u32",
+  vaddr: "u64",
+  iova: "u64",
+  size: "u64",
+});
+export const VFIO_IOMMU_MAP_DMA = request("VFIO_IOMMU_MAP_DMA", 13);
+
+/** `pgsize` bytes per bit, `size` bytes of bitmap at `data`. */
+export const vfio_bitmap = struct("vfio_bitmap", { pgsize: "u64", size: "u64", data: "u64" });
+
+export const VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP = 1 << 0;
+export const VFIO_DMA_UNMAP_FLAG_ALL = 1 << 1;
+/** Followed by a {@link vfio_bitmap} where the flag asks for one. */
+export const vfio_iommu_type1_dma_unmap = struct("vfio_iommu_type1_dma_unmap", {
+  argsz: "u32",
+  flags: "u32",
+  iova: "u64",
+  size: "u64",
+});
+export const VFIO_IOMMU_UNMAP_DMA = request("VFIO_IOMMU_UNMAP_DMA", 14);
+
 export const VFIO_IOMMU_DIRTY_PAGES_FLAG_START = 1 << 0;
 export const VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP = 1 << 1;
 export const VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP = 1 << 2;
-export const VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP = 1 << 0;
-export const VFIO_DMA_UNMAP_FLAG_ALL = 1 << 1;
+/** Followed by a {@link vfio_iommu_type1_dirty_bitmap_get} with GET_BITMAP. */
+export const vfio_iommu_type1_dirty_bitmap = struct("vfio_iommu_type1_dirty_bitmap", { argsz: "u32", flags: "u32" });
+export const vfio_iommu_type1_dirty_bitmap_get = struct("vfio_iommu_type1_dirty_bitmap_get", {
+  iova: "u64",
+  size: "u64",
+  bitmap: vfio_bitmap,
+});
+export const VFIO_IOMMU_DIRTY_PAGES = request("VFIO_IOMMU_DIRTY_PAGES", 17);

@@ -52,12 +52,12 @@ function exportedFacts(exported: Readonly<Record<string, unknown>>): ModuleFacts
   return { facts, strangers };
 }
 
-/** What a header calls an entry of one of our tables. */
+/** An entry's name in the header: errno names are whole, those of an enum lack what its entries have in common. */
 function entryName(table: string, key: string): string {
-  // The errno names are whole; those of an enum lack the part that its entries have in common, mostly the first one.
   if (table === "ERRNO") return key;
-  const [, before, after] = /^(VFIO_PCI_)((?:REGION|IRQ)_INDEX)$/.exec(table) ?? [undefined, `${table}_`];
-  return after === undefined ? before + key : `${before}${key}_${after}`;
+  // VFIO_PCI_BAR0_REGION_INDEX: the common part goes around it.
+  const [, before, after] = /^(VFIO_PCI)_(REGION_INDEX|IRQ_INDEX)$/.exec(table) ?? [];
+  return before === undefined ? `${table}_${key}` : `${before}_${key}_${after}`;
 }
 
 function isNumber(value: unknown): value is number | bigint {
@@ -86,8 +86,10 @@ function structFacts(layout: Struct<Fields>): Fact[] {
   const [tag = "", ...members] = layout.name.split(".");
   const type = members.length === 0 ? `struct ${tag}` : `__typeof__(((struct ${tag} *)0)->${members.join(".")})`;
   const needs = [tag, ...members.map((member) => `${tag} ${member}`)];
+  // Structures grow at their end: an older header's has another size.
+  const whole = layout.fields.filter(({ name }) => name !== "union").map(({ name }) => `${tag} ${name}`);
   return [
-    { expression: `sizeof(${type})`, ours: BigInt(layout.size), needs },
+    { expression: `sizeof(${type})`, ours: BigInt(layout.size), needs: [...needs, ...whole] },
     { expression: `_Alignof(${type})`, ours: BigInt(layout.alignment), needs },
     ...memberFacts(layout, type, { tag, path: "", base: 0, needs }),
   ];
@@ -111,12 +113,14 @@ function memberFacts(
       { expression: `sizeof(${member})`, ours: BigInt(field.size), needs },
     ];
     if (typeof field.type !== "string") {
-      return [...facts, ...memberFacts(field.type, type, { ...at, path: `${path}.`, base: offset, needs })];
+      // A structure with a tag of its own is declared elsewhere, with its members.
+      const tag = field.type.name.includes(".") ? at.tag : field.type.name;
+      return [...facts, ...memberFacts(field.type, type, { tag, path: `${path}.`, base: offset, needs })];
     }
     const element = field.count === null ? member : `${member}[0]`;
     const count = { expression: `sizeof(${member}) / sizeof(${element})`, ours: BigInt(field.count ?? 1), needs };
     const signed = {
-      expression: `(__typeof__(${element}))-1 < 1`,
+      expression: `(__typeof__(${element}))-1 < (__typeof__(${element}))1`,
       ours: field.type.startsWith("s") ? 1n : 0n,
       needs,
     };

@@ -16,7 +16,7 @@ export interface Operation<Args, Answer> {
   readonly attempted: (args: Args) => string;
   /** Sets the fields of the command that change. @throws UapiError for what can't be passed to a kernel */
   readonly encode: (args: Args) => void;
-  /** Where the kernel writes what it would drop, silently, if it found no memory there. */
+  /** Where the kernel writes what it would drop if there were no memory for it; valid from `encode` on. */
   readonly writes?: (args: Args) => Stretch;
   /** Takes the kernel's answer out of the command. What the kernel wrote to is named by `args`, and so alive until here. */
   readonly decode: (args: Args) => Answer;

@@ -95,7 +95,8 @@ export class LinuxVfioDevice implements VfioDevice {
   #precopyInfoV2 = false;
   #closing: Promise<void> | undefined;
 
-  private constructor({ id, model, onClose }: LinuxVfioDeviceOptions, file: OpenFile) {
+  /** For {@link open}, and for devices that were opened another way. */
+  protected constructor({ id, model, onClose }: Omit<LinuxVfioDeviceOptions, "cdev">, file: OpenFile) {
     this.id = id;
     this.model = model;
     this.#onClose = onClose;
@@ -144,11 +145,16 @@ export class LinuxVfioDevice implements VfioDevice {
         if (!(error instanceof UapiError)) throw error;
         throw withRemedy(error, remedyOfBind(error.code, this.#info !== null));
       }
-      this.#info = readDeviceInfo(this.#file);
-      if (this.#info.asksForRelease) this.#watch = ReleaseWatch.start(this.#file, () => this.#onReleaseRequest());
-      await this.#beginRunning();
+      await this.begin();
       return vfio_device_bind_iommufd.decode(bind).out_devid;
     });
+  }
+
+  /** Asks the device what it is, once it answers, and has it RUNNING. @throws UapiError; EPROTO for an answer that can't be */
+  protected async begin(): Promise<void> {
+    this.#info = readDeviceInfo(this.#file);
+    if (this.#info.asksForRelease) this.#watch = ReleaseWatch.start(this.#file, () => this.#onReleaseRequest());
+    await this.#beginRunning();
   }
 
   async attach(ioasOrHwpt: ObjectId): Promise<ObjectId> {
