@@ -21,7 +21,7 @@ export function describePciBadInput(): void {
     expect(openDescriptors()).toEqual(before);
   });
 
-  /** A machine with one device, made as a user who may open everything that is needed. */
+  /** A machine with one device. */
   function machineOf(host: LinuxHost, hostId: string, memory = 4 * MiB): Promise<LinuxMachine> {
     return createLinuxMachine({ host, devices: [{ id: "device0", hostId }], memory });
   }
