@@ -157,11 +157,12 @@ describe("a machine of a device of this kernel", () => {
       signal: cancel.signal,
       hooks: {
         beforePhase: (phase) => {
-          if (phase === "handover") cancel.abort(new Error("no"));
+          // The devices are in STOP_COPY.
+          if (phase === "stop-copy") cancel.abort(new Error("no"));
         },
       },
     });
-    expect(report.result).toBe("cancelled");
+    expect(report).toMatchObject({ result: "cancelled", error: { code: "CANCELLED" } });
     expect(received.outcome).toBe("discarded");
     expect(await source.devices[0].vfio.state()).toBe("RUNNING");
     expect(await scratch(source).read()).toBe(0x33);
