@@ -1,0 +1,12 @@
+import { servableModel } from "../../devices/servable-models.js";
+import { runServerThread } from "./run-server-thread.js";
+
+/*
+ * The entry of a server's thread.
+ */
+
+await runServerThread(({ model, options, id }) => {
+  const servable = servableModel(model);
+  const made = servable.create(options, id);
+  return { model: made, turnEventLoop: servable.needsEventLoop, feed: () => servable.feed?.(options, made) };
+});
