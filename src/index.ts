@@ -3,7 +3,8 @@
  * should answer that for each device, and a live migration on the strength of the answers.
  *
  * - A **host** ({@link Host}, {@link Iommufd}, {@link VfioDevice}) has one method per operation of the Linux uAPI, with its
- *   names, rules and errors. {@link createEmulatedMachine} makes a machine on the emulated one.
+ *   names, rules and errors. {@link createEmulatedMachine} makes a machine on the emulated one, {@link createLinuxMachine}
+ *   one of devices of this machine's kernel.
  * - {@link probeMachine} asks what each device has, {@link chooseTrackers} picks a tracker per device, and
  *   {@link openDesign} switches the choice on and reads it round by round.
  * - {@link migrate} and {@link receive} move a machine; {@link sourceTransport} and {@link acceptedSource} are their network.
@@ -47,6 +48,8 @@ export {
   type IommuFormatName,
   type MachineDescription,
   machineSchema,
+  type PassthroughDescription,
+  passthroughSchema,
   platformOf,
 } from "./host/description.js";
 export type { ContainerDesign, ContainerMember, ContainerTracking, KernelDesigns } from "./host/designs.js";
@@ -55,6 +58,7 @@ export type {
   AccessCallbacks,
   AttachedDevice,
   BitmapQuery,
+  BoundDevice,
   DataStream,
   DeviceSummary,
   DmaLoggingLimits,
@@ -78,6 +82,10 @@ export type {
   Vcpus,
   VfioDevice,
 } from "./host/host.js";
+export { LinuxHost } from "./linux/host.js";
+export { createLinuxMachine, LinuxMachine, type LinuxMachineOptions } from "./linux/machine.js";
+export type { LinuxDevice } from "./linux/sysfs/device.js";
+export { Type1Host, type Type1HostOptions } from "./linux/type1/host.js";
 export { GiB, type Iova, iovaOf, KiB, MiB, PAGE_SIZE, type PageNumber, pageOf, TiB } from "./memory/address.js";
 export { type Arena, createArena } from "./memory/arena.js";
 export { createGuestMemory, type GuestMemory, type MemoryRegion, type Platform } from "./memory/guest-memory.js";

@@ -6,6 +6,9 @@
 export { MAX_CHANNELS } from "../migration/data-plane.js";
 export { DEVICE_TRACKERS, TRACKING_DESIGNS as DESIGNS, UNTRACKED } from "../tracking/choice.js";
 
+export const HOSTS = ["emulated", "linux"] as const;
+/** What a plan for this machine can be printed for. */
+export const VMMS = ["qemu", "libvirt"] as const;
 export const POLICY_ORDERS = ["iommu-first", "device-first"] as const;
 export const DOMAINS = ["shared", "per-device"] as const;
 export const P2P = ["all", "none", "table"] as const;

@@ -1,6 +1,6 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -15,8 +15,9 @@ const folder = mkdtempSync(join(tmpdir(), "dirtmap-cli-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
 /** Starts the program; bounded, so that a hang is a failure. */
-function start(args: readonly string[]) {
+function start(args: readonly string[], as: { uid?: number; gid?: number } = {}) {
   const child = spawn(process.execPath, [PROGRAM, ...args], {
+    ...as,
     stdio: ["ignore", "pipe", "pipe"],
     timeout: 30_000,
     killSignal: "SIGKILL",
@@ -126,6 +127,19 @@ describe("wrong usage is refused in one line that says what would work, with exi
       ["receive", "--listen", "tls://127.0.0.1:0", "--tls-folder", join(folder, "none")],
       /can't be read \(ENOENT\)/,
     ],
+    ["an unknown host", ["probe", "--host", "linus"], /there is no host 'linus'; did you mean 'linux'\?/],
+    [
+      "a scenario's option for this machine",
+      ["plan", "--host", "linux", "--memory", "1G"],
+      /--memory describes a machine of the emulated host.*; leave out --memory, or --host linux/,
+    ],
+    [
+      "this machine's device on the emulated host",
+      ["plan", "--device", "3b:00.1"],
+      /--device is for devices of this machine.*; add --host linux/,
+    ],
+    ["XML for the emulated host", ["plan", "--only", "libvirt"], /--only is for devices of this machine/],
+    ["a migration of this machine's devices", ["migrate", "--host", "linux"], /unknown option '--host'; see --help/],
     ["an unknown scenario", ["probe", "--scenario", "mixd"], /there is no scenario 'mixd'; did you mean 'mixed'\?/],
     ["a migration that is not known", ["resume", "0000", "--journal", folder], /there is no migration '0000' in /],
   ])("%s", async (_, args, expected) => {
@@ -169,6 +183,12 @@ describe("wrong usage is refused in one line that says what would work, with exi
   });
 });
 
+it("XML and JSON at once are wrong usage", async () => {
+  const { code, stderr } = await run("plan", "--host", "linux", "--only", "libvirt", "--json");
+  expect(code).toBe(2);
+  expect(stderr).toMatch(/'--only <vmm>' cannot be used with option '--json'/);
+});
+
 describe("scenarios", () => {
   it("are listed with what they show, as JSON too", async () => {
     const { code, stdout } = await run("scenarios", "--json");
@@ -176,6 +196,50 @@ describe("scenarios", () => {
     const { schemaVersion, scenarios } = JSON.parse(stdout);
     expect(schemaVersion).toBe(1);
     expect(scenarios).toContainEqual({ name: "mixed", summary: expect.stringContaining("an mlx5 VF") });
+  });
+});
+
+// On a machine with an iommufd this would open, and so reset, whatever devices lie ready there.
+describe.skipIf(process.platform !== "linux" || existsSync("/dev/iommu"))("this machine, without /dev/iommu", () => {
+  it("is probed all the same, and says why there is none and how to get it", async () => {
+    const { code, stdout, stderr } = await run("probe", "--host", "linux");
+    expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
+    const [line, missing, remedy] = stdout.split("\n");
+    expect(line).toMatch(/^Linux \S+, no \/dev\/iommu, /);
+    expect(missing).toMatch(/^ {2}missing: there is no \/dev\/iommu: \S/);
+    expect(remedy).toMatch(/^ {4}\S/);
+    expect(stdout).toMatch(/^(no device of this machine is assigned, or could be|device +what +driver)/m);
+  });
+
+  it("is probed without the rights of root", async () => {
+    const nobody = process.geteuid?.() === 0 ? { uid: 65534, gid: 65534 } : {};
+    const { code, stdout } = await start(["probe", "--host", "linux", "--json"], nobody).ended;
+    expect(code).toBe(0);
+    expect(JSON.parse(stdout)).toMatchObject({
+      schemaVersion: 1,
+      host: "linux",
+      iommufd: false,
+      missing: expect.arrayContaining([expect.objectContaining({ code: expect.stringMatching(/^IOMMUFD_/) })]),
+      devices: expect.any(Array),
+      mdevTypes: expect.any(Array),
+    });
+  });
+
+  it("is planned for, and a device that it doesn't have is wrong usage", async () => {
+    const plan = await run("plan", "--host", "linux", "--json");
+    expect(plan.code).toBe(0);
+    expect(JSON.parse(plan.stdout)).toMatchObject({ schemaVersion: 1, host: "linux", devices: expect.any(Array) });
+    const options = await run("plan", "--host", "linux", "--only", "qemu");
+    if (JSON.parse(plan.stdout).devices.length === 0) {
+      expect(options).toMatchObject({
+        code: 0,
+        stdout: "",
+        stderr: expect.stringMatching(/^dirtmap: no device of this/),
+      });
+    }
+    const none = await run("plan", "--host", "linux", "--tracker", "ffff:ff:1f.7=iommu");
+    expect(none.code).toBe(2);
+    expect(none.stderr).toMatch(/this machine has no device 'ffff:ff:1f\.7' that is or could be assigned; there/);
   });
 });
 

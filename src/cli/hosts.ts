@@ -1,5 +1,7 @@
 import type { EmulatedMachine } from "../emulated/machine.js";
+import { UsageError } from "../errors.js";
 import type { MachineDescription } from "../host/description.js";
+import type { LinuxHost } from "../linux/host.js";
 
 /*
  * The only place that picks a concrete host.
@@ -18,4 +20,28 @@ export async function openMachine(
 ): Promise<EmulatedMachine> {
   const { createEmulatedMachine } = await import("../emulated/machine.js");
   return await createEmulatedMachine(description, options);
+}
+
+/**
+ * The host that is this machine's kernel.
+ * @throws UsageError `NO_LINUX_HOST` where that is no Linux, or system calls can't be made
+ */
+export async function openLinuxHost(): Promise<LinuxHost> {
+  if (process.platform !== "linux") {
+    throw new UsageError(`--host linux needs Linux, and this is ${process.platform}`, {
+      code: "NO_LINUX_HOST",
+      remedy: "run it on the machine whose devices are meant, or leave out --host for the emulated host",
+    });
+  }
+  try {
+    await import("../sys/libc.js");
+  } catch (cause) {
+    throw new UsageError("--host linux makes system calls through the package koffi, which can't be loaded here", {
+      code: "NO_LINUX_HOST",
+      remedy: "install the packages on this machine (npm ci): koffi brings a binary per platform",
+      cause,
+    });
+  }
+  const { LinuxHost } = await import("../linux/host.js");
+  return new LinuxHost();
 }

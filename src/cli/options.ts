@@ -1,12 +1,19 @@
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { explain, UsageError } from "../errors.js";
-import { DESIGNS, DEVICE_TRACKERS, DOMAINS, P2P, POLICY_ORDERS, UNTRACKED } from "./choices.js";
+import { DESIGNS, DEVICE_TRACKERS, DOMAINS, HOSTS, P2P, POLICY_ORDERS, UNTRACKED } from "./choices.js";
 import { suggest } from "./nearest.js";
 import { parseSize } from "./units.js";
 
 /*
  * Options that several commands have. What is left out is the scenario's to say.
  */
+
+/** Whose devices: a scenario's on the emulated host, or this machine's. */
+export interface HostOptions {
+  readonly host: (typeof HOSTS)[number];
+  /** Of this machine; absent: the command's default. */
+  readonly device?: readonly string[];
+}
 
 /** Which machine. */
 export interface MachineOptions {
@@ -77,8 +84,34 @@ function untracked(text: string, before: UntrackedOption = { devices: {} }): Unt
   return { ...before, devices: perDevice(mode)(text, { ...before.devices }) };
 }
 
-function choice<Word extends string>(flags: string, words: readonly Word[], what: string, text: string): Option {
+/** An option whose value is one of a list of words. */
+export function choice<Word extends string>(flags: string, words: readonly Word[], what: string, text: string): Option {
   return new Option(flags, `${text}: ${words.join(", ")}`).argParser(argument(oneOf(words, what)));
+}
+
+/** Adds the options of {@link HostOptions}. @param devices which devices of this machine are meant by default */
+export function addHostOptions(command: Command, devices: string): Command {
+  return command
+    .addOption(
+      choice("--host <host>", HOSTS, "host", "whose devices: a scenario's, or this machine's").default("emulated"),
+    )
+    .option("--device <id...>", `devices of this machine: 0000:3b:00.1, or an mdev's UUID (default: ${devices})`);
+}
+
+/**
+ * Refuses options that go with the other host than the one that was asked for.
+ * @throws UsageError `WRONG_HOST`
+ */
+export function checkHostOptions(command: Command, host: HostOptions["host"]): void {
+  const others = host === "linux" ? ["scenario", "memory", "seed", "p2p", "design"] : ["device", "only"];
+  const given = others.find((name) => command.getOptionValueSource(name) === "cli");
+  if (given === undefined) return;
+  throw new UsageError(
+    host === "linux"
+      ? `--${given} describes a machine of the emulated host, and --host linux is this machine`
+      : `--${given} is for devices of this machine, and the host is the emulated one`,
+    { code: "WRONG_HOST", remedy: host === "linux" ? `leave out --${given}, or --host linux` : "add --host linux" },
+  );
 }
 
 /** Adds the options of {@link MachineOptions}. */

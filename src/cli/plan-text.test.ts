@@ -48,6 +48,16 @@ describe("what probe prints", () => {
     expect(text).toMatch(/^ +pinned +no +it is no mdev$/m);
   });
 
+  it("has the IOMMU's page sizes, as a range where it has any power of two", () => {
+    const withSizes = (pageSizes: readonly number[]) =>
+      probeText([{ ...VF, iommu: { type: "amd", dirtyTracking: true, pageSizes } }]);
+    expect(probeText([VF])).toContain("its IOMMU: dirty tracking yes, page sizes 4K 2M");
+    const all = Array.from({ length: 12 }, (_, index) => 2 ** (12 + index));
+    expect(withSizes(all)).toContain("page sizes all powers of two from 4K to 8M");
+    expect(withSizes(all.filter((size) => size !== 65536))).toContain("most powers of two from 4K to 8M");
+    expect(withSizes([])).toContain("page sizes not told");
+  });
+
   it("says of an mdev that there is no system IOMMU, and of a device that it can't migrate", () => {
     const text = probeText([VF, GPU]);
     expect(text).toContain("gpu0: vgpu (mdev), no system IOMMU");

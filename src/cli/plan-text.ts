@@ -9,7 +9,8 @@ export function probeText(devices: readonly DeviceCapabilities[]): string {
   return devices.map(deviceText).join("\n\n");
 }
 
-function deviceText({ id, model, mdev, iommu, flags, migration, trackers }: DeviceCapabilities): string {
+/** One device: its flags, and a line for every tracker. */
+export function deviceText({ id, model, mdev, iommu, flags, migration, trackers }: DeviceCapabilities): string {
   const behind = iommu === null ? "no system IOMMU" : `behind ${iommu.type}`;
   const can = migration === null ? ["can't migrate"] : migrationWords(migration);
   const rows = DEVICE_TRACKERS.map((kind) => {
@@ -19,6 +20,9 @@ function deviceText({ id, model, mdev, iommu, flags, migration, trackers }: Devi
   });
   return [
     `${id}: ${model}${mdev ? " (mdev)" : ""}, ${behind}`,
+    ...(iommu === null
+      ? []
+      : [`  its IOMMU: dirty tracking ${yesNo(iommu.dirtyTracking)}, page sizes ${sizesText(iommu.pageSizes)}`]),
     `  migration: ${can.join(", ")}`,
     `  internal dirty track supported: ${yesNo(flags.tracksInternally)}`,
     `  real dirty track through attached container supported: ${yesNo(flags.tracksThroughContainer)}`,
@@ -30,12 +34,28 @@ function migrationWords({ stopCopy, p2p, preCopy }: NonNullable<DeviceCapabiliti
   return [...(stopCopy ? ["STOP_COPY"] : []), ...(p2p ? ["P2P"] : []), ...(preCopy ? ["PRE_COPY"] : [])];
 }
 
+/** "4K 2M 1G"; an AMD IOMMU has dozens, told as a range. (An SMMU has seven at most.) */
+function sizesText(sizes: readonly number[]): string {
+  if (sizes.length === 0) return "not told";
+  if (sizes.length < 9) return sizes.map(formatSize).join(" ");
+  const gap = sizes.some((size, index) => index > 0 && size !== 2 * sizes[index - 1]);
+  const range = `${formatSize(sizes[0])} to ${formatSize(sizes[sizes.length - 1])}`;
+  return `${gap ? "most powers of two" : "all powers of two"} from ${range}`;
+}
+
 function yesNo(flag: boolean): string {
   return flag ? "yes" : "no";
 }
 
-/** What `dirtmap plan` prints: the choices as a table, then for each its reason and what was passed over. */
-export function planText(choices: readonly TrackerChoice[], policy: Policy): string {
+/**
+ * What `dirtmap plan` prints: the choices as a table, then for each its reason and what was passed over.
+ * @param remarks per device, a line more
+ */
+export function planText(
+  choices: readonly TrackerChoice[],
+  policy: Policy,
+  remarks: ReadonlyMap<string, string> = new Map(),
+): string {
   if (choices.length === 0) return "the machine has no devices";
   const rows = choices.map(({ device, tracker, granule, domain, suspend }) => [
     device,
@@ -47,6 +67,8 @@ export function planText(choices: readonly TrackerChoice[], policy: Policy): str
   const lines = table([["device", "tracker", "granule", "domain", ""], ...rows], ["left", "left", "right"]);
   for (const { device, reason, alternatives } of choices) {
     lines.push("", `${device}: ${reason}`);
+    const remark = remarks.get(device);
+    if (remark !== undefined) lines.push(`  ${remark}`);
     for (const { tracker, why } of alternatives) lines.push(`  not ${tracker}: ${why}`);
   }
   return [`policy ${policy.order}, domain ${policy.domain}, untracked ${policy.untracked}`, "", ...lines].join("\n");

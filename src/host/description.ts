@@ -136,6 +136,31 @@ export const machineSchema = z
     });
   });
 
+/**
+ * A machine of passed-through devices: what a destination must have the like of. What the devices do is the guest's business,
+ * and nothing of it is described.
+ */
+export const passthroughSchema = z.strictObject({
+  kind: z.literal("passthrough"),
+  /** Bytes of RAM. */
+  memory: z.int().min(2 ** 22),
+  platform: z.enum(["pc", "virt"]),
+  vcpus: z.int().min(0).max(4096),
+  devices: z
+    .array(
+      z.strictObject({
+        /** Names the device's place in the machine on both sides; which device of the host it is, each side knows. */
+        id,
+        /** The kernel driver that saved its state, and must load it. */
+        model: z.string().regex(/^[A-Za-z0-9_-]{1,64}$/, "a driver's name"),
+      }),
+    )
+    .max(256),
+});
+
+/** A machine of passed-through devices. */
+export type PassthroughDescription = z.output<typeof passthroughSchema>;
+
 /** A machine as it can be built. */
 export type MachineDescription = z.output<typeof machineSchema>;
 export type DeviceDescription = MachineDescription["devices"][number];

@@ -226,6 +226,11 @@ export interface VfioDevice extends AsyncDisposable {
   readonly model: string;
   readonly regions: readonly RegionInfo[];
   readonly irqs: readonly IrqInfo[];
+  /**
+   * Aborted, with the reason, when the host wants the device back, since it is being unplugged: its removal goes on once the
+   * device is disposed. Absent where the host doesn't say.
+   */
+  readonly released?: AbortSignal;
   /** VFIO_DEVICE_BIND_IOMMUFD; returns the device's id in that iommufd. @throws UapiError EINVAL when bound already */
   bind(iommufd: Iommufd): Promise<ObjectId>;
   /**
@@ -243,7 +248,7 @@ export interface VfioDevice extends AsyncDisposable {
   /** VFIO_DEVICE_FEATURE_MIGRATION. @throws UapiError ENOTTY for a device that can't migrate */
   migration(): Promise<MigrationSupport>;
   trackingFlags(): Promise<TrackingFlags>;
-  /** What the device says of its log; null where it has none. On Linux only a START tells; what it can't know is absent there. */
+  /** What the device says of its log; null where it has none, and on Linux, where only the answer to START tells. */
   dmaLoggingLimits(): Promise<DmaLoggingLimits | null>;
   /** VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, GET. */
   state(): Promise<MigState>;
@@ -290,18 +295,22 @@ export interface Machine extends AsyncDisposable {
   setP2pReachable(device: string, reachable: boolean): Promise<void>;
 }
 
-/** A device of a machine, bound and attached. */
-export interface AttachedDevice {
+/** A device bound to an iommufd: what can be asked, and attached. */
+export interface BoundDevice {
   readonly id: string;
   readonly model: string;
   readonly vfio: VfioDevice;
   readonly iommufd: Iommufd;
   /** The device's id in the iommufd. */
   readonly deviceId: ObjectId;
-  /** The IOAS that its memory was mapped in. */
-  readonly ioas: ObjectId;
   /** An mdev attaches to no hardware page table: it pins, or marks a shared tracker. */
   readonly mdev: boolean;
+}
+
+/** A device of a machine, bound and attached. */
+export interface AttachedDevice extends BoundDevice {
+  /** The IOAS that its memory was mapped in. */
+  readonly ioas: ObjectId;
 }
 
 /** A machine's vCPUs, as one. */

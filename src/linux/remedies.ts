@@ -9,7 +9,7 @@ function remedyOf({ syscall, code }: UapiError): string | undefined {
     case "IOMMU_IOAS_MAP ENOMEM":
     case "IOMMU_IOAS_MAP_FILE ENOMEM":
     case "IOMMU_IOAS_COPY ENOMEM":
-      return `RLIMIT_MEMLOCK is ${lockedMemoryLimit()}: raise it (ulimit -l, LimitMEMLOCK= in a systemd unit, <memtune> in libvirt) above what devices may reach, or run with CAP_IPC_LOCK; if it is high enough, memory is short`;
+      return lockedMemoryRemedy();
     case "IOMMU_IOAS_MAP EEXIST":
     case "IOMMU_IOAS_MAP_FILE EEXIST":
     case "IOMMU_IOAS_COPY EEXIST":
@@ -45,11 +45,19 @@ const SINCE: ReadonlyMap<string, string> = new Map([
   ["IOMMU_IOAS_MAP_FILE", "6.13"],
 ]);
 
-/** The same error with what would help, if that is known. */
-export function withRemedy(error: unknown): unknown {
+/** What would help against ENOMEM where memory was to be pinned: who lacks CAP_IPC_LOCK may pin no more than its limit. */
+export function lockedMemoryRemedy(): string {
+  return `RLIMIT_MEMLOCK is ${lockedMemoryLimit()}: raise it (ulimit -l, LimitMEMLOCK= in a systemd unit, <memtune> in libvirt) above what devices may reach, or run with CAP_IPC_LOCK; if it is high enough, memory is short`;
+}
+
+/**
+ * The same error with what would help, if that is known.
+ * @param remedyFor who knows; default: what helps against errors of /dev/iommu
+ */
+export function withRemedy(error: unknown, remedyFor: (error: UapiError) => string | undefined = remedyOf): unknown {
   if (!(error instanceof UapiError) || error.remedy !== undefined || error.attempted === undefined) return error;
   const { code, syscall, attempted, cause } = error;
-  const remedy = remedyOf(error);
+  const remedy = remedyFor(error);
   return remedy === undefined ? error : new UapiError(code, { syscall, attempted, remedy, cause });
 }
 

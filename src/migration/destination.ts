@@ -1,5 +1,5 @@
 import { DirtmapError, explain } from "../errors.js";
-import type { MachineDescription } from "../host/description.js";
+import type { MachineDescription, PassthroughDescription } from "../host/description.js";
 import type { Machine } from "../host/host.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
 import { PhaseClock } from "./clock.js";
@@ -29,10 +29,13 @@ export interface AcceptedSource {
 export interface ReceiveOptions {
   readonly source: AcceptedSource;
   /**
-   * Builds the machine that is described, with its vCPUs paused and its devices doing nothing.
+   * Builds the emulated machine that is described, with its vCPUs paused and its devices doing nothing. Absent: such
+   * machines are refused.
    * @throws DirtmapError why it can't be built here: the source is refused with it
    */
-  readonly createMachine: (description: MachineDescription) => Promise<Machine>;
+  readonly createMachine?: (description: MachineDescription) => Promise<Machine>;
+  /** The same for a machine of passed-through devices. Absent: such machines are refused. */
+  readonly createPassthroughMachine?: (description: PassthroughDescription) => Promise<Machine>;
   /** Checks the machine after the workload has run on; it may pause it for that, and must let it run again. */
   readonly audit?: (machine: Machine) => Promise<Audit>;
   /** Stops receiving; heeded only before GO. */
@@ -104,7 +107,7 @@ class Destination {
 
   /** Checks who is there and what is to be received; builds the machine. Null: accepted. */
   async #greet(): Promise<Error | null> {
-    const { source, createMachine, journalDirectory } = this.#options;
+    const { source, journalDirectory } = this.#options;
     this.#clock.enter("connecting");
     let refusal: unknown;
     try {
@@ -116,7 +119,7 @@ class Destination {
           { code: "INCOMPATIBLE", remedy: "use the same version on both sides" },
         );
       }
-      this.#machine = await createMachine(hello.machine);
+      this.#machine = await this.#create(hello.machine);
       this.#devices = await migratableDevices(this.#machine);
       this.#journal = Journal.destination(journalDirectory ?? defaultJournalDirectory(), hello.migration, source.from);
       const { receiver, token } = await source.openReceiver({ memory: this.#machine.memory, channels: hello.channels });
@@ -133,6 +136,17 @@ class Destination {
     this.#record("discarded");
     await this.#disposeMachine();
     return refusal as Error;
+  }
+
+  async #create(description: MachineDescription | PassthroughDescription): Promise<Machine> {
+    const { createMachine, createPassthroughMachine } = this.#options;
+    const passthrough = "kind" in description;
+    const made = passthrough ? createPassthroughMachine?.(description) : createMachine?.(description);
+    if (made !== undefined) return made;
+    throw new DirtmapError(`no machines of ${passthrough ? "passed-through" : "emulated"} devices are taken here`, {
+      code: "INCOMPATIBLE",
+      remedy: "migrate to a destination on a host of the same kind",
+    });
   }
 
   /** All devices to RESUMING. */

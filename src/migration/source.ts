@@ -1,6 +1,6 @@
 import { RamBitmap } from "../bitmap/ram-bitmap.js";
 import { DirtmapError, explain, UsageError } from "../errors.js";
-import type { MachineDescription } from "../host/description.js";
+import type { MachineDescription, PassthroughDescription } from "../host/description.js";
 import type { Machine } from "../host/host.js";
 import { PAGE_SIZE } from "../memory/address.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
@@ -41,7 +41,7 @@ export interface SourceTransport {
 /** What a migration needs. */
 export interface MigrateOptions {
   readonly machine: Machine;
-  readonly description: MachineDescription;
+  readonly description: MachineDescription | PassthroughDescription;
   readonly transport: SourceTransport;
   readonly policy: Policy;
   readonly design: TrackingDesign;

@@ -14,3 +14,20 @@ export function dup(fd: number): number {
   }
   return copy;
 }
+
+const fcntlCall = libc.func("int fcntl(int fd, int cmd, ...)");
+
+/** Commands and flags of include/uapi/asm-generic/fcntl.h. */
+const F_GETFL = 3;
+const F_SETFL = 4;
+const O_NONBLOCK = 0o4000;
+
+/**
+ * Makes reads and writes of a descriptor's open file answer EAGAIN instead of waiting (fcntl(2), O_NONBLOCK).
+ * @throws UapiError EBADF …
+ */
+export function setNonBlocking(fd: number): void {
+  const flags: number = fcntlCall(fd, F_GETFL);
+  if (flags >= 0 && fcntlCall(fd, F_SETFL, "int", flags | O_NONBLOCK) >= 0) return;
+  throw new UapiError(errnoName(lastErrno()), { syscall: "fcntl", attempted: `make descriptor ${fd} non-blocking` });
+}

@@ -136,9 +136,9 @@ function deviceRequests(
 function ownTracker(device: AttachedDevice, kind: "device" | "pinned" | "everything"): DirtyTracker {
   switch (kind) {
     case "device":
-      return deviceTracker(device.vfio);
+      return deviceTracker(device.vfio, device.id);
     case "pinned":
-      return pinnedTracker(device.vfio);
+      return pinnedTracker(device.vfio, device.id);
     case "everything":
       return everythingTracker(device.id);
   }

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { MiB } from "../memory/address.js";
 import { type FakeDeviceOptions, fakeMachine } from "./fake-machine.test.helper.js";
-import { probeMachine } from "./probe.js";
+import { probeDevice, probeMachine } from "./probe.js";
 
 async function probe(options: Omit<FakeDeviceOptions, "id">, { emulatedIommu = true } = {}) {
   const machine = await fakeMachine([{ id: "dev0", ...options }]);
@@ -37,6 +37,12 @@ describe("a PCI device", () => {
     });
   });
 
+  test("has its log's reach told, not judged, where no guest's memory is known", async () => {
+    const machine = await fakeMachine([{ id: "dev0", log: { addressWidth: 22 } }]);
+    const { trackers } = await probeDevice(machine.devices[0], null);
+    expect(trackers.device).toMatchObject({ available: true, what: expect.stringContaining("22 bits of IOVA") });
+  });
+
   test("says when its log can be read", async () => {
     const { trackers } = await probe({ log: { readableWhen: "quiesced" } });
     expect(trackers.device).toMatchObject({ available: true, readableWhen: "quiesced" });
@@ -56,6 +62,11 @@ describe("an mdev", () => {
       available: false,
       why: "it is an mdev, and its hardware can't mark a shared tracker",
     });
+  });
+
+  test("without a log says who tells of its pins", async () => {
+    const { trackers } = await probe({ mdev: true });
+    expect(trackers.pinned).toEqual({ available: false, why: expect.stringContaining("type1, tells of pins") });
   });
 
   test("has the shared tracker where its hardware can mark it and the iommufd can hold it", async () => {

@@ -1,4 +1,4 @@
-import type { AttachedDevice, DmaLoggingLimits, HwInfo, Machine, MigrationSupport } from "../host/host.js";
+import type { BoundDevice, DmaLoggingLimits, HwInfo, Machine, MigrationSupport } from "../host/host.js";
 import { hex, iovaOf, PAGE_SIZE } from "../memory/address.js";
 import { isErrno, UapiError } from "../uapi/errno.js";
 import { endPage, type MappedArea, writeableAreas } from "./areas.js";
@@ -13,30 +13,57 @@ export async function probeMachine(machine: Machine): Promise<DeviceCapabilities
 }
 
 /**
- * What one device can do: each tracker that it has, or lacks and why.
- * @param areas what is mapped for it: a log whose address width does not reach all of that is no tracker
+ * What one device can do: each tracker that it has, or lacks and why. It need not be attached.
+ * @param areas what is to be mapped for it: a log whose address width does not reach all of that is no tracker. null where
+ * no guest's memory is known: the width is then told, not judged
  * @throws UapiError for anything but "not supported"
  */
-export async function probeDevice(device: AttachedDevice, areas: readonly MappedArea[]): Promise<DeviceCapabilities> {
+export async function probeDevice(
+  device: BoundDevice,
+  areas: readonly MappedArea[] | null,
+): Promise<DeviceCapabilities> {
   const { id, model, mdev, vfio, iommufd } = device;
   const flags = await vfio.trackingFlags();
   const iommu = mdev ? null : await iommufd.hwInfo(device.deviceId);
   const supported = await vfio.supports("DMA_LOGGING_START");
   const kept = mdev ? "a log of what it pins" : "a log of its own DMA";
-  const log = logCapability(await vfio.dmaLoggingLimits(), { areas, supported, kept });
-  return {
+  const lacks = mdev
+    ? "it has no log of what it pins (on Linux the legacy container, type1, tells of pins, and iommufd does not)"
+    : "it has no DMA logging of its own";
+  return deviceCapabilities({
     id,
     model,
     mdev,
     flags,
     migration: await migrationSupport(device),
     iommu: iommu && { type: iommu.type, dirtyTracking: iommu.dirtyTracking, pageSizes: iommu.pageSizes },
+    iommuTracker: iommu === null ? await sharedTracker(device, flags.tracksThroughContainer) : iommuCapability(iommu),
+    log: logCapability(await vfio.dmaLoggingLimits(), { areas, supported, kept, lacks }),
+  });
+}
+
+/**
+ * All that is to be known of a device, from what was found of it: which trackers it can have at all follows from whether it
+ * is an mdev.
+ */
+export function deviceCapabilities({
+  iommuTracker,
+  log,
+  ...device
+}: Omit<DeviceCapabilities, "trackers"> & {
+  /** Its IOMMU's dirty bits; for an mdev the tracker that it shares. */
+  readonly iommuTracker: TrackerCapability;
+  /** Its DMA_LOGGING; for an mdev that is one of its pins. */
+  readonly log: TrackerCapability;
+}): DeviceCapabilities {
+  return {
+    ...device,
     trackers: {
-      iommu: iommu === null ? await sharedTracker(device, flags.tracksThroughContainer) : iommuCapability(iommu),
-      device: mdev
+      iommu: iommuTracker,
+      device: device.mdev
         ? { available: false, why: "the log of an mdev is one of its pins, which is the tracker 'pinned'" }
         : log,
-      pinned: mdev ? log : { available: false, why: "it is no mdev: the IOMMU pins all that is mapped" },
+      pinned: device.mdev ? log : { available: false, why: "it is no mdev: the IOMMU pins all that is mapped" },
       everything: {
         available: true,
         pageSizes: [],
@@ -47,7 +74,7 @@ export async function probeDevice(device: AttachedDevice, areas: readonly Mapped
   };
 }
 
-async function migrationSupport({ vfio }: AttachedDevice): Promise<MigrationSupport | null> {
+async function migrationSupport({ vfio }: BoundDevice): Promise<MigrationSupport | null> {
   try {
     return await vfio.migration();
   } catch (error) {
@@ -57,20 +84,23 @@ async function migrationSupport({ vfio }: AttachedDevice): Promise<MigrationSupp
 }
 
 function iommuCapability({ type, dirtyTracking, pageSizes }: HwInfo): TrackerCapability {
-  if (!dirtyTracking) return { available: false, why: `its IOMMU (${type}) has no dirty tracking` };
+  // Not every IOMMU driver says what it is: AMD's does if built with CONFIG_AMD_IOMMU_IOMMUFD.
+  const named = type === "none" ? "" : ` (${type})`;
+  if (!dirtyTracking) return { available: false, why: `its IOMMU${named} has no dirty tracking` };
   // Only two sizes can be asked for: IOMMU_OPTION_HUGE_PAGES = 0 makes all leaves the smallest, 1 as large as they get.
   const extremes = new Set([...pageSizes.slice(0, 1), ...pageSizes.slice(-1)]);
   return {
     available: true,
     pageSizes: [...extremes],
     readableWhen: "always",
-    what: `dirty bits in its page table (${type})`,
+    what: `dirty bits in its page table${named}`,
   };
 }
 
 /** Whether an mdev can mark a tracker that it shares with others, held by iommufd's emulated-IOMMU object. */
-async function sharedTracker({ iommufd, ioas }: AttachedDevice, flag: boolean): Promise<TrackerCapability> {
+async function sharedTracker({ iommufd }: BoundDevice, flag: boolean): Promise<TrackerCapability> {
   if (!flag) return { available: false, why: "it is an mdev, and its hardware can't mark a shared tracker" };
+  const ioas = await iommufd.allocIoas();
   try {
     await iommufd.destroy(await iommufd.allocEmulatedIommu(ioas));
   } catch (error) {
@@ -79,6 +109,8 @@ async function sharedTracker({ iommufd, ioas }: AttachedDevice, flag: boolean): 
       available: false,
       why: `this iommufd has no emulated IOMMU that could hold a shared tracker (${error.code})`,
     };
+  } finally {
+    await iommufd.destroy(ioas);
   }
   return {
     available: true,
@@ -90,13 +122,18 @@ async function sharedTracker({ iommufd, ioas }: AttachedDevice, flag: boolean): 
 
 function logCapability(
   limits: DmaLoggingLimits | null,
-  { areas, supported, kept }: { areas: readonly MappedArea[]; supported: boolean; kept: string },
+  {
+    areas,
+    supported,
+    kept,
+    lacks,
+  }: { areas: readonly MappedArea[] | null; supported: boolean; kept: string; lacks: string },
 ): TrackerCapability {
-  if (!supported) return { available: false, why: "it has no DMA logging of its own" };
+  if (!supported) return { available: false, why: lacks };
   if (limits === null) {
     return { available: true, pageSizes: [], readableWhen: "always", what: kept };
   }
-  const end = iovaOf(endPage(areas));
+  const end = iovaOf(endPage(areas ?? []));
   if (end > 1n << BigInt(limits.addressWidth)) {
     return {
       available: false,

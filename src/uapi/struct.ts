@@ -100,9 +100,9 @@ export class Struct<Of extends Fields> {
   readonly #offsets: ReadonlyMap<string, number>;
 
   /** For {@link struct}. */
-  constructor(name: string, fields: Of) {
+  constructor(name: string, fields: Of, tail?: Struct<Fields>) {
     let end = 0;
-    let alignment = 1;
+    let alignment = tail?.alignment ?? 1;
     this.fields = Object.entries(fields).map(([field, declared]) => {
       const [type, count] = typeof declared === "string" || declared instanceof Struct ? [declared, null] : declared;
       const own = typeof type === "string" ? SCALARS[type].size : type.alignment;
@@ -204,7 +204,10 @@ export class Struct<Of extends Fields> {
   }
 }
 
-/** Declares a structure, with the field names and the order of its header. */
-export function struct<const Of extends Fields>(name: string, fields: Of): Struct<Of> {
-  return new Struct(name, fields);
+/**
+ * Declares a structure, with the field names and the order of its header.
+ * @param tail of which structures its flexible array is, if it ends in one: they must be aligned
+ */
+export function struct<const Of extends Fields>(name: string, fields: Of, tail?: Struct<Fields>): Struct<Of> {
+  return new Struct(name, fields, tail);
 }

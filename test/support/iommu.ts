@@ -28,6 +28,9 @@ export interface BenchOptions {
   readonly iotlb?: number;
   readonly reading?: ReadingPlace;
   readonly inFlight?: InFlight;
+  readonly leafSizes?: readonly number[];
+  readonly aperture?: EmulatedSystemIommu["aperture"];
+  readonly reserved?: EmulatedSystemIommu["reserved"];
 }
 
 /** One IOMMU with everything around it. */
@@ -56,6 +59,9 @@ export class TestBench implements AsyncDisposable {
       inFlight: this.inFlight,
       tableBytes: options.tableBytes ?? 16 * 2 ** 20,
       reading: options.reading ?? "here",
+      ...(options.leafSizes === undefined ? {} : { leafSizes: options.leafSizes }),
+      ...(options.aperture === undefined ? {} : { aperture: options.aperture }),
+      ...(options.reserved === undefined ? {} : { reserved: options.reserved }),
     });
   }
 

@@ -42,9 +42,7 @@ function exportedFacts(exported: Readonly<Record<string, unknown>>): ModuleFacts
     else if (isNumber(value)) facts.push(constantFact(name, value));
     else if (isRequest(value)) facts.push(constantFact(value.name, value.number));
     else if (isTable(value)) {
-      // The errno names are whole; those of an enum lack the part that its entries have in common.
-      const prefix = name === "ERRNO" ? "" : `${name}_`;
-      for (const [key, number] of Object.entries(value)) facts.push(constantFact(prefix + key, number));
+      for (const [key, number] of Object.entries(value)) facts.push(constantFact(entryName(name, key), number));
     } else if (isOperations(value)) {
       for (const [key, { op, member }] of Object.entries(value)) {
         facts.push(constantFact(`${name}_${key}`, op), ...structFacts(member));
@@ -52,6 +50,14 @@ function exportedFacts(exported: Readonly<Record<string, unknown>>): ModuleFacts
     } else strangers.push(name);
   }
   return { facts, strangers };
+}
+
+/** An entry's name in the header: errno names are whole, those of an enum lack what its entries have in common. */
+function entryName(table: string, key: string): string {
+  if (table === "ERRNO") return key;
+  // VFIO_PCI_BAR0_REGION_INDEX: the common part goes around it.
+  const [, before, after] = /^(VFIO_PCI)_(REGION_INDEX|IRQ_INDEX)$/.exec(table) ?? [];
+  return before === undefined ? `${table}_${key}` : `${before}_${key}_${after}`;
 }
 
 function isNumber(value: unknown): value is number | bigint {
@@ -80,8 +86,10 @@ function structFacts(layout: Struct<Fields>): Fact[] {
   const [tag = "", ...members] = layout.name.split(".");
   const type = members.length === 0 ? `struct ${tag}` : `__typeof__(((struct ${tag} *)0)->${members.join(".")})`;
   const needs = [tag, ...members.map((member) => `${tag} ${member}`)];
+  // Structures grow at their end: an older header's has another size.
+  const whole = layout.fields.filter(({ name }) => name !== "union").map(({ name }) => `${tag} ${name}`);
   return [
-    { expression: `sizeof(${type})`, ours: BigInt(layout.size), needs },
+    { expression: `sizeof(${type})`, ours: BigInt(layout.size), needs: [...needs, ...whole] },
     { expression: `_Alignof(${type})`, ours: BigInt(layout.alignment), needs },
     ...memberFacts(layout, type, { tag, path: "", base: 0, needs }),
   ];
@@ -105,12 +113,14 @@ function memberFacts(
       { expression: `sizeof(${member})`, ours: BigInt(field.size), needs },
     ];
     if (typeof field.type !== "string") {
-      return [...facts, ...memberFacts(field.type, type, { ...at, path: `${path}.`, base: offset, needs })];
+      // A structure with a tag of its own is declared elsewhere, with its members.
+      const tag = field.type.name.includes(".") ? at.tag : field.type.name;
+      return [...facts, ...memberFacts(field.type, type, { tag, path: `${path}.`, base: offset, needs })];
     }
     const element = field.count === null ? member : `${member}[0]`;
     const count = { expression: `sizeof(${member}) / sizeof(${element})`, ours: BigInt(field.count ?? 1), needs };
     const signed = {
-      expression: `(__typeof__(${element}))-1 < 1`,
+      expression: `(__typeof__(${element}))-1 < (__typeof__(${element}))1`,
       ours: field.type.startsWith("s") ? 1n : 0n,
       needs,
     };

@@ -8,6 +8,7 @@ test("without arguments all machines run all tests", () => {
     nightly: false,
     replay: [],
     kernelLog: false,
+    help: false,
   });
 });
 

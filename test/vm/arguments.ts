@@ -15,6 +15,7 @@ export interface TestKernelOptions {
   readonly kernelLog: boolean;
   /** A folder for vitest's results, a JSON file a machine. */
   readonly results?: string;
+  readonly help: boolean;
 }
 
 export const USAGE = `usage: node scripts/test-kernel.js [options] [filter...]
@@ -28,6 +29,7 @@ Boots Linux in QEMU and runs the tests of test/kernel in it.
   --replay SEED        run the differential test with this seed; may be repeated
   --results FOLDER     write vitest's results there, a JSON file a machine
   --kernel-log         show the kernel's log of a good run, too
+  -h, --help           show this
 `;
 
 /**
@@ -45,6 +47,7 @@ export function parseArguments(argv: readonly string[]): TestKernelOptions {
       replay: { type: "string", multiple: true, default: [] },
       results: { type: "string" },
       "kernel-log": { type: "boolean", default: false },
+      help: { type: "boolean", short: "h", default: false },
     },
   });
   const asked = values.machine ?? MACHINES;
@@ -56,6 +59,7 @@ export function parseArguments(argv: readonly string[]): TestKernelOptions {
     nightly: values.nightly,
     replay: values.replay,
     kernelLog: values["kernel-log"],
+    help: values.help,
     ...(values.testNamePattern === undefined ? {} : { testNamePattern: values.testNamePattern }),
     ...(values.results === undefined ? {} : { results: values.results }),
   };

@@ -15,6 +15,8 @@ export const PCI_DEVICES = {
   igb: "0000:00:07.0",
   /** The only one that the kernel has a driver of its own for. */
   nvme: "0000:00:08.0",
+  /** A function of nvme's slot: the group that both are in can't be assigned while nvme has its own driver. */
+  besideNvme: "0000:00:08.1",
 } as const;
 
 const ASSIGNABLE = [
@@ -22,7 +24,8 @@ const ASSIGNABLE = [
   ...["-device", "edu,addr=06.0,multifunction=on"],
   ...["-device", "edu,addr=06.1"],
   ...["-device", "igb,addr=07.0"],
-  ...["-device", "nvme,serial=dirtmap,addr=08.0"],
+  ...["-device", "nvme,serial=dirtmap,addr=08.0,multifunction=on"],
+  ...["-device", "edu,addr=08.1"],
 ];
 
 const ASSIGNABLE_NEEDS: readonly QemuNeed[] = [{ device: "edu" }, { device: "igb" }, { device: "nvme" }];

@@ -22,7 +22,6 @@ test.each([
   ],
   ["tests that hung", { ...GOOD, status: 137, timedOut: true }, undefined, "the time was up, and it was killed"],
   ["results that are missing", GOOD, undefined, "vitest left no results"],
-  ["a run in which all tests were skipped", GOOD, { numPassedTests: 0 }, "no test passed"],
 ])("%s is a fault", (_, result, results, fault) => {
   expect(faults(result, results)).toEqual([fault]);
 });

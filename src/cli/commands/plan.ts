@@ -1,7 +1,36 @@
 import type { Command } from "commander";
+import { VMMS } from "../choices.js";
 import { EXIT_CODES } from "../exit-codes.js";
-import { addMachineOptions, addPolicyOptions, type MachineOptions, type PolicyOptions } from "../options.js";
+import {
+  addHostOptions,
+  addMachineOptions,
+  addPolicyOptions,
+  checkHostOptions,
+  choice,
+  type HostOptions,
+  type MachineOptions,
+  type PolicyOptions,
+} from "../options.js";
 import { printResult, runCommand } from "../output.js";
+
+interface PlanOptions extends HostOptions, MachineOptions, PolicyOptions {
+  readonly only?: (typeof VMMS)[number];
+  readonly json?: boolean;
+}
+
+const NOTES = `
+Examples:
+  dirtmap plan
+  dirtmap plan --policy device-first
+  dirtmap plan --scenario nic-pair --tracker vf0=iommu --granule vf0=4K
+  dirtmap plan --scenario case-c --untracked nic0=everything --json
+  dirtmap plan --host linux
+  dirtmap plan --host linux --device 3b:00.1 3b:00.2 --tracker 3b:00.1=device
+  dirtmap plan --host linux --only qemu | grep -v '^#'
+
+With --host linux: for devices of this machine that one guest is to get, and the options of QEMU and the domain XML of
+libvirt that make them do the same. A device that can't be asked yet is planned by what sysfs tells, and marked.
+`;
 
 /** `dirtmap plan`: which tracker each device would get, and why. */
 export function addPlan(program: Command): void {
@@ -10,29 +39,62 @@ export function addPlan(program: Command): void {
     .description(
       "Shows the tracker, granule and domain that each device would get, with the reason and the alternatives",
     );
-  addPolicyOptions(addMachineOptions(command))
+  addHostOptions(addPolicyOptions(addMachineOptions(command)), "all on a VFIO driver")
+    .addOption(choice("--only <vmm>", VMMS, "VMM", "print only what makes a VMM do the same").conflicts("json"))
     .option("--json", "print the result as JSON")
-    .addHelpText(
-      "after",
-      "\nExamples:\n  dirtmap plan\n  dirtmap plan --policy device-first\n" +
-        "  dirtmap plan --scenario nic-pair --tracker vf0=iommu --granule vf0=4K\n" +
-        "  dirtmap plan --scenario case-c --untracked nic0=everything --json",
-    )
-    .action(({ json = false, ...options }: MachineOptions & PolicyOptions & { json?: boolean }) =>
-      runCommand({ json }, async () => {
-        const { checkMemory, readRequest } = await import("../request.js");
-        const { scenario, description, policy, design } = readRequest(options);
-        checkMemory(description, 1);
-        const [{ openMachine }, { probeMachine }, { chooseTrackers }, { planText }] = await Promise.all([
-          import("../hosts.js"),
-          import("../../tracking/probe.js"),
-          import("../../tracking/policy.js"),
-          import("../plan-text.js"),
-        ]);
-        await using machine = await openMachine(description, { paused: true });
-        const devices = chooseTrackers(await probeMachine(machine), policy);
-        printResult({ scenario, design, policy, devices }, { json, text: () => planText(devices, policy) });
+    .addHelpText("after", NOTES)
+    .action((options: PlanOptions) =>
+      runCommand({ json: options.json === true }, async (signal) => {
+        checkHostOptions(command, options.host);
+        if (options.host === "linux") await planLinux(options, signal);
+        else await planScenario(options);
         return EXIT_CODES.done.code;
       }),
     );
+}
+
+async function planScenario({ json = false, ...options }: PlanOptions): Promise<void> {
+  const { checkMemory, readRequest } = await import("../request.js");
+  const { scenario, description, policy, design } = readRequest(options);
+  checkMemory(description, 1);
+  const [{ openMachine }, { probeMachine }, { chooseTrackers }, { planText }] = await Promise.all([
+    import("../hosts.js"),
+    import("../../tracking/probe.js"),
+    import("../../tracking/policy.js"),
+    import("../plan-text.js"),
+  ]);
+  await using machine = await openMachine(description, { paused: true });
+  const devices = chooseTrackers(await probeMachine(machine), policy);
+  printResult({ scenario, design, policy, devices }, { json, text: () => planText(devices, policy) });
+}
+
+async function planLinux({ json = false, ...options }: PlanOptions, signal: AbortSignal): Promise<void> {
+  const [{ openLinuxHost }, { hostPlanText, hostPlanWarnings, planHost }, { byDeviceId, deviceId }] = await Promise.all(
+    [import("../hosts.js"), import("../linux/plan-host.js"), import("../linux/select.js")],
+  );
+  const [{ DEFAULT_POLICY }, { libvirtText }, { qemuText }] = await Promise.all([
+    import("../../tracking/choice.js"),
+    import("../../tracking/vmm/libvirt.js"),
+    import("../../tracking/vmm/qemu.js"),
+  ]);
+  const policy = {
+    order: options.policy ?? DEFAULT_POLICY.order,
+    trackers: byDeviceId(options.tracker),
+    granules: byDeviceId(options.granule),
+    domain: options.domain ?? DEFAULT_POLICY.domain,
+    untracked: options.untracked?.all ?? DEFAULT_POLICY.untracked,
+    untrackedDevices: byDeviceId(options.untracked?.devices),
+  };
+  await using host = await openLinuxHost();
+  const plan = await planHost(host, policy, { ids: options.device?.map(deviceId), signal });
+  const { libvirt, ...rest } = plan;
+  const xml = { xml: libvirtText(libvirt), notes: libvirt.notes, oldest: libvirt.oldest };
+  if (options.only !== undefined) {
+    for (const warning of hostPlanWarnings(plan)) process.stderr.write(`dirtmap: ${warning}\n`);
+    if (plan.qemu.arguments.length > 0) {
+      process.stdout.write(`${options.only === "qemu" ? qemuText(plan.qemu) : xml.xml}\n`);
+    }
+    return;
+  }
+  printResult({ host: host.name, policy, ...rest, libvirt: xml }, { json, text: () => hostPlanText(plan, policy) });
 }

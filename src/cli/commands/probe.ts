@@ -1,34 +1,81 @@
 import type { Command } from "commander";
 import { EXIT_CODES } from "../exit-codes.js";
-import { addMachineOptions, type MachineOptions } from "../options.js";
+import {
+  addHostOptions,
+  addMachineOptions,
+  checkHostOptions,
+  type HostOptions,
+  type MachineOptions,
+} from "../options.js";
 import { printResult, runCommand } from "../output.js";
+
+interface ProbeOptions extends HostOptions, MachineOptions {
+  readonly json?: boolean;
+}
+
+const NOTES = `
+Examples:
+  dirtmap probe
+  dirtmap probe --scenario case-c
+  dirtmap probe --scenario ./my.yaml --json
+  dirtmap probe --host linux
+  dirtmap probe --host linux --device 3b:00.1 --json
+
+With --host linux: what is or could be assigned on this machine, and what is missing for it. Devices that are on a VFIO
+driver and in nobody's use are opened, asked, and closed again, which resets them. Nothing else is touched.
+`;
 
 /** `dirtmap probe`: what each device can do. */
 export function addProbe(program: Command): void {
   const command = program
     .command("probe")
     .description("Lists each device with every tracker that it has or lacks, and its capability flags");
-  addMachineOptions(command)
+  addHostOptions(addMachineOptions(command), "all")
     .option("--json", "print the result as JSON")
-    .addHelpText(
-      "after",
-      "\nExamples:\n  dirtmap probe\n  dirtmap probe --scenario case-c\n  dirtmap probe --scenario ./my.yaml --json",
-    )
-    .action(({ json = false, ...options }: MachineOptions & { json?: boolean }) =>
-      runCommand({ json }, async () => {
-        const { checkMemory, readRequest } = await import("../request.js");
-        const { scenario, description } = readRequest(options);
-        checkMemory(description, 1);
-        const [{ openMachine }, { probeMachine }, { probeText }] = await Promise.all([
-          import("../hosts.js"),
-          import("../../tracking/probe.js"),
-          import("../plan-text.js"),
-        ]);
-        await using machine = await openMachine(description, { paused: true });
-        const devices = await probeMachine(machine);
-        const { name: host } = machine.host;
-        printResult({ scenario, host, devices }, { json, text: () => probeText(devices) });
+    .addHelpText("after", NOTES)
+    .action((options: ProbeOptions) =>
+      runCommand({ json: options.json === true }, async (signal) => {
+        checkHostOptions(command, options.host);
+        if (options.host === "linux") await probeLinux(options, signal);
+        else await probeScenario(options);
         return EXIT_CODES.done.code;
       }),
     );
+}
+
+async function probeScenario({ json = false, ...options }: ProbeOptions): Promise<void> {
+  const { checkMemory, readRequest } = await import("../request.js");
+  const { scenario, description } = readRequest(options);
+  checkMemory(description, 1);
+  const [{ openMachine }, { probeMachine }, { probeText }] = await Promise.all([
+    import("../hosts.js"),
+    import("../../tracking/probe.js"),
+    import("../plan-text.js"),
+  ]);
+  await using machine = await openMachine(description, { paused: true });
+  const devices = await probeMachine(machine);
+  const { name: host } = machine.host;
+  printResult({ scenario, host, devices }, { json, text: () => probeText(devices) });
+}
+
+async function probeLinux({ json = false, device }: ProbeOptions, signal: AbortSignal): Promise<void> {
+  const [{ openLinuxHost }, { probeHost }, { hostText }, { checkKnown, deviceId }] = await Promise.all([
+    import("../hosts.js"),
+    import("../linux/probe-host.js"),
+    import("../linux/probe-text.js"),
+    import("../linux/select.js"),
+  ]);
+  await using host = await openLinuxHost();
+  const ids = device?.map(deviceId);
+  if (ids !== undefined) checkKnown(ids, await host.devices());
+  const { state, devices, mdevTypes } = await probeHost(host, { ids, signal });
+  printResult(
+    {
+      host: host.name,
+      ...state,
+      devices: devices.map(({ device: facts, ...found }) => ({ ...facts, ...found })),
+      mdevTypes,
+    },
+    { json, text: () => hostText({ state, devices, mdevTypes }) },
+  );
 }

@@ -1,5 +1,5 @@
 import type { MigrationSupport } from "../../host/host.js";
-import { type MigState, VFIO_DEVICE_STATE } from "../../uapi/vfio.js";
+import { type MigState, SAVING_GROUP, VFIO_DEVICE_STATE } from "../../uapi/vfio.js";
 
 /*
  * The device state machine of enum vfio_device_mig_state (include/uapi/linux/vfio.h), as data: the arcs that the header
@@ -36,9 +36,6 @@ const FORBIDDEN: readonly (readonly [MigState, MigState])[] = [
   ["STOP_COPY", "PRE_COPY"],
   ["STOP_COPY", "PRE_COPY_P2P"],
 ];
-
-/** States of one saving session; its stream lives as long as the device stays among them. */
-export const SAVING_GROUP: ReadonlySet<MigState> = new Set(["PRE_COPY", "PRE_COPY_P2P", "STOP_COPY"]);
 
 /** States in which the device does DMA as it likes. */
 export const RUNNING_STATES: ReadonlySet<MigState> = new Set(["RUNNING", "PRE_COPY"]);

@@ -2,11 +2,11 @@ import { type DirtmapError, explain } from "../../errors.js";
 import type { DataStream, MigrationSupport } from "../../host/host.js";
 import { Lock } from "../../threads/lock.js";
 import { UapiError } from "../../uapi/errno.js";
-import type { MigState } from "../../uapi/vfio.js";
+import { type MigState, SAVING_GROUP } from "../../uapi/vfio.js";
 import type { ModelInfo } from "../model.js";
 import { StateEncoder } from "../state-stream.js";
 import { ResumingSession, SavingSession, type SessionDevice } from "./data-stream.js";
-import { type Arc, migrationPath, P2P_STATES, RUNNING_STATES, SAVING_GROUP } from "./mig-state.js";
+import { type Arc, migrationPath, P2P_STATES, RUNNING_STATES } from "./mig-state.js";
 
 const SET_STATE = "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE";
 
@@ -110,10 +110,10 @@ export class MigrationDriver {
     });
   }
 
-  /** VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2 @throws UapiError ENOTTY */
+  /** VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2 @throws UapiError EINVAL without pre-copy, where other features say ENOTTY */
   enablePrecopyInfoV2(): void {
     if (this.#info.migration?.preCopy !== true) {
-      throw new UapiError("ENOTTY", {
+      throw new UapiError("EINVAL", {
         syscall: "VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2",
         attempted: `opt in on '${this.#id}', which has no pre-copy`,
       });

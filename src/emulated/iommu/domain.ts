@@ -37,7 +37,7 @@ export class EmulatedDomain implements IommuDomain {
   constructor(table: PageTable, dirtyTracking: boolean, hardware: DomainHardware) {
     this.table = table;
     this.dirtyTracking = dirtyTracking;
-    this.pageSizes = table.format.leafShifts.map((shift) => 2 ** shift);
+    this.pageSizes = table.leafShifts.map((shift) => 2 ** shift);
     this.#hardware = hardware;
   }
 
@@ -87,14 +87,6 @@ export class EmulatedDomain implements IommuDomain {
       return Promise.reject(new UapiError("EINVAL", { syscall: "IOMMU_HWPT_GET_DIRTY_BITMAP", attempted }));
     }
     return this.#lock.run(async () => {
-      if (!this.updates) {
-        // As the AMD and Intel drivers do; a bitmap without bits would look like a device that wrote nothing.
-        throw new UapiError("EINVAL", {
-          syscall: "IOMMU_HWPT_GET_DIRTY_BITMAP",
-          attempted: "read dirty bits while dirty tracking is off",
-          remedy: "switch it on with IOMMU_HWPT_SET_DIRTY_TRACKING first",
-        });
-      }
       const sizes = await this.#scan({ page, pages, into: targetOf(into), clear, stopAtHole: true });
       if (clear) await this.#flush();
       return { leafSizes: leafSizesOf(sizes) };

@@ -49,6 +49,8 @@ export interface Removal {
 export class PageTable {
   readonly root: number;
   readonly format: PageTableFormat;
+  /** log2 of the sizes of leaf that it makes, ascending. */
+  readonly leafShifts: readonly number[];
   readonly #dirtyTracking: boolean;
   readonly #tables: TablePages;
   readonly #kernels: IopteKernels;
@@ -58,8 +60,15 @@ export class PageTable {
   readonly #leaving = new Set<{ readonly page: PageNumber; readonly pages: number }>();
 
   /** @throws UapiError ENOMEM */
-  constructor(args: { format: PageTableFormat; tables: TablePages; kernels: IopteKernels; dirtyTracking: boolean }) {
+  constructor(args: {
+    format: PageTableFormat;
+    leafShifts: readonly number[];
+    tables: TablePages;
+    kernels: IopteKernels;
+    dirtyTracking: boolean;
+  }) {
     this.format = args.format;
+    this.leafShifts = args.leafShifts;
     this.#dirtyTracking = args.dirtyTracking;
     this.#tables = args.tables;
     this.#kernels = args.kernels;
@@ -113,7 +122,7 @@ export class PageTable {
     { page, frame, pages, hugePages }: Mapping,
     visit: (page: PageNumber, frame: PageNumber, shift: number, count: number) => void,
   ): void {
-    const { leafShifts } = this.format;
+    const { leafShifts } = this;
     const end = page + pages;
     const skew = frame - page;
     for (let at = page; at < end; ) {

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { ALL_FORMATS, bitmapOf, pagesOf, readPages, TestBench } from "../../../test/support/iommu.js";
-import { GiB } from "../../memory/address.js";
+import { GiB, MiB } from "../../memory/address.js";
 import { isErrno, type UapiError } from "../../uapi/errno.js";
 import type { IommuDmaPort } from "./dma-port.js";
 import type { Removal } from "./page-table.js";
@@ -20,6 +20,27 @@ async function refusal(promise: Promise<unknown>): Promise<UapiError["code"] | n
     return (error as UapiError).code;
   }
 }
+
+describe("an emulated IOMMU that is told what it can do", () => {
+  it("makes leaves of the given sizes alone, and says so", async () => {
+    await using bench = new TestBench({ format: "amd-v1", leafSizes: [4096, MiB] });
+    expect(bench.iommu.hwInfo().pageSizes).toEqual([4096, MiB]);
+    const domain = bench.iommu.allocDomain({ dirtyTracking: true });
+    expect(domain.pageSizes).toEqual([4096, MiB]);
+    bench.map(domain, 512, 0, 512 + 8);
+    const leaves = async (page: number, pages: number) =>
+      (await domain.readDirty({ page, pages, into: bitmapOf(page, pages), clear: false })).leafSizes;
+    expect(await leaves(512, 512)).toEqual([MiB]);
+    expect(await leaves(1024, 8)).toEqual([4096]);
+  });
+
+  it("has the given aperture and reserved ranges instead of the format's", async () => {
+    const aperture = { first: 16, last: 2 ** 20 - 1 };
+    const reserved = [{ first: 32, last: 33 }];
+    await using bench = new TestBench({ format: "amd-v1", aperture, reserved });
+    expect(bench.iommu).toMatchObject({ aperture, reserved });
+  });
+});
 
 describe.each(ALL_FORMATS)("the emulated IOMMU with %s", (format) => {
   it("reports a write once, and puts it where the mapping says", async () => {
@@ -124,13 +145,19 @@ describe.each(ALL_FORMATS)("the emulated IOMMU with %s", (format) => {
     expect(await readPages(domain, 0x100, 4)).toEqual([0x101]);
   });
 
-  it("refuses to read dirty bits while nothing records them", async () => {
+  it("keeps dirty bits that are left when tracking is switched off, and records no more", async () => {
     await using bench = new TestBench({ format });
     const domain = bench.iommu.allocDomain({ dirtyTracking: true });
-    bench.map(domain, 0x100, 0, 4);
-    const read = domain.readDirty({ page: 0x100, pages: 4, into: bitmapOf(0x100, 4), clear: true });
+    bench.map(domain, 0x100, 0, 4, false);
+    await bench.iommu.attach(0, domain);
+    await domain.setDirtyTracking(true);
+    const port = bench.port(0);
+    expect(write(port, 0x101)).toBeNull();
+    await domain.setDirtyTracking(false);
+    expect(write(port, 0x102)).toBeNull();
     // The SMMU records as long as such a domain is attached.
-    expect(await refusal(read)).toBe(format === "arm-s1" ? null : "EINVAL");
+    expect(await readPages(domain, 0x100, 4)).toEqual(format === "arm-s1" ? [0x101, 0x102] : [0x101]);
+    expect(await readPages(domain, 0x100, 4)).toEqual([]);
   });
 
   it("lets a device attached later inherit tracking, and forget it when it leaves", async () => {

@@ -39,6 +39,12 @@ export interface EmulatedSystemIommuOptions {
   /** Room for page tables in bytes: 2 GiB per TiB that is mapped at 4 KiB, at most 4 GiB. */
   readonly tableBytes?: number;
   readonly reading?: ReadingPlace;
+  /** Sizes of leaf that it can have, in bytes, ascending, out of the format's; default: all of them. */
+  readonly leafSizes?: readonly number[];
+  /** Default: all that the format translates. */
+  readonly aperture?: SystemIommu["aperture"];
+  /** Default: what such machines reserve. */
+  readonly reserved?: SystemIommu["reserved"];
 }
 
 /**
@@ -47,9 +53,10 @@ export interface EmulatedSystemIommuOptions {
  */
 export class EmulatedSystemIommu implements SystemIommu, AsyncDisposable {
   readonly dirtyTracking: boolean;
-  readonly aperture = { first: 0, last: LAST_PAGE };
+  readonly aperture: SystemIommu["aperture"];
   readonly reserved: SystemIommu["reserved"];
   readonly format: PageTableFormat;
+  readonly #leafShifts: readonly number[];
   readonly #arena: Arena;
   readonly #kernels: Kernels;
   readonly #tables: TablePages;
@@ -61,10 +68,13 @@ export class EmulatedSystemIommu implements SystemIommu, AsyncDisposable {
   readonly #lock = new Lock();
 
   /** @throws UsageError `MEMORY_DOES_NOT_FIT` */
-  constructor({ format, dirtyTracking, ports, inFlight, tableBytes, reading }: EmulatedSystemIommuOptions) {
+  constructor(options: EmulatedSystemIommuOptions) {
+    const { format, dirtyTracking, ports, inFlight, tableBytes, reading, leafSizes } = options;
     this.format = FORMATS[format];
+    this.#leafShifts = this.format.leafShifts.filter((shift) => leafSizes?.includes(2 ** shift) ?? true);
+    this.aperture = options.aperture ?? { first: 0, last: LAST_PAGE };
     this.dirtyTracking = dirtyTracking;
-    this.reserved = this.format.reserved;
+    this.reserved = options.reserved ?? this.format.reserved;
     this.#inFlight = inFlight;
     this.#arena = createArena(tableBytes ?? DEFAULT_TABLE_BYTES);
     this.#kernels = loadKernels(this.#arena.memory);
@@ -78,7 +88,7 @@ export class EmulatedSystemIommu implements SystemIommu, AsyncDisposable {
     return {
       dirtyTracking: this.dirtyTracking,
       type: this.format.hwType,
-      pageSizes: this.format.leafShifts.map((shift) => 2 ** shift),
+      pageSizes: this.#leafShifts.map((shift) => 2 ** shift),
       data: this.format.hwInfoData(this.dirtyTracking),
     };
   }
@@ -91,7 +101,13 @@ export class EmulatedSystemIommu implements SystemIommu, AsyncDisposable {
         remedy: "leave IOMMU_HWPT_ALLOC_DIRTY_TRACKING out, and track in the device",
       });
     }
-    const table = new PageTable({ format: this.format, tables: this.#tables, kernels: this.#kernels, dirtyTracking });
+    const table = new PageTable({
+      format: this.format,
+      leafShifts: this.#leafShifts,
+      tables: this.#tables,
+      kernels: this.#kernels,
+      dirtyTracking,
+    });
     const domain: EmulatedDomain = new EmulatedDomain(table, dirtyTracking, {
       inFlight: this.#inFlight,
       reader: this.#reader,

@@ -14,8 +14,6 @@ export class Hwpt extends IommufdObject {
   readonly domain: IommuDomain;
   /** Made by an attach to the IOAS, not by IOMMU_HWPT_ALLOC. */
   readonly auto: boolean;
-  /** IOMMU_HWPT_DIRTY_TRACKING_ENABLE */
-  tracking = false;
 
   /** For {@link create}, which also fills the domain. */
   constructor(ioas: Ioas, iommu: SystemIommu, domain: IommuDomain, auto: boolean) {

@@ -5,7 +5,7 @@ import { type ErrnoName, UapiError } from "../../uapi/errno.js";
 import type { IommuDomain } from "../iommu/iommu.js";
 import type { PhysicalMemory } from "../physical-memory.js";
 import type { Hwpt } from "./hwpt.js";
-import { allocateIova, holes, type Span } from "./iova-allocator.js";
+import { allocateIova, type CpuPages, holes, type Span } from "./iova-allocator.js";
 import { IommufdObject } from "./objects.js";
 import { RwLock } from "./rw-lock.js";
 
@@ -83,6 +83,7 @@ export interface AccessUser {
  */
 export class Ioas extends IommufdObject {
   readonly physical: PhysicalMemory;
+  readonly #cpuPages: CpuPages;
   readonly lock = new RwLock();
   /** The HWPTs made from it, oldest first: where an attach to the IOAS looks for one that fits. */
   readonly hwpts = new Set<Hwpt>();
@@ -94,9 +95,10 @@ export class Ioas extends IommufdObject {
   #alignment = 1n;
   #hugePages = true;
 
-  constructor(physical: PhysicalMemory) {
+  constructor(physical: PhysicalMemory, cpuPages: CpuPages) {
     super();
     this.physical = physical;
+    this.#cpuPages = cpuPages;
   }
 
   get alignment(): number {
@@ -242,7 +244,8 @@ export class Ioas extends IommufdObject {
   /** Shows every area in a domain, from now on. The caller holds `lock`. @throws UapiError EINVAL, EADDRINUSE, ENOMEM */
   async addDomain(domain: IommuDomain, aperture: { first: PageNumber; last: PageNumber }, call: Call): Promise<void> {
     const alignment = max(BigInt(domain.pageSizes[0]), this.#alignment);
-    if (alignment > PAGE) refuse("EINVAL", call, `give a domain that can map ${PAGE_SIZE} bytes`);
+    if (alignment > this.#cpuPages.size)
+      refuse("EINVAL", call, `give a domain that can map ${this.#cpuPages.size} bytes`);
     if (alignment !== this.#alignment) this.#checkAlignment(alignment, call);
     this.reserve(apertureGaps(aperture), domain, call);
     const mapped: Interval<bigint, Area>[] = [];
@@ -286,7 +289,7 @@ export class Ioas extends IommufdObject {
 
   /** @throws UapiError EADDRINUSE where an area is not aligned to pages, which pins need */
   addAccess(access: AccessUser, call: Call): void {
-    if (this.#alignment < PAGE) this.#checkAlignment(PAGE, call);
+    if (this.#alignment < this.#cpuPages.size) this.#checkAlignment(this.#cpuPages.size, call);
     this.#accesses.add(access);
     this.#alignment = this.#neededAlignment();
   }
@@ -303,7 +306,7 @@ export class Ioas extends IommufdObject {
         if (this.#domains.length > 0 && this.#areas.size > 0) {
           refuse("EINVAL", call, "set it before anything is mapped, or before the first device is attached");
         }
-        this.#checkAlignment(PAGE, call);
+        this.#checkAlignment(this.#cpuPages.size, call);
       }
       this.#hugePages = on;
       this.#alignment = this.#neededAlignment();
@@ -316,7 +319,14 @@ export class Ioas extends IommufdObject {
 
   #allocate(address: bigint, length: bigint, call: Call): bigint {
     const used = [...this.#reserved, ...this.#areas];
-    const iova = allocateIova({ address, length, alignment: this.#alignment, allowed: this.#allowed, used });
+    const iova = allocateIova({
+      address,
+      length,
+      alignment: this.#alignment,
+      allowed: this.#allowed,
+      used,
+      cpuPages: this.#cpuPages,
+    });
     if (typeof iova === "string") refuse(iova, call);
     return iova;
   }
@@ -330,7 +340,7 @@ export class Ioas extends IommufdObject {
 
   #checkSlice({ pages, offset, length }: PagesSlice, flags: MapFlags, call: Call): void {
     if (flags.writeable && !pages.writeable) refuse("EPERM", call, "map it writeable first, then copy it so");
-    if ((BigInt(offset) % PAGE) % this.#alignment !== 0n) {
+    if ((BigInt(offset) % this.#cpuPages.size) % this.#alignment !== 0n) {
       refuse("EINVAL", call, `give memory that starts at a multiple of ${this.#alignment}`);
     }
     const { arena } = pages.span;
@@ -381,7 +391,7 @@ export class Ioas extends IommufdObject {
 
   /** What the domains, the accesses and the option demand together. */
   #neededAlignment(): bigint {
-    let alignment = this.#hugePages && this.#accesses.size === 0 ? 1n : PAGE;
+    let alignment = this.#hugePages && this.#accesses.size === 0 ? 1n : this.#cpuPages.size;
     for (const { pageSizes } of this.#domains) alignment = max(alignment, BigInt(pageSizes[0]));
     return alignment;
   }

@@ -21,6 +21,7 @@ import { BoundDevice, BoundMdev, type MdevBinding } from "./device.js";
 import { EmulatedIommuObject } from "./emulated-iommu.js";
 import { Hwpt } from "./hwpt.js";
 import { type Call, Ioas, lastOf, type PagesSlice, refuse } from "./ioas.js";
+import { CPU_PAGES, type CpuPages } from "./iova-allocator.js";
 import { EmulatedMemoryFile } from "./memory-file.js";
 import { type IommufdObject, ObjectTable } from "./objects.js";
 import { RwLock } from "./rw-lock.js";
@@ -34,21 +35,27 @@ import { RwLock } from "./rw-lock.js";
 export class EmulatedIommufd implements Iommufd {
   readonly #physical: PhysicalMemory;
   readonly #inFlight: InFlight;
+  readonly #cpuPages: CpuPages;
   readonly #objects = new ObjectTable();
   /** Held while a device's attachment changes or an HWPT comes or goes: ioas->mutex and igroup->lock. */
   readonly #attaching = new RwLock();
   #rlimitMode = 0;
   #open = true;
 
-  /** @param inFlight of all ports, where the emulated IOMMU waits for DMA to land */
-  constructor({ physical, inFlight }: { physical: PhysicalMemory; inFlight: InFlight }) {
+  /**
+   * @param inFlight of all ports, where the emulated IOMMU waits for DMA to land
+   * @param cpuPages default: those of x86
+   */
+  constructor(args: { physical: PhysicalMemory; inFlight: InFlight; cpuPages?: CpuPages }) {
+    const { physical, inFlight, cpuPages = CPU_PAGES } = args;
     this.#physical = physical;
     this.#inFlight = inFlight;
+    this.#cpuPages = cpuPages;
   }
 
   async allocIoas(): Promise<ObjectId> {
     this.#checkOpen({ syscall: "IOMMU_IOAS_ALLOC", attempted: "make an IOAS" });
-    return this.#objects.add(new Ioas(this.#physical));
+    return this.#objects.add(new Ioas(this.#physical, this.#cpuPages));
   }
 
   async iovaRanges(ioas: ObjectId): Promise<{ ranges: IovaRange[]; alignment: number }> {
@@ -174,11 +181,9 @@ export class EmulatedIommufd implements Iommufd {
     this.#checkOpen(call);
     const target = this.#objects.find(hwpt);
     if (target instanceof EmulatedIommuObject) return target.setDirtyTracking(on, call);
-    const table = this.#get(hwpt, Hwpt, call);
-    const { ioas, domain } = table;
+    const { ioas, domain } = this.#get(hwpt, Hwpt, call);
     if (!domain.dirtyTracking) refuse("EOPNOTSUPP", call, "make the HWPT with dirtyTracking: true");
     await ioas.lock.write(() => domain.setDirtyTracking(on));
-    table.tracking = on;
   }
 
   async getDirtyBitmap(
@@ -198,11 +203,9 @@ export class EmulatedIommufd implements Iommufd {
       await target.readDirty(query, call);
       return { leafSizes: [PAGE_SIZE] };
     }
-    const { ioas, domain, tracking } = this.#get(hwpt, Hwpt, call);
+    const { ioas, domain } = this.#get(hwpt, Hwpt, call);
     checkBitmap(query, ioas.alignment, call);
     if (!domain.dirtyTracking) refuse("EOPNOTSUPP", call, "make the HWPT with dirtyTracking: true");
-    // Linux drops the driver's refusal: a domain that isn't tracking reports nothing, successfully.
-    if (!tracking) return { leafSizes: [] };
     return ioas.lock.read(async () => {
       const mapped = ioas.contiguous(iova, iova + length - 1n).parts.at(-1);
       if (mapped === undefined) return { leafSizes: [] };

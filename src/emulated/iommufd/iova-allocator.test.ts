@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { MiB, U64_MAX } from "../../memory/address.js";
-import { allocateIova, covered, holes } from "./iova-allocator.js";
+import { allocateIova, CPU_PAGES, covered, holes } from "./iova-allocator.js";
 
 const spans = fc.array(
   fc.tuple(fc.nat(60), fc.nat(60)).map(([a, b]) => ({ start: BigInt(Math.min(a, b)), last: BigInt(Math.max(a, b)) })),
@@ -32,7 +32,7 @@ describe("holes and covered", () => {
 });
 
 describe("allocateIova", () => {
-  const request = { address: 0n, length: 4096n, alignment: 1n, allowed: [], used: [] };
+  const request = { address: 0n, length: 4096n, alignment: 1n, allowed: [], used: [], cpuPages: CPU_PAGES };
 
   it("finds the lowest page that fits, as trying each page does", () => {
     const pages = fc.array(
@@ -60,6 +60,13 @@ describe("allocateIova", () => {
     expect(allocateIova({ ...request, length: BigInt(64 * MiB) })).toBe(BigInt(2 * MiB));
     expect(allocateIova({ ...request, address: 0x1001n, length: 3n })).toBe(0x1001n);
     expect(allocateIova({ ...request, length: 1n })).toBe(4096n);
+  });
+
+  it("goes by the CPU's pages, of whatever size they are", () => {
+    const cpuPages = { size: 16384n, huge: BigInt(32 * MiB) };
+    expect(allocateIova({ ...request, length: 1n, cpuPages })).toBe(16384n);
+    expect(allocateIova({ ...request, address: 0x5000n, length: 4096n, cpuPages })).toBe(0x5000n);
+    expect(allocateIova({ ...request, length: BigInt(64 * MiB), cpuPages })).toBe(BigInt(32 * MiB));
   });
 
   it("answers EINVAL for memory less aligned than the IOAS demands, EOVERFLOW from 2^63 bytes, ENOSPC when full", () => {

@@ -12,12 +12,16 @@ export interface Span {
   readonly last: bigint;
 }
 
-/** HPAGE_SIZE: Linux aligns no further, whatever the length. */
-const MAX_ALIGNMENT = BigInt(2 * MiB);
+/** Sizes of the CPU's pages in bytes, by which Linux chooses IOVAs whatever the IOMMU's are. */
+export interface CpuPages {
+  /** PAGE_SIZE */
+  readonly size: bigint;
+  /** HPAGE_SIZE, the larger page of transparent huge pages: IOVAs are aligned no further, whatever the length. */
+  readonly huge: bigint;
+}
 
-/** Addresses that are never chosen: the first page, since 0 is easily taken for "none", and the last. */
-const FIRST = BigInt(PAGE_SIZE);
-const LAST = U64_MAX - BigInt(PAGE_SIZE);
+/** Those of x86, and of arm64 as it is mostly configured. */
+export const CPU_PAGES: CpuPages = { size: BigInt(PAGE_SIZE), huge: BigInt(2 * MiB) };
 
 /** The maximal stretches of [first, last] that `spans` cover; they may come in any order and overlap. */
 export function covered(spans: Iterable<Span>, first: bigint, last: bigint): Span[] {
@@ -61,17 +65,21 @@ export interface IovaRequest {
   readonly allowed: Iterable<Span>;
   /** Where it may not be: reserved ranges and mappings. */
   readonly used: readonly Span[];
+  readonly cpuPages: CpuPages;
 }
 
 /** The lowest fitting IOVA, or the errno: EOVERFLOW for 2^63 bytes and more, EINVAL for a misaligned address, ENOSPC. */
 export function allocateIova(request: IovaRequest): bigint | "EOVERFLOW" | "EINVAL" | "ENOSPC" {
-  const { address, length, used } = request;
+  const { address, length, used, cpuPages } = request;
   if (length >= U64_MAX / 2n) return "EOVERFLOW";
-  const offset = address % BigInt(PAGE_SIZE);
-  const alignment = alignmentFor(address, length);
+  const offset = address % cpuPages.size;
+  const alignment = alignmentFor(address, length, cpuPages.huge);
   if (alignment < request.alignment) return "EINVAL";
   const allowed = [...request.allowed];
-  const places = allowed.length === 0 ? [{ start: FIRST, last: LAST }] : covered(allowed, FIRST, LAST);
+  // The first page is never chosen, since 0 is easily taken for "none", nor the last.
+  const first = cpuPages.size;
+  const last = U64_MAX - cpuPages.size;
+  const places = allowed.length === 0 ? [{ start: first, last }] : covered(allowed, first, last);
   for (const place of places) {
     const start = firstFit(place, length, alignment, offset);
     if (start === undefined) continue;
@@ -84,14 +92,14 @@ export function allocateIova(request: IovaRequest): bigint | "EOVERFLOW" | "EINV
 }
 
 /** As aligned as the memory is and the length can use. */
-function alignmentFor(address: bigint, length: bigint): bigint {
+function alignmentFor(address: bigint, length: bigint, most: bigint): bigint {
   let alignment = 1n;
   while (alignment < length) alignment <<= 1n;
   if (address !== 0n) {
     const lowestBit = address & -address;
     if (lowestBit < alignment) alignment = lowestBit;
   }
-  return alignment < MAX_ALIGNMENT ? alignment : MAX_ALIGNMENT;
+  return alignment < most ? alignment : most;
 }
 
 /** The first aligned address of a stretch behind which `length` bytes are left in it. */

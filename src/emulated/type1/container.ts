@@ -1,5 +1,6 @@
 import type { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import type { AccessCallbacks, MemorySpan } from "../../host/host.js";
+import type { Type1Iommu } from "../../host/type1.js";
 import { hex, type Iova, iovaOf, PAGE_SIZE, type PageNumber, pageOf, U64_MAX } from "../../memory/address.js";
 import { type Interval, IntervalMap } from "../../memory/interval-map.js";
 import { isErrno } from "../../uapi/errno.js";
@@ -9,7 +10,7 @@ import { PinLog } from "../iommufd/pin-log.js";
 import { RwLock } from "../iommufd/rw-lock.js";
 import type { PhysicalMemory } from "../physical-memory.js";
 
-/** dma_entry_limit: mappings that one container holds. */
+/** Mappings that one container holds, unless vfio_iommu_type1's parameter dma_entry_limit says otherwise. */
 const MAX_MAPPINGS = 65_535;
 
 /** DIRTY_BITMAP_PAGES_MAX (INT_MAX): a bitmap has at most 256 MiB. */
@@ -63,8 +64,9 @@ export interface Type1Device {
  *
  * What holds: mappings are disjoint and in every domain; the bits of a mapping go with it.
  */
-export class Type1Container {
+export class Type1Container implements Type1Iommu {
   readonly #physical: PhysicalMemory;
+  readonly #maxMappings: number;
   readonly #lock = new RwLock();
   readonly #dmas = new IntervalMap<PageNumber, Dma>();
   readonly #members = new Map<Port, Member>();
@@ -72,11 +74,12 @@ export class Type1Container {
   readonly #domains = new Map<IommuDomain, { readonly iommu: SystemIommu; readonly ports: Set<Port> }>();
   #tracking = false;
 
-  constructor({ physical }: { physical: PhysicalMemory }) {
+  /** @param maxMappings dma_entry_limit */
+  constructor({ physical, maxMappings = MAX_MAPPINGS }: { physical: PhysicalMemory; maxMappings?: number }) {
     this.#physical = physical;
+    this.#maxMappings = maxMappings;
   }
 
-  /** True where every device writes only to pages that it has pinned. */
   get pinnedScope(): boolean {
     for (const { pinnedScope } of this.#members.values()) if (!pinnedScope) return false;
     return true;
@@ -84,12 +87,12 @@ export class Type1Container {
 
   /**
    * VFIO_GROUP_SET_CONTAINER: the device may do DMA to what is mapped from then on.
-   * @throws UapiError EINVAL for a port that is in it already, or an IOMMU that can't do what is mapped
+   * @throws UapiError EBUSY for a port that is in it already, EINVAL for an IOMMU that can't do what is mapped
    */
   addDevice({ port, iommu, pinnedScope, callbacks, pins }: Type1Device): Promise<void> {
     const call = { syscall: "VFIO_GROUP_SET_CONTAINER", attempted: `add the device at port ${port}` };
     return this.#lock.write(async () => {
-      if (this.#members.has(port)) refuse("EINVAL", call, "it is in the container already");
+      if (this.#members.has(port)) refuse("EBUSY", call, "it is in the container already");
       const domain = iommu === null ? null : await this.#attach(port, iommu, call);
       const log = pins ?? new PinLog();
       if (this.#tracking) log.start();
@@ -107,7 +110,7 @@ export class Type1Container {
 
   /**
    * VFIO_GROUP_UNSET_CONTAINER. What a device that did not report its writes may have written is dirty at the next read;
-   * with the last device all mappings go.
+   * with the last device all mappings go, and tracking ends.
    * @throws UapiError ENODEV for a port that isn't in it
    */
   async removeDevice(port: Port): Promise<void> {
@@ -119,19 +122,18 @@ export class Type1Container {
       for (const { count, dmas } of member.held.values()) for (const dma of dmas) dma.pins -= count;
       if (member.domain !== null) await this.#detach(member, member.domain);
       if (!member.pinnedScope && this.#tracking) for (const { value } of this.#dmas) value.allDirty = true;
-      if (this.#members.size === 0) this.#dmas.clear();
+      if (this.#members.size > 0) return;
+      // Without a device the container has no IOMMU.
+      this.#dmas.clear();
+      this.#tracking = false;
     });
   }
 
-  /**
-   * VFIO_IOMMU_MAP_DMA
-   * @throws UapiError EINVAL for an empty or misaligned range, no permission, or IOVAs that an IOMMU lacks; EOVERFLOW;
-   * EEXIST; ENOSPC above 65535 mappings; EFAULT, ENOMEM
-   */
   mapDma(args: { iova: Iova; span: MemorySpan; readable: boolean; writeable: boolean }): Promise<void> {
     const { iova, span, readable, writeable } = args;
     const call = { syscall: "VFIO_IOMMU_MAP_DMA", attempted: `map ${hex(span.length)} bytes at ${hex(iova)}` };
     return this.#lock.write(async () => {
+      this.#checkIommu(call);
       const last = lastOf(iova, BigInt(span.length), call);
       if (!readable && !writeable) refuse("EINVAL", call, "make it readable, writeable or both");
       if ((BigInt(span.length) | iova | BigInt(span.offset)) % PAGE !== 0n) {
@@ -139,7 +141,7 @@ export class Type1Container {
       }
       const [first, end] = [pageOf(iova), pageOf(last)];
       if (this.#dmas.firstIn(first, end) !== undefined) refuse("EEXIST", call, "unmap first");
-      if (this.#dmas.size >= MAX_MAPPINGS) refuse("ENOSPC", call, "map in fewer, larger pieces");
+      if (this.#dmas.size >= this.#maxMappings) refuse("ENOSPC", call, "map in fewer, larger pieces");
       if (!this.#isValid(first, end)) refuse("EINVAL", call, "an IOMMU can't translate these IOVAs");
       if (this.#tracking && end - first >= MAX_BITMAP_PAGES) refuse("EINVAL", call, "map less than 2^31 pages at once");
       const frame = this.#physical.frameOf(span.arena, span.offset);
@@ -159,16 +161,11 @@ export class Type1Container {
     });
   }
 
-  /**
-   * VFIO_IOMMU_UNMAP_DMA; returns the bytes unmapped, 0 where nothing is mapped. With `all`, everything
-   * (VFIO_DMA_UNMAP_FLAG_ALL); with `dirty`, the bits of what goes are added to that bitmap
-   * (VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP). Mdevs unpin first.
-   * @throws UapiError EINVAL for a misaligned or empty range, a mapping that is partly outside, `dirty` with `all`,
-   * without tracking or with a page size other than the smallest; EOVERFLOW; EDEADLK where an mdev keeps its pins
-   */
+  /** @throws UapiError besides: EDEADLK where an mdev keeps its pins */
   async unmapDma(args: { iova: Iova; length: bigint; all?: boolean; dirty?: DirtyBitmap }): Promise<bigint> {
     const { iova, length, all = false, dirty } = args;
     const call = { syscall: "VFIO_IOMMU_UNMAP_DMA", attempted: `unmap ${hex(length)} bytes at ${hex(iova)}` };
+    this.#checkIommu(call);
     if (dirty !== undefined) {
       if (all) refuse("EINVAL", call, "unmap range by range to get dirty bits");
       if (length / BigInt(dirty.granule) === 0n) refuse("EINVAL", call, "give a length above 0");
@@ -201,12 +198,9 @@ export class Type1Container {
     }
   }
 
-  /**
-   * VFIO_IOMMU_DIRTY_PAGES_FLAG_START. What is pinned now is dirty. Starting again changes nothing.
-   * @throws UapiError EINVAL where a mapping has 2^31 pages or more
-   */
   async dirtyPagesStart(): Promise<void> {
     const call = { syscall: "VFIO_IOMMU_DIRTY_PAGES", attempted: "start tracking" };
+    this.#checkIommu(call);
     if (this.#tracking) return;
     for (const { start, last } of this.#dmas) {
       if (last - start >= MAX_BITMAP_PAGES) refuse("EINVAL", call, "map less than 2^31 pages at once");
@@ -215,19 +209,14 @@ export class Type1Container {
     this.#tracking = true;
   }
 
-  /** VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP. Stopping again changes nothing. */
   async dirtyPagesStop(): Promise<void> {
+    this.#checkIommu({ syscall: "VFIO_IOMMU_DIRTY_PAGES", attempted: "stop tracking" });
     if (!this.#tracking) return;
     for (const { pins } of this.#members.values()) pins.stop();
     for (const { value } of this.#dmas) value.allDirty = false;
     this.#tracking = false;
   }
 
-  /**
-   * VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP: reads and clears, adding to `into`; unmapped stretches have no bits.
-   * @throws UapiError EINVAL without tracking, for a page size other than the smallest that is supported, for a
-   * misaligned or empty range or one that bisects a mapping; EOVERFLOW
-   */
   dirtyPagesGetBitmap(query: { iova: Iova; length: bigint; into: DirtyBitmap }): Promise<void> {
     const { iova, length, into } = query;
     const call = {
@@ -235,6 +224,7 @@ export class Type1Container {
       attempted: `get the bitmap of ${hex(length)} bytes at ${hex(iova)}`,
     };
     return this.#lock.write(() => {
+      this.#checkIommu(call);
       const last = pageOf(lastOf(iova, length, call));
       if ((iova | length) % PAGE !== 0n) refuse("EINVAL", call, `start and end at multiples of ${PAGE_SIZE}`);
       this.#checkBitmap(query, call);
@@ -319,6 +309,11 @@ export class Type1Container {
     for (const { callbacks } of [...this.#members.values()]) {
       if (callbacks !== null) await answered(callbacks.unmap(iovaOf(start), length), call);
     }
+  }
+
+  /** A container gets its IOMMU with its first device (VFIO_SET_IOMMU). */
+  #checkIommu(call: Call): void {
+    if (this.#members.size === 0) refuse("EINVAL", call, "add a device to the container first");
   }
 
   #member(port: Port, call: Call): Member {

@@ -110,6 +110,7 @@ export class EmulatedVfioDevice implements VfioDevice {
 
   async bind(iommufd: Iommufd): Promise<ObjectId> {
     const call = { syscall: "VFIO_DEVICE_BIND_IOMMUFD", attempted: `bind '${this.id}'` };
+    this.#checkOpen(call.syscall);
     if (this.#bound !== null) throw new UapiError("EINVAL", { ...call, remedy: "it is bound already" });
     if (!(iommufd instanceof EmulatedIommufd)) {
       throw new UapiError("EINVAL", { ...call, remedy: "give an iommufd of the same host" });

@@ -54,6 +54,10 @@ export const GET_DIRTY_BITMAP: Operation<ReadArguments, typeof ANSWER> = {
     command.setNumber(FIELDS.page_size, pageSize);
     command.setNumber(FIELDS.data, into.address + firstBit / 8);
   },
+  writes: ({ query: { length, pageSize, into }, firstBit }) => ({
+    address: into.address + firstBit / 8,
+    bytes: Math.ceil(Number(length) / pageSize / 8),
+  }),
   decode({ query, complete }) {
     if (complete) completeLeaves(query.into, query);
     return ANSWER;

@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { machineSchema } from "../../host/description.js";
+import { machineSchema, passthroughSchema } from "../../host/description.js";
 import { MAX_CHANNELS } from "../data-plane.js";
 
 /*
@@ -38,7 +38,7 @@ const heads = [
     protocol: z.int(),
     /** Name and version of the sending software, for messages. */
     software: z.string().max(128),
-    machine: machineSchema,
+    machine: z.union([machineSchema, passthroughSchema]),
     channels: z.int().min(1).max(MAX_CHANNELS),
     /** The id that both journals are kept under. */
     migration: z.string().regex(/^[0-9a-z-]{1,64}$/, "lower-case letters, digits and '-', at most 64"),

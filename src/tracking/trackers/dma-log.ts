@@ -14,8 +14,7 @@ import { SessionState, startSession } from "./session.js";
  * mapped areas it touches.
  */
 
-export function dmaLogTracker(vfio: VfioDevice, kind: "device" | "pinned"): DirtyTracker {
-  const owner = vfio.id;
+export function dmaLogTracker(vfio: VfioDevice, kind: "device" | "pinned", owner: string): DirtyTracker {
   return {
     kind,
     owner,
@@ -23,10 +22,19 @@ export function dmaLogTracker(vfio: VfioDevice, kind: "device" | "pinned"): Dirt
       const claim = claimTracker(vfio, "DMA log", owner);
       return startSession(claim, signal, async () => {
         const log = await startDmaLog(vfio, ranges, granule);
-        return new DmaLogSession(vfio, kind, log, new SessionState(owner, claim, () => vfio.stopDmaLogging()));
+        const state = new SessionState(owner, claim, () => vfio.stopDmaLogging());
+        return new DmaLogSession({ vfio, kind, owner, log, state });
       });
     },
   };
+}
+
+interface DmaLogSessionOptions {
+  readonly vfio: VfioDevice;
+  readonly kind: "device" | "pinned";
+  readonly owner: string;
+  readonly log: RunningDmaLog;
+  readonly state: SessionState;
 }
 
 class DmaLogSession implements TrackingSession {
@@ -37,9 +45,9 @@ class DmaLogSession implements TrackingSession {
   readonly #log: RunningDmaLog;
   readonly #state: SessionState;
 
-  constructor(vfio: VfioDevice, kind: "device" | "pinned", log: RunningDmaLog, state: SessionState) {
+  constructor({ vfio, kind, owner, log, state }: DmaLogSessionOptions) {
     this.kind = kind;
-    this.owner = vfio.id;
+    this.owner = owner;
     this.#vfio = vfio;
     this.#log = log;
     this.#state = state;

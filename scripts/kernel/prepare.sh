@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Brings onto this machine what `npm run test:kernel` and the tests against headers and schemas need and it lacks: Debian
+# packages, a QEMU that is new enough, a kernel. For a Debian machine that one is root on, or may become by sudo.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+as_root=()
+((EUID == 0)) || as_root=(sudo -E)
+
+# For the guest, the tree with QEMU, the layouts of the uAPI, the domain XML.
+packages=(busybox-static cpio debootstrap gcc libc6-dev libxml2-utils libvirt0)
+missing=()
+for package in "${packages[@]}"; do
+  [[ $(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
+done
+if ((${#missing[@]} > 0)); then
+  "${as_root[@]}" apt-get -qq update
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 install --no-install-recommends \
+    "${missing[@]}" >/dev/null
+fi
+
+# Named here, since HOME is another one as root.
+cache=${XDG_CACHE_HOME:-$HOME/.cache}
+[[ -n ${DIRTMAP_QEMU:-} ]] || "${as_root[@]}" ./qemu-tree.sh "$cache/dirtmap/qemu-tree"
+[[ -n ${DIRTMAP_TEST_KERNEL:-} || -e ../../../shared/test-kernel/bzImage ]] || ./build-kernel.sh

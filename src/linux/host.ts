@@ -1,0 +1,141 @@
+import type { Host, Iommufd, VfioDevice } from "../host/host.js";
+import { type ErrnoName, UapiError } from "../uapi/errno.js";
+import { deviceObstacles, explainRefusal, vfioDriverFor } from "./missing/device.js";
+import { type HostState, readHostState } from "./missing/host.js";
+import type { Obstacle } from "./missing/obstacle.js";
+import { ROOTS, type Roots } from "./roots.js";
+import type { LinuxDevice } from "./sysfs/device.js";
+import { findDevices } from "./sysfs/find.js";
+import { findMdevTypes, type MdevType } from "./sysfs/mdev.js";
+
+/** How the kernel's files are opened; another way than the system calls is for tests. */
+export interface Openers {
+  iommufd(path: string): Promise<Iommufd>;
+  device(args: { id: string; model: string; cdev: string; onClose: () => void }): Promise<VfioDevice>;
+}
+
+/** By system calls, which are loaded when they are needed: what sysfs tells is told without them. */
+const SYSTEM_CALLS: Openers = {
+  async iommufd(path) {
+    const { LinuxIommufd } = await import("./iommufd.js");
+    return LinuxIommufd.open(path);
+  },
+  async device(args) {
+    const { LinuxVfioDevice } = await import("./vfio/device.js");
+    return LinuxVfioDevice.open(args);
+  },
+};
+
+/**
+ * The host that is this machine's kernel: devices from sysfs, opened through /dev/iommu and /dev/vfio/devices.
+ *
+ * What holds: whatever it opened and nobody has closed is closed when it is disposed, the last first.
+ */
+export class LinuxHost implements Host {
+  readonly name = "linux";
+  readonly #roots: Roots;
+  readonly #openers: Openers;
+  readonly #opened: AsyncDisposable[] = [];
+  /** Ids of the devices that are open here. */
+  readonly #devices = new Set<string>();
+
+  constructor({ roots = ROOTS, openers = SYSTEM_CALLS }: { roots?: Roots; openers?: Openers } = {}) {
+    this.#roots = roots;
+    this.#openers = openers;
+  }
+
+  /** Every device that is assigned or could be; opens nothing. */
+  async devices(): Promise<LinuxDevice[]> {
+    return findDevices(this.#roots);
+  }
+
+  /** What mdevs could be made. */
+  mdevTypes(): MdevType[] {
+    return findMdevTypes(this.#roots);
+  }
+
+  /** What the host as a whole has and lacks. */
+  state(): HostState {
+    return readHostState(this.#roots);
+  }
+
+  /** What stands between a device and opening it, as far as can be seen without trying. */
+  obstacles(device: LinuxDevice): Obstacle[] {
+    return deviceObstacles(this.#roots, device);
+  }
+
+  /** What it means that the kernel refused to open or to bind a device. */
+  explain(device: LinuxDevice, error: UapiError): Obstacle {
+    return explainRefusal(this.#roots, device, error);
+  }
+
+  /** The VFIO driver that a device has; else the one that it would get. */
+  vfioDriver(device: LinuxDevice): string {
+    const has = device.vfio === null ? null : device.driver;
+    return has ?? vfioDriverFor(this.#roots, device).driver;
+  }
+
+  /** @throws UapiError ENOENT without iommufd, EACCES without the right to open it; its remedy says how to get either */
+  async openIommufd(): Promise<Iommufd> {
+    const { iommufd, missing } = this.state();
+    if (!iommufd) {
+      const [{ code, message, remedy }] = missing;
+      throw refusal(code === "IOMMUFD_NOT_PERMITTED" ? "EACCES" : "ENOENT", "open an iommufd", message, remedy);
+    }
+    const opened = await this.#openers.iommufd(`${this.#roots.dev}/iommu`);
+    this.#opened.push(opened);
+    return opened;
+  }
+
+  /**
+   * @param id a PCI address `0000:3b:00.1`, an mdev's UUID, a platform device's name
+   * @throws UapiError ENODEV for an unknown device, and for one that is not ready to be opened; EACCES without the right;
+   * EBUSY for one that is open here already
+   */
+  async openDevice(id: string): Promise<VfioDevice> {
+    const attempted = `open device '${id}'`;
+    const device = (await this.devices()).find((candidate) => candidate.id === id);
+    if (device === undefined) {
+      throw refusal("ENODEV", attempted, "there is no such device", "look at `dirtmap probe --host linux`");
+    }
+    if (this.#devices.has(id)) throw refusal("EBUSY", attempted, "it is open", "close it first");
+    const cdev = device.vfio?.cdev ?? null;
+    if (cdev === null) {
+      const [obstacle] = this.obstacles(device);
+      const remedy =
+        obstacle === undefined ? "bind it to a VFIO driver" : [obstacle.remedy, ...obstacle.commands].join("; ");
+      throw refusal("ENODEV", attempted, obstacle?.message ?? "it has no cdev", remedy);
+    }
+    this.#devices.add(id);
+    try {
+      const opened = await this.#openers.device({
+        id,
+        model: device.model,
+        cdev,
+        onClose: () => this.#devices.delete(id),
+      });
+      this.#opened.push(opened);
+      return opened;
+    } catch (error) {
+      this.#devices.delete(id);
+      throw error;
+    }
+  }
+
+  /** Closes all that is open, the last first, whatever of it fails. Closing what was closed does nothing. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    const errors: unknown[] = [];
+    for (const opened of this.#opened.splice(0).reverse()) {
+      try {
+        await opened[Symbol.asyncDispose]();
+      } catch (error) {
+        errors.push(error);
+      }
+    }
+    if (errors.length > 0) throw errors[0];
+  }
+}
+
+function refusal(code: ErrnoName, attempted: string, why: string, remedy: string): UapiError {
+  return new UapiError(code, { syscall: "open", attempted: `${attempted}: ${why}`, remedy });
+}

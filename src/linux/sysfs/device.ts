@@ -1,0 +1,52 @@
+import type { DeviceSummary } from "../../host/host.js";
+import type { IommuGroup } from "./group.js";
+import type { IommuUnit } from "./iommu.js";
+
+/** What sysfs tells of a device that is assigned or could be. */
+export interface LinuxDevice extends DeviceSummary {
+  /** A PCI address `0000:3b:00.1`, an mdev's UUID, a platform device's name. */
+  readonly id: string;
+  /** Its folder in sysfs, by its bus. */
+  readonly path: string;
+  /** null: no driver has it. */
+  readonly driver: string | null;
+  readonly group: IommuGroup | null;
+  /** null: no IOMMU is in front of it, as with an mdev. */
+  readonly iommu: IommuUnit | null;
+  /** null: the firmware doesn't say. */
+  readonly numaNode: number | null;
+  /** What VFIO made of it; null where no VFIO driver has it. */
+  readonly vfio: VfioNode | null;
+  /** Of a PCI device. */
+  readonly pci: PciIdentity | null;
+  /** Of an mdev. */
+  readonly mdev: MdevIdentity | null;
+}
+
+/** A device as VFIO offers it. */
+export interface VfioNode {
+  /** `vfio3`; null where the kernel gives VFIO devices no place in sysfs (before 6.1). */
+  readonly name: string | null;
+  /** True where the kernel has a character device for it (CONFIG_VFIO_DEVICE_CDEV). */
+  readonly hasCdev: boolean;
+  /** /dev/vfio/devices/vfio3, where that exists. */
+  readonly cdev: string | null;
+}
+
+export interface PciIdentity {
+  readonly vendor: number;
+  readonly device: number;
+  /** Base class, subclass and programming interface, 24 bits. */
+  readonly class: number;
+  /** What the class means, in a word or two: "ethernet", "nvme". */
+  readonly function: string;
+  /** Its part in SR-IOV: a VF names its PF, a PF has as many VFs as are on. null for neither. */
+  readonly sriov: { readonly role: "vf"; readonly pf: string } | { readonly role: "pf"; readonly vfs: number } | null;
+}
+
+export interface MdevIdentity {
+  /** The device that it is a part of. */
+  readonly parent: string;
+  /** `mtty-1`, `nvidia-471`; null where the link to it is gone. */
+  readonly type: string | null;
+}

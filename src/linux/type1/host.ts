@@ -1,0 +1,118 @@
+import type { ContainerTracking, KernelDesigns } from "../../host/designs.js";
+import type { Host, Iommufd, VfioDevice } from "../../host/host.js";
+import { Lock } from "../../threads/lock.js";
+import { UapiError } from "../../uapi/errno.js";
+import { ROOTS, type Roots } from "../roots.js";
+import type { LinuxDevice } from "../sysfs/device.js";
+import { findDevices } from "../sysfs/find.js";
+import { CONTAINER_PATH, LinuxType1Container } from "./container.js";
+import { Type1VfioDevice } from "./device.js";
+import { CONTAINER_IOAS, Type1Iommufd } from "./iommufd.js";
+
+export interface Type1HostOptions {
+  /** What does the container's work: `/dev/vfio/vfio` by default; `/dev/iommu` can, without dirty pages. */
+  readonly path?: string;
+  readonly roots?: Roots;
+}
+
+/**
+ * This machine's kernel by its legacy interface: devices opened through their groups, all in one type1 container.
+ *
+ * On Linux a device is opened either so, or by its character device and bound to an iommufd, never both at once. So a machine
+ * is on type1 from the start: its iommufd is the container, with one IOAS, and the design `type1` reads the dirty pages of
+ * that very container. It can't be compared with other designs on the same open devices.
+ */
+export class Type1Host implements Host, KernelDesigns {
+  readonly name = "linux-type1";
+  readonly container: LinuxType1Container;
+  readonly #iommufd: Type1Iommufd;
+  readonly #roots: Roots;
+  readonly #open = new Map<string, VfioDevice>();
+  readonly #lock = new Lock();
+  #lastId = CONTAINER_IOAS;
+
+  private constructor(container: LinuxType1Container, roots: Roots) {
+    this.container = container;
+    this.#iommufd = new Type1Iommufd(container);
+    this.#roots = roots;
+  }
+
+  /** @throws UapiError ENOENT or EOPNOTSUPP for a kernel without containers, EACCES without the right to open one */
+  static async open({ path = CONTAINER_PATH, roots = ROOTS }: Type1HostOptions = {}): Promise<Type1Host> {
+    return new Type1Host(await LinuxType1Container.open({ path }), roots);
+  }
+
+  /** Every device that is assigned or could be; opens nothing. */
+  async devices(): Promise<LinuxDevice[]> {
+    return findDevices(this.#roots);
+  }
+
+  /** The container, always the same: it is this object's to close. */
+  async openIommufd(): Promise<Iommufd> {
+    return this.#iommufd;
+  }
+
+  /** @throws UapiError ENODEV for an unknown device, or one without an IOMMU group; and what the container answers */
+  openDevice(id: string): Promise<VfioDevice> {
+    return this.#lock.run(async () => {
+      const device = (await this.devices()).find((candidate) => candidate.id === id);
+      if (device === undefined)
+        throw refusal(`open device '${id}'`, "there is none: look at `dirtmap probe --host linux`");
+      const { model, mdev } = device;
+      const file = await this.container.addDevice({ id, group: groupOf(device), mdev: mdev !== null });
+      const opened = await Type1VfioDevice.ofGroup({ id, model, onClose: () => this.#open.delete(id) }, file, {
+        iommufd: this.#iommufd,
+        deviceId: ++this.#lastId,
+        leave: () => this.container.removeDevice(id),
+      });
+      this.#open.set(id, opened);
+      return opened;
+    });
+  }
+
+  /**
+   * `type1` on the container that the devices are in: what is mapped there is what is tracked.
+   * @throws UapiError EOPNOTSUPP for a design that no Linux has; EINVAL unless the members are this container's devices,
+   * all and no others
+   */
+  async openContainer({ design, members }: Parameters<KernelDesigns["openContainer"]>[0]): Promise<ContainerTracking> {
+    const call = { syscall: "VFIO_IOMMU_DIRTY_PAGES", attempted: `track dirty pages by the design '${design}'` };
+    if (design !== "type1") {
+      throw new UapiError("EOPNOTSUPP", { ...call, remedy: "Linux has 'type1' alone; the emulated host has all" });
+    }
+    const strange = members.some(({ device }) => device.iommufd !== this.#iommufd);
+    if (strange || members.length !== this.#open.size) {
+      throw new UapiError("EINVAL", { ...call, remedy: "name the devices of the container, all and no others" });
+    }
+    const { container } = this;
+    return {
+      reportsEverything: !container.pinnedScope,
+      readableWhen: "always",
+      start: () => container.dirtyPagesStart(),
+      getBitmap: (query) => container.dirtyPagesGetBitmap(query),
+      stop: () => container.dirtyPagesStop(),
+      [Symbol.asyncDispose]: () => container.dirtyPagesStop(),
+    };
+  }
+
+  /** Closes the devices that nobody has closed, the last first, then the container with all its mappings. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    try {
+      for (const device of [...this.#open.values()].reverse()) await device[Symbol.asyncDispose]();
+    } finally {
+      await this.container[Symbol.asyncDispose]();
+    }
+  }
+}
+
+function groupOf({ id, group, mdev }: LinuxDevice) {
+  if (group !== null && (mdev !== null || !group.noIommu)) return group;
+  throw refusal(
+    `open the group of '${id}': no IOMMU is in front of it`,
+    "switch the IOMMU on in the firmware's settings and in the kernel (intel_iommu=on on Intel)",
+  );
+}
+
+function refusal(attempted: string, remedy: string): UapiError {
+  return new UapiError("ENODEV", { syscall: "open", attempted, remedy });
+}

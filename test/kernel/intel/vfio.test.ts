@@ -1,0 +1,3 @@
+import { vfioPciTests } from "../support/vfio-pci.js";
+
+vfioPciTests("intel-vtd");
