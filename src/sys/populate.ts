@@ -19,13 +19,9 @@ export interface Stretch {
  *
  * It is for dirty bitmaps: Linux takes a dirty bit first and writes it to the bitmap afterwards, and where it has no page
  * for the bitmap by then the bit is lost and the call succeeds (iova_bitmap_set, drivers/iommu/iommufd/iova_bitmap.c).
+ * It runs on a thread of its own, since a new page takes up to 1 us. Whoever needs few pages writes to each instead.
  * @throws UapiError ENOMEM
  */
-export function populate(stretch: Stretch): void {
-  if (madvise(...pagesOf(stretch), MADV_POPULATE_WRITE) < 0) throw failure(errnoName(lastErrno()), stretch);
-}
-
-/** The same on a thread of its own: for more than a few pages, of which a new one takes up to 1 us. */
 export async function populateOnThread(stretch: Stretch): Promise<void> {
   const errno = await new Promise<number>((resolve, reject) => {
     madvise.async(...pagesOf(stretch), MADV_POPULATE_WRITE, (error: unknown, answer: number) => {
