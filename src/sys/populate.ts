@@ -22,23 +22,18 @@ export interface Stretch {
  * It runs on a thread of its own, since a new page takes up to 1 us. Whoever needs few pages writes to each instead.
  * @throws UapiError ENOMEM
  */
-export async function populateOnThread(stretch: Stretch): Promise<void> {
+export async function populateOnThread({ address, bytes }: Stretch): Promise<void> {
+  const inPage = address % PAGE_SIZE;
   const errno = await new Promise<number>((resolve, reject) => {
-    madvise.async(...pagesOf(stretch), MADV_POPULATE_WRITE, (error: unknown, answer: number) => {
+    madvise.async(address - inPage, bytes + inPage, MADV_POPULATE_WRITE, (error: unknown, answer: number) => {
       if (error) reject(error);
       else resolve(answer < 0 ? lastErrno() : 0);
     });
   });
-  if (errno !== 0) throw failure(errnoName(errno), stretch);
+  if (errno !== 0) throw failure(errnoName(errno), bytes);
 }
 
-/** The system takes whole pages. */
-function pagesOf({ address, bytes }: Stretch): [address: number, bytes: number] {
-  const inPage = address % PAGE_SIZE;
-  return [address - inPage, bytes + inPage];
-}
-
-function failure(code: ErrnoName, { bytes }: Stretch): UapiError {
+function failure(code: ErrnoName, bytes: number): UapiError {
   return new UapiError(code, {
     syscall: "madvise",
     attempted: `get ${bytes} bytes of memory for what the kernel writes`,
