@@ -1,5 +1,5 @@
 import type { BitmapQuery, ObjectId } from "../../host/host.js";
-import { hex } from "../../memory/address.js";
+import { hex, PAGE_SIZE } from "../../memory/address.js";
 import {
   IOMMU_HWPT_GET_DIRTY_BITMAP,
   IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR,
@@ -58,6 +58,14 @@ export const GET_DIRTY_BITMAP: Operation<ReadArguments, typeof ANSWER> = {
     address: into.address + firstBit / 8,
     bytes: Math.ceil(Number(length) / pageSize / 8),
   }),
+  touch({ query: { length, pageSize, into }, firstBit }) {
+    const lastWord = Math.floor((firstBit + Number(length) / pageSize - 1) / 32);
+    const wordsPerPage = PAGE_SIZE / 4;
+    // By page, since the bitmap begins at one.
+    for (let page = Math.floor(firstBit / 32 / wordsPerPage); page * wordsPerPage <= lastWord; page++) {
+      Atomics.or(into.words, page * wordsPerPage, 0);
+    }
+  },
   decode({ query, complete }) {
     if (complete) completeLeaves(query.into, query);
     return ANSWER;
