@@ -42,6 +42,8 @@ export const GET_DIRTY_BITMAP: Operation<ReadArguments, typeof ANSWER> = {
     const { iova, length, pageSize, into, clear } = query;
     if (!isId(hwpt)) refuse("ENOENT", GET_DIRTY_BITMAP, args);
     if (!isU64(iova) || !isU64(length)) refuse("EOVERFLOW", GET_DIRTY_BITMAP, args);
+    // At IOVA 0 the kernel takes it for the whole address space, for which no bitmap has room.
+    if (iova === 0n && length === 0n) refuse("EINVAL", GET_DIRTY_BITMAP, args, "give a length above 0");
     // The kernel is given an address, and writes what it finds: that the bits fit is for us to check.
     const fits = into.granule === pageSize && firstBit >= 0 && firstBit + Number(length) / pageSize <= into.bits;
     if (!fits || firstBit % 8 !== 0) {
@@ -67,6 +69,8 @@ export const GET_DIRTY_BITMAP: Operation<ReadArguments, typeof ANSWER> = {
     }
   },
   decode({ query, complete }) {
+    // A read that begins or ends inside a leaf makes the kernel mark more than was asked for, beyond the last bit, too.
+    query.into.clearPadding();
     if (complete) completeLeaves(query.into, query);
     return ANSWER;
   },
