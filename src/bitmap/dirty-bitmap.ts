@@ -17,16 +17,21 @@ export class DirtyBitmap {
   readonly granule: number;
   /** Bits in use: the range's length over the granule, rounded up. */
   readonly bits: number;
-  /** Bit i is bit i % 32 of word i / 32. Whole pages of memory: they begin at one, and are longer than `bits` needs. */
+  /** Bit i is bit i % 32 of word i / 32. Its own memory is whole pages: they begin at one, and are longer than needed. */
   readonly words: Uint32Array<SharedArrayBuffer>;
   /** Of the first word, in this process; below 2^53, as every address of a user is. */
   readonly address: number;
 
   /**
    * @param length of the range in bytes, above 0
+   * @param memory the caller's, zeroed and at least as long as the bits: for one who sends them from where they are put;
+   * absent: memory of its own
    * @throws UapiError EINVAL for a granule that is no power of two, or a length of 0 or of more than 2^37 granules
    */
-  constructor({ iova, length, granule }: { iova: Iova; length: bigint; granule: number }) {
+  constructor(
+    { iova, length, granule }: { iova: Iova; length: bigint; granule: number },
+    memory?: Uint32Array<SharedArrayBuffer>,
+  ) {
     if (!isPowerOfTwo(granule) || length <= 0n || length / BigInt(granule) > 1n << 37n) {
       throw new UapiError("EINVAL", {
         syscall: "DirtyBitmap",
@@ -37,6 +42,12 @@ export class DirtyBitmap {
     this.iova = iova;
     this.granule = granule;
     this.bits = Number((length + BigInt(granule) - 1n) / BigInt(granule));
+    if (memory !== undefined) {
+      if (memory.length * 32 < this.bits) throw new RangeError(`${this.bits} bits in ${memory.length} words`);
+      this.words = memory;
+      this.address = Number(addressOf(memory));
+      return;
+    }
     const bytes = Math.ceil(this.bits / 8 / PAGE_SIZE) * PAGE_SIZE;
     // Nothing aligns a SharedArrayBuffer to pages: one page more has room for that.
     const buffer = new SharedArrayBuffer(bytes + PAGE_SIZE);

@@ -90,6 +90,44 @@ export class SharedLog {
     }
     return taken;
   }
+
+  /**
+   * {@link readAndClear} for a log whose writers all run on the reader's thread: plain loads and stores, whole words at a
+   * time, nothing counted.
+   */
+  readAndClearAlone(first: number, count: number, into: Uint32Array, intoBit: number): void {
+    const words = this.#words;
+    const summaryAt = this.summary >>> 2;
+    const last = first + count - 1;
+    const firstWord = Math.floor(first / 32);
+    const lastWord = Math.floor(last / 32);
+    const head = -1 << (first & 31);
+    const tail = -1 >>> (31 - (last & 31));
+    // Bit 0 of word w goes to bit `shift` of word w + `by`; what that shifts out goes to the next.
+    const by = Math.floor((intoBit - first) / 32);
+    const shift = (intoBit - first) & 31;
+    for (let s = firstWord >>> 5; s <= lastWord >>> 5; s++) {
+      if (words[summaryAt + s] === 0) continue;
+      const from = Math.max(firstWord, s * 32);
+      const to = Math.min(lastWord, s * 32 + 31);
+      let kept = to - from < 31;
+      for (let word = from; word <= to; word++) {
+        const old = words[word];
+        if (old === 0) continue;
+        let bits = old;
+        if (word === firstWord) bits &= head;
+        if (word === lastWord) bits &= tail;
+        words[word] = old & ~bits;
+        kept ||= bits !== old;
+        const target = word + by;
+        // Below the first word there are only bits that were masked.
+        if (target >= 0) into[target] |= bits << shift;
+        if (shift !== 0 && target + 1 < into.length) into[target + 1] |= bits >>> (32 - shift);
+      }
+      // Where something is left, or was not looked at, the summary still says so: it may say too much, never too little.
+      if (!kept) words[summaryAt + s] = 0;
+    }
+  }
 }
 
 /** Adds the 32 bits of `word` at bit `at` (which may be negative where the low bits are clear). */

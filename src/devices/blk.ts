@@ -138,6 +138,7 @@ export class Blk extends PciModel {
   }
 
   override [Symbol.dispose](): void {
+    super[Symbol.dispose]();
     this.#dropReads();
     // Nothing is left to be lost by an error: the file was only read.
     void this.#handle?.close().catch(() => undefined);

@@ -91,10 +91,29 @@ export class DmaLog {
    * drains the port before it trusts the answer. Returns the number of granules taken.
    */
   readAndClear(page: PageNumber, pages: number, into: DirtyBitmap): number {
+    let taken = 0;
+    this.#read(page, pages, into, (first, count, words, intoBit) => {
+      taken += this.#log.readAndClear(first, count, words, intoBit);
+    });
+    return taken;
+  }
+
+  /** The same on the thread of the only writer: nothing is in flight, nothing is counted, and it is faster. */
+  readAndClearAlone(page: PageNumber, pages: number, into: DirtyBitmap): void {
+    this.#read(page, pages, into, (first, count, words, intoBit) => {
+      this.#log.readAndClearAlone(first, count, words, intoBit);
+    });
+  }
+
+  #read(
+    page: PageNumber,
+    pages: number,
+    into: DirtyBitmap,
+    take: (first: number, count: number, words: Uint32Array, intoBit: number) => void,
+  ): void {
     const perGranule = this.#pagesPerGranule;
     const first = Math.floor(page / perGranule);
     const end = Math.ceil((page + pages) / perGranule);
-    let taken = 0;
     for (const span of this.#spans) {
       const from = Math.max(first, span.first);
       const to = Math.min(end, span.first + span.count);
@@ -103,7 +122,7 @@ export class DmaLog {
       const intoBit = (BigInt(from) * BigInt(this.granule) - into.iova) / BigInt(into.granule);
       const aligned = intoBit * BigInt(into.granule) === BigInt(from) * BigInt(this.granule) - into.iova;
       if (aligned && into.granule === this.granule && intoBit >= 0n && Number(intoBit) + (to - from) <= into.bits) {
-        taken += this.#log.readAndClear(bit, to - from, into.words, Number(intoBit));
+        take(bit, to - from, into.words, Number(intoBit));
         continue;
       }
       const own = new DirtyBitmap({
@@ -111,9 +130,8 @@ export class DmaLog {
         length: BigInt(to - from) * BigInt(this.granule),
         granule: this.granule,
       });
-      taken += this.#log.readAndClear(bit, to - from, own.words, 0);
+      take(bit, to - from, own.words, 0);
       into.or(own);
     }
-    return taken;
   }
 }

@@ -92,6 +92,7 @@ export class Mlx5 extends PciModel {
   }
 
   override [Symbol.dispose](): void {
+    super[Symbol.dispose]();
     this.#receive[Symbol.dispose]();
   }
 

@@ -50,9 +50,27 @@ export interface ModelInfo {
   readonly separatesP2p: boolean;
 }
 
+/** Memory of a device that its user may map instead of reading and writing it by calls. */
+export interface MappableRegion {
+  readonly region: number;
+  /** A file that holds the region's bytes, open while the model lives, and of a size that nobody can change. */
+  readonly fd: number;
+  /** Where in the file the region begins. */
+  readonly offset: number;
+  /** The parts that may be mapped, in bytes from the region's start, page-aligned; null: all of it. */
+  readonly areas: readonly { readonly offset: number; readonly bytes: number }[] | null;
+}
+
 /** A device model. */
 export interface DeviceModel extends Disposable {
   readonly info: ModelInfo;
+  /** Absent: none. */
+  readonly mappable?: readonly MappableRegion[];
+  /**
+   * The guest's driver lets it do DMA: Bus Master Enable in the command register of its configuration space. While it is
+   * false, {@link run} is not called.
+   */
+  readonly busMaster: boolean;
   /** Opens what it needs (sockets, files); called once, before anything else. */
   start(context: DeviceContext): Promise<void>;
   /**

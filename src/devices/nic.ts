@@ -50,6 +50,7 @@ export class Nic extends PciModel {
   }
 
   override [Symbol.dispose](): void {
+    super[Symbol.dispose]();
     this.#receive[Symbol.dispose]();
   }
 }

@@ -1,6 +1,9 @@
+import { closeSync } from "node:fs";
 import type { RegionInfo } from "../host/host.js";
+import { PAGE_SIZE } from "../memory/address.js";
+import type { PageSpan } from "./buffers.js";
 import { DeviceMemory } from "./device-memory.js";
-import type { DeviceContext, DeviceModel, ModelInfo } from "./model.js";
+import type { DeviceContext, DeviceModel, MappableRegion, ModelInfo } from "./model.js";
 import { badState, decodeRecords, encodeRecords, type StateRecord } from "./records.js";
 import type { StampTrail } from "./stamp.js";
 import { type DmaTargets, StampedDma } from "./stamped-dma.js";
@@ -19,7 +22,19 @@ export const REGISTER = {
   SEQUENCE_HIGH: 0x04,
   /** Read and write; means nothing to the device. */
   SCRATCH: 0x08,
+  /**
+   * Writing n makes the device use the first n entries of the buffer table, and number its units from 1 again; 0: the
+   * buffers that it was made with. Reads as the number in use: a table that can't be changes nothing.
+   */
+  BUFFERS: 0x40,
+  /** The buffer table: per entry the first byte's IOVA and the length (u64 each), whole pages; no two overlap. */
+  BUFFER_TABLE: 0x100,
 } as const;
+
+/** Bytes of an entry of the buffer table, and how many it has at most. */
+const BUFFER_ENTRY_BYTES = 16;
+const MAX_BUFFER_PAGES = 2 ** 40 / PAGE_SIZE;
+export const MAX_BUFFERS = (REGISTER_BYTES - REGISTER.BUFFER_TABLE) / BUFFER_ENTRY_BYTES;
 
 /** The command register of the configuration space, and its Bus Master Enable bit (PCI Local Bus 3.0, 6.2.2). */
 export const PCI_COMMAND = 0x04;
@@ -40,6 +55,8 @@ export interface ModelWiring extends DmaTargets {
   readonly seed: number;
   /** What lies behind BAR 2, where peers write, in whole pages; null: it has none. */
   readonly memory: Uint8Array | null;
+  /** A file that holds `memory`, for users to map it from; the model closes it. Absent: it can't be mapped. */
+  readonly memoryFile?: number;
 }
 
 /** PCI ids of a model's function. */
@@ -72,8 +89,13 @@ export function pciRegions(memoryBytes: number): RegionInfo[] {
  */
 export abstract class PciModel implements DeviceModel {
   readonly info: ModelInfo;
+  readonly mappable: readonly MappableRegion[];
   protected readonly dma: StampedDma;
   protected readonly registers = new Uint8Array(REGISTER_BYTES);
+  /** The buffers that it was made with. */
+  readonly #ownBuffers: readonly PageSpan[];
+  /** Entries of the buffer table that are in use. */
+  #buffersUsed = 0;
   readonly #powerOnConfig: Uint8Array;
   readonly #config = new Uint8Array(CONFIG_BYTES);
   readonly #memory: DeviceMemory;
@@ -89,8 +111,11 @@ export abstract class PciModel implements DeviceModel {
     load: { id: string; rate: number; blockSlots?: number },
   ) {
     this.info = info;
+    const { memoryFile } = wiring;
+    this.mappable = memoryFile === undefined ? [] : [{ region: REGION.BAR2, fd: memoryFile, offset: 0, areas: null }];
     this.#memory = new DeviceMemory(wiring.memory ?? new Uint8Array(0));
     this.dma = new StampedDma({ ...load, incarnation: wiring.incarnation, buffers: wiring.buffers, p2p: wiring.p2p });
+    this.#ownBuffers = wiring.buffers;
     this.#powerOnConfig = configSpace(ids);
     this.#config.set(this.#powerOnConfig);
   }
@@ -129,6 +154,7 @@ export abstract class PciModel implements DeviceModel {
   reset(): void {
     this.quiesce();
     this.registers.fill(0);
+    this.#useBuffers(0);
     this.#config.set(this.#powerOnConfig);
     this.#memory.clear();
   }
@@ -169,9 +195,10 @@ export abstract class PciModel implements DeviceModel {
     const config = take(TAG.CONFIG, CONFIG_BYTES + REGISTER_BYTES);
     const memory = take(TAG.MEMORY);
     this.loadOwn(take);
-    this.dma.load(take(TAG.DMA));
     this.#config.set(config.subarray(0, CONFIG_BYTES));
     this.registers.set(config.subarray(CONFIG_BYTES));
+    this.#useBuffers(registerView(this.registers).getUint32(REGISTER.BUFFERS, true));
+    this.dma.load(take(TAG.DMA));
     this.#memory.load(memory);
   }
 
@@ -184,6 +211,9 @@ export abstract class PciModel implements DeviceModel {
     this.#region(region).set(source, offset);
     // The identity of a function is read-only.
     if (region === REGION.CONFIG) this.#config.set(this.#powerOnConfig.subarray(0, 4));
+    if (region === REGION.BAR0 && offset <= REGISTER.BUFFERS && offset + source.byteLength > REGISTER.BUFFERS) {
+      this.#useBuffers(registerView(this.registers).getUint32(REGISTER.BUFFERS, true));
+    }
   }
 
   counters(): Record<string, number> {
@@ -200,7 +230,9 @@ export abstract class PciModel implements DeviceModel {
     return this.dma.trail();
   }
 
-  [Symbol.dispose](): void {}
+  [Symbol.dispose](): void {
+    for (const { fd } of this.mappable) closeSync(fd);
+  }
 
   protected get context(): DeviceContext {
     if (this.#context === undefined) throw new Error(`${this.info.model}: used before its start`);
@@ -223,6 +255,34 @@ export abstract class PciModel implements DeviceModel {
     const view = registerView(this.registers);
     view.setUint32(REGISTER.SEQUENCE_LOW, this.dma.lastSequence >>> 0, true);
     view.setUint32(REGISTER.SEQUENCE_HIGH, Math.floor(this.dma.lastSequence / 2 ** 32), true);
+  }
+
+  #useBuffers(count: number): void {
+    const buffers = count === 0 ? this.#ownBuffers : this.#bufferTable(count);
+    if (buffers !== undefined && (count > 0 || this.#buffersUsed > 0)) {
+      this.#buffersUsed = count;
+      this.dma.setBuffers(buffers);
+    }
+    registerView(this.registers).setUint32(REGISTER.BUFFERS, this.#buffersUsed, true);
+  }
+
+  /** The first entries of the table; undefined where they can't be. */
+  #bufferTable(count: number): PageSpan[] | undefined {
+    if (count > MAX_BUFFERS) return undefined;
+    const view = registerView(this.registers);
+    const spans: PageSpan[] = [];
+    for (let index = 0; index < count; index++) {
+      const at = REGISTER.BUFFER_TABLE + index * BUFFER_ENTRY_BYTES;
+      const firstPage = Number(view.getBigUint64(at, true)) / PAGE_SIZE;
+      const pages = Number(view.getBigUint64(at + 8, true)) / PAGE_SIZE;
+      if (!Number.isInteger(firstPage) || !Number.isInteger(pages) || pages === 0) return undefined;
+      if (spans.some((span) => firstPage < span.firstPage + span.pages && span.firstPage < firstPage + pages)) {
+        return undefined;
+      }
+      spans.push({ firstPage, pages });
+    }
+    // A ring's slots are counted in numbers that must stay exact.
+    return spans.reduce((sum, { pages }) => sum + pages, 0) <= MAX_BUFFER_PAGES ? spans : undefined;
   }
 
   #interrupt(): void {

@@ -14,7 +14,7 @@ const MIN_WAIT_MS = 0.1;
 
 /** Where a device may write, in the workload. */
 export interface DmaTargets {
-  /** Its buffers in guest memory. */
+  /** Its buffers in guest memory; none: it is told later ({@link StampedDma.setBuffers}). */
   readonly buffers: readonly PageSpan[];
   /** Its corner of each peer's BAR, by the peer's id. */
   readonly p2p: readonly { readonly target: string; readonly pages: PageSpan }[];
@@ -44,7 +44,10 @@ const PROGRESS_BYTES = 2048;
  * BARs. The numbering belongs to the workload: it survives a reset of the device.
  */
 export class StampedDma {
-  readonly #memory: StampWriter;
+  readonly #id: string;
+  readonly #incarnation: number;
+  readonly #blockSlots: number | undefined;
+  #memory: StampWriter;
   readonly #peers: readonly { readonly target: string; readonly writer: StampWriter }[];
   readonly #bucket: TokenBucket;
   #context: DeviceContext | undefined;
@@ -61,6 +64,9 @@ export class StampedDma {
     options: { id: string; incarnation: number; rate: number; blockSlots?: number | undefined } & DmaTargets,
   ) {
     const { id, incarnation, rate, buffers, p2p, blockSlots } = options;
+    this.#id = id;
+    this.#incarnation = incarnation;
+    this.#blockSlots = blockSlots;
     this.#memory = new StampWriter(id, incarnation, new BufferRing(buffers, blockSlots));
     this.#peers = p2p.map(({ target, pages }) => ({
       target,
@@ -71,6 +77,11 @@ export class StampedDma {
 
   bind(context: DeviceContext): void {
     this.#context = context;
+  }
+
+  /** Writes to other buffers from now on, with numbers that begin anew: the new buffers hold no unit. None: it is idle. */
+  setBuffers(buffers: readonly PageSpan[]): void {
+    this.#memory = new StampWriter(this.#id, this.#incarnation, new BufferRing(buffers, this.#blockSlots));
   }
 
   /** The page in which the next unit's payload is laid, from STAMP_BYTES on. */
@@ -121,8 +132,8 @@ export class StampedDma {
    * blocked: then the same number is tried again.
    */
   write(payloadBytes: number): boolean {
-    this.#blocked = false;
-    if (!this.#bucket.take(PAGE_SIZE)) return false;
+    this.#blocked = this.ring.slots === 0;
+    if (this.#blocked || !this.#bucket.take(PAGE_SIZE)) return false;
     const bytes = this.#memory.stamp(payloadBytes);
     const { dma, p2pQuiesced } = this.#bound;
     const fault = dma.write(this.#memory.nextPage, 0, this.#memory.staging, 0, bytes);

@@ -52,6 +52,7 @@ export class Vgpu extends PciModel {
 
   protected override work(budgetMs: number): number {
     const { dma } = this;
+    if (dma.ring.slots === 0) return IDLE_MS;
     dma.beginSlice();
     const until = performance.now() + budgetMs;
     for (let units = 1; ; units++) {

@@ -1,4 +1,4 @@
-import { closeSync, readSync, writeSync } from "node:fs";
+import { closeSync, readlinkSync, readSync, writeSync } from "node:fs";
 import { errnoName, UapiError } from "../uapi/errno.js";
 import { lastErrno, libc } from "./libc.js";
 
@@ -7,6 +7,11 @@ const eventfdCall = libc.func("int eventfd(unsigned int initval, int flags)");
 /** Flags of eventfd(2): O_CLOEXEC and O_NONBLOCK of include/uapi/asm-generic/fcntl.h. */
 const EFD_CLOEXEC = 0o2000000;
 const EFD_NONBLOCK = 0o4000;
+
+/** True for an eventfd: a descriptor from a peer may be anything, and a write to a pipe that is full would block. */
+export function isEventFd(fd: number): boolean {
+  return readlinkSync(`/proc/self/fd/${fd}`) === "anon_inode:[eventfd]";
+}
 
 /** A counter with a descriptor (eventfd(2)): wakes who polls it, in this process, another, or the kernel. Closed once. */
 export class EventFd implements Disposable {

@@ -2,6 +2,18 @@ import { errnoName, UapiError } from "../uapi/errno.js";
 import { lastErrno, libc } from "./libc.js";
 
 const dupCall = libc.func("int dup(int fd)");
+const fcntlCall = libc.func("fcntl", "int", ["int", "int", "long"]);
+
+/** <asm-generic/fcntl.h> */
+const F_GETFL = 3;
+const O_ACCMODE = 3;
+const O_RDWR = 2;
+
+/** True for a file that was opened to be read and written. */
+export function mayWrite(fd: number): boolean {
+  const flags: number = fcntlCall(fd, F_GETFL, 0);
+  return flags >= 0 && (flags & O_ACCMODE) === O_RDWR;
+}
 
 /**
  * A second descriptor of the same open file or socket (dup(2)). The caller owns it; closing either leaves the other.

@@ -6,6 +6,9 @@ const pollCall = libc.func("poll", "int", ["void *", "unsigned long", "int"]);
 
 /** struct pollfd and its events, of include/uapi/asm-generic/poll.h. */
 const pollfd = struct("pollfd", { fd: "s32", events: "u16", revents: "u16" });
+const FD = pollfd.offsetOf("fd");
+const EVENTS = pollfd.offsetOf("events");
+const REVENTS = pollfd.offsetOf("revents");
 export const POLLIN = 0x001;
 export const POLLOUT = 0x004;
 export const POLLERR = 0x008;
@@ -15,7 +18,7 @@ export const POLLNVAL = 0x020;
 /** Descriptors to wait for together (poll(2)). The set is made once and waited for often: a wait allocates nothing. */
 export class PollSet {
   readonly #entries: Uint8Array;
-  readonly #revents: Uint16Array;
+  readonly #view: DataView;
   readonly #count: number;
 
   /** @param wanted a descriptor below 0 is left out of account */
@@ -23,12 +26,20 @@ export class PollSet {
     this.#count = wanted.length;
     this.#entries = new Uint8Array(pollfd.size * wanted.length);
     for (const [index, entry] of wanted.entries()) pollfd.encode(entry, this.#entries, index * pollfd.size);
-    this.#revents = new Uint16Array(this.#entries.buffer);
+    this.#view = new DataView(this.#entries.buffer);
+  }
+
+  /** Waits for something else at an index from now on; an fd below 0 for nothing. */
+  change(index: number, fd: number, events: number): void {
+    const at = index * pollfd.size;
+    this.#view.setInt32(at + FD, fd, true);
+    this.#view.setUint16(at + EVENTS, events, true);
+    this.#view.setUint16(at + REVENTS, 0, true);
   }
 
   /** What happened to the descriptor at an index, at the last wait: POLLIN, POLLHUP … or 0. */
   events(index: number): number {
-    return this.#revents[(index * pollfd.size + pollfd.offsetOf("revents")) / 2];
+    return this.#view.getUint16(index * pollfd.size + REVENTS, true);
   }
 
   /**

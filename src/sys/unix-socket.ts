@@ -125,11 +125,15 @@ export class UnixSocket implements Disposable {
   readonly fd: number;
   readonly #vector = new Uint8Array(iovec.size);
   readonly #header = new Uint8Array(msghdr.size);
-  readonly #vectorWords = new BigUint64Array(this.#vector.buffer);
+  /** 64-bit fields by their halves: a bigint per call would be one allocation per call. */
+  readonly #vectorHalves = new Uint32Array(this.#vector.buffer);
   readonly #headerView = new DataView(this.#header.buffer);
   readonly #control = new Uint8Array(cmsghdr.size + Math.ceil((MAX_FDS * 4) / 8) * 8);
   /** Addresses of buffers that were used before: a connection has few. */
-  readonly #addresses = new WeakMap<ArrayBufferLike, bigint>();
+  readonly #addresses = new WeakMap<ArrayBufferLike, number>();
+  /** The buffer that was used last, and its address. */
+  #lastBuffer: ArrayBufferLike | undefined;
+  #lastAddress = 0;
   #open = true;
 
   constructor(fd: number) {
@@ -148,13 +152,13 @@ export class UnixSocket implements Disposable {
    */
   receive(into: Uint8Array, at: number, fds: number[]): number {
     this.#point(into, at, into.byteLength - at);
-    this.#headerView.setBigUint64(CONTROL_LENGTH, BigInt(this.#control.byteLength), true);
+    this.#headerView.setUint32(CONTROL_LENGTH, this.#control.byteLength, true);
     const bytes: number = recvmsgCall(this.fd, this.#header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (bytes < 0) {
       if (wouldBlock()) return -1;
       throw failure("recvmsg", "receive a message");
     }
-    if (this.#headerView.getBigUint64(CONTROL_LENGTH, true) > 0n) this.#takeFds(fds);
+    if (this.#headerView.getUint32(CONTROL_LENGTH, true) > 0) this.#takeFds(fds);
     return bytes;
   }
 
@@ -171,7 +175,7 @@ export class UnixSocket implements Disposable {
       cmsghdr.encode({ cmsg_len: BigInt(length), cmsg_level: SOL_SOCKET, cmsg_type: SCM_RIGHTS }, this.#control);
       new Int32Array(this.#control.buffer, cmsghdr.size, fds.length).set(fds);
     }
-    this.#headerView.setBigUint64(CONTROL_LENGTH, BigInt(Math.ceil(length / 8) * 8), true);
+    this.#headerView.setUint32(CONTROL_LENGTH, Math.ceil(length / 8) * 8, true);
     const bytes: number = sendmsgCall(this.fd, this.#header, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (bytes >= 0) return bytes;
     if (wouldBlock()) return 0;
@@ -185,17 +189,25 @@ export class UnixSocket implements Disposable {
   }
 
   #point(view: Uint8Array, at: number, bytes: number): void {
-    let base = this.#addresses.get(view.buffer);
-    if (base === undefined) {
-      base = addressOf(view) - BigInt(view.byteOffset);
-      this.#addresses.set(view.buffer, base);
+    if (this.#lastBuffer !== view.buffer) {
+      let base = this.#addresses.get(view.buffer);
+      if (base === undefined) {
+        // Exact: an address of a user is below 2^53.
+        base = Number(addressOf(view)) - view.byteOffset;
+        this.#addresses.set(view.buffer, base);
+      }
+      this.#lastBuffer = view.buffer;
+      this.#lastAddress = base;
     }
-    this.#vectorWords[0] = base + BigInt(view.byteOffset + at);
-    this.#vectorWords[1] = BigInt(bytes);
+    const address = this.#lastAddress + view.byteOffset + at;
+    this.#vectorHalves[0] = address;
+    this.#vectorHalves[1] = Math.floor(address / 2 ** 32);
+    this.#vectorHalves[2] = bytes;
+    this.#vectorHalves[3] = 0;
   }
 
   #takeFds(fds: number[]): void {
-    const end = Number(this.#headerView.getBigUint64(CONTROL_LENGTH, true));
+    const end = this.#headerView.getUint32(CONTROL_LENGTH, true);
     const came: number[] = [];
     for (let at = 0; at + cmsghdr.size <= end; ) {
       const { cmsg_len, cmsg_level, cmsg_type } = cmsghdr.decode(this.#control, at);

@@ -82,6 +82,9 @@ export const vfio_user_dma_unmap = struct("vfio_user_dma_unmap", {
 export const VFIO_USER_F_DMA_UNMAP_GET_DIRTY_BITMAP = 1 << 0;
 export const VFIO_USER_F_DMA_UNMAP_ALL = 1 << 1;
 
+/** Follows {@link vfio_user_dma_unmap} with GET_DIRTY_BITMAP, in the request and in the reply; there the bits follow. */
+export const vfio_user_bitmap = struct("vfio_user_bitmap", { pgsize: "u64", size: "u64" });
+
 /** VFIO_USER_DEVICE_GET_INFO */
 export const vfio_user_device_info = struct("vfio_user_device_info", {
   argsz: "u32",
@@ -90,12 +93,44 @@ export const vfio_user_device_info = struct("vfio_user_device_info", {
   num_irqs: "u32",
 });
 
-/** VFIO_USER_DEVICE_SET_IRQS; booleans follow with VFIO_IRQ_SET_DATA_BOOL. */
-export const vfio_user_irq_set = struct("vfio_user_irq_set", {
+/*
+ * What VFIO_USER_DEVICE_GET_REGION_INFO, _GET_IRQ_INFO and _SET_IRQS take from include/uapi/linux/vfio.h: their payloads are
+ * struct vfio_region_info, vfio_irq_info and vfio_irq_set.
+ */
+
+/** Further flags of struct vfio_region_info. */
+export const VFIO_REGION_INFO_FLAG_MMAP = 1 << 2;
+export const VFIO_REGION_INFO_FLAG_CAPS = 1 << 3;
+
+/** A capability of a region: struct vfio_info_cap_header and what follows it; `nr_areas` areas come behind. */
+export const VFIO_REGION_INFO_CAP_SPARSE_MMAP = 1;
+export const vfio_region_info_cap_sparse_mmap = struct("vfio_region_info_cap_sparse_mmap", {
+  id: "u16",
+  version: "u16",
+  next: "u32",
+  nr_areas: "u32",
+  reserved: "u32",
+});
+export const vfio_region_sparse_mmap_area = struct("vfio_region_sparse_mmap_area", { offset: "u64", size: "u64" });
+
+/** Further flags of struct vfio_irq_info. */
+export const VFIO_IRQ_INFO_MASKABLE = 1 << 1;
+export const VFIO_IRQ_INFO_AUTOMASKED = 1 << 2;
+export const VFIO_IRQ_INFO_NORESIZE = 1 << 3;
+
+/** Further flags of struct vfio_irq_set. With DATA_BOOL a byte per interrupt follows; eventfds come as descriptors. */
+export const VFIO_IRQ_SET_DATA_NONE = 1 << 0;
+export const VFIO_IRQ_SET_DATA_BOOL = 1 << 1;
+export const VFIO_IRQ_SET_DATA_TYPE_MASK = 0x07;
+export const VFIO_IRQ_SET_ACTION_MASK = 1 << 3;
+export const VFIO_IRQ_SET_ACTION_UNMASK = 1 << 4;
+export const VFIO_IRQ_SET_ACTION_TYPE_MASK = 0x38;
+
+/** VFIO_USER_DEVICE_GET_REGION_IO_FDS; sub-regions follow in the reply. */
+export const vfio_user_region_io_fds = struct("vfio_user_region_io_fds", {
   argsz: "u32",
   flags: "u32",
   index: "u32",
-  start: "u32",
   count: "u32",
 });
 
@@ -120,3 +155,37 @@ export const vfio_user_write_multi_entry = struct("vfio_user_write_multi_entry",
 
 /** VFIO_USER_MIG_DATA_READ and _WRITE; the data follows. */
 export const vfio_user_mig_data = struct("vfio_user_mig_data", { argsz: "u32", size: "u32" });
+
+/** Of VFIO_USER_DEVICE_FEATURE's flags: the feature's index. */
+export const VFIO_DEVICE_FEATURE_MASK = 0xffff;
+
+/**
+ * VFIO_DEVICE_FEATURE_DMA_LOGGING_START; `num_ranges` of struct vfio_device_feature_dma_logging_range follow. Where the
+ * kernel's structures have a pointer, the wire has the data itself.
+ */
+export const vfio_user_dma_logging_control = struct("vfio_user_device_feature_dma_logging_control", {
+  page_size: "u64",
+  num_ranges: "u32",
+  reserved: "u32",
+});
+
+/** VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT; the bitmap follows in the reply, as u64s. */
+export const vfio_user_dma_logging_report = struct("vfio_user_device_feature_dma_logging_report", {
+  iova: "u64",
+  length: "u64",
+  page_size: "u64",
+});
+
+/*
+ * Commands of Dirtmap's own server, beyond the specification (docs/vfio-user.md). Numbers from 0x8000 on: other servers
+ * don't know them, and refuse.
+ */
+export const DIRTMAP_COMMAND = {
+  /** What the device and the server have counted, as JSON. */
+  COUNTERS: 0x8000,
+  /** VFIO_MIG_GET_PRECOPY_INFO, which has no message of its own: struct vfio_precopy_info in the request and the reply. */
+  PRECOPY_INFO: 0x8001,
+} as const;
+
+/** DIRTMAP_COMMAND.COUNTERS; in the reply, JSON with a terminating NUL follows. */
+export const dirtmap_counters = struct("dirtmap_counters", { argsz: "u32", flags: "u32" });

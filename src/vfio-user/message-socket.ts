@@ -1,6 +1,6 @@
 import { closeSync } from "node:fs";
 import { DirtmapError } from "../errors.js";
-import type { UnixSocket } from "../sys/unix-socket.js";
+import { MAX_FDS, type UnixSocket } from "../sys/unix-socket.js";
 import {
   VFIO_USER_F_ERROR,
   VFIO_USER_F_NO_REPLY,
@@ -13,11 +13,21 @@ import {
 /** Bytes before a message's payload. */
 export const HEADER_BYTES = vfio_user_header.size;
 
-/** Messages up to this size are put together in one place again and again; larger ones get memory of their own. */
+/** Messages up to this size are put together in one place again and again. */
 const SMALL_BYTES = 65536;
+/** Memory for larger messages is kept for the next one, up to this size. */
+const KEPT_BYTES = 8 * 2 ** 20;
 
 /** Bytes that wait for a peer that does not read; above, it counts as gone. */
-const MAX_UNSENT_BYTES = 64 * 2 ** 20;
+const MAX_UNSENT_BYTES = 128 * 2 ** 20;
+
+const ID = vfio_user_header.offsetOf("msg_id");
+const COMMAND = vfio_user_header.offsetOf("cmd");
+const SIZE = vfio_user_header.offsetOf("msg_size");
+const FLAGS = vfio_user_header.offsetOf("flags");
+const ERROR = vfio_user_header.offsetOf("error");
+
+const NO_FDS: readonly number[] = [];
 
 /** A message as it came. */
 export interface Message {
@@ -35,12 +45,15 @@ export interface Message {
 
 /** Closes the descriptors that nobody took. */
 export function closeFds(fds: number[]): void {
-  for (const fd of fds.splice(0)) if (fd >= 0) closeSync(fd);
+  if (fds.length > 0) for (const fd of fds.splice(0)) if (fd >= 0) closeSync(fd);
 }
 
 /**
  * vfio-user messages over a socket: whole ones in, with the descriptors that came with them; whole ones out, in order.
  * Nothing here waits: who uses it polls the socket for POLLIN, and for POLLOUT while {@link unsent}.
+ *
+ * A payload can be put together where it will be sent from ({@link outgoing}): a bitmap of megabytes is then never
+ * copied in this process.
  */
 export class MessageSocket implements Disposable {
   readonly #socket: UnixSocket;
@@ -51,7 +64,11 @@ export class MessageSocket implements Disposable {
   #end = 0;
   /** Descriptors by the offset of the message that they came with, ascending. */
   #fds: { readonly at: number; readonly fds: number[] }[] = [];
-  readonly #small = new Uint8Array(SMALL_BYTES);
+  #arrived: number[] = [];
+  readonly #small = new Uint8Array(new SharedArrayBuffer(SMALL_BYTES));
+  readonly #smallView = new DataView(this.#small.buffer);
+  #large: SharedArrayBuffer | undefined;
+  readonly #frames = new Set<ArrayBufferLike>();
   #unsent: { readonly data: Uint8Array; at: number; readonly fds: readonly number[] }[] = [];
   #unsentBytes = 0;
 
@@ -77,46 +94,102 @@ export class MessageSocket implements Disposable {
    */
   receive(): Message | undefined | "closed" {
     for (;;) {
-      const message = this.#take();
+      const message = this.buffered();
       if (message !== undefined) return message;
       if (this.#start > 0) this.#compact();
-      const fds: number[] = [];
-      const bytes = this.#socket.receive(this.#buffer, this.#end, fds);
+      const bytes = this.#socket.receive(this.#buffer, this.#end, this.#arrived);
       if (bytes === -1) return undefined;
       if (bytes === 0) return "closed";
       this.#end += bytes;
-      if (fds.length > 0) this.#fds.push({ at: this.#lastBegun(), fds });
+      if (this.#arrived.length > 0) {
+        const fds = this.#arrived;
+        this.#arrived = [];
+        this.#addFds(fds);
+      }
     }
   }
 
   /**
-   * Sends a message, or keeps a copy of what the peer has not taken. Descriptors must stay open until
-   * nothing is {@link unsent}.
+   * The next message of those that were read together with the last one, without a look at the socket.
+   * @throws DirtmapError `PROTOCOL`
+   */
+  buffered(): Message | undefined {
+    const at = this.#start;
+    const size = this.#sizeAt(at);
+    if (size === undefined || this.#end - at < size) return undefined;
+    const flags = this.#view.getUint32(at + FLAGS, true);
+    const type = flags & VFIO_USER_F_TYPE;
+    if (type !== VFIO_USER_F_TYPE_COMMAND && type !== VFIO_USER_F_TYPE_REPLY) {
+      throw new DirtmapError(`a message of type ${type}`, { code: "PROTOCOL" });
+    }
+    this.#start = at + size;
+    const failed = (flags & VFIO_USER_F_ERROR) !== 0;
+    return {
+      id: this.#view.getUint16(at + ID, true),
+      command: this.#view.getUint16(at + COMMAND, true),
+      isReply: type === VFIO_USER_F_TYPE_REPLY,
+      noReply: (flags & VFIO_USER_F_NO_REPLY) !== 0,
+      error: failed ? this.#view.getUint32(at + ERROR, true) || -1 : 0,
+      payload: this.#buffer.subarray(at + HEADER_BYTES, this.#start),
+      fds: this.#fdsAt(at),
+    };
+  }
+
+  /**
+   * Memory for the payload of the next message to send, of unknown content, 8-byte aligned. Valid until that message, or
+   * another, is sent.
+   */
+  outgoing(payloadBytes: number): Uint8Array<SharedArrayBuffer> {
+    const size = HEADER_BYTES + payloadBytes;
+    if (size <= SMALL_BYTES) return this.#small.subarray(HEADER_BYTES, size);
+    if (this.#large === undefined || this.#large.byteLength < size) {
+      // By whole powers of two: a client that asks for a little more each time makes no more than a few.
+      this.#large = new SharedArrayBuffer(2 ** Math.ceil(Math.log2(size)));
+    }
+    return new Uint8Array(this.#large, HEADER_BYTES, payloadBytes);
+  }
+
+  /**
+   * Memory of the caller's own to put payloads together in, that no other message uses: for one who sends while another
+   * message is being put together. Its parts from its start on are sent from there.
+   */
+  frame(payloadBytes: number): Uint8Array<SharedArrayBuffer> {
+    const buffer = new SharedArrayBuffer(HEADER_BYTES + payloadBytes);
+    this.#frames.add(buffer);
+    return new Uint8Array(buffer, HEADER_BYTES, payloadBytes);
+  }
+
+  /**
+   * Sends a message, or keeps what the peer has not taken. Descriptors must stay open until nothing is {@link unsent}.
+   * @param payload what lies in {@link outgoing} or in a {@link frame} is sent from there, other data is copied
    * @throws DirtmapError `PEER_STUCK` for a peer that has left too much unread; UapiError EPIPE …
    */
   send(
     { id, command, flags, error = 0 }: { id: number; command: number; flags: number; error?: number },
     payload: Uint8Array | null,
-    fds: readonly number[] = [],
+    fds: readonly number[] = NO_FDS,
   ): void {
     const size = HEADER_BYTES + (payload?.byteLength ?? 0);
-    const data = size <= SMALL_BYTES ? this.#small : new Uint8Array(size);
-    vfio_user_header.encode({ msg_id: id, cmd: command, msg_size: size, flags, error }, data);
-    if (payload !== null) data.set(payload, HEADER_BYTES);
+    const buffer = payload === null ? this.#small.buffer : this.#inPlace(payload);
+    const isLarge = buffer !== this.#small.buffer;
+    const data = isLarge ? new Uint8Array(buffer, 0, size) : this.#small;
+    const view = isLarge ? new DataView(buffer) : this.#smallView;
+    view.setUint16(ID, id, true);
+    view.setUint16(COMMAND, command, true);
+    view.setUint32(SIZE, size, true);
+    view.setUint32(FLAGS, flags, true);
+    view.setUint32(ERROR, error, true);
     const at = this.unsent ? 0 : this.#socket.send(data, 0, size, fds);
-    if (at === size) return;
-    this.#unsent.push({ data: data.slice(0, size), at, fds });
-    this.#unsentBytes += size - at;
-    if (this.#unsentBytes > MAX_UNSENT_BYTES) {
-      throw new DirtmapError(`the peer has left ${this.#unsentBytes} bytes unread`, { code: "PEER_STUCK" });
-    }
+    const isOurs = isLarge && buffer === this.#large;
+    if (at < size) this.#keep(isOurs ? data : data.slice(0, size), at, fds);
+    if (isOurs && (at < size || (this.#large?.byteLength ?? 0) > KEPT_BYTES)) this.#large = undefined;
   }
 
-  sendCommand(command: number, id: number, payload: Uint8Array | null, fds: readonly number[] = []): void {
+  sendCommand(command: number, id: number, payload: Uint8Array | null, fds?: readonly number[]): void {
     this.send({ id, command, flags: VFIO_USER_F_TYPE_COMMAND }, payload, fds);
   }
 
-  sendReply({ id, command }: Message, payload: Uint8Array | null, fds: readonly number[] = []): void {
+  sendReply({ id, command }: Message, payload: Uint8Array | null, fds?: readonly number[]): void {
     this.send({ id, command, flags: VFIO_USER_F_TYPE_REPLY }, payload, fds);
   }
 
@@ -128,7 +201,7 @@ export class MessageSocket implements Disposable {
   /** Sends what is unsent, as far as the peer takes it. */
   flush(): void {
     for (let first = this.#unsent.at(0); first !== undefined; first = this.#unsent.at(0)) {
-      const sent = this.#socket.send(first.data, first.at, first.data.byteLength, first.at === 0 ? first.fds : []);
+      const sent = this.#socket.send(first.data, first.at, first.data.byteLength, first.at === 0 ? first.fds : NO_FDS);
       first.at += sent;
       this.#unsentBytes -= sent;
       if (first.at < first.data.byteLength) return;
@@ -137,38 +210,36 @@ export class MessageSocket implements Disposable {
   }
 
   [Symbol.dispose](): void {
+    closeFds(this.#arrived);
     for (const { fds } of this.#fds) closeFds(fds);
     this.#fds = [];
     this.#unsent = [];
+    this.#large = undefined;
     this.#socket[Symbol.dispose]();
   }
 
-  #take(): Message | undefined {
-    const at = this.#start;
-    const size = this.#sizeAt(at);
-    if (size === undefined || this.#end - at < size) return undefined;
-    const header = vfio_user_header.decode(this.#buffer, at);
-    const type = header.flags & VFIO_USER_F_TYPE;
-    if (type !== VFIO_USER_F_TYPE_COMMAND && type !== VFIO_USER_F_TYPE_REPLY) {
-      throw new DirtmapError(`a message of type ${type}`, { code: "PROTOCOL" });
+  /** The buffer in which a payload lies behind room for the header: where it was put together, or a copy's. */
+  #inPlace(payload: Uint8Array): SharedArrayBuffer {
+    if (payload.buffer === this.#small.buffer) return this.#small.buffer;
+    if (payload.buffer === this.#large) return this.#large;
+    if (this.#frames.has(payload.buffer)) return payload.buffer as SharedArrayBuffer;
+    const place = this.outgoing(payload.byteLength);
+    place.set(payload);
+    return place.buffer;
+  }
+
+  #keep(data: Uint8Array, at: number, fds: readonly number[]): void {
+    this.#unsent.push({ data, at, fds });
+    this.#unsentBytes += data.byteLength - at;
+    if (this.#unsentBytes > MAX_UNSENT_BYTES) {
+      throw new DirtmapError(`the peer has left ${this.#unsentBytes} bytes unread`, { code: "PEER_STUCK" });
     }
-    this.#start = at + size;
-    const failed = (header.flags & VFIO_USER_F_ERROR) !== 0;
-    return {
-      id: header.msg_id,
-      command: header.cmd,
-      isReply: type === VFIO_USER_F_TYPE_REPLY,
-      noReply: (header.flags & VFIO_USER_F_NO_REPLY) !== 0,
-      error: failed ? header.error || -1 : 0,
-      payload: this.#buffer.subarray(at + HEADER_BYTES, this.#start),
-      fds: this.#fdsAt(at),
-    };
   }
 
   /** The size that a message's header says; undefined where the header is not whole. */
   #sizeAt(at: number): number | undefined {
     if (this.#end - at < HEADER_BYTES) return undefined;
-    const size = this.#view.getUint32(at + vfio_user_header.offsetOf("msg_size"), true);
+    const size = this.#view.getUint32(at + SIZE, true);
     if (size >= HEADER_BYTES && size <= this.#buffer.byteLength) return size;
     throw new DirtmapError(`a message of ${size} bytes`, {
       code: "PROTOCOL",
@@ -176,7 +247,20 @@ export class MessageSocket implements Disposable {
     });
   }
 
-  /** Where the last message begins of which anything has come: descriptors of the last read are its. */
+  /** Descriptors came with the last read: they belong to the last message of which anything has come. */
+  #addFds(fds: number[]): void {
+    const at = this.#lastBegun();
+    this.#fds.push({ at, fds });
+    let count = 0;
+    for (const entry of this.#fds) if (entry.at === at) count += entry.fds.length;
+    if (count > MAX_FDS) {
+      throw new DirtmapError(`a message with ${count} descriptors`, {
+        code: "PROTOCOL",
+        remedy: `send at most ${MAX_FDS}`,
+      });
+    }
+  }
+
   #lastBegun(): number {
     let at = this.#start;
     for (;;) {
@@ -194,9 +278,10 @@ export class MessageSocket implements Disposable {
 
   /** Moves what waits to the buffer's start, so that the largest message has room. */
   #compact(): void {
-    this.#buffer.copyWithin(0, this.#start, this.#end);
-    this.#fds = this.#fds.map(({ at, fds }) => ({ at: at - this.#start, fds }));
-    this.#end -= this.#start;
+    const by = this.#start;
+    if (by < this.#end) this.#buffer.copyWithin(0, by, this.#end);
+    if (this.#fds.length > 0) this.#fds = this.#fds.map(({ at, fds }) => ({ at: at - by, fds }));
+    this.#end -= by;
     this.#start = 0;
   }
 }

@@ -151,7 +151,7 @@ export function deviceLogSource(device: {
 }
 
 /** @throws UapiError ENOMEM for ranges that need a larger log than the device has memory for */
-function createLog(ranges: readonly LogRange[], granule: number): DmaLog {
+export function createLog(ranges: readonly LogRange[], granule: number): DmaLog {
   try {
     return DmaLog.create(ranges, granule);
   } catch (cause) {

@@ -1,13 +1,263 @@
+import { closeSync, fstatSync } from "node:fs";
+import type { DmaLog } from "../../devices/dma-log.js";
 import type { DmaFault, DmaPort } from "../../devices/model.js";
-import type { PageNumber } from "../../memory/address.js";
+import { UsageError } from "../../errors.js";
+import { hex, iovaOf, PAGE_SIZE, type PageNumber } from "../../memory/address.js";
+import { type FilePiece, FileSpace } from "../../memory/file-space.js";
+import { IntervalMap } from "../../memory/interval-map.js";
+import { mayWrite } from "../../sys/fd.js";
+import { isSealedAgainstShrinking } from "../../sys/memfd.js";
+import { type Backing, FileBacking, MappedBacking, MessageBacking, SharedFile } from "./backing.js";
+import type { DmaChannel } from "./dma-channel.js";
+import { refusal } from "./refusal.js";
 
-/** The client's memory, as far as it has been given to the server (VFIO_USER_DMA_MAP): the device's way to it. */
+/**
+ * Regions at a time (max_dma_maps). Each may split the process's own mappings twice, of which Linux allows 65530
+ * (vm.max_map_count).
+ */
+export const MAX_DMA_MAPS = 16384;
+
+const MAP = "VFIO_USER_DMA_MAP";
+const UNMAP = "VFIO_USER_DMA_UNMAP";
+
+/** How the server reaches memory: as it was given, or always by asking the client, so that the client sees every write. */
+export type DmaMode = "auto" | "messages";
+
+/** What a client maps. Pages, and bytes in its file. */
+export interface DmaRegion {
+  readonly page: PageNumber;
+  readonly pages: number;
+  readonly readable: boolean;
+  readonly writeable: boolean;
+  /** Where in the file the region begins. */
+  readonly offset: number;
+}
+
+/** A part of a region that is reached in one way. */
+interface Piece {
+  readonly page: PageNumber;
+  readonly pages: number;
+  readonly region: MappedRegion;
+  readonly backing: Backing;
+}
+
+interface MappedRegion extends DmaRegion {
+  readonly kind: "mapped" | "file" | "messages";
+  release(): void;
+}
+
+/** Counted since the server began. */
+export interface DmaCounts {
+  writes: number;
+  bytesWritten: number;
+  reads: number;
+  bytesRead: number;
+  faults: number;
+}
+
+/**
+ * The memory of the client, as far as it has given it to the server: a device's way to it. A DMA runs to its end inside a
+ * call, on the thread that also unmaps: no unmapping meets one in flight, and a mark in the log follows its store before
+ * anyone can read the log.
+ */
 export class ClientMemory implements DmaPort {
-  write(_page: PageNumber, _offset: number, _source: Uint8Array, _from: number, _bytes: number): DmaFault | null {
-    return "not-mapped";
+  /** The device's own log, while DMA logging is on. */
+  log: DmaLog | null = null;
+  readonly counts: DmaCounts = { writes: 0, bytesWritten: 0, reads: 0, bytesRead: 0, faults: 0 };
+  readonly #mode: DmaMode;
+  readonly #space = new FileSpace();
+  readonly #pieces = new IntervalMap<PageNumber, Piece>();
+  readonly #regions = new IntervalMap<PageNumber, MappedRegion>();
+  /** Files that are read and written, by device and inode number and by how they were opened. */
+  readonly #files = new Map<string, SharedFile>();
+  /** The piece that was used last: a device uses the same buffers again and again. */
+  #first = 0;
+  #end = 0;
+  #last: Piece | undefined;
+
+  constructor(mode: DmaMode) {
+    this.#mode = mode;
   }
 
-  read(_page: PageNumber, _offset: number, _target: Uint8Array, _to: number, _bytes: number): DmaFault | null {
-    return "not-mapped";
+  write(page: PageNumber, offset: number, source: Uint8Array, from: number, bytes: number): DmaFault | null {
+    if ((page < this.#first || page >= this.#end) && !this.#find(page)) return this.#fault("not-mapped");
+    const { region, backing } = this.#last as Piece;
+    if (!region.writeable) return this.#fault("not-writeable");
+    const fault = backing.write((page - this.#first) * PAGE_SIZE + offset, source, from, bytes);
+    if (fault !== null) return this.#fault(fault);
+    this.log?.mark(page);
+    this.counts.writes++;
+    this.counts.bytesWritten += bytes;
+    return null;
   }
+
+  read(page: PageNumber, offset: number, target: Uint8Array, to: number, bytes: number): DmaFault | null {
+    if ((page < this.#first || page >= this.#end) && !this.#find(page)) return this.#fault("not-mapped");
+    const { region, backing } = this.#last as Piece;
+    if (!region.readable) return this.#fault("not-readable");
+    const fault = backing.read((page - this.#first) * PAGE_SIZE + offset, target, to, bytes);
+    if (fault !== null) return this.#fault(fault);
+    this.counts.reads++;
+    this.counts.bytesRead += bytes;
+    return null;
+  }
+
+  /** How many regions there are. */
+  get size(): number {
+    return this.#regions.size;
+  }
+
+  /** The regions, by ascending address. */
+  regions(): DmaRegion[] {
+    return Array.from(this.#regions, ({ value }) => value);
+  }
+
+  /**
+   * @param fd the file that holds the region, or undefined: then the client is asked. Taken over in any case.
+   * @param channel to the client
+   * @throws UapiError EEXIST for what overlaps, ENOSPC for one region too many, EINVAL for a file that is no memory or too
+   * short, and mmap's errno
+   */
+  map(region: DmaRegion, fd: number | undefined, channel: DmaChannel): void {
+    let owned = fd;
+    try {
+      const { page, pages } = region;
+      const what = `map ${hex(pages * PAGE_SIZE)} bytes at ${hex(iovaOf(page))}`;
+      const other = this.#regions.firstIn(page, page + pages - 1);
+      if (other !== undefined) {
+        throw refusal("EEXIST", MAP, `${what}: there is a region at ${hex(iovaOf(other.start))}`, "unmap it first");
+      }
+      if (this.#regions.size >= MAX_DMA_MAPS) {
+        throw refusal("ENOSPC", MAP, what, `a client may have ${MAX_DMA_MAPS} regions`);
+      }
+      if (fd !== undefined) checkFile(fd, region, what);
+      if (fd === undefined || this.#mode === "messages") this.#addMessages(region, channel);
+      else if (mayWrite(fd) && isSealedAgainstShrinking(fd) && this.#addMapped(region, fd)) return;
+      else {
+        this.#addFile(region, fd);
+        owned = undefined;
+      }
+    } finally {
+      if (owned !== undefined) closeSync(owned);
+    }
+  }
+
+  /**
+   * Lets go of a region. No DMA to it is in flight when this returns: see the class.
+   * @throws UapiError ENOENT where nothing is mapped there, EINVAL for what is not exactly one region
+   */
+  unmap(page: PageNumber, pages: number): void {
+    const entry = this.#regions.firstIn(page, page + pages - 1);
+    const what = `unmap ${hex(pages * PAGE_SIZE)} bytes at ${hex(iovaOf(page))}`;
+    if (entry === undefined) throw refusal("ENOENT", UNMAP, what, "nothing is mapped there");
+    if (entry.start !== page || entry.value.pages !== pages) {
+      throw refusal(
+        "EINVAL",
+        UNMAP,
+        what,
+        `unmap whole regions: ${hex(entry.value.pages * PAGE_SIZE)} at ${hex(iovaOf(entry.start))}`,
+      );
+    }
+    this.#remove(entry.value);
+  }
+
+  /** True where exactly this region is mapped. */
+  has(page: PageNumber, pages: number): boolean {
+    const entry = this.#regions.at(page);
+    return entry?.start === page && entry.value.pages === pages;
+  }
+
+  /** Lets go of all regions: VFIO_USER_F_DMA_UNMAP_ALL, or the client has gone. */
+  clear(): void {
+    for (const { value } of [...this.#regions]) this.#remove(value);
+  }
+
+  [Symbol.dispose](): void {
+    this.clear();
+    this.#space[Symbol.dispose]();
+  }
+
+  #find(page: PageNumber): boolean {
+    const piece = this.#pieces.at(page)?.value;
+    if (piece === undefined) return false;
+    this.#last = piece;
+    this.#first = piece.page;
+    this.#end = piece.page + piece.pages;
+    return true;
+  }
+
+  #fault(fault: DmaFault): DmaFault {
+    this.counts.faults++;
+    return fault;
+  }
+
+  #addMessages(region: DmaRegion, channel: DmaChannel): void {
+    this.#add({ ...region, kind: "messages", release: () => {} }, [
+      { pages: region.pages, backing: new MessageBacking(channel, iovaOf(region.page)) },
+    ]);
+  }
+
+  /** False where there is no address space left: pread and pwrite will do. */
+  #addMapped(region: DmaRegion, fd: number): boolean {
+    // The size of the file's pages: of huge ones, only whole ones can be mapped.
+    const alignment = Math.max(PAGE_SIZE, fstatSync(fd).blksize);
+    let pieces: FilePiece[];
+    try {
+      pieces = this.#space.map(fd, region.offset, region.pages * PAGE_SIZE, alignment);
+    } catch (error) {
+      if (error instanceof UsageError) return false;
+      throw error;
+    }
+    this.#add(
+      { ...region, kind: "mapped", release: () => this.#space.unmap(pieces, alignment) },
+      pieces.map(({ arena, at, bytes }) => ({ pages: bytes / PAGE_SIZE, backing: new MappedBacking(arena.u8, at) })),
+    );
+    return true;
+  }
+
+  /** Takes the descriptor over. */
+  #addFile(region: DmaRegion, fd: number): void {
+    const { dev, ino } = fstatSync(fd);
+    const key = `${dev}:${ino}:${mayWrite(fd)}`;
+    let file = this.#files.get(key);
+    if (file === undefined) {
+      file = new SharedFile(fd);
+      this.#files.set(key, file);
+    } else closeSync(fd);
+    const shared = file;
+    shared.use();
+    const release = () => {
+      if (shared.release()) this.#files.delete(key);
+    };
+    this.#add({ ...region, kind: "file", release }, [
+      { pages: region.pages, backing: new FileBacking(shared, region.offset) },
+    ]);
+  }
+
+  #add(region: MappedRegion, parts: readonly { pages: number; backing: Backing }[]): void {
+    this.#regions.insert(region.page, region.page + region.pages - 1, region);
+    let { page } = region;
+    for (const { pages, backing } of parts) {
+      this.#pieces.insert(page, page + pages - 1, { page, pages, region, backing });
+      page += pages;
+    }
+  }
+
+  #remove(region: MappedRegion): void {
+    this.#end = 0;
+    this.#last = undefined;
+    this.#regions.delete(region.page);
+    for (const { start } of this.#pieces.in(region.page, region.page + region.pages - 1)) this.#pieces.delete(start);
+    region.release();
+  }
+}
+
+/** @throws UapiError EINVAL for what is no regular file, or ends before the region does; EACCES for one that can't be written */
+function checkFile(fd: number, { offset, pages, writeable }: DmaRegion, what: string): void {
+  const stat = fstatSync(fd);
+  if (!stat.isFile()) throw refusal("EINVAL", MAP, `${what} from a descriptor that is no memory`, "send a memfd's");
+  if (stat.size < offset + pages * PAGE_SIZE) {
+    throw refusal("EINVAL", MAP, `${what} from ${hex(offset)} of a file of ${hex(stat.size)} bytes`, "it is too short");
+  }
+  if (writeable && !mayWrite(fd)) throw refusal("EACCES", MAP, `${what} to write, from a file that was opened to read`);
 }

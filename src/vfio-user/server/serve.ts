@@ -1,11 +1,10 @@
-import { closeSync, unlinkSync } from "node:fs";
-import type { DeviceModel } from "../../devices/model.js";
+import { closeSync } from "node:fs";
+import { explain } from "../../errors.js";
 import { POLLIN, POLLOUT, PollSet } from "../../sys/poll.js";
-import { accept, listenAt } from "../../sys/unix-socket.js";
-import { VFIO_USER_DEFAULT_DATA_XFER } from "../../uapi/vfio-user.js";
-import { MessageSocket } from "../message-socket.js";
-import { ServedDevice } from "./served-device.js";
-import { Session } from "./session.js";
+import { accept } from "../../sys/unix-socket.js";
+import { VFIO_PCI_IRQ_INDEX } from "../../uapi/vfio.js";
+import type { ServedDevice } from "./served-device.js";
+import { Session, type SessionKind, type Turn } from "./session.js";
 
 /** A wait that nothing bounds is looked at again after this long. */
 const MAX_WAIT_MS = 1000;
@@ -13,43 +12,185 @@ const MAX_WAIT_MS = 1000;
 /** How long a device works before the sockets are looked at again. */
 const SLICE_MS = 1;
 
+/** Control connections at a time. */
+const MAX_CONTROLS = 16;
+
+/** Busy polling: rounds on the client's socket between two looks at everything else. */
+const SPINS_PER_LOOK = 64;
+
+/** A listener that could not give a connection (no descriptors are left) is left alone for this long. */
+const ACCEPT_PAUSE_MS = 1000;
+
+/** Places in the poll set; a control connection's is behind them. */
+const AT = { stop: 0, main: 1, listener: 2, unmask: 3, controlListener: 4, controls: 5 } as const;
+
+export interface ServeOptions {
+  readonly device: ServedDevice;
+  /** Listening sockets: of the device's client, and of those who control. Closed at the end. */
+  readonly listener: number;
+  readonly controlListener: number;
+  /** Readable when the server is to stop. */
+  readonly stop: number;
+  /** Spin on the client's socket instead of sleeping: a core's whole time, for a tenth of the latency. */
+  readonly busy: boolean;
+  /** Let the thread's event loop turn, for a model that needs it. */
+  readonly turnEventLoop: boolean;
+  readonly log: (line: string) => void;
+}
+
 /**
- * Serves a device at a path until `stop` is readable. Runs on a thread of its own, which it blocks: it waits for sockets
- * and the device together, in poll.
+ * Serves a device until `stop` is readable, on a thread of its own, which it blocks: it waits for clients and the device
+ * together, in poll, and lets the device work between messages.
+ *
+ * The device has one client; a second is refused, as is the seventeenth control connection. A client may go and another
+ * come.
  */
-export async function serveAt(
-  path: string,
-  { id, model, stop }: { id: string; model: DeviceModel; stop: number },
-): Promise<void> {
-  const listener = listenAt(path);
-  using device = await ServedDevice.start(id, model);
-  let client: { readonly socket: MessageSocket; readonly session: Session } | undefined;
+export async function serve(options: ServeOptions): Promise<void> {
+  const server = new Server(options);
   try {
-    for (;;) {
-      const due = device.run(SLICE_MS) ?? MAX_WAIT_MS;
-      const set = new PollSet([
-        { fd: stop, events: POLLIN },
-        { fd: client === undefined ? listener : -1, events: POLLIN },
-        { fd: client?.socket.fd ?? -1, events: POLLIN | (client?.socket.unsent ? POLLOUT : 0) },
-      ]);
-      set.wait(Math.min(due, MAX_WAIT_MS));
-      if (set.events(0) !== 0) return;
-      if (client === undefined) {
-        const socket = accept(listener);
-        if (socket === undefined) continue;
-        const messages = new MessageSocket(socket, VFIO_USER_DEFAULT_DATA_XFER + 4096);
-        client = { socket: messages, session: new Session(messages, device) };
-      } else if (set.events(2) !== 0) {
-        client.socket.flush();
-        const alive = await client.session.serve().catch(() => false);
-        if (alive) continue;
-        client.socket[Symbol.dispose]();
-        client = undefined;
-      }
-    }
+    await server.run();
   } finally {
-    client?.socket[Symbol.dispose]();
-    closeSync(listener);
-    unlinkSync(path);
+    await server.close();
   }
+}
+
+class Server {
+  readonly #options: ServeOptions;
+  readonly #device: ServedDevice;
+  readonly #set: PollSet;
+  #main: Session | undefined;
+  #controls: Session[] = [];
+  /** When the device wants to run, by performance.now(). */
+  #dueAt = 0;
+  /** A session has more to do than fit its turn. */
+  #more = false;
+  #connections = 0;
+  #acceptFrom = 0;
+
+  constructor(options: ServeOptions) {
+    this.#options = options;
+    this.#device = options.device;
+    this.#set = new PollSet(Array.from({ length: AT.controls + MAX_CONTROLS }, () => ({ fd: -1, events: 0 })));
+    this.#set.change(AT.stop, options.stop, POLLIN);
+  }
+
+  async run(): Promise<void> {
+    for (;;) {
+      if (this.#options.turnEventLoop) await new Promise((resolve) => setImmediate(resolve));
+      this.#runDevice();
+      if (this.#main?.isOver) await this.#close(this.#main);
+      if (this.#options.busy && this.#main !== undefined && !(await this.#spin())) continue;
+      this.#watch();
+      this.#set.wait(this.#waitMs());
+      if (this.#set.events(AT.stop) !== 0) return;
+      await this.#serveReady();
+    }
+  }
+
+  async close(): Promise<void> {
+    // Clients that listen give the device back; the others find out when their connection ends.
+    this.#device.irqs.raise(VFIO_PCI_IRQ_INDEX.REQ, 0);
+    for (const session of [...this.#controls, ...(this.#main === undefined ? [] : [this.#main])])
+      await this.#close(session);
+    closeSync(this.#options.listener);
+    closeSync(this.#options.controlListener);
+  }
+
+  #runDevice(): void {
+    const now = performance.now();
+    if (now < this.#dueAt) return;
+    const wait = this.#device.run(SLICE_MS);
+    this.#dueAt = wait === undefined ? Number.POSITIVE_INFINITY : now + wait;
+  }
+
+  #waitMs(): number {
+    if (this.#options.busy && this.#main !== undefined) return 0;
+    if (this.#more || this.#main?.hasHeld === true) return 0;
+    return Math.min(MAX_WAIT_MS, Math.max(0, Math.ceil(this.#dueAt - performance.now())));
+  }
+
+  /** Looks at the client's socket again and again. Returns false when something came, true when it is time to look around. */
+  async #spin(): Promise<boolean> {
+    for (let i = 0; i < SPINS_PER_LOOK && this.#main !== undefined; i++) {
+      const turn = this.#main.serve();
+      const done = turn instanceof Promise ? await turn : turn;
+      if (done === "waiting") {
+        if (performance.now() >= this.#dueAt) return true;
+        continue;
+      }
+      this.#dueAt = 0;
+      if (done === "over") await this.#close(this.#main);
+      return false;
+    }
+    return true;
+  }
+
+  /** Tells the poll set what to wait for. */
+  #watch(): void {
+    const { listener, controlListener } = this.#options;
+    const accepts = performance.now() >= this.#acceptFrom;
+    this.#set.change(AT.main, this.#main?.fd ?? -1, eventsOf(this.#main));
+    this.#set.change(AT.listener, accepts ? listener : -1, POLLIN);
+    this.#set.change(AT.unmask, this.#device.irqs.unmaskFd, POLLIN);
+    this.#set.change(AT.controlListener, accepts ? controlListener : -1, POLLIN);
+    for (let i = 0; i < MAX_CONTROLS; i++) {
+      const session = this.#controls.at(i);
+      this.#set.change(AT.controls + i, session?.fd ?? -1, eventsOf(session));
+    }
+  }
+
+  async #serveReady(): Promise<void> {
+    const more = this.#more;
+    this.#more = false;
+    if (this.#set.events(AT.unmask) !== 0) this.#device.irqs.takeUnmask();
+    // The set is of the moment before: who is ready is remembered before anyone goes or comes.
+    const controls = this.#controls.filter(
+      (session, i) => more || this.#set.events(AT.controls + i) !== 0 || session.isOver,
+    );
+    const mainIsReady = more || this.#set.events(AT.main) !== 0 || this.#main?.hasHeld === true;
+    if (this.#main !== undefined && (mainIsReady || this.#main.isOver)) await this.#serve(this.#main);
+    for (const session of controls) await this.#serve(session);
+    if (this.#set.events(AT.listener) !== 0) await this.#accept("main");
+    if (this.#set.events(AT.controlListener) !== 0) await this.#accept("control");
+  }
+
+  async #serve(session: Session): Promise<void> {
+    const turn: Turn | Promise<Turn> = session.isOver ? "over" : session.serve();
+    const done = turn instanceof Promise ? await turn : turn;
+    // What a command has changed may be work for the device.
+    this.#dueAt = 0;
+    if (done === "over") await this.#close(session);
+    else if (done === "more") this.#more = true;
+  }
+
+  async #accept(kind: SessionKind): Promise<void> {
+    const { listener, controlListener, stop, log } = this.#options;
+    try {
+      const socket = accept(kind === "main" ? listener : controlListener);
+      if (socket === undefined) return;
+      const name = `${kind === "main" ? "client" : "control client"} ${++this.#connections}`;
+      if (kind === "main" ? this.#main !== undefined : this.#controls.length >= MAX_CONTROLS) {
+        socket[Symbol.dispose]();
+        log(`${name} is refused: ${kind === "main" ? "the device has a client" : `there are ${MAX_CONTROLS} already`}`);
+        return;
+      }
+      const session = new Session({ name, kind, socket, device: this.#device, stop, log });
+      if (kind === "main") this.#main = session;
+      else this.#controls.push(session);
+      await this.#serve(session);
+    } catch (error) {
+      this.#acceptFrom = performance.now() + ACCEPT_PAUSE_MS;
+      log(`a connection can't be taken: ${explain(error)}`);
+    }
+  }
+
+  async #close(session: Session): Promise<void> {
+    if (session === this.#main) this.#main = undefined;
+    this.#controls = this.#controls.filter((other) => other !== session);
+    await session.close();
+  }
+}
+
+function eventsOf(session: Session | undefined): number {
+  return session?.unsent === true ? POLLOUT : POLLIN;
 }

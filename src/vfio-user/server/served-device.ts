@@ -2,7 +2,10 @@ import { clockMonotonic } from "../../devices/clock.js";
 import { MigrationDriver, type RunMode } from "../../devices/driver/migration-driver.js";
 import type { DeviceContext, DeviceModel, DmaFault } from "../../devices/model.js";
 import { MiB } from "../../memory/address.js";
-import { ClientMemory } from "./client-memory.js";
+import { type MigState, VFIO_PCI_IRQ_INDEX } from "../../uapi/vfio.js";
+import { ClientMemory, type DmaMode } from "./client-memory.js";
+import { ServedLog } from "./dma-logging.js";
+import { Irqs } from "./irqs.js";
 
 /** What a device's state has at most: its memory and registers. */
 const MAX_IMAGE_BYTES = 1024 * MiB;
@@ -12,14 +15,26 @@ const MAX_IMAGE_BYTES = 1024 * MiB;
  * specification wants the device's state kept when one goes, and its memory and interrupts let go.
  */
 export class ServedDevice implements DeviceContext, Disposable {
+  readonly id: string;
   readonly model: DeviceModel;
   readonly driver: MigrationDriver;
-  readonly dma = new ClientMemory();
+  readonly memory: ClientMemory;
+  readonly irqs: Irqs;
+  readonly logging: ServedLog;
+  /** Commands that were answered, and those that were refused. */
+  readonly messages = { answered: 0, refused: 0 };
   #mode: RunMode = "running";
   #failure: string | undefined;
+  readonly #onFailure: (reason: string) => void;
 
-  private constructor(id: string, model: DeviceModel) {
+  private constructor({ id, model, dma, onFailure }: ServedDeviceOptions) {
+    this.id = id;
     this.model = model;
+    this.#onFailure = onFailure;
+    this.memory = new ClientMemory(dma);
+    this.irqs = new Irqs(model.info.irqs);
+    this.logging = new ServedLog(this.memory, model.info.dmaLogging);
+    const failure = () => this.#failure;
     this.driver = new MigrationDriver({
       id,
       info: model.info,
@@ -27,31 +42,59 @@ export class ServedDevice implements DeviceContext, Disposable {
         setMode: async (mode) => this.#setMode(mode),
         save: async () => model.save(),
         load: async (state) => model.load(state),
-        failure: undefined,
+        get failure() {
+          return failure();
+        },
       },
       maxImage: MAX_IMAGE_BYTES,
     });
   }
 
-  static async start(id: string, model: DeviceModel): Promise<ServedDevice> {
-    const device = new ServedDevice(id, model);
-    await model.start(device);
-    return device;
+  /** Starts the model. @throws what its `start` throws */
+  static async start(options: ServedDeviceOptions): Promise<ServedDevice> {
+    const device = new ServedDevice(options);
+    try {
+      await options.model.start(device);
+      return device;
+    } catch (error) {
+      device[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  get dma(): ClientMemory {
+    return this.memory;
+  }
+
+  get failure(): string | undefined {
+    return this.#failure;
   }
 
   /**
-   * Lets the model work, if its state allows it. Returns the milliseconds until it wants to again, undefined where
-   * nothing but a message can change that.
+   * Lets the model work, if its state and its guest's driver allow it. Returns the milliseconds until it wants to again,
+   * undefined where nothing but a message can change that.
    */
   run(budgetMs: number): number | undefined {
-    if (this.#failure !== undefined || this.#mode === "stopped") return undefined;
+    if (this.#failure !== undefined || this.#mode === "stopped" || !this.model.busMaster) return undefined;
     if (this.#mode === "p2p-quiesced" && !this.model.info.separatesP2p) return undefined;
-    return this.model.run(budgetMs);
+    try {
+      return this.model.run(budgetMs);
+    } catch (error) {
+      // A bug in a model: its stack is what helps to mend it.
+      this.fail(error instanceof Error ? (error.stack ?? error.message) : String(error));
+      return undefined;
+    }
   }
 
-  /** VFIO_USER_DEVICE_RESET */
+  /** VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, SET. */
+  async setState(next: MigState): Promise<void> {
+    await this.driver.setState(next);
+  }
+
+  /** VFIO_USER_DEVICE_RESET: also ends DMA logging and the migration's session. */
   reset(): Promise<void> {
     return this.driver.reset(async () => {
+      await this.logging.end();
       this.model.reset();
       this.#failure = undefined;
     });
@@ -61,12 +104,15 @@ export class ServedDevice implements DeviceContext, Disposable {
     return this.#mode === "p2p-quiesced";
   }
 
-  raiseIrq(_index: number, _vector: number): void {}
+  raiseIrq(index: number, vector: number): void {
+    this.irqs.raise(index, vector);
+  }
 
   now(): bigint {
     return clockMonotonic();
   }
 
+  /** The client's memory needs no pinning: it is the client's, mapped or not. */
   async pin(): Promise<DmaFault | null> {
     return null;
   }
@@ -74,16 +120,36 @@ export class ServedDevice implements DeviceContext, Disposable {
   async unpin(): Promise<void> {}
 
   fail(reason: string): void {
-    this.#failure ??= reason;
+    if (this.#failure !== undefined) return;
+    this.#failure = reason;
     this.model.quiesce();
+    this.#onFailure(reason);
+    this.irqs.raise(VFIO_PCI_IRQ_INDEX.ERR, 0);
+  }
+
+  /** The client has gone: its memory and interrupts go, the device's state stays. */
+  forgetClient(): void {
+    this.memory.clear();
+    this.irqs.clear();
   }
 
   [Symbol.dispose](): void {
     this.model[Symbol.dispose]();
+    this.irqs.clear();
+    this.memory[Symbol.dispose]();
   }
 
   #setMode(mode: RunMode): void {
     this.#mode = mode;
     if (mode !== "running") this.model.quiesce();
   }
+}
+
+export interface ServedDeviceOptions {
+  readonly id: string;
+  /** Taken over. */
+  readonly model: DeviceModel;
+  readonly dma: DmaMode;
+  /** The model can't go on. */
+  readonly onFailure: (reason: string) => void;
 }

@@ -1,147 +1,330 @@
-import { DirtmapError } from "../../errors.js";
-import { type ERRNO, UapiError } from "../../uapi/errno.js";
-import {
-  VFIO_USER_COMMAND,
-  VFIO_USER_MAJOR,
-  VFIO_USER_MINOR,
-  vfio_user_device_info,
-  vfio_user_region_access,
-  vfio_user_version,
-} from "../../uapi/vfio-user.js";
-import { closeFds, type Message, type MessageSocket } from "../message-socket.js";
+import { closeSync } from "node:fs";
+import { DirtmapError, explain } from "../../errors.js";
+import { socketPair, type UnixSocket } from "../../sys/unix-socket.js";
+import { UapiError } from "../../uapi/errno.js";
+import { DIRTMAP_COMMAND, VFIO_USER_COMMAND } from "../../uapi/vfio-user.js";
+import { closeFds, type Message, MessageSocket } from "../message-socket.js";
+import type { Answer } from "./answer.js";
+import { getCounters } from "./counters.js";
+import { deviceFeature } from "./device-feature.js";
+import { getInfo, getRegionInfo, getRegionIoFds } from "./device-info.js";
+import { DmaChannel } from "./dma-channel.js";
+import { mapDma, unmapDma } from "./dma-commands.js";
+import type { DmaLogUser } from "./dma-logging.js";
+import { getIrqInfo, setIrqs } from "./irq-commands.js";
+import { MigrationReader, writeMigrationData } from "./migration-data.js";
+import { readProposal, writeAgreement } from "./negotiation.js";
+import { refusal } from "./refusal.js";
+import { MAX_TRANSFER, RegionAccess } from "./region-access.js";
 import type { ServedDevice } from "./served-device.js";
 
-/** What a command is answered with. */
-export interface Answer {
-  readonly payload: Uint8Array | null;
-  readonly fds?: readonly number[];
-}
+/** Of a command's payload: what is transferred, and what is before it. */
+const MAX_PAYLOAD = MAX_TRANSFER + 4096;
 
-type Handler = (message: Message) => Answer | Promise<Answer>;
+/** Messages that are answered before the device and other clients have their turn again. */
+const MAX_PER_TURN = 64;
 
-const NOTHING: Answer = { payload: null };
+/** Commands that may wait while the client's answer to a DMA is waited for, and their bytes. */
+const MAX_HELD = 1024;
+const MAX_HELD_BYTES = 16 * 2 ** 20;
 
-/** Bits of vfio_device_info.flags (include/uapi/linux/vfio.h). */
-const VFIO_DEVICE_FLAGS_RESET = 1 << 0;
-const VFIO_DEVICE_FLAGS_PCI = 1 << 1;
-
-/** VFIO_PCI_NUM_REGIONS and VFIO_PCI_NUM_IRQS: a PCI device has them all, some of size or count 0. */
-const PCI_REGIONS = 9;
-const PCI_IRQS = 5;
+/** How long a client may be connected without having agreed on the version. */
+const VERSION_LIMIT_MS = 10_000;
 
 /**
- * One client's connection: negotiates the version, then answers commands in the order in which they come. A command that
+ * The device's one client proper, or one that controls: it may look at the device, track and migrate it while another
+ * uses it, but neither use it nor give it memory and interrupts.
+ */
+export type SessionKind = "main" | "control";
+
+/** What became of a turn: nothing is left to do, there is more, or the connection is over. */
+export type Turn = "waiting" | "more" | "over";
+
+const CONTROL_COMMANDS: ReadonlySet<number> = new Set([
+  VFIO_USER_COMMAND.DEVICE_GET_INFO,
+  VFIO_USER_COMMAND.DEVICE_GET_REGION_INFO,
+  VFIO_USER_COMMAND.DEVICE_GET_IRQ_INFO,
+  VFIO_USER_COMMAND.DEVICE_RESET,
+  VFIO_USER_COMMAND.DEVICE_FEATURE,
+  VFIO_USER_COMMAND.MIG_DATA_READ,
+  VFIO_USER_COMMAND.MIG_DATA_WRITE,
+  DIRTMAP_COMMAND.COUNTERS,
+  DIRTMAP_COMMAND.PRECOPY_INFO,
+]);
+
+/**
+ * One client's connection: agrees on the version, then answers commands in the order in which they come. A command that
  * fails is answered with an errno and changes nothing; a message that can't be understood ends the connection, never the
  * server.
+ *
+ * A client that does not read its replies is not listened to until it has: what waits for it is one reply.
  */
-export class Session {
+export class Session implements DmaLogUser {
+  readonly name: string;
+  readonly kind: SessionKind;
   readonly #socket: MessageSocket;
   readonly #device: ServedDevice;
-  readonly #handlers: ReadonlyMap<number, Handler>;
+  readonly #regions: RegionAccess;
+  readonly #migration: MigrationReader;
+  readonly #stop: number;
+  readonly #log: (line: string) => void;
+  readonly #since = performance.now();
+  #channel: DmaChannel | undefined;
+  #twin: MessageSocket | undefined;
+  /** The client's end of the twin socket, until it is sent. */
+  #twinEnd = -1;
+  #held: Message[] = [];
+  #heldBytes = 0;
   #negotiated = false;
+  #over = false;
 
-  constructor(socket: MessageSocket, device: ServedDevice) {
-    this.#socket = socket;
-    this.#device = device;
-    this.#handlers = new Map<number, Handler>([
-      [VFIO_USER_COMMAND.VERSION, (message) => this.#version(message)],
-      [VFIO_USER_COMMAND.DEVICE_GET_INFO, (message) => this.#deviceInfo(message)],
-      [VFIO_USER_COMMAND.REGION_READ, (message) => this.#regionRead(message)],
-      [VFIO_USER_COMMAND.REGION_WRITE, (message) => this.#regionWrite(message)],
-      [VFIO_USER_COMMAND.DEVICE_RESET, () => this.#reset()],
-    ]);
+  constructor(options: {
+    name: string;
+    kind: SessionKind;
+    /** Taken over. */
+    socket: UnixSocket;
+    device: ServedDevice;
+    /** Readable when the server is to stop. */
+    stop: number;
+    log: (line: string) => void;
+  }) {
+    this.name = options.name;
+    this.kind = options.kind;
+    this.#socket = new MessageSocket(options.socket, MAX_PAYLOAD);
+    this.#device = options.device;
+    this.#regions = new RegionAccess(options.device);
+    this.#migration = new MigrationReader(options.device);
+    this.#stop = options.stop;
+    this.#log = options.log;
   }
 
-  /**
-   * Answers what has come. Returns false when the connection is over.
-   * @throws DirtmapError `PROTOCOL`; UapiError of the socket: the connection is of no more use
-   */
-  async serve(): Promise<boolean> {
-    for (;;) {
-      const message = this.#socket.receive();
-      if (message === undefined) return true;
-      if (message === "closed") return false;
-      try {
-        const answer = this.#handle(message);
-        this.#reply(message, answer instanceof Promise ? await answer : answer);
-      } catch (error) {
-        if (!(error instanceof UapiError)) throw error;
-        if (!message.noReply) this.#socket.sendError(message, error.errno);
-      } finally {
-        closeFds(message.fds);
+  get fd(): number {
+    return this.#socket.fd;
+  }
+
+  /** True while it waits for the client to read, and takes no more commands. */
+  get unsent(): boolean {
+    return this.#socket.unsent;
+  }
+
+  /** True for one that is to be closed: a DMA found it gone, or it has not said its version in time. */
+  get isOver(): boolean {
+    if (!this.#over && !this.#negotiated && performance.now() - this.#since > VERSION_LIMIT_MS) {
+      this.#over = true;
+      this.#log(`${this.name} is closed: it has not said its version for ${VERSION_LIMIT_MS} ms`);
+    }
+    return this.#over;
+  }
+
+  /** Commands wait that came during a DMA. */
+  get hasHeld(): boolean {
+    return this.#held.length > 0;
+  }
+
+  /** Answers what has come, up to a number of messages. Does not throw. */
+  serve(): Turn | Promise<Turn> {
+    try {
+      for (let turn = 0; turn < MAX_PER_TURN; turn++) {
+        if (this.#socket.unsent) this.#socket.flush();
+        if (this.#socket.unsent) return "waiting";
+        const message = this.#next(turn === 0);
+        if (message === undefined) return this.#over ? "over" : "waiting";
+        if (message === "closed") return "over";
+        const answering = this.#answer(message);
+        if (answering !== undefined)
+          return answering.then(
+            () => (this.#over ? "over" : "more"),
+            (error) => this.#end(error),
+          );
+        if (this.#over) return "over";
       }
+      return "more";
+    } catch (error) {
+      return this.#end(error);
     }
   }
 
-  #handle(message: Message): Answer | Promise<Answer> {
+  /** Closes the connection, and ends what the client had: its log and, of the device's client, memory and interrupts. */
+  async close(): Promise<void> {
+    this.#over = true;
+    await this.#device.logging.release(this);
+    if (this.kind === "main") this.#device.forgetClient();
+    for (const { fds } of this.#held) closeFds(fds);
+    this.#held = [];
+    this.#twin?.[Symbol.dispose]();
+    this.#closeTwinEnd();
+    this.#socket[Symbol.dispose]();
+  }
+
+  /** The next message, of those that were held, then of those that came. @param look at the socket, too */
+  #next(look: boolean): Message | undefined | "closed" {
+    const held = this.#held.shift();
+    if (held === undefined) return look ? this.#socket.receive() : this.#socket.buffered();
+    this.#heldBytes -= held.payload.byteLength;
+    return held;
+  }
+
+  /** Answers a command; where that takes a promise, returns it. @throws UapiError of the socket, DirtmapError `PROTOCOL` */
+  #answer(message: Message): Promise<void> | undefined {
+    let answer: Answer | Promise<Answer>;
+    try {
+      answer = this.#run(message);
+    } catch (error) {
+      this.#refuse(message, error);
+      return undefined;
+    }
+    if (answer instanceof Promise) {
+      return answer.then(
+        (done) => this.#reply(message, done),
+        (error) => this.#refuse(message, error),
+      );
+    }
+    this.#reply(message, answer);
+    return undefined;
+  }
+
+  #run(message: Message): Answer | Promise<Answer> {
     if (message.isReply) throw new DirtmapError("a reply to nothing", { code: "PROTOCOL" });
-    if (!this.#negotiated && message.command !== VFIO_USER_COMMAND.VERSION) {
-      throw new DirtmapError("a command before the version", { code: "PROTOCOL" });
+    if (!this.#negotiated) return this.#version(message);
+    const { command } = message;
+    if (this.kind === "control" && !CONTROL_COMMANDS.has(command) && isKnown(command)) {
+      throw refusal("EPERM", nameOf(command), "use the device on a control connection", "use the device's own socket");
     }
-    const handler = this.#handlers.get(message.command);
-    if (handler === undefined) {
-      throw new UapiError("ENOTTY", { syscall: `command ${message.command}`, attempted: "handle an unknown command" });
+    switch (command) {
+      case VFIO_USER_COMMAND.REGION_READ:
+        return this.#regions.read(message, this.#socket);
+      case VFIO_USER_COMMAND.REGION_WRITE:
+        return this.#regions.write(message, this.#socket);
+      case VFIO_USER_COMMAND.REGION_WRITE_MULTI:
+        return this.#regions.writeMulti(message);
+      case VFIO_USER_COMMAND.DMA_MAP:
+        return mapDma(message, this.#device, this.#dmaChannel);
+      case VFIO_USER_COMMAND.DMA_UNMAP:
+        return unmapDma(message, this.#device, { socket: this.#socket, user: this });
+      case VFIO_USER_COMMAND.DEVICE_GET_INFO:
+        return getInfo(message);
+      case VFIO_USER_COMMAND.DEVICE_GET_REGION_INFO:
+        return getRegionInfo(message, this.#device);
+      case VFIO_USER_COMMAND.DEVICE_GET_REGION_IO_FDS:
+        return getRegionIoFds(message);
+      case VFIO_USER_COMMAND.DEVICE_GET_IRQ_INFO:
+        return getIrqInfo(message, this.#device.irqs);
+      case VFIO_USER_COMMAND.DEVICE_SET_IRQS:
+        return setIrqs(message, this.#device.irqs);
+      case VFIO_USER_COMMAND.DEVICE_RESET:
+        return this.#device.reset().then(() => null);
+      case VFIO_USER_COMMAND.DEVICE_FEATURE:
+        return deviceFeature(message, { device: this.#device, user: this, socket: this.#socket });
+      case VFIO_USER_COMMAND.MIG_DATA_READ:
+        return this.#migration.read(message, this.#socket);
+      case VFIO_USER_COMMAND.MIG_DATA_WRITE:
+        return writeMigrationData(message, this.#device);
+      case DIRTMAP_COMMAND.COUNTERS:
+        return getCounters(message, this.#device);
+      case DIRTMAP_COMMAND.PRECOPY_INFO:
+        return this.#migration.precopyInfo(message);
+      case VFIO_USER_COMMAND.VERSION:
+        throw refusal("EINVAL", nameOf(command), "agree on the version again", "connect anew");
+      default:
+        throw refusal("ENOTTY", nameOf(command), "do what no client asks a server", "see the specification");
     }
-    return handler(message);
   }
 
-  #reply(message: Message, { payload, fds }: Answer): void {
-    if (!message.noReply) this.#socket.sendReply(message, payload, fds);
-  }
-
-  #version({ payload }: Message): Answer {
-    if (payload.byteLength < vfio_user_version.size) throw refusal("VFIO_USER_VERSION", "EINVAL");
-    const { major, minor } = vfio_user_version.decode(payload);
-    if (major !== VFIO_USER_MAJOR) throw refusal("VFIO_USER_VERSION", "ENOTSUPP");
+  #version({ command, payload }: Message): Answer {
+    // Whatever is wrong, there is nothing more to say on this connection.
+    this.#over = true;
+    if (command !== VFIO_USER_COMMAND.VERSION) {
+      throw refusal("EINVAL", nameOf(command), "do it before the version is agreed on", "send VFIO_USER_VERSION first");
+    }
+    const proposal = readProposal(payload);
+    const canTwin = proposal.twinSocket && proposal.maxFds > 0 && this.kind === "main";
+    const agreement = { ...proposal, twinSocket: canTwin };
+    const answer = writeAgreement(agreement);
+    let socket = this.#socket;
+    if (canTwin) {
+      const [own, client] = socketPair();
+      this.#twin = new MessageSocket(own, MAX_PAYLOAD);
+      this.#twinEnd = client.fd;
+      socket = this.#twin;
+    }
+    this.#channel = new DmaChannel({
+      socket,
+      maxTransfer: agreement.maxTransfer,
+      stop: this.#stop,
+      hold: (message) => this.#hold(message),
+      broken: (why) => {
+        this.#over = true;
+        this.#log(`${this.name} is closed: ${why}`);
+      },
+    });
     this.#negotiated = true;
-    const json = new TextEncoder().encode(`${JSON.stringify({ capabilities: {} })}\0`);
-    const answer = new Uint8Array(vfio_user_version.size + json.byteLength);
-    vfio_user_version.encode({ major, minor: Math.min(minor, VFIO_USER_MINOR) }, answer);
-    answer.set(json, vfio_user_version.size);
-    return { payload: answer };
+    this.#over = false;
+    return canTwin ? { payload: answer, fds: [this.#twinEnd] } : answer;
   }
 
-  #deviceInfo(_message: Message): Answer {
-    return {
-      payload: vfio_user_device_info.encode({
-        argsz: vfio_user_device_info.size,
-        flags: VFIO_DEVICE_FLAGS_RESET | VFIO_DEVICE_FLAGS_PCI,
-        num_regions: PCI_REGIONS,
-        num_irqs: PCI_IRQS,
-      }),
-    };
+  get #dmaChannel(): DmaChannel {
+    if (this.#channel === undefined) throw new Error("a command before the version");
+    return this.#channel;
   }
 
-  #regionRead({ payload }: Message): Answer {
-    const { offset, region, count } = this.#access(payload, "VFIO_USER_REGION_READ");
-    const answer = new Uint8Array(vfio_user_region_access.size + count);
-    answer.set(payload.subarray(0, vfio_user_region_access.size));
-    this.#device.model.regionRead(region, offset, answer.subarray(vfio_user_region_access.size));
-    return { payload: answer };
+  /** A command came while a DMA's answer was waited for. @throws DirtmapError `PROTOCOL` for too many */
+  #hold(message: Message): void {
+    this.#heldBytes += message.payload.byteLength;
+    if (this.#held.length >= MAX_HELD || this.#heldBytes > MAX_HELD_BYTES) {
+      closeFds(message.fds);
+      throw new DirtmapError(`it sends commands and does not answer a DMA: ${this.#held.length} wait`, {
+        code: "PROTOCOL",
+      });
+    }
+    this.#held.push({ ...message, payload: message.payload.slice() });
   }
 
-  #regionWrite({ payload }: Message): Answer {
-    const { offset, region, count } = this.#access(payload, "VFIO_USER_REGION_WRITE");
-    const data = payload.subarray(vfio_user_region_access.size);
-    if (data.byteLength !== count) throw refusal("VFIO_USER_REGION_WRITE", "EINVAL");
-    this.#device.model.regionWrite(region, offset, data);
-    return { payload: payload.slice(0, vfio_user_region_access.size) };
+  #reply(message: Message, answer: Answer): void {
+    this.#device.messages.answered++;
+    closeFds(message.fds);
+    if (message.noReply) return;
+    if (answer === null || answer instanceof Uint8Array) this.#socket.sendReply(message, answer);
+    else this.#socket.sendReply(message, answer.payload, answer.fds);
+    if (this.#twinEnd >= 0 && !this.#socket.unsent) this.#closeTwinEnd();
   }
 
-  #access(payload: Uint8Array, syscall: string): { offset: number; region: number; count: number } {
-    if (payload.byteLength < vfio_user_region_access.size) throw refusal(syscall, "EINVAL");
-    const { offset, region, count } = vfio_user_region_access.decode(payload);
-    const info = this.#device.model.info.regions.find(({ index }) => index === region);
-    if (info === undefined || offset + BigInt(count) > BigInt(info.bytes)) throw refusal(syscall, "EINVAL");
-    return { offset: Number(offset), region, count };
+  #refuse(message: Message, error: unknown): void {
+    closeFds(message.fds);
+    if (error instanceof DirtmapError && !(error instanceof UapiError)) throw error;
+    this.#device.messages.refused++;
+    if (error instanceof UapiError) {
+      // Asking for what a device lacks is no mistake: it is how one finds out.
+      if (error.code !== "ENOTTY") this.#log(`${this.name}: ${explain(error)}`);
+      if (!message.noReply) this.#socket.sendError(message, error.errno);
+      return;
+    }
+    // A bug in a model must not take its server down: the device has failed.
+    this.#device.fail(error instanceof Error ? (error.stack ?? error.message) : String(error));
+    if (!message.noReply) this.#socket.sendError(message, refusal("EIO", "", "").errno);
   }
 
-  async #reset(): Promise<Answer> {
-    await this.#device.reset();
-    return NOTHING;
+  #end(error: unknown): "over" {
+    this.#over = true;
+    // A client that is gone without a word is no mistake.
+    const code = (error as { code?: string }).code;
+    if (code !== "EPIPE" && code !== "ECONNRESET") this.#log(`${this.name} is closed: ${explain(error)}`);
+    return "over";
+  }
+
+  #closeTwinEnd(): void {
+    if (this.#twinEnd >= 0) closeSync(this.#twinEnd);
+    this.#twinEnd = -1;
   }
 }
 
-function refusal(syscall: string, code: keyof typeof ERRNO): UapiError {
-  return new UapiError(code, { syscall, attempted: "handle a message" });
+const NAMES: ReadonlyMap<number, string> = new Map(
+  Object.entries(VFIO_USER_COMMAND).map(([name, number]) => [number, `VFIO_USER_${name}`]),
+);
+
+function isKnown(command: number): boolean {
+  return NAMES.has(command);
+}
+
+function nameOf(command: number): string {
+  return NAMES.get(command) ?? `command ${command}`;
 }

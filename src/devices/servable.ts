@@ -1,0 +1,89 @@
+import { UsageError } from "../errors.js";
+import type { DeviceModel } from "./model.js";
+
+/*
+ * What a model offers so that it can be served to other processes: its name, the options that it takes, and how one is
+ * made of them. servable-models.ts lists all that there are.
+ */
+
+export type OptionValue = string | number;
+
+/** An option of a model, as `--option name=value` takes it. */
+export interface ModelOption {
+  readonly name: string;
+  readonly about: string;
+  /** `size` and `number` are given as numbers, `text` as a string; a size is in bytes, and written 4K, 2M … by people. */
+  readonly kind: "size" | "number" | "text";
+  /** Of a size or number, inclusive. */
+  readonly min?: number;
+  readonly max?: number;
+  /** Absent: see `required`. */
+  readonly default?: OptionValue;
+  readonly required?: boolean;
+}
+
+/** The options' values: defaults filled in, of the right kind and in range. */
+export type ModelOptions = Readonly<Record<string, OptionValue | undefined>>;
+
+export interface ServableModel {
+  readonly name: string;
+  /** One line for a list of models. */
+  readonly summary: string;
+  readonly options: readonly ModelOption[];
+  /**
+   * True: its outside end (a socket, a file that is read asynchronously) needs the event loop of its thread to turn. A
+   * model that doesn't is served with less latency.
+   */
+  readonly needsEventLoop: boolean;
+  /** Makes one, to be started by its host. @throws UsageError for options that can't be, such as a missing file */
+  create(options: ModelOptions, id: string): DeviceModel;
+}
+
+/** Checks options against what the model takes, and fills in defaults. @throws UsageError `BAD_OPTION` */
+export function completeOptions(
+  { name: model, options: known }: ServableModel,
+  given: Readonly<Record<string, OptionValue>>,
+): ModelOptions {
+  const refuse = (what: string, remedy: string): never => {
+    throw new UsageError(`${model}: ${what}`, { code: "BAD_OPTION", remedy });
+  };
+  for (const name of Object.keys(given)) {
+    if (known.some((option) => option.name === name)) continue;
+    refuse(`there is no option '${name}'`, `it has: ${known.map((option) => option.name).join(", ") || "none"}`);
+  }
+  const complete: Record<string, OptionValue | undefined> = {};
+  for (const option of known) {
+    const value = Object.hasOwn(given, option.name) ? given[option.name] : option.default;
+    complete[option.name] = value;
+    if (value === undefined) {
+      if (option.required === true) refuse(`the option '${option.name}' is missing`, option.about);
+    } else if (option.kind === "text" ? typeof value !== "string" : !isInRange(value, option)) {
+      refuse(`'${value}' is not possible as '${option.name}'`, `give ${expected(option)}`);
+    }
+  }
+  return complete;
+}
+
+function isInRange(value: OptionValue, { kind, min = 0, max = Number.MAX_SAFE_INTEGER }: ModelOption): boolean {
+  if (typeof value !== "number" || !Number.isFinite(value)) return false;
+  return value >= min && value <= max && (kind === "number" || Number.isInteger(value));
+}
+
+function expected({ kind, min = 0, max }: ModelOption): string {
+  if (kind === "text") return "text";
+  return `a ${kind} ${max === undefined ? `from ${min} on` : `from ${min} to ${max}`}`;
+}
+
+/** An option's value where its {@link ModelOption} says that it is a number and is there. */
+export function numberOption(options: ModelOptions, name: string): number {
+  const value = options[name];
+  if (typeof value !== "number") throw new TypeError(`the option '${name}' has no number`);
+  return value;
+}
+
+/** An option's value where its {@link ModelOption} says that it is text; undefined where it was left out. */
+export function textOption(options: ModelOptions, name: string): string | undefined {
+  const value = options[name];
+  if (typeof value === "number") throw new TypeError(`the option '${name}' is no text`);
+  return value;
+}

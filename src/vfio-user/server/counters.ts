@@ -1,0 +1,54 @@
+import { PciModel } from "../../devices/pci-model.js";
+import { hex, iovaOf, PAGE_SIZE } from "../../memory/address.js";
+import { dirtmap_counters } from "../../uapi/vfio-user.js";
+import type { Message } from "../message-socket.js";
+import { sizedRequestOf } from "./refusal.js";
+import type { ServedDevice } from "./served-device.js";
+
+/** Raised when a reader of the old could misread the new. */
+const SCHEMA_VERSION = 1;
+
+/**
+ * DIRTMAP_COMMAND.COUNTERS: JSON, see docs/vfio-user.md. Where the client has no room for all of it, it learns from `argsz`
+ * how much that is.
+ */
+export function getCounters({ payload }: Message, device: ServedDevice): Uint8Array {
+  const { argsz: room } = sizedRequestOf(dirtmap_counters, payload, "counters");
+  const json = new TextEncoder().encode(`${JSON.stringify(report(device))}\0`);
+  const argsz = dirtmap_counters.size + json.byteLength;
+  const reply = new Uint8Array(room < argsz ? dirtmap_counters.size : argsz);
+  dirtmap_counters.encode({ argsz }, reply);
+  if (room >= argsz) reply.set(json, dirtmap_counters.size);
+  return reply;
+}
+
+function report(device: ServedDevice): object {
+  const { id, model, memory, logging, driver } = device;
+  const { info } = model;
+  return {
+    schemaVersion: SCHEMA_VERSION,
+    id,
+    model: info.model,
+    state: info.migration === null ? null : driver.state,
+    failure: device.failure ?? null,
+    busMaster: model.busMaster,
+    tracking: info.tracking,
+    dmaLogging: info.dmaLogging,
+    log: logReport(logging.state),
+    dma: { ...memory.counts, regions: memory.size },
+    messages: device.messages,
+    device: model.counters(),
+    // What its stamps in memory must be: of models whose DMA is stamped.
+    trail: model instanceof PciModel ? model.trail() : null,
+  };
+}
+
+function logReport(state: ServedDevice["logging"]["state"]): object | null {
+  if (state === null) return null;
+  const { granule, ranges, startedBy } = state;
+  return {
+    granule,
+    startedBy,
+    ranges: ranges.map(({ page, pages }) => ({ iova: hex(iovaOf(page)), bytes: pages * PAGE_SIZE })),
+  };
+}

@@ -1,0 +1,133 @@
+import type { DmaFault } from "../../devices/model.js";
+import { POLLIN, POLLOUT, PollSet } from "../../sys/poll.js";
+import { VFIO_USER_COMMAND, VFIO_USER_F_TYPE_COMMAND, vfio_user_dma_access } from "../../uapi/vfio-user.js";
+import { closeFds, type Message, type MessageSocket } from "../message-socket.js";
+
+/** A client that has not answered after this long is not going to: its DMA ends, and so does its connection. */
+const LIMIT_MS = 5000;
+
+/** What is moved by one message at most, whatever the client takes: a DMA is of at most a page. */
+const MAX_BYTES = 4096;
+
+const ADDRESS = vfio_user_dma_access.offsetOf("address");
+const COUNT = vfio_user_dma_access.offsetOf("count");
+
+/**
+ * The server's own commands to its client, VFIO_USER_DMA_READ and _WRITE, on the client's connection or, in twin-socket
+ * mode, on one of their own.
+ *
+ * A DMA is synchronous: the answer is waited for here, for a bounded time. What the client asks for meanwhile is handed
+ * to `hold`, to be done afterwards, in order.
+ */
+export class DmaChannel {
+  readonly #socket: MessageSocket;
+  readonly #maxBytes: number;
+  readonly #hold: (command: Message) => void;
+  readonly #broken: (why: string) => void;
+  readonly #waitToRead: PollSet;
+  readonly #waitToSend: PollSet;
+  readonly #request: Uint8Array;
+  readonly #view: DataView;
+  #id = 0;
+  #usable = true;
+
+  constructor(options: {
+    socket: MessageSocket;
+    /** The client's max_data_xfer_size. */
+    maxTransfer: number;
+    /** A descriptor that becomes readable when the server is to stop: it ends a wait. */
+    stop: number;
+    hold: (command: Message) => void;
+    /** The client is gone, or does not answer; called once. */
+    broken: (why: string) => void;
+  }) {
+    const { socket, maxTransfer, stop, hold, broken } = options;
+    this.#socket = socket;
+    this.#maxBytes = Math.min(maxTransfer, MAX_BYTES);
+    this.#hold = hold;
+    this.#broken = broken;
+    const wait = (events: number) =>
+      new PollSet([
+        { fd: stop, events: POLLIN },
+        { fd: socket.fd, events },
+      ]);
+    this.#waitToRead = wait(POLLIN);
+    this.#waitToSend = wait(POLLIN | POLLOUT);
+    this.#request = socket.frame(vfio_user_dma_access.size + MAX_BYTES);
+    this.#view = new DataView(this.#request.buffer, this.#request.byteOffset);
+  }
+
+  write(address: bigint, source: Uint8Array, from: number, bytes: number): DmaFault | null {
+    for (let done = 0; done < bytes; done += this.#maxBytes) {
+      const count = Math.min(this.#maxBytes, bytes - done);
+      for (let i = 0; i < count; i++) this.#request[vfio_user_dma_access.size + i] = source[from + done + i];
+      const reply = this.#ask(VFIO_USER_COMMAND.DMA_WRITE, address + BigInt(done), count, count);
+      if (typeof reply === "string") return reply;
+      closeFds(reply.fds);
+    }
+    return null;
+  }
+
+  read(address: bigint, target: Uint8Array, to: number, bytes: number): DmaFault | null {
+    for (let done = 0; done < bytes; done += this.#maxBytes) {
+      const count = Math.min(this.#maxBytes, bytes - done);
+      const reply = this.#ask(VFIO_USER_COMMAND.DMA_READ, address + BigInt(done), count, 0);
+      if (typeof reply === "string") return reply;
+      closeFds(reply.fds);
+      if (reply.payload.byteLength !== vfio_user_dma_access.size + count) {
+        return this.#fail(`it answered a DMA read of ${count} bytes with ${reply.payload.byteLength}`);
+      }
+      target.set(reply.payload.subarray(vfio_user_dma_access.size), to + done);
+    }
+    return null;
+  }
+
+  /** Sends a command and waits for its reply. */
+  #ask(command: number, address: bigint, count: number, dataBytes: number): Message | DmaFault {
+    if (!this.#usable) return "detached";
+    this.#id = (this.#id + 1) & 0xffff;
+    this.#view.setBigUint64(ADDRESS, address, true);
+    this.#view.setUint32(COUNT, count, true);
+    this.#view.setUint32(COUNT + 4, 0, true);
+    const payload = this.#request.subarray(0, vfio_user_dma_access.size + dataBytes);
+    try {
+      this.#socket.send({ id: this.#id, command, flags: VFIO_USER_F_TYPE_COMMAND }, payload);
+      return this.#reply(command);
+    } catch (error) {
+      return this.#fail(error instanceof Error ? error.message : String(error));
+    }
+  }
+
+  #reply(command: number): Message | DmaFault {
+    let until = 0;
+    for (;;) {
+      const message = this.#socket.receive();
+      if (message === "closed") return this.#fail("it has closed its connection in the middle of DMA");
+      if (message === undefined) {
+        const now = performance.now();
+        if (until === 0) until = now + LIMIT_MS;
+        if (now >= until) return this.#fail(`it has not answered a DMA for ${LIMIT_MS} ms`);
+        const set = this.#socket.unsent ? this.#waitToSend : this.#waitToRead;
+        set.wait(Math.ceil(until - now));
+        if (set.events(0) !== 0) return "detached";
+        this.#socket.flush();
+      } else if (!message.isReply) this.#hold(message);
+      else if (message.id !== this.#id || message.command !== command) {
+        closeFds(message.fds);
+        return this.#fail(`it answered command ${message.command} with id ${message.id}, which nobody asked`);
+      } else if (message.error !== 0) {
+        closeFds(message.fds);
+        // The client knows its memory: what it refuses is not there.
+        return "not-mapped";
+      } else return message;
+    }
+  }
+
+  #fail(why: string): DmaFault {
+    if (this.#usable) {
+      this.#usable = false;
+      this.#broken(why);
+    }
+    return "detached";
+  }
+}

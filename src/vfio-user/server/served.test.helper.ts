@@ -1,0 +1,178 @@
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createArena } from "../../memory/arena.js";
+import { createMemfd } from "../../sys/memfd.js";
+import { mapFileOver } from "../../sys/mmap.js";
+import { POLLIN, PollSet } from "../../sys/poll.js";
+import { vfio_device_feature } from "../../uapi/vfio.js";
+import {
+  VFIO_USER_F_DMA_REGION_READ,
+  VFIO_USER_F_DMA_REGION_WRITE,
+  vfio_user_dma_map,
+  vfio_user_dma_unmap,
+} from "../../uapi/vfio-user.js";
+import { RawClient } from "../raw-client.test.helper.js";
+import type { DmaMode } from "./client-memory.js";
+import { type DeviceServer, startServer } from "./server.js";
+import { TEST_COMMAND, TEST_FAULTS, TEST_REGISTER } from "./test-model.test.helper.js";
+
+/*
+ * For tests: a served TestModel with a client, and what clients do.
+ */
+
+export const READ_WRITE = VFIO_USER_F_DMA_REGION_READ | VFIO_USER_F_DMA_REGION_WRITE;
+
+/** A directory of the test's own, for sockets. */
+export function socketDirectory(): { path: string } & Disposable {
+  const path = mkdtempSync(join(tmpdir(), "dirtmap-vfio-user-"));
+  return { path, [Symbol.dispose]: () => rmSync(path, { recursive: true, force: true }) };
+}
+
+/** A server, its log, and a client that has agreed on the version. */
+export class Served implements AsyncDisposable {
+  readonly server: DeviceServer;
+  readonly lines: string[];
+  client: RawClient;
+  readonly #directory: Disposable;
+
+  private constructor(server: DeviceServer, lines: string[], directory: Disposable, capabilities: object | undefined) {
+    this.server = server;
+    this.lines = lines;
+    this.#directory = directory;
+    this.client = RawClient.open(server.path, capabilities);
+  }
+
+  static async start({
+    dma = "auto",
+    busy = false,
+    capabilities,
+  }: {
+    dma?: DmaMode;
+    busy?: boolean;
+    capabilities?: object;
+  } = {}): Promise<Served> {
+    const directory = socketDirectory();
+    const lines: string[] = [];
+    const server = await startServer(
+      new URL("./test-model-thread.test.helper.js", import.meta.url),
+      { model: "test", options: {}, id: "test", dma, busy },
+      { path: join(directory.path, "device"), log: (line) => lines.push(line) },
+    );
+    return new Served(server, lines, directory, capabilities);
+  }
+
+  /** Another client, in the place of the one that is there. */
+  reconnect(capabilities?: object): RawClient {
+    this.client[Symbol.dispose]();
+    this.client = RawClient.open(this.server.path, capabilities);
+    return this.client;
+  }
+
+  control(): RawClient {
+    return RawClient.open(this.server.controlPath);
+  }
+
+  /** Waits until the log has a line like this. */
+  async logged(like: RegExp, limitMs = 5000): Promise<string> {
+    const until = performance.now() + limitMs;
+    for (;;) {
+      const line = this.lines.find((candidate) => like.test(candidate));
+      if (line !== undefined) return line;
+      if (performance.now() > until) throw new Error(`no line like ${like} in: ${this.lines.join("; ")}`);
+      await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.client[Symbol.dispose]();
+    await this.server.close();
+    this.#directory[Symbol.dispose]();
+  }
+}
+
+/** Memory that a client shares: a memfd and its bytes here. Close the descriptor. */
+export function sharedMemory(bytes: number): { fd: number; u8: Uint8Array } {
+  const fd = createMemfd("guest", bytes);
+  const u8 = createArena(bytes).u8.subarray(0, bytes);
+  mapFileOver(u8, fd);
+  return { fd, u8 };
+}
+
+export function mapDma(
+  client: RawClient,
+  {
+    address,
+    size,
+    offset = 0n,
+    flags = READ_WRITE,
+  }: { address: bigint; size: bigint; offset?: bigint; flags?: number },
+  fds?: readonly number[],
+): void {
+  client.call(
+    "DMA_MAP",
+    vfio_user_dma_map,
+    { argsz: vfio_user_dma_map.size, flags, offset, address, size },
+    fds === undefined ? {} : { fds },
+  );
+}
+
+export function unmapDma(client: RawClient, address: bigint, size: bigint, flags = 0): Uint8Array {
+  return client.call("DMA_UNMAP", vfio_user_dma_unmap, { argsz: vfio_user_dma_unmap.size, flags, address, size })
+    .payload;
+}
+
+/** VFIO_USER_DEVICE_FEATURE; returns the reply's data. @param room for the reply's data, in bytes */
+export function feature(
+  client: RawClient,
+  flags: number,
+  data = new Uint8Array(0),
+  room = data.byteLength,
+): Uint8Array {
+  const argsz = vfio_device_feature.size + room;
+  const { payload } = client.call("DEVICE_FEATURE", vfio_device_feature, { argsz, flags }, { data });
+  return payload.subarray(vfio_device_feature.size);
+}
+
+/** Has the device do a DMA in its next slice of work; returns the fault, or `done`. */
+export function dma(
+  client: RawClient,
+  command: "WRITE" | "READ" | "WRITE_NOW" | "READ_NOW" | "WRITE_PAGES",
+  { address, value = 0, bytes = 4 }: { address: bigint; value?: number; bytes?: number },
+): (typeof TEST_FAULTS)[number] {
+  const registers = Buffer.alloc(20);
+  registers.writeBigUInt64LE(address, 0);
+  registers.writeUInt32LE(value, TEST_REGISTER.VALUE - TEST_REGISTER.ADDRESS);
+  registers.writeUInt32LE(bytes, TEST_REGISTER.BYTES - TEST_REGISTER.ADDRESS);
+  client.regionWrite(0, TEST_REGISTER.ADDRESS, registers.subarray(0, 16));
+  client.writeRegister(0, TEST_REGISTER.COMMAND, TEST_COMMAND[command]);
+  for (let tries = 0; tries < 1000; tries++) {
+    const result = client.readRegister(0, TEST_REGISTER.RESULT);
+    if (result !== 0) return TEST_FAULTS[result];
+  }
+  throw new Error("the device did not do it");
+}
+
+/** Has the device raise an interrupt. */
+export function raise(client: RawClient, index: number, vector: number): void {
+  const registers = Buffer.alloc(12);
+  registers.writeBigUInt64LE(BigInt(index) << 12n, 0);
+  registers.writeUInt32LE(vector, 8);
+  client.regionWrite(0, TEST_REGISTER.ADDRESS, registers);
+  client.writeRegister(0, TEST_REGISTER.COMMAND, TEST_COMMAND.RAISE);
+}
+
+/** True if a descriptor is readable, now or within the time. */
+export function readable(fd: number, withinMs = 0): boolean {
+  return new PollSet([{ fd, events: POLLIN }]).wait(withinMs) > 0;
+}
+
+/** The errno's name that a call is refused with; `none` where it is not. */
+export function errnoOf(call: () => unknown): string {
+  try {
+    call();
+    return "none";
+  } catch (error) {
+    return (error as { code?: string }).code ?? String(error);
+  }
+}

@@ -1,0 +1,261 @@
+import { closeSync, lstatSync, rmSync } from "node:fs";
+import { Worker } from "node:worker_threads";
+import { completeOptions, type ModelOptions, type OptionValue } from "../../devices/servable.js";
+import { servableModel } from "../../devices/servable-models.js";
+import { DirtmapError, UsageError } from "../../errors.js";
+import { EventFd } from "../../sys/eventfd.js";
+import { connectTo, listenAt } from "../../sys/unix-socket.js";
+import { isErrno, UapiError } from "../../uapi/errno.js";
+import type { DmaMode } from "./client-memory.js";
+
+/** Where those who control a device connect: beside its socket. */
+export function controlPath(path: string): string {
+  return `${path}.control`;
+}
+
+/** A thread that has not come up, or gone down, after this long is not going to. */
+const LIMIT_MS = 10_000;
+
+export interface ServeDeviceOptions {
+  /** One of SERVABLE_MODELS, by name. */
+  readonly model: string;
+  readonly options?: Readonly<Record<string, OptionValue>>;
+  /** Of the socket; nothing may be there but a socket that nobody listens at. {@link controlPath} likewise. */
+  readonly path: string;
+  /** The device's name: in its stamps, and in messages. Default: the model's. */
+  readonly id?: string;
+  /** Default: auto. */
+  readonly dma?: DmaMode;
+  /** Busy polling: see ServeOptions. Default: false. */
+  readonly busy?: boolean;
+  /** Takes lines for the server's log: what clients did wrong, what went wrong with the device. Default: nobody does. */
+  readonly log?: (line: string) => void;
+}
+
+/** A device that is being served. */
+export interface DeviceServer extends AsyncDisposable {
+  readonly path: string;
+  readonly controlPath: string;
+  /** Resolves when the server has ended after {@link close}; rejects if it ends by itself. */
+  readonly ended: Promise<void>;
+  /** Disconnects clients, stops the device and removes the sockets. */
+  close(): Promise<void>;
+}
+
+/** What the server's thread is given. */
+export interface ServerThreadData {
+  readonly model: string;
+  readonly options: ModelOptions;
+  readonly id: string;
+  readonly dma: DmaMode;
+  readonly busy: boolean;
+  readonly listener: number;
+  readonly controlListener: number;
+  readonly stop: number;
+}
+
+/** What the server's thread says. */
+export type ServerThreadMessage =
+  | { readonly kind: "ready" }
+  | { readonly kind: "log"; readonly line: string }
+  | {
+      readonly kind: "failed";
+      readonly error: {
+        readonly message: string;
+        readonly usage: boolean;
+        readonly code: string;
+        readonly remedy: string | undefined;
+      };
+    };
+
+/**
+ * Serves a device at a socket, on a thread of its own, to one client at a time and to any number who control it. Resolves
+ * when it takes clients.
+ * @throws UsageError for options that can't be, or a path at which no socket can be: `BAD_OPTION`, `NO_SUCH_MODEL`,
+ * `BAD_SOCKET_PATH`, `SOCKET_IN_USE`; DirtmapError for a model that can't be started
+ */
+export async function serveDevice(given: ServeDeviceOptions): Promise<DeviceServer> {
+  const model = servableModel(given.model);
+  const options = completeOptions(model, given.options ?? {});
+  const { path, id = model.name, dma = "auto", busy = false, log = () => {} } = given;
+  return startServer(
+    new URL("./server-thread.js", import.meta.url),
+    { model: model.name, options, id, dma, busy },
+    { path, log },
+  );
+}
+
+/** {@link serveDevice} with a thread of the caller's choice: tests have models of their own. */
+export async function startServer(
+  entry: URL,
+  data: Omit<ServerThreadData, "listener" | "controlListener" | "stop">,
+  { path, log }: { path: string; log: (line: string) => void },
+): Promise<DeviceServer> {
+  const listener = listen(path, log);
+  let controlListener: number;
+  try {
+    controlListener = listen(controlPath(path), log);
+  } catch (error) {
+    closeSync(listener);
+    rmSync(path, { force: true });
+    throw error;
+  }
+  const server = new ThreadedServer(path, log);
+  await server.start(entry, { ...data, listener, controlListener, stop: server.stop.fd });
+  return server;
+}
+
+class ThreadedServer implements DeviceServer {
+  readonly path: string;
+  readonly controlPath: string;
+  readonly stop = EventFd.create();
+  readonly ended: Promise<void>;
+  readonly #log: (line: string) => void;
+  #worker: Worker | undefined;
+  #closing = false;
+  #failure: Error | undefined;
+  #exited: () => void = () => {};
+  #failed: (error: Error) => void = () => {};
+  readonly #exit: Promise<void>;
+
+  constructor(path: string, log: (line: string) => void) {
+    this.path = path;
+    this.controlPath = controlPath(path);
+    this.#log = log;
+    this.#exit = new Promise((resolve) => {
+      this.#exited = resolve;
+    });
+    this.ended = new Promise((resolve, reject) => {
+      this.#failed = reject;
+      void this.#exit.then(resolve);
+    });
+    // Who closes it need not wait for it, too.
+    this.ended.catch(() => undefined);
+  }
+
+  /** Resolves when clients are taken. The listeners are the thread's from then on. */
+  async start(entry: URL, data: ServerThreadData): Promise<void> {
+    // Descriptors come from sockets and go to clients: Node, which would watch over them, sees only half of that.
+    const worker = new Worker(entry, { workerData: data, name: `vfio-user ${data.id}`, trackUnmanagedFds: false });
+    this.#worker = worker;
+    const started = new Promise<void>((resolve, reject) => {
+      worker.on("message", (message: ServerThreadMessage) => {
+        if (message.kind === "ready") resolve();
+        else if (message.kind === "log") this.#log(message.line);
+        else this.#fail(errorOf(message.error));
+      });
+      worker.on("error", (error: Error) => this.#fail(error));
+      worker.on("exit", () => {
+        if (!this.#closing) {
+          this.#failure ??= new DirtmapError("the server's thread has ended", { code: "THREAD_ENDED" });
+          reject(this.#failure);
+          this.#failed(this.#failure);
+        }
+        this.#cleanUp();
+        this.#exited();
+      });
+    });
+    try {
+      await bounded(started, "the server's thread did not come up");
+    } catch (error) {
+      await this.close();
+      throw error;
+    }
+  }
+
+  async close(): Promise<void> {
+    this.#closing = true;
+    if (this.#worker === undefined) return;
+    this.stop.signal();
+    try {
+      await bounded(this.#exit, "the server's thread did not end");
+    } catch {
+      await this.#worker.terminate();
+    }
+    this.#worker = undefined;
+    this.stop[Symbol.dispose]();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  #fail(error: Error): void {
+    this.#failure ??= error;
+  }
+
+  #cleanUp(): void {
+    rmSync(this.path, { force: true });
+    rmSync(this.controlPath, { force: true });
+  }
+}
+
+/**
+ * Listens at a path. A socket there that nobody listens at is what a server left behind that was killed: it is removed.
+ * @throws UsageError
+ */
+function listen(path: string, log: (line: string) => void): number {
+  try {
+    return listenAt(path);
+  } catch (error) {
+    if (!isErrno(error, "EADDRINUSE")) throw unusable(path, error);
+  }
+  if (!isLeftBehind(path)) {
+    throw new UsageError(`there is something at '${path}' already`, {
+      code: "SOCKET_IN_USE",
+      remedy: "stop the server that listens there, remove the file, or name another path",
+    });
+  }
+  log(`${path} was left behind by a server that is gone: taken over`);
+  rmSync(path, { force: true });
+  try {
+    return listenAt(path);
+  } catch (error) {
+    throw unusable(path, error);
+  }
+}
+
+function isLeftBehind(path: string): boolean {
+  if (!lstatSync(path, { throwIfNoEntry: false })?.isSocket()) return false;
+  try {
+    connectTo(path)[Symbol.dispose]();
+    return false;
+  } catch (error) {
+    return isErrno(error, "ECONNREFUSED");
+  }
+}
+
+function unusable(path: string, error: unknown): unknown {
+  if (!(error instanceof UapiError)) return error;
+  const remedy = {
+    ENOENT: "make its directory first",
+    ENOTDIR: "name a path in a directory",
+    EACCES: "name a directory that you may write to",
+    EROFS: "name a directory that can be written to",
+  }[error.code as string];
+  return new UsageError(`no socket can be made at '${path}': ${error.code}`, {
+    code: "BAD_SOCKET_PATH",
+    remedy: remedy ?? "name another path",
+    cause: error,
+  });
+}
+
+function errorOf({ message, usage, code, remedy }: (ServerThreadMessage & { kind: "failed" })["error"]): Error {
+  const details = { code, remedy };
+  return usage ? new UsageError(message, details) : new DirtmapError(message, details);
+}
+
+async function bounded<T>(promise: Promise<T>, what: string): Promise<T> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(
+      () => reject(new DirtmapError(`${what} within ${LIMIT_MS} ms`, { code: "THREAD_TIMEOUT" })),
+      LIMIT_MS,
+    );
+  });
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
