@@ -52,6 +52,48 @@ describe("a shared log", () => {
     );
   });
 
+  it("gives the same to a reader on the writers' thread, whatever is asked for and wherever it goes", () => {
+    const BITS_ALONE = 9000;
+    const reads = fc.array(
+      fc.record({
+        bit: fc.nat({ max: BITS_ALONE - 1 }),
+        count: fc.integer({ min: 1, max: BITS_ALONE }),
+        into: fc.oneof(fc.nat({ max: 100 }), fc.constant(0), fc.constant(1024)),
+        aligned: fc.boolean(),
+      }),
+      { maxLength: 8 },
+    );
+    const marks = fc.array(
+      fc.record({ bit: fc.nat({ max: BITS_ALONE - 1 }), count: fc.integer({ min: 1, max: 3000 }) }),
+      {
+        maxLength: 8,
+      },
+    );
+    fc.assert(
+      fc.property(fc.array(fc.tuple(marks, reads), { maxLength: 4 }), (rounds) => {
+        const log = SharedLog.create(BITS_ALONE);
+        const twin = SharedLog.create(BITS_ALONE);
+        for (const [marked, asked] of rounds) {
+          for (const { bit, count } of marked) {
+            for (let at = bit; at < Math.min(BITS_ALONE, bit + count); at++) {
+              log.mark(at);
+              twin.mark(at);
+            }
+          }
+          for (const { bit, count, into: anywhere, aligned } of asked) {
+            const wanted = Math.min(count, BITS_ALONE - bit);
+            const intoBit = aligned ? bit % 32 : anywhere;
+            const found = new Uint32Array(400);
+            const expected = new Uint32Array(400);
+            log.readAndClearAlone(bit, wanted, found, intoBit);
+            twin.readAndClear(bit, wanted, expected, intoBit);
+            expect([...found]).toEqual([...expected]);
+          }
+        }
+      }),
+    );
+  });
+
   it("adds to the reader's bits and leaves those that are there", () => {
     const log = SharedLog.create(64);
     log.mark(3);

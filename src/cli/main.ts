@@ -2,6 +2,7 @@ import { readFileSync } from "node:fs";
 import { Command, CommanderError } from "commander";
 import { addCerts } from "./commands/certs.js";
 import { addAbort, addResume } from "./commands/decide.js";
+import { addDevice } from "./commands/device.js";
 import { addMigrate } from "./commands/migrate.js";
 import { addPlan } from "./commands/plan.js";
 import { addProbe } from "./commands/probe.js";
@@ -28,6 +29,9 @@ const program = new Command("dirtmap")
   .addHelpText("after", `\n${exitCodesHelp()}`);
 for (const add of [addMigrate, addReceive, addPlan, addProbe, addScenarios, addCerts, addResume, addAbort])
   add(program);
+// Its help lists the models, which take a while to load.
+const models = process.argv[2] === "device" ? (await import("../devices/servable-models.js")).SERVABLE_MODELS : [];
+addDevice(program, models);
 for (const command of program.commands) command.exitOverride().configureOutput({ outputError: () => {} });
 
 try {

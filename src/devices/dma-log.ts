@@ -98,7 +98,10 @@ export class DmaLog {
     return taken;
   }
 
-  /** The same on the thread of the only writer: nothing is in flight, nothing is counted, and it is faster. */
+  /**
+   * The same on the thread of the only writer: nothing is in flight, nothing is counted, and it is faster.
+   * @param into clean, where what is logged goes
+   */
   readAndClearAlone(page: PageNumber, pages: number, into: DirtyBitmap): void {
     this.#read(page, pages, into, (first, count, words, intoBit) => {
       this.#log.readAndClearAlone(first, count, words, intoBit);

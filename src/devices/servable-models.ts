@@ -53,6 +53,11 @@ function workloadModel(
     summary,
     options: [RATE, ...options, INCARNATION],
     needsEventLoop: true,
+    feed(options, model) {
+      const { udpPort } = model.counters();
+      const rate = numberOption(options, "rate");
+      return udpPort === undefined || rate === 0 ? undefined : { port: udpPort, rate };
+    },
     create(options, id): DeviceModel {
       const load = { rate: numberOption(options, "rate"), footprint: PAGE_SIZE };
       const { description, memoryBytes } = describe({ id, load, p2pTargets: [] }, options);

@@ -25,6 +25,13 @@ export interface ModelOption {
 /** The options' values: defaults filled in, of the right kind and in range. */
 export type ModelOptions = Readonly<Record<string, OptionValue | undefined>>;
 
+/** Datagrams for a NIC: see Feeder. */
+export interface Feed {
+  readonly port: number;
+  /** Megabytes (10^6) per second that it shall write. */
+  readonly rate: number;
+}
+
 export interface ServableModel {
   readonly name: string;
   /** One line for a list of models. */
@@ -35,6 +42,8 @@ export interface ServableModel {
    * model that doesn't is served with less latency.
    */
   readonly needsEventLoop: boolean;
+  /** What somebody must send it over the loopback interface, so that it has something to do; absent: nothing. */
+  feed?(options: ModelOptions, model: DeviceModel): Feed | undefined;
   /** Makes one, to be started by its host. @throws UsageError for options that can't be, such as a missing file */
   create(options: ModelOptions, id: string): DeviceModel;
 }

@@ -1,4 +1,5 @@
 import { randomInt } from "node:crypto";
+import { Feeder } from "../devices/feeder.js";
 import { checkStamps, type StampTrail } from "../devices/stamp.js";
 import { type MachineDescription, platformOf } from "../host/description.js";
 import type { AttachedDevice, Machine } from "../host/host.js";
@@ -8,7 +9,6 @@ import { createGuestMemory, type GuestMemory } from "../memory/guest-memory.js";
 import { EmulatedDesigns } from "./designs/designs.js";
 import { EmulatedHost } from "./host.js";
 import { layoutWorkload, type WorkloadLayout } from "./layout.js";
-import { Feeder } from "./threads/feeder.js";
 import type { DmaHold } from "./threads/hold.js";
 import { EmulatedVcpus } from "./threads/vcpus.js";
 import type { EmulatedVfioDevice } from "./vfio/device.js";

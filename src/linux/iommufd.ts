@@ -225,10 +225,15 @@ export class LinuxIommufd implements Iommufd {
     };
     const hwpt = this.#call(request, uapi.iommu_hwpt_alloc, values, attempted).out_hwpt_id;
     this.#short.delete(hwpt);
-    if (dirtyTracking && reportsLeavesShort() && (await this.hwInfo(device)).type === "amd") {
-      this.#short.set(hwpt, this.#space(ioas));
+    if (!dirtyTracking || !reportsLeavesShort()) return hwpt;
+    try {
+      if ((await this.hwInfo(device)).type === "amd") this.#short.set(hwpt, this.#space(ioas));
+      return hwpt;
+    } catch (error) {
+      // Its caller would never hear of it.
+      await this.destroy(hwpt);
+      throw error;
     }
-    return hwpt;
   }
 
   async allocEmulatedIommu(ioas: ObjectId): Promise<never> {

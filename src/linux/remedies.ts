@@ -9,6 +9,7 @@ function remedyOf({ syscall, code }: UapiError): string | undefined {
     case "IOMMU_IOAS_MAP ENOMEM":
     case "IOMMU_IOAS_MAP_FILE ENOMEM":
     case "IOMMU_IOAS_COPY ENOMEM":
+    case "IOMMU_HWPT_ALLOC ENOMEM":
       return lockedMemoryRemedy();
     case "IOMMU_IOAS_MAP EEXIST":
     case "IOMMU_IOAS_MAP_FILE EEXIST":

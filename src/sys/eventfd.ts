@@ -33,7 +33,12 @@ export class EventFd implements Disposable {
 
   /** Adds 1: the descriptor is readable until {@link take}. Does nothing where the counter is at its limit. */
   signal(): void {
-    this.#word[0] = 1n;
+    this.add(1n);
+  }
+
+  /** Adds `count`, below 2^64 - 1. */
+  add(count: bigint): void {
+    this.#word[0] = count;
     try {
       writeSync(this.fd, this.#word);
     } catch (error) {

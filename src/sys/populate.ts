@@ -21,28 +21,24 @@ export interface Stretch {
  * for the bitmap by then the bit is lost and the call succeeds (iova_bitmap_set, drivers/iommu/iommufd/iova_bitmap.c).
  * @throws UapiError ENOMEM
  */
-export function populate(stretch: Stretch): void {
-  if (madvise(...pagesOf(stretch), MADV_POPULATE_WRITE) < 0) throw failure(errnoName(lastErrno()), stretch);
+export function populate({ address, bytes }: Stretch): void {
+  const inPage = address % PAGE_SIZE;
+  if (madvise(address - inPage, bytes + inPage, MADV_POPULATE_WRITE) < 0) throw failure(errnoName(lastErrno()), bytes);
 }
 
 /** The same on a thread of its own: for more than a few pages, of which a new one takes up to 1 us. */
-export async function populateOnThread(stretch: Stretch): Promise<void> {
+export async function populateOnThread({ address, bytes }: Stretch): Promise<void> {
+  const inPage = address % PAGE_SIZE;
   const errno = await new Promise<number>((resolve, reject) => {
-    madvise.async(...pagesOf(stretch), MADV_POPULATE_WRITE, (error: unknown, answer: number) => {
+    madvise.async(address - inPage, bytes + inPage, MADV_POPULATE_WRITE, (error: unknown, answer: number) => {
       if (error) reject(error);
       else resolve(answer < 0 ? lastErrno() : 0);
     });
   });
-  if (errno !== 0) throw failure(errnoName(errno), stretch);
+  if (errno !== 0) throw failure(errnoName(errno), bytes);
 }
 
-/** The system takes whole pages. */
-function pagesOf({ address, bytes }: Stretch): [address: number, bytes: number] {
-  const inPage = address % PAGE_SIZE;
-  return [address - inPage, bytes + inPage];
-}
-
-function failure(code: ErrnoName, { bytes }: Stretch): UapiError {
+function failure(code: ErrnoName, bytes: number): UapiError {
   return new UapiError(code, {
     syscall: "madvise",
     attempted: `get ${bytes} bytes of memory for what the kernel writes`,

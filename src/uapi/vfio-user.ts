@@ -1,4 +1,5 @@
 import { struct } from "./struct.js";
+import { vfio_info_cap_header } from "./vfio.js";
 
 /**
  * Numbers and structures of the vfio-user protocol, version 0.0 (QEMU's docs/interop/vfio-user.rst), with the
@@ -102,12 +103,10 @@ export const vfio_user_device_info = struct("vfio_user_device_info", {
 export const VFIO_REGION_INFO_FLAG_MMAP = 1 << 2;
 export const VFIO_REGION_INFO_FLAG_CAPS = 1 << 3;
 
-/** A capability of a region: struct vfio_info_cap_header and what follows it; `nr_areas` areas come behind. */
+/** A capability of a region; `nr_areas` areas come behind. */
 export const VFIO_REGION_INFO_CAP_SPARSE_MMAP = 1;
 export const vfio_region_info_cap_sparse_mmap = struct("vfio_region_info_cap_sparse_mmap", {
-  id: "u16",
-  version: "u16",
-  next: "u32",
+  header: vfio_info_cap_header,
   nr_areas: "u32",
   reserved: "u32",
 });

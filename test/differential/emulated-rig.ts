@@ -189,20 +189,19 @@ class EmulatedRig implements Rig {
     if (known === undefined || known.disposed || !known.dirtyTracking) return leaves;
     if (length <= 0n || length > BigInt(GiB) || iova > BigInt(64 * TiB)) return leaves;
     const domain = known.inner;
-    const peek = async (page: number, pages: number) => {
-      const into = new DirtyBitmap({ iova: iovaOf(page), length: iovaOf(pages), granule: PAGE_SIZE });
-      return { into, ...(await domain.readDirty({ page, pages, into, clear: false })) };
-    };
     const first = pageOf(iova);
+    const pages = pageOf(iova + length - 1n) - first + 1;
     const dirty: number[] = [];
-    const { into } = await peek(first, pageOf(iova + length - 1n) - first + 1);
+    const into = new DirtyBitmap({ iova: iovaOf(first), length: iovaOf(pages), granule: PAGE_SIZE });
+    await domain.readDirty({ page: first, pages, into, clear: false });
     into.forEachRun((bit, count) => {
       for (let i = bit; i < bit + count; i++) dirty.push(first + i);
     });
     for (const page of dirty) {
       const last = leaves.at(-1);
       if (last !== undefined && iovaOf(page) < last.start + last.size) continue;
-      const size = BigInt((await peek(page, 1)).leafSizes[0]);
+      const { leafSizes } = await domain.readDirty({ page, pages: 1, into, clear: false });
+      const size = BigInt(leafSizes[0]);
       leaves.push({ start: iovaOf(page) - (iovaOf(page) % size), size });
     }
     return leaves;

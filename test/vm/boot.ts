@@ -13,7 +13,7 @@ export interface GuestRun {
   /** A program in the guest, and its arguments; it runs in the project's folder. */
   readonly command: readonly string[];
   readonly env: Readonly<Record<string, string>>;
-  /** A folder of its own, which the guest sees as /share; made if it is not there. */
+  /** A folder that is not there yet, in one that is: the guest sees it as /share. */
   readonly share: string;
   /** After which the command is killed, in milliseconds; the guest itself gets a minute more to boot and to end. */
   readonly timeoutMs: number;
@@ -47,6 +47,11 @@ function quoted(word: string): string {
   return `'${word.replaceAll("'", "'\\''")}'`;
 }
 
+/** A value as QEMU's options take it: a comma would begin the next one. */
+function optionValue(text: string): string {
+  return text.replaceAll(",", ",,");
+}
+
 function readIfThere(path: string): string {
   try {
     return readFileSync(path, "utf8");
@@ -62,7 +67,7 @@ function readIfThere(path: string): string {
  */
 export async function boot(run: GuestRun): Promise<GuestResult> {
   const started = performance.now();
-  mkdirSync(run.share, { recursive: true });
+  mkdirSync(run.share);
   const exports = Object.entries(run.env).map(([name, value]) => `export ${name}=${quoted(value)}\n`);
   // A limit in the guest as well, so that it ends even if this process is killed and leaves it behind.
   const limited = ["timeout", "-s", "KILL", String(Math.ceil(run.timeoutMs / 1000)), ...run.command];
@@ -78,10 +83,10 @@ export async function boot(run: GuestRun): Promise<GuestResult> {
       ...["-kernel", kernel, "-initrd", initramfs],
       // A panic ends QEMU at once, since the reboot that follows it is refused.
       ...["-append", "console=ttyS0 panic=-1 tsc=reliable"],
-      ...["-serial", `file:${consoleLog}`],
+      ...["-serial", `file:${optionValue(consoleLog)}`],
       ...["-device", "virtio-serial-pci", "-chardev", "stdio,id=output,signal=off"],
       ...["-device", "virtserialport,chardev=output"],
-      ...["-virtfs", `local,path=${run.share},mount_tag=share,security_model=none`],
+      ...["-virtfs", `local,path=${optionValue(run.share)},mount_tag=share,security_model=none`],
       ...MACHINE_KINDS[run.machine].options,
     ],
     // Standard input stays open: at its end the port would count as closed, and the guest's writes wait for ever.

@@ -1,4 +1,4 @@
-import { spawnSync } from "node:child_process";
+import { type SpawnSyncOptions, spawnSync } from "node:child_process";
 import { closeSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, symlinkSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { MissingError } from "./missing.js";
@@ -16,6 +16,10 @@ const TEST_PACKAGES = ["vitest", "fast-check"];
 /** Debian's busybox-static. The dynamic busybox would do, too: its libraries are looked up as everybody's. */
 const BUSYBOX = ["/bin/busybox", "/usr/bin/busybox"];
 
+const PACKAGE_OF: Readonly<Record<string, string>> = { find: "findutils" };
+/** For the names of some ten thousand files. */
+const OUTPUT_LIMIT = 64 * 1024 * 1024;
+
 /** Puts a link to a file or folder of this machine at a place in the tree, which cpio follows. */
 function place(tree: string, at: string, source: string): void {
   const link = join(tree, at);
@@ -30,6 +34,22 @@ function librariesOf(file: string): readonly string[] | undefined {
   // Statically linked, or for another C library.
   if (status !== 0 || stdout.includes("not found")) return undefined;
   return stdout.split("\n").flatMap((line) => /(?:^\s*|=> )(\/\S+)/.exec(line)?.[1] ?? []);
+}
+
+/**
+ * Runs a program to its end, and returns what it printed.
+ * @throws MissingError where it is not installed
+ */
+function run(program: string, args: readonly string[], options: SpawnSyncOptions): string {
+  const { status, stdout, stderr, error } = spawnSync(program, args, {
+    ...options,
+    encoding: "utf8",
+    maxBuffer: OUTPUT_LIMIT,
+  });
+  if ((error as NodeJS.ErrnoException | undefined)?.code === "ENOENT")
+    throw new MissingError(`no ${program}`, `install the package ${PACKAGE_OF[program] ?? program}`);
+  if (error || status !== 0) throw new Error(`${program} failed: ${stderr}`, { cause: error });
+  return stdout;
 }
 
 /**
@@ -65,17 +85,16 @@ export function makeInitramfs(root: string, work: string): string {
 
   const archive = join(work, "initramfs.cpio");
   const output = openSync(archive, "w");
-  // Packages' maps and types are of no use in the guest.
-  const { status, stderr, error } = spawnSync(
-    "sh",
-    [
-      "-c",
-      "find -L . ! -path '*/node_modules/*.map' ! -path '*/node_modules/*.ts' ! -name '*.d.ts' ! -name '*.d.ts.map' | LC_ALL=C sort | cpio -o -L -H newc --quiet",
-    ],
-    { cwd: tree, stdio: ["ignore", output, "pipe"], encoding: "utf8" },
-  );
-  closeSync(output);
-  if (/cpio: .*not found/.test(stderr)) throw new MissingError("no cpio", "install the package cpio");
-  if (error || status !== 0) throw new Error(`cpio failed: ${stderr}`, { cause: error });
+  try {
+    // Packages' maps and types are of no use in the guest.
+    const unused = ["*/node_modules/*.map", "*/node_modules/*.ts", "*.d.ts"].flatMap((path) => ["!", "-path", path]);
+    const names = run("find", ["-L", ".", ...unused, "-print0"], { cwd: tree, stdio: ["ignore", "pipe", "pipe"] });
+    // A folder comes before what is in it.
+    const sorted = `${names.split("\0").slice(0, -1).sort().join("\0")}\0`;
+    const options = ["--create", "--dereference", "--format=newc", "--null", "--quiet"];
+    run("cpio", options, { cwd: tree, input: sorted, stdio: ["pipe", output, "pipe"] });
+  } finally {
+    closeSync(output);
+  }
   return archive;
 }

@@ -102,8 +102,8 @@ async function runTests(
     mkdirSync(options.results, { recursive: true });
     writeFileSync(join(options.results, `kernel-${machine}.json`), report);
   }
-  process.stderr.write(result.qemuErrors);
-  if (options.kernelLog || result.status === undefined || result.complaints.length > 0) {
+  if (options.kernelLog || result.status === undefined || result.timedOut || result.complaints.length > 0) {
+    process.stderr.write(result.qemuErrors);
     const lines = result.kernelLog.trimEnd().split(/\r?\n/);
     const shown = options.kernelLog ? lines : worthSeeing(lines, result.complaints);
     process.stderr.write(shown.map((line) => `  kernel: ${line}\n`).join(""));

@@ -7,6 +7,7 @@ import type { StampTrail } from "../../devices/stamp.js";
 import { DirtmapError } from "../../errors.js";
 import type { PageNumber } from "../../memory/address.js";
 import { RpcClient, serve } from "../../threads/rpc.js";
+import { within } from "../../threads/within.js";
 import type { PostedTracker } from "../iommufd/emulated-iommu.js";
 import type { DeviceOperations, HostOperations, PostedDevice } from "./device-protocol.js";
 
@@ -210,20 +211,5 @@ export class DeviceThreads implements AsyncDisposable {
     worker.once("error", ended);
     worker.once("exit", () => ended());
     return { worker, clients, rpc: new RpcClient<DeviceOperations>(worker) };
-  }
-}
-
-/** @throws DirtmapError `THREAD_TIMEOUT` */
-export async function within<T>(promise: Promise<T>, limitMs: number, what: string): Promise<T> {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => {
-      reject(new DirtmapError(`${what} was not answered within ${limitMs} ms`, { code: "THREAD_TIMEOUT" }));
-    }, limitMs);
-  });
-  try {
-    return await Promise.race([promise, late]);
-  } finally {
-    clearTimeout(timer);
   }
 }

@@ -1,8 +1,8 @@
 import { afterEach, describe, expect, it } from "vitest";
+import { Feeder } from "../../devices/feeder.js";
 import { checkStamps, stampsIntact } from "../../devices/stamp.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 import { describeMachine, eventually, openBench } from "../vfio/bench.test.helper.js";
-import { Feeder } from "./feeder.js";
 
 const open: AsyncDisposable[] = [];
 afterEach(async () => {

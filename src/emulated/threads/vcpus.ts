@@ -11,8 +11,8 @@ import { iovaOf, PAGE_SIZE, type PageNumber } from "../../memory/address.js";
 import type { GuestMemory } from "../../memory/guest-memory.js";
 import { InFlight } from "../../memory/in-flight.js";
 import { RpcClient } from "../../threads/rpc.js";
+import { within } from "../../threads/within.js";
 import { UapiError } from "../../uapi/errno.js";
-import { within } from "./device-threads.js";
 import type { PostedVcpus, VcpuOperations } from "./vcpu-protocol.js";
 
 /** Threads that vCPUs are spread over, at most: more only take turns on the same cores. */

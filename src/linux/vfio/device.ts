@@ -41,6 +41,7 @@ import {
   vfio_device_feature_migration,
 } from "../../uapi/vfio.js";
 import { LinuxIommufd } from "../iommufd.js";
+import { lockedMemoryRemedy } from "../remedies.js";
 import { LinuxResumingStream, LinuxSavingStream } from "./data-stream.js";
 import { type DeviceInfo, type LinuxRegion, readDeviceInfo } from "./device-info.js";
 import { getFeature, probeFeature, setFeature, switchFeature } from "./feature.js";
@@ -165,7 +166,12 @@ export class LinuxVfioDevice implements VfioDevice {
         argsz: vfio_device_attach_iommufd_pt.size,
         pt_id: ioasOrHwpt,
       });
-      await this.#file.ioctlOnThread(VFIO_DEVICE_ATTACH_IOMMUFD_PT, attach, attempted);
+      try {
+        await this.#file.ioctlOnThread(VFIO_DEVICE_ATTACH_IOMMUFD_PT, attach, attempted);
+      } catch (error) {
+        // The first device of an IOAS has all that is mapped in it pinned.
+        throw isErrno(error, "ENOMEM") ? withRemedy(error, lockedMemoryRemedy()) : error;
+      }
       this.#attached = true;
       return vfio_device_attach_iommufd_pt.decode(attach).pt_id;
     });

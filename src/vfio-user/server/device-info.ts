@@ -96,7 +96,7 @@ function sparseCapability({ areas }: MappableRegion): Uint8Array | null {
   const { size: each } = vfio_region_sparse_mmap_area;
   const capability = new Uint8Array(header + areas.length * each);
   vfio_region_info_cap_sparse_mmap.encode(
-    { id: VFIO_REGION_INFO_CAP_SPARSE_MMAP, version: 1, nr_areas: areas.length },
+    { header: { id: VFIO_REGION_INFO_CAP_SPARSE_MMAP, version: 1 }, nr_areas: areas.length },
     capability,
   );
   for (const [i, { offset, bytes }] of areas.entries()) {

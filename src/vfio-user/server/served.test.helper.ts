@@ -126,7 +126,7 @@ export function unmapDma(client: RawClient, address: bigint, size: bigint, flags
 export function feature(
   client: RawClient,
   flags: number,
-  data = new Uint8Array(0),
+  data: Uint8Array = new Uint8Array(0),
   room = data.byteLength,
 ): Uint8Array {
   const argsz = vfio_device_feature.size + room;

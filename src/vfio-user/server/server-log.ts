@@ -1,9 +1,11 @@
-/** Lines per second; what is more is counted, not shown. A client's mistakes must not fill a disk. */
-const LINES_PER_SECOND = 10;
+/** Lines per second of one client, and of all together: what clients do wrong must not fill a disk. */
+export const LINES_OF_CLIENT = 10;
+export const LINES_OF_ALL = 100;
+
 const SECOND_MS = 1000;
 
-/** Makes a log whose lines are limited in number: a burst's first ones tell what is wrong. */
-export function limited(write: (line: string) => void): (line: string) => void {
+/** Makes a log whose lines are limited in number: a burst's first ones tell what is wrong, what is more is counted. */
+export function limited(write: (line: string) => void, linesPerSecond: number): (line: string) => void {
   let since = 0;
   let lines = 0;
   let dropped = 0;
@@ -15,7 +17,7 @@ export function limited(write: (line: string) => void): (line: string) => void {
       lines = 0;
       dropped = 0;
     }
-    if (lines++ < LINES_PER_SECOND) write(line);
+    if (lines++ < linesPerSecond) write(line);
     else dropped++;
   };
 }

@@ -7,5 +7,6 @@ import { runServerThread } from "./run-server-thread.js";
 
 await runServerThread(({ model, options, id }) => {
   const servable = servableModel(model);
-  return { model: servable.create(options, id), turnEventLoop: servable.needsEventLoop };
+  const made = servable.create(options, id);
+  return { model: made, turnEventLoop: servable.needsEventLoop, feed: () => servable.feed?.(options, made) };
 });

@@ -1,10 +1,12 @@
 import { closeSync, lstatSync, rmSync } from "node:fs";
 import { Worker } from "node:worker_threads";
-import { completeOptions, type ModelOptions, type OptionValue } from "../../devices/servable.js";
+import { Feeder } from "../../devices/feeder.js";
+import { completeOptions, type Feed, type ModelOptions, type OptionValue } from "../../devices/servable.js";
 import { servableModel } from "../../devices/servable-models.js";
 import { DirtmapError, UsageError } from "../../errors.js";
 import { EventFd } from "../../sys/eventfd.js";
 import { connectTo, listenAt } from "../../sys/unix-socket.js";
+import { within } from "../../threads/within.js";
 import { isErrno, UapiError } from "../../uapi/errno.js";
 import type { DmaMode } from "./client-memory.js";
 
@@ -56,7 +58,7 @@ export interface ServerThreadData {
 
 /** What the server's thread says. */
 export type ServerThreadMessage =
-  | { readonly kind: "ready" }
+  | { readonly kind: "ready"; readonly feed: Feed | undefined }
   | { readonly kind: "log"; readonly line: string }
   | {
       readonly kind: "failed";
@@ -112,6 +114,7 @@ class ThreadedServer implements DeviceServer {
   readonly ended: Promise<void>;
   readonly #log: (line: string) => void;
   #worker: Worker | undefined;
+  #feeder: Feeder | undefined;
   #closing = false;
   #failure: Error | undefined;
   #exited: () => void = () => {};
@@ -138,9 +141,9 @@ class ThreadedServer implements DeviceServer {
     // Descriptors come from sockets and go to clients: Node, which would watch over them, sees only half of that.
     const worker = new Worker(entry, { workerData: data, name: `vfio-user ${data.id}`, trackUnmanagedFds: false });
     this.#worker = worker;
-    const started = new Promise<void>((resolve, reject) => {
+    const started = new Promise<Feed | undefined>((resolve, reject) => {
       worker.on("message", (message: ServerThreadMessage) => {
-        if (message.kind === "ready") resolve();
+        if (message.kind === "ready") resolve(message.feed);
         else if (message.kind === "log") this.#log(message.line);
         else this.#fail(errorOf(message.error));
       });
@@ -156,7 +159,11 @@ class ThreadedServer implements DeviceServer {
       });
     });
     try {
-      await bounded(started, "the server's thread did not come up");
+      const feed = await within(started, LIMIT_MS, "the start of the server's thread");
+      if (feed !== undefined) {
+        this.#feeder = new Feeder();
+        await this.#feeder.feed(feed.port, feed.rate);
+      }
     } catch (error) {
       await this.close();
       throw error;
@@ -166,9 +173,10 @@ class ThreadedServer implements DeviceServer {
   async close(): Promise<void> {
     this.#closing = true;
     if (this.#worker === undefined) return;
+    await this.#feeder?.[Symbol.asyncDispose]();
     this.stop.signal();
     try {
-      await bounded(this.#exit, "the server's thread did not end");
+      await within(this.#exit, LIMIT_MS, "the end of the server's thread");
     } catch {
       await this.#worker.terminate();
     }
@@ -243,19 +251,4 @@ function unusable(path: string, error: unknown): unknown {
 function errorOf({ message, usage, code, remedy }: (ServerThreadMessage & { kind: "failed" })["error"]): Error {
   const details = { code, remedy };
   return usage ? new UsageError(message, details) : new DirtmapError(message, details);
-}
-
-async function bounded<T>(promise: Promise<T>, what: string): Promise<T> {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(
-      () => reject(new DirtmapError(`${what} within ${LIMIT_MS} ms`, { code: "THREAD_TIMEOUT" })),
-      LIMIT_MS,
-    );
-  });
-  try {
-    return await Promise.race([promise, late]);
-  } finally {
-    clearTimeout(timer);
-  }
 }

@@ -17,6 +17,7 @@ import { readProposal, writeAgreement } from "./negotiation.js";
 import { refusal } from "./refusal.js";
 import { MAX_TRANSFER, RegionAccess } from "./region-access.js";
 import type { ServedDevice } from "./served-device.js";
+import { LINES_OF_CLIENT, limited } from "./server-log.js";
 
 /** Of a command's payload: what is transferred, and what is before it. */
 const MAX_PAYLOAD = MAX_TRANSFER + 4096;
@@ -95,7 +96,7 @@ export class Session implements DmaLogUser {
     this.#regions = new RegionAccess(options.device);
     this.#migration = new MigrationReader(options.device);
     this.#stop = options.stop;
-    this.#log = options.log;
+    this.#log = limited(options.log, LINES_OF_CLIENT);
   }
 
   get fd(): number {

@@ -1,3 +1,3 @@
 import { vfioPciTests } from "../support/vfio-pci.js";
 
-vfioPciTests("intel-vtd");
+vfioPciTests("intel-iommu", "intel-vtd");

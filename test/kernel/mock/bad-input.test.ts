@@ -12,7 +12,7 @@ import { DmaMemory } from "../../../src/memory/dma-memory.js";
 import { createGuestMemory } from "../../../src/memory/guest-memory.js";
 import { libc } from "../../../src/sys/libc.js";
 import { addMockDevice, markDirty, replaceMockDomain } from "../mock-iommu.js";
-import { openFiles } from "../support/open-files.js";
+import { openDescriptors } from "../support/descriptors.js";
 import { dirtmap } from "../support/program.js";
 import { createMtty, type TestDevice } from "../support/vfio-devices.js";
 
@@ -21,10 +21,10 @@ const RW = { readable: true, writeable: true } as const;
 
 let before: string[];
 beforeEach(() => {
-  before = openFiles();
+  before = openDescriptors();
 });
 afterEach(() => {
-  expect(openFiles(), "what was opened is closed").toEqual(before);
+  expect(openDescriptors(), "what was opened is closed").toEqual(before);
 });
 
 describe("a kernel without", () => {
@@ -47,7 +47,7 @@ describe("a kernel without", () => {
           commands: [expect.stringMatching(/^mknod -m 0660 \/dev\/iommu c 10 \d+$/)],
         }),
       );
-      expect(devices).toMatchObject([{ device: { id: mtty.name }, capabilities: null }]);
+      expect(devices).toMatchObject([{ id: mtty.name, capabilities: null }]);
     } finally {
       renameSync("/dev/iommu.away", "/dev/iommu");
     }
@@ -89,7 +89,7 @@ describe("a device in use", () => {
     await using taken = createMtty();
     await using holder = new LinuxHost();
     await (await holder.openDevice(taken.name)).bind(await holder.openIommufd());
-    const held = openFiles();
+    const held = openDescriptors();
     await using host = new LinuxHost();
     const devices = [free, taken].map(({ name }, index) => ({ id: `serial${index}`, hostId: name }));
     const make = () => createLinuxMachine({ host, devices, memory: createGuestMemory(4 * MiB) });
@@ -99,7 +99,7 @@ describe("a device in use", () => {
       message: expect.stringContaining(taken.name),
       remedy: expect.stringContaining("another process"),
     });
-    expect(openFiles()).toEqual(held);
+    expect(openDescriptors()).toEqual(held);
     await holder[Symbol.asyncDispose]();
     await (await make())[Symbol.asyncDispose]();
   });

@@ -22,7 +22,7 @@ const sequences = Number(process.env.DIRTMAP_SEQUENCES ?? (nightly ? 10_000 : 30
 const replay = (process.env.DIRTMAP_REPLAY ?? "").split(",").filter((seed) => seed !== "");
 
 /** A run that takes longer fails: fewer sequences than were asked for prove less than the result would say. */
-const LIMIT_MS = nightly ? 6 * 3600_000 : 480_000;
+const LIMIT_MS = nightly ? 6 * 3600_000 : 420_000;
 
 /** Differences that are shrunk and shown before the run ends. */
 const SHOWN = 3;

@@ -8,8 +8,8 @@ import { DmaMemory } from "../../../src/memory/dma-memory.js";
 import { holdsOf } from "../../../src/memory/holds.js";
 import { UapiError } from "../../../src/uapi/errno.js";
 import { addMockDevice, checkMap, checkPins, type MockDevice, markDirty, replaceMockDomain } from "../mock-iommu.js";
+import { openDescriptors } from "../support/descriptors.js";
 import { FaultInjection } from "../support/fault-injection.js";
-import { openFiles } from "../support/open-files.js";
 
 /*
  * Each operation of the library, with the kernel short of memory at each place where it can be, one after the other. An
@@ -198,7 +198,7 @@ describe("with the kernel short of memory at any place", () => {
     const mapped = operation.mapped ? 1 : 0;
     const before = operation.before ?? [mapped, mapped];
     const after = operation.after ?? (operation.before ? [0, 0] : before);
-    const filesBefore = openFiles();
+    const filesBefore = openDescriptors();
 
     const undisturbed = await withWorld(operation, (world) => operation.run(world));
     let failures = 0;
@@ -215,7 +215,10 @@ describe("with the kernel short of memory at any place", () => {
           world.expectMapped(...before);
           [settled] = await Promise.allSettled([operation.run(world)]);
         }
-        expect(settled).toEqual({ status: "fulfilled", value: undisturbed });
+        expect(settled, `with place ${nth} failing, and tried again where that failed`).toEqual({
+          status: "fulfilled",
+          value: undisturbed,
+        });
         world.expectMapped(...after);
         operation.check?.(world);
         return faulted.injected;
@@ -223,7 +226,7 @@ describe("with the kernel short of memory at any place", () => {
       if (!injected) break;
     }
     expect(failures > 0).toBe(operation.fails ?? true);
-    expect(openFiles()).toEqual(filesBefore);
+    expect(openDescriptors()).toEqual(filesBefore);
   });
 });
 

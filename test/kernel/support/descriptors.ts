@@ -1,6 +1,6 @@
 import { readdirSync, readlinkSync } from "node:fs";
 
-/** What this process has open, as the kernel names it, of files that matter here: VFIO's, iommufd's and eventfds. */
+/** What this process has open, as the kernel names it, of files that matter here: VFIO's, iommufd's, eventfds, memory. */
 export function openDescriptors(): string[] {
   return readdirSync("/proc/self/fd")
     .map((fd) => {
@@ -11,6 +11,6 @@ export function openDescriptors(): string[] {
         return "";
       }
     })
-    .filter((name) => /^\/dev\/(vfio\/|iommu$)|\[(vfio|eventfd|mtty)/.test(name))
+    .filter((name) => /^\/dev\/(vfio\/|iommu$)|^\/memfd:dirtmap|\[(vfio|eventfd|mtty)/.test(name))
     .sort();
 }

@@ -1,25 +1,9 @@
-import type { DeviceSummary, Host, Vcpus } from "../../../src/host/host.js";
-import { LinuxIommufd } from "../../../src/linux/iommufd.js";
+import type { Vcpus } from "../../../src/host/host.js";
+import { LinuxHost } from "../../../src/linux/host.js";
 import { createLinuxMachine, type LinuxMachine, type LinuxMachineOptions } from "../../../src/linux/machine.js";
 import { PAGE_SIZE } from "../../../src/memory/address.js";
 import type { GuestMemory } from "../../../src/memory/guest-memory.js";
-import { openLinux } from "./vfio-bench.js";
 import type { TestDevice } from "./vfio-devices.js";
-
-/** A host that has just these devices, all of one kernel driver. */
-export function hostOf(devices: readonly TestDevice[], model: string, kind: DeviceSummary["kind"]): Host {
-  return {
-    name: "linux",
-    devices: async () => devices.map(({ name }) => ({ id: name, model, kind, iommuGroup: null })),
-    openIommufd: async () => LinuxIommufd.open(),
-    openDevice: async (id) => {
-      const device = devices.find(({ name }) => name === id);
-      if (device === undefined) throw new Error(`no device ${id}`);
-      return openLinux(device, model);
-    },
-    [Symbol.asyncDispose]: async () => {},
-  };
-}
 
 /** A machine with one mtty, which it calls `serial0`. */
 export function machineWith(
@@ -28,7 +12,7 @@ export function machineWith(
 ): Promise<LinuxMachine> {
   return createLinuxMachine({
     ...options,
-    host: hostOf([mtty], "mtty", "mdev"),
+    host: new LinuxHost(),
     devices: [{ id: "serial0", hostId: mtty.name }],
   });
 }

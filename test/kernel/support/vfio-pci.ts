@@ -1,6 +1,8 @@
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeEach, describe, expect, test } from "vitest";
+import type { HwInfo } from "../../../src/host/host.js";
+import { LinuxHost } from "../../../src/linux/host.js";
 import { LinuxIommufd } from "../../../src/linux/iommufd.js";
 import { createLinuxMachine } from "../../../src/linux/machine.js";
 import type { LinuxVfioDevice } from "../../../src/linux/vfio/device.js";
@@ -11,7 +13,6 @@ import { VFIO_PCI_IRQ_INDEX, VFIO_PCI_REGION_INDEX } from "../../../src/uapi/vfi
 import { vfioConformance } from "../../conformance/vfio.js";
 import { PCI_DEVICES } from "../../vm/machines.js";
 import { EDU_ID, Edu } from "./edu.js";
-import { hostOf } from "./linux-machine.js";
 import { openLinux, openLinuxBench } from "./vfio-bench.js";
 import { bindToVfioPci, type TestDevice } from "./vfio-devices.js";
 
@@ -22,8 +23,8 @@ const NO_STATE = async (): Promise<never> => {
 /** Where tests map memory: below 256 MiB, since edu's addresses have 28 bits. */
 const IOVA = BigInt(16 * MiB);
 
-/** The tests of vfio-pci behind one of QEMU's IOMMUs, which have no dirty bits. @param type as GET_HW_INFO names the IOMMU */
-export function vfioPciTests(type: "intel-vtd" | "amd"): void {
+/** The tests of vfio-pci behind one of QEMU's IOMMUs, which have no dirty bits. @param type as GET_HW_INFO names it */
+export function vfioPciTests(iommu: "intel-iommu" | "amd-iommu", type: HwInfo["type"]): void {
   const edu = bindToVfioPci(PCI_DEVICES.edu);
   const pair = bindToVfioPci(PCI_DEVICES.pair0);
   const igb = bindToVfioPci(PCI_DEVICES.igb);
@@ -52,7 +53,7 @@ export function vfioPciTests(type: "intel-vtd" | "amd"): void {
     resets: true,
   });
 
-  describe(`vfio-pci behind ${type}`, () => {
+  describe(`vfio-pci behind ${iommu}`, () => {
     const arena = createArena(64 * KiB);
     let iommufd: LinuxIommufd;
     let device: LinuxVfioDevice;
@@ -134,7 +135,7 @@ export function vfioPciTests(type: "intel-vtd" | "amd"): void {
     });
   });
 
-  describe(`a device unplugged in the middle, behind ${type}`, () => {
+  describe(`a device unplugged in the middle, behind ${iommu}`, () => {
     /** Writes to the driver's `unbind`, which blocks until the device is released. */
     async function unbind(device: TestDevice): Promise<() => Promise<void>> {
       const done = writeFile(join(device.sysfs, "driver/unbind"), device.name);
@@ -163,7 +164,7 @@ export function vfioPciTests(type: "intel-vtd" | "amd"): void {
 
     test("a machine closes it by itself", async () => {
       await using machine = await createLinuxMachine({
-        host: hostOf([edu], "vfio-pci", "pci"),
+        host: new LinuxHost(),
         devices: [{ id: "edu0", hostId: edu.name }],
         memory: createGuestMemory(4 * MiB),
       });

@@ -1,7 +1,7 @@
 import { Worker } from "node:worker_threads";
-import { feedPlan } from "../../devices/feed.js";
-import { RpcClient } from "../../threads/rpc.js";
-import { within } from "./device-threads.js";
+import { RpcClient } from "../threads/rpc.js";
+import { within } from "../threads/within.js";
+import { feedPlan } from "./feed.js";
 
 /** Answered by the feeder's thread. */
 export type FeederOperations = {

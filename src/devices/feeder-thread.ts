@@ -1,7 +1,7 @@
 import { createSocket } from "node:dgram";
 import { parentPort } from "node:worker_threads";
-import { MAX_DATAGRAM, MIN_DATAGRAM } from "../../devices/feed.js";
-import { serve } from "../../threads/rpc.js";
+import { serve } from "../threads/rpc.js";
+import { MAX_DATAGRAM, MIN_DATAGRAM } from "./feed.js";
 import type { FeederOperations } from "./feeder.js";
 
 /*

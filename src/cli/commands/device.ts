@@ -1,0 +1,108 @@
+import { type Command, InvalidArgumentError, Option } from "commander";
+import type { ServableModel } from "../../devices/servable.js";
+import { EXIT_CODES } from "../exit-codes.js";
+import { argument, oneOf } from "../options.js";
+import { printResult, runCommand } from "../output.js";
+import { parseSize } from "../units.js";
+
+const DMA = ["auto", "messages"] as const;
+
+interface DeviceOptions {
+  readonly socket: string;
+  readonly option?: Readonly<Record<string, string>>;
+  readonly id?: string;
+  readonly dma?: (typeof DMA)[number];
+  readonly poll?: boolean;
+  readonly json?: boolean;
+}
+
+/** `name=value`, as often as wanted; the last one of a name wins. */
+function pair(text: string, before: Record<string, string> = {}): Record<string, string> {
+  const at = text.indexOf("=");
+  if (at < 1) throw new InvalidArgumentError(`'${text}' has no value; write NAME=VALUE`);
+  return { ...before, [text.slice(0, at)]: text.slice(at + 1) };
+}
+
+/** `dirtmap device`: serves one over vfio-user. @param models that there are: its help lists them */
+export function addDevice(program: Command, models: readonly ServableModel[]): void {
+  program
+    .command("device")
+    .description("Serves a device to another process (QEMU, a migration) over a vfio-user socket")
+    .argument("<model>", "which device; below is what there is")
+    .requiredOption("--socket <path>", "where its client connects; those who control it connect to PATH.control")
+    .option("-o, --option <name=value...>", "an option of the model: see below", pair)
+    .option("--id <name>", "its name in stamps and messages (default: the model's)")
+    .addOption(
+      new Option(
+        "--dma <mode>",
+        "auto: the client's memory is mapped where it can be; messages: the client is asked to write it, and so sees every write",
+      ).argParser(argument(oneOf(DMA, "mode"))),
+    )
+    .option("--poll", "busy polling: a tenth of the latency, for a core's whole time")
+    .option("--json", "print events as lines of JSON")
+    .addHelpText("after", () => `\n${modelsText(models)}\n${EXAMPLES}`)
+    .action((model: string, options: DeviceOptions) => run(model, models, options));
+}
+
+const EXAMPLES = `
+It serves until Ctrl-C or SIGTERM, which removes the sockets. One client at a time: a second is refused. A socket that a
+killed server has left at PATH is taken over.
+
+Examples:
+  dirtmap device mlx5 --socket /run/user/1000/mlx5
+  dirtmap device vgpu --socket ./vgpu --option vram=64M --option rate=200 --poll
+  qemu-system-x86_64 … -object memory-backend-memfd,id=mem,size=1G,share=on -machine q35,memory-backend=mem \\
+    -device '{"driver":"vfio-user-pci","socket":{"type":"unix","path":"./vgpu"}}'`;
+
+function modelsText(models: readonly ServableModel[]): string {
+  const lines = models.flatMap(({ name, summary, options }) => [
+    `  ${name.padEnd(12)} ${summary}`,
+    ...options.map(({ name: option, about, default: value, required }) => {
+      const fallback = required === true ? "required" : value === undefined ? "" : `default: ${value}`;
+      return `      ${option.padEnd(12)} ${about}${fallback === "" ? "" : ` (${fallback})`}`;
+    }),
+  ]);
+  return ["Models, and their options:", ...lines].join("\n");
+}
+
+async function run(name: string, models: readonly ServableModel[], options: DeviceOptions): Promise<void> {
+  const { socket: path, json = false, poll = false, id, dma } = options;
+  const tell = (event: { event: string } & Record<string, unknown>, text: string) => {
+    if (json) printResult(event, { json, text: () => text });
+    else process.stderr.write(`${text}\n`);
+  };
+  const onInterrupt = () => process.stderr.write("dirtmap: stopping; Ctrl-C once more forces\n");
+  await runCommand({ json, onInterrupt }, async (signal) => {
+    const { serveDevice } = await import("../../vfio-user/server/server.js");
+    const model = models.find((candidate) => candidate.name === name);
+    await using server = await serveDevice({
+      model: name,
+      options: Object.fromEntries(
+        Object.entries(options.option ?? {}).map(([option, text]) => [option, optionValue(model, option, text)]),
+      ),
+      path,
+      busy: poll,
+      log: (line) => tell({ event: "log", line }, line),
+      ...(id === undefined ? {} : { id }),
+      ...(dma === undefined ? {} : { dma }),
+    });
+    const { controlPath: control } = server;
+    tell(
+      { event: "ready", model: name, socket: path, control },
+      `serving ${name} at ${path}, controlled at ${control}`,
+    );
+    const interrupted = new Promise<void>((resolve) => {
+      if (signal.aborted) resolve();
+      signal.addEventListener("abort", () => resolve(), { once: true });
+    });
+    await Promise.race([server.ended, interrupted]);
+    return EXIT_CODES.done.code;
+  });
+}
+
+/** The text as the option's kind of value; what is none is left as it is, to be refused with the others. */
+function optionValue(model: ServableModel | undefined, name: string, text: string): string | number {
+  const kind = model?.options.find((option) => option.name === name)?.kind;
+  if (kind === "size") return parseSize(text);
+  return kind === "number" && /^\d{1,15}(\.\d{1,6})?$/.test(text) ? Number(text) : text;
+}

@@ -1,0 +1,3 @@
+import { describePciBadInput } from "../support/pci-bad-input.js";
+
+describePciBadInput();
