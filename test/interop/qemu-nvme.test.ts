@@ -192,24 +192,24 @@ describe.skipIf(found instanceof MissingError)("an NVMe controller that QEMU's g
     expect((await guest.run("cat /sys/class/nvme/nvme0/model")).trim()).toBe("Dirtmap NVMe");
     expect(guest.kernelLog).toContain("nvme nvme0: 2/0/0 default/read/poll queues");
     expect(await guest.run("grep nvme0q2 /proc/interrupts")).toContain("MSIX");
-    expect(guest.kernelLog).not.toMatch(/nvme.*(timeout|error|fail)/i);
+    expect(guest.kernelLog).not.toMatch(/nvme nvme0: .*(timeout|error|fail)/i);
   });
 
   it(
     "keeps what is written to it by several at once",
     async () => {
-      await guest.run("for i in 0 1 2 3; do dd if=/dev/urandom of=/tmp/data$i bs=1M count=6 2>/dev/null & done; wait");
+      await guest.run("for i in 0 1 2 3; do dd if=/dev/urandom of=/tmp/data$i bs=1M count=3 2>/dev/null & done; wait");
       const parts = "for i in 0 1 2 3; do";
       await guest.run(
-        `${parts} dd if=/tmp/data$i of=/dev/nvme0n1 bs=$((4 << (i * 2)))k seek=$((i * 6144 / (4 << (i * 2)))) oflag=direct 2>/tmp/log$i & done; wait`,
+        `${parts} dd if=/tmp/data$i of=/dev/nvme0n1 bs=$((4 << (i * 2)))k seek=$((i * 3072 / (4 << (i * 2)))) oflag=direct 2>/tmp/log$i & done; wait`,
       );
       const expected = await guest.run("cat /tmp/data0 /tmp/data1 /tmp/data2 /tmp/data3 | md5sum");
       const sums = await guest.run(
-        "for n in 1 2 3; do dd if=/dev/nvme0n1 bs=$((n * 64))k iflag=direct 2>/dev/null | head -c 25165824 | md5sum & done; wait",
+        "for n in 1 2 3; do dd if=/dev/nvme0n1 bs=$((n * 64))k iflag=direct 2>/dev/null | head -c 12582912 | md5sum & done; wait",
       );
       expect(sums.trim().split("\n")).toEqual([0, 0, 0].map(() => expected.trim()));
       await guest.run("sync");
-      const written = readFileSync(file()).subarray(0, 24 * 2 ** 20);
+      const written = readFileSync(file()).subarray(0, 12 * 2 ** 20);
       expect(expected).toContain(createHash("md5").update(written).digest("hex"));
     },
     TEST_LIMIT_MS,
@@ -218,9 +218,9 @@ describe.skipIf(found instanceof MissingError)("an NVMe controller that QEMU's g
   it(
     "goes on after resets of the controller, with I/O under way",
     async () => {
-      const expected = (await guest.run("dd if=/dev/nvme0n1 bs=1M count=24 iflag=direct 2>/dev/null | md5sum")).trim();
+      const expected = (await guest.run("dd if=/dev/nvme0n1 bs=1M count=12 iflag=direct 2>/dev/null | md5sum")).trim();
       const reset = "for i in 1 2 3; do echo 1 >/sys/class/nvme/nvme0/reset_controller; sleep 1; done";
-      const reader = "dd if=/dev/nvme0n1 bs=16k count=1536 iflag=direct 2>/dev/null | md5sum";
+      const reader = "dd if=/dev/nvme0n1 bs=16k count=768 iflag=direct 2>/dev/null | md5sum";
       const output = await guest.run(`( ${reader}; ${reader}; ${reader} ) & ${reset}; wait`);
       expect(output.trim().split("\n")).toEqual([expected, expected, expected]);
       expect(guest.kernelLog.match(/nvme nvme0: 2\/0\/0 default/g)?.length).toBeGreaterThanOrEqual(4);
@@ -275,7 +275,7 @@ describe.skipIf(found instanceof MissingError)("an NVMe controller that QEMU's g
   it(
     "is missed with an I/O error when its server is gone, and is back when another serves its file",
     async () => {
-      const expected = (await guest.run("dd if=/dev/nvme0n1 bs=1M count=24 iflag=direct 2>/dev/null | md5sum")).trim();
+      const expected = (await guest.run("dd if=/dev/nvme0n1 bs=1M count=12 iflag=direct 2>/dev/null | md5sum")).trim();
       await server.end("SIGKILL");
       await expect(guest.run("dd if=/dev/nvme0n1 of=/dev/null bs=4k count=1 iflag=direct 2>&1")).rejects.toThrow(
         /Input\/output error|No such device|can't open/,
@@ -288,7 +288,7 @@ describe.skipIf(found instanceof MissingError)("an NVMe controller that QEMU's g
         "echo 1 >/sys/bus/pci/rescan; for i in 1 2 3 4 5; do grep -ls interop2 /sys/class/nvme/*/serial && break; sleep 1; done",
       );
       const name = (await guest.run("basename $(dirname $(grep -l interop2 /sys/class/nvme/*/serial))")).trim();
-      const sum = await guest.run(`dd if=/dev/${name}n1 bs=1M count=24 iflag=direct 2>/dev/null | md5sum`);
+      const sum = await guest.run(`dd if=/dev/${name}n1 bs=1M count=12 iflag=direct 2>/dev/null | md5sum`);
       expect(sum.trim()).toBe(expected);
     },
     TEST_LIMIT_MS,

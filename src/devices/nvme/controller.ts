@@ -81,6 +81,12 @@ export class Controller {
   #context: DeviceContext | undefined;
   #intms = 0;
   #cc = 0;
+  /** The CC that is in effect: behind {@link #cc} while a command is being done. */
+  #applied = 0;
+  /** It was disabled, or all is to be reset, while a command was being done: happens after that. */
+  #disabled = false;
+  #subsystemReset = false;
+  #working = false;
   #csts = 0;
   #aqa = 0;
   #asq = { low: 0, high: 0 };
@@ -116,15 +122,32 @@ export class Controller {
   run(budgetMs: number): number {
     const until = performance.now() + budgetMs;
     while (this.isReady) {
+      const worked = this.#work();
+      this.#apply();
+      if (!worked) return IDLE_MS;
+      if (performance.now() >= until) return 0;
+    }
+    return IDLE_MS;
+  }
+
+  /** A command is being done: registers can be read and written, but nothing is reset before its end. */
+  get isWorking(): boolean {
+    return this.#working;
+  }
+
+  /** One round over the queues; false where there was nothing to do. */
+  #work(): boolean {
+    this.#working = true;
+    try {
       let worked = this.#tellEvents();
       for (const queue of this.queues.submission) {
         if (queue !== undefined && this.isReady && this.#serve(queue)) worked = true;
       }
       this.#announce();
-      if (!worked) return IDLE_MS;
-      if (performance.now() >= until) return 0;
+      return worked;
+    } finally {
+      this.#working = false;
     }
-    return IDLE_MS;
   }
 
   /** Registers and doorbells; a doorbell reads as 0. */
@@ -159,6 +182,8 @@ export class Controller {
     this.#resetController();
     this.#csts = 0;
     this.#cc = 0;
+    this.#applied = 0;
+    this.#subsystemReset = false;
     this.#intms = 0;
     this.#aqa = 0;
     this.#asq = { low: 0, high: 0 };
@@ -186,6 +211,7 @@ export class Controller {
     if (isReady !== hasAdmin) throw badState("it is ready without admin queues, or has some without being ready");
     this.#intms = saved.intms;
     this.#cc = saved.cc;
+    this.#applied = saved.cc;
     this.#csts = saved.csts;
     this.#aqa = saved.aqa;
     this.#asq = { low: saved.asqLow, high: saved.asqHigh };
@@ -218,10 +244,8 @@ export class Controller {
         if ((value & CSTS.NSSRO) !== 0) this.#csts &= ~CSTS.NSSRO;
         return;
       case REGISTER.NSSR:
-        if (value === NSSR_RESET) {
-          this.reset();
-          this.#csts = CSTS.NSSRO;
-        }
+        if (value === NSSR_RESET) this.#subsystemReset = true;
+        if (!this.#working) this.#apply();
         return;
       case REGISTER.AQA:
         this.#aqa = value & AQA_WRITEABLE;
@@ -242,11 +266,23 @@ export class Controller {
   }
 
   #configure(value: number): void {
-    const before = this.#cc;
     this.#cc = value;
-    if ((value & CC.EN) === 0 && (before & CC.EN) !== 0) this.#resetController();
-    if ((value & CC.EN) !== 0 && (before & CC.EN) === 0) this.#enable();
-    if ((value & CC.SHN) !== 0 && (before & CC.SHN) === 0) {
+    if ((value & CC.EN) === 0) this.#disabled = true;
+    if (!this.#working) this.#apply();
+  }
+
+  /** What was written to CC and NSSR takes effect. */
+  #apply(): void {
+    if (this.#subsystemReset) {
+      this.reset();
+      this.#csts = CSTS.NSSRO;
+    }
+    const before = this.#disabled ? this.#applied & ~CC.EN : this.#applied;
+    if (this.#disabled && (this.#applied & CC.EN) !== 0) this.#resetController();
+    this.#disabled = false;
+    this.#applied = this.#cc;
+    if ((this.#cc & CC.EN) !== 0 && (before & CC.EN) === 0) this.#enable();
+    if ((this.#cc & CC.SHN) !== 0 && (before & CC.SHN) === 0) {
       this.#disk.flush();
       this.#csts = (this.#csts & ~CSTS.SHST) | CSTS.SHST_COMPLETE;
     }
@@ -321,7 +357,7 @@ export class Controller {
         const status = this.#admin.execute(this.#fetched, dma);
         if (status !== HELD) this.#complete(queue, this.#fetched.cid, status, this.#admin.result);
       } else this.#complete(queue, this.#fetched.cid, this.#io.execute(this.#fetched, dma), 0);
-      if (!this.isReady) break;
+      if (!this.isReady || this.#disabled || this.#subsystemReset) break;
     }
     return true;
   }

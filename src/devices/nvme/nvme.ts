@@ -79,6 +79,7 @@ export interface NvmeOptions {
  */
 export class Nvme implements DeviceModel {
   readonly info = INFO;
+  readonly registersDuringDma = true;
   readonly #options: NvmeOptions;
   readonly #disk: Disk;
   readonly #controller: Controller;
@@ -92,6 +93,8 @@ export class Nvme implements DeviceModel {
   readonly #msix = new Uint8Array(MSIX_TABLE_BYTES);
   #context: DeviceContext | undefined;
   #serial: string;
+  /** A function level reset was asked for while a command was being done: it follows. */
+  #resetDue = false;
   /** The file was locked: a reset may lock it again. */
   #hadFile = false;
 
@@ -126,7 +129,9 @@ export class Nvme implements DeviceModel {
       this.#context?.fail(`${this.#options.file} is locked by another: its device may have been migrated there`);
       return Number.POSITIVE_INFINITY;
     }
-    return this.#controller.run(budgetMs);
+    const wait = this.#controller.run(budgetMs);
+    if (this.#resetDue) this.reset();
+    return wait;
   }
 
   quiesce(): void {
@@ -134,6 +139,7 @@ export class Nvme implements DeviceModel {
   }
 
   reset(): void {
+    this.#resetDue = false;
     this.#controller.reset();
     this.#config.reset();
     this.#msix.fill(0);
@@ -200,7 +206,9 @@ export class Nvme implements DeviceModel {
 
   regionWrite(region: number, offset: number, source: Uint8Array): void {
     if (region === CONFIG) {
-      if (this.#config.write(offset, source)) this.reset();
+      if (!this.#config.write(offset, source)) return;
+      if (this.#controller.isWorking) this.#resetDue = true;
+      else this.reset();
     } else if (offset < MSIX_TABLE) this.#controller.write(offset, source);
     else if (offset + source.byteLength <= MSIX_TABLE + MSIX_TABLE_BYTES) this.#msix.set(source, offset - MSIX_TABLE);
   }
