@@ -83,9 +83,9 @@ export class Controller {
   #cc = 0;
   /** The CC that is in effect: behind {@link #cc} while a command is being done. */
   #applied = 0;
-  /** It was disabled, or all is to be reset, while a command was being done: happens after that. */
+  /** It was disabled, or is to be reset as a whole: happens once no command is being done. */
   #disabled = false;
-  #subsystemReset = false;
+  #resetDue: "function" | "subsystem" | undefined;
   #working = false;
   #csts = 0;
   #aqa = 0;
@@ -130,18 +130,13 @@ export class Controller {
     return IDLE_MS;
   }
 
-  /** A command is being done: registers can be read and written, but nothing is reset before its end. */
-  get isWorking(): boolean {
-    return this.#working;
-  }
-
   /** One round over the queues; false where there was nothing to do. */
   #work(): boolean {
     this.#working = true;
     try {
       let worked = this.#tellEvents();
       for (const queue of this.queues.submission) {
-        if (queue !== undefined && this.isReady && this.#serve(queue)) worked = true;
+        if (queue !== undefined && this.isReady && !this.#resetWaits && this.#serve(queue)) worked = true;
       }
       this.#announce();
       return worked;
@@ -177,17 +172,10 @@ export class Controller {
     for (let at = 0; at < source.byteLength; at += 4) this.#writeDword(offset + at, view.getUint32(at, true));
   }
 
-  /** A reset of the function: registers too, but what the disk has done. */
+  /** A reset of the function: registers too, but not what the disk has done. */
   reset(): void {
-    this.#resetController();
-    this.#csts = 0;
-    this.#cc = 0;
-    this.#applied = 0;
-    this.#subsystemReset = false;
-    this.#intms = 0;
-    this.#aqa = 0;
-    this.#asq = { low: 0, high: 0 };
-    this.#acq = { low: 0, high: 0 };
+    this.#resetDue = "function";
+    if (!this.#working) this.#apply();
   }
 
   saveRegisters(): Uint8Array {
@@ -218,6 +206,11 @@ export class Controller {
     this.#acq = { low: saved.acqLow, high: saved.acqHigh };
   }
 
+  /** No further command is to be done before a reset. */
+  get #resetWaits(): boolean {
+    return this.#disabled || this.#resetDue !== undefined;
+  }
+
   get #host(): DeviceContext {
     if (this.#context === undefined) throw new Error("an NVMe controller that works before its start");
     return this.#context;
@@ -244,7 +237,7 @@ export class Controller {
         if ((value & CSTS.NSSRO) !== 0) this.#csts &= ~CSTS.NSSRO;
         return;
       case REGISTER.NSSR:
-        if (value === NSSR_RESET) this.#subsystemReset = true;
+        if (value === NSSR_RESET) this.#resetDue = "subsystem";
         if (!this.#working) this.#apply();
         return;
       case REGISTER.AQA:
@@ -273,9 +266,17 @@ export class Controller {
 
   /** What was written to CC and NSSR takes effect. */
   #apply(): void {
-    if (this.#subsystemReset) {
-      this.reset();
-      this.#csts = CSTS.NSSRO;
+    if (this.#resetDue !== undefined) {
+      this.#resetController();
+      this.#csts = this.#resetDue === "subsystem" ? CSTS.NSSRO : 0;
+      this.#resetDue = undefined;
+      this.#disabled = false;
+      this.#cc = 0;
+      this.#applied = 0;
+      this.#intms = 0;
+      this.#aqa = 0;
+      this.#asq = { low: 0, high: 0 };
+      this.#acq = { low: 0, high: 0 };
     }
     const before = this.#disabled ? this.#applied & ~CC.EN : this.#applied;
     if (this.#disabled && (this.#applied & CC.EN) !== 0) this.#resetController();
@@ -357,7 +358,7 @@ export class Controller {
         const status = this.#admin.execute(this.#fetched, dma);
         if (status !== HELD) this.#complete(queue, this.#fetched.cid, status, this.#admin.result);
       } else this.#complete(queue, this.#fetched.cid, this.#io.execute(this.#fetched, dma), 0);
-      if (!this.isReady || this.#disabled || this.#subsystemReset) break;
+      if (!this.isReady || this.#resetWaits) break;
     }
     return true;
   }

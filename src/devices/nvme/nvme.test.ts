@@ -187,6 +187,33 @@ describe("an NVMe controller's registers", () => {
     guest.createQueues(1, 16);
   });
 
+  it.each([
+    ["disabled", (guest: Guest) => guest.setRegister(REGISTER.CC, 0), 0],
+    ["reset as a subsystem", (guest: Guest) => guest.setRegister(REGISTER.NSSR, NSSR_RESET), CSTS.NSSRO],
+    ["reset as a function", (guest: Guest) => guest.setConfig(0x68, 0x8000, 2), 0],
+  ])("show that it works until a command has ended in which it is %s", async (_, reset, csts) => {
+    const { guest } = await startGuest();
+    const { dma } = guest.context;
+    const write = dma.write.bind(dma);
+    const seen: number[] = [];
+    dma.write = (...args) => {
+      if (seen.length === 0) {
+        reset(guest);
+        seen.push(guest.register(REGISTER.CSTS));
+      }
+      return write(...args);
+    };
+    for (let i = 0; i < 3; i++) guest.queue(1, read(i, 1, { prp1: guest.allocate(PAGE_SIZE) }));
+    guest.ring(1);
+    guest.device.run(1);
+    expect(seen).toEqual([CSTS.RDY]);
+    expect(guest.register(REGISTER.CSTS)).toBe(csts);
+    expect(guest.device.counters().reads).toBe(1);
+    dma.write = write;
+    guest.enable();
+    guest.createQueues(1, 8);
+  });
+
   it("tell that a shutdown is complete, after which no command is fetched", async () => {
     const { guest } = await startGuest();
     guest.setRegister(REGISTER.CC, guest.register(REGISTER.CC) | (1 << 14));

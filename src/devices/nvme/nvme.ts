@@ -93,8 +93,6 @@ export class Nvme implements DeviceModel {
   readonly #msix = new Uint8Array(MSIX_TABLE_BYTES);
   #context: DeviceContext | undefined;
   #serial: string;
-  /** A function level reset was asked for while a command was being done: it follows. */
-  #resetDue = false;
   /** The file was locked: a reset may lock it again. */
   #hadFile = false;
 
@@ -129,9 +127,7 @@ export class Nvme implements DeviceModel {
       this.#context?.fail(`${this.#options.file} is locked by another: its device may have been migrated there`);
       return Number.POSITIVE_INFINITY;
     }
-    const wait = this.#controller.run(budgetMs);
-    if (this.#resetDue) this.reset();
-    return wait;
+    return this.#controller.run(budgetMs);
   }
 
   quiesce(): void {
@@ -139,7 +135,6 @@ export class Nvme implements DeviceModel {
   }
 
   reset(): void {
-    this.#resetDue = false;
     this.#controller.reset();
     this.#config.reset();
     this.#msix.fill(0);
@@ -206,9 +201,7 @@ export class Nvme implements DeviceModel {
 
   regionWrite(region: number, offset: number, source: Uint8Array): void {
     if (region === CONFIG) {
-      if (!this.#config.write(offset, source)) return;
-      if (this.#controller.isWorking) this.#resetDue = true;
-      else this.reset();
+      if (this.#config.write(offset, source)) this.reset();
     } else if (offset < MSIX_TABLE) this.#controller.write(offset, source);
     else if (offset + source.byteLength <= MSIX_TABLE + MSIX_TABLE_BYTES) this.#msix.set(source, offset - MSIX_TABLE);
   }
