@@ -17,7 +17,7 @@ const PCI_COMMAND = 0x04;
 const MEMORY_AND_MASTER = 0x6;
 
 /** Guest memory; RAM that devices may write begins at 1 MiB. */
-const MEMORY_BYTES = 16 * MiB;
+export const MEMORY_BYTES = 16 * MiB;
 const FIRST_PAGE = 256;
 
 /** Slices of work after which a command that is not done hangs. */
@@ -79,16 +79,19 @@ interface Queue {
   phase: number;
 }
 
+/** What a driver needs of its device, wherever that is. */
+export type DrivenDevice = Pick<Nvme, "regionRead" | "regionWrite" | "run">;
+
 /** The guest: its memory and queues, which stay as they are when the device under it is replaced by another. */
-export class Guest {
+export class Guest<Device extends DrivenDevice = Nvme> {
   readonly memory: GuestMemory = createGuestMemory(MEMORY_BYTES);
   readonly context = new NvmeContext(this.memory);
   readonly queues: Queue[] = [];
-  device: Nvme;
+  device: Device;
   #nextPage = FIRST_PAGE;
   #nextCid = 1;
 
-  constructor(device: Nvme) {
+  constructor(device: Device) {
     this.device = device;
   }
 
@@ -279,7 +282,7 @@ export class Guest {
  * @param list where a list goes if one is needed, which may be inside a page: it is chained over further pages
  */
 export function describeBuffer(
-  guest: Guest,
+  guest: Guest<DrivenDevice>,
   { pages, offset = 0, list }: { pages: readonly number[]; offset?: number; list?: number },
 ): { prp1: number; prp2: number } {
   const prp1 = pages[0] + offset;

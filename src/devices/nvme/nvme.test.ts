@@ -77,7 +77,7 @@ function scatteredPages(guest: Guest, count: number): number[] {
   return [...pages.filter((_, i) => i % 2 === 1).reverse(), ...pages.filter((_, i) => i % 2 === 0)];
 }
 
-describe("an NVMe controller's function", () => {
+describe.runIf(process.platform === "linux")("an NVMe controller's function", () => {
   it("is an NVM Express controller with a 64-bit BAR, MSI-X, power management and function level reset", async () => {
     const { guest } = await startGuest();
     expect(guest.config(0x09, 3)).toBe(0x01_08_02);
@@ -131,7 +131,7 @@ describe("an NVMe controller's function", () => {
   });
 });
 
-describe("an NVMe controller's registers", () => {
+describe.runIf(process.platform === "linux")("an NVMe controller's registers", () => {
   it("tell version 1.4, queues of 1024 entries, and doorbells 4 bytes apart", async () => {
     const { guest } = await startGuest();
     expect(guest.register(REGISTER.VS)).toBe(0x0001_0400);
@@ -233,7 +233,7 @@ describe("an NVMe controller's registers", () => {
   });
 });
 
-describe("an NVMe controller's admin commands", () => {
+describe.runIf(process.platform === "linux")("an NVMe controller's admin commands", () => {
   it("identify the controller", async () => {
     const { guest } = await startGuest({ serial: "disk-7" });
     const data = guest.identify();
@@ -476,7 +476,7 @@ describe("an NVMe controller's admin commands", () => {
   });
 });
 
-describe("an NVMe controller's disk", () => {
+describe.runIf(process.platform === "linux")("an NVMe controller's disk", () => {
   it("is read and written as a plain file would be, through PRPs of every shape", async () => {
     await fc.assert(
       fc.asyncProperty(
@@ -632,7 +632,7 @@ describe("an NVMe controller's disk", () => {
   });
 });
 
-describe("an NVMe controller's file", () => {
+describe.runIf(process.platform === "linux")("an NVMe controller's file", () => {
   it.each([
     ["is missing", (folder: string) => join(folder, "none.img"), "ENOENT"],
     ["is a directory", (folder: string) => folder, "EISDIR"],
@@ -671,7 +671,7 @@ describe("an NVMe controller's file", () => {
   });
 });
 
-describe("an NVMe controller's state", () => {
+describe.runIf(process.platform === "linux")("an NVMe controller's state", () => {
   it("loses and repeats no command, wherever in queued I/O it moves", async () => {
     await fc.assert(
       fc.asyncProperty(
