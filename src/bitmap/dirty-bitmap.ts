@@ -83,6 +83,16 @@ export class DirtyBitmap {
     this.words.fill(0);
   }
 
+  /**
+   * Takes out what a kernel has set behind the last bit. It sets bits from some bit on without a break, so that the first
+   * one behind tells whether there are any.
+   */
+  clearPadding(): void {
+    if (this.bits === this.words.length * 32 || !this.get(this.bits)) return;
+    clearTail(this.words, this.bits);
+    this.words.fill(0, Math.ceil(this.bits / 32));
+  }
+
   /** Number of set bits. */
   count(): number {
     return countBits(this.words);
