@@ -133,9 +133,9 @@ export class Session implements DmaLogUser {
     return this.#over;
   }
 
-  /** Commands wait that came during a DMA. */
+  /** Commands wait that came during a DMA, or together with its answer: no poll will tell of them. */
   get hasHeld(): boolean {
-    return this.#held.length > 0;
+    return !this.#socket.unsent && (this.#held.length > 0 || this.#socket.hasBuffered);
   }
 
   /** Answers what has come, up to a number of messages. Does not throw. */
