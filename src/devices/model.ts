@@ -64,6 +64,11 @@ export interface MappableRegion {
 /** A device model. */
 export interface DeviceModel extends Disposable {
   readonly info: ModelInfo;
+  /**
+   * True: its regions may be read and written inside one of its calls of DmaPort, as an exception to "never nested". A
+   * host that does DMA by asking its client needs it, where the client waits for a register and serves no DMA meanwhile.
+   */
+  readonly registersDuringDma?: boolean;
   /** Absent: none. */
   readonly mappable?: readonly MappableRegion[];
   /**

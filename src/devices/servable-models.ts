@@ -5,6 +5,7 @@ import { PAGE_SIZE } from "../memory/address.js";
 import { createSharedMemory } from "./memory-file.js";
 import type { DeviceModel } from "./model.js";
 import { createModel } from "./models.js";
+import { NVME } from "./nvme/nvme.js";
 import { type ModelOption, type ModelOptions, numberOption, type ServableModel, textOption } from "./servable.js";
 
 /*
@@ -80,6 +81,7 @@ function workloadModel(
 const memoryOf = (options: ModelOptions) => numberOption(options, "memory");
 
 export const SERVABLE_MODELS: readonly ServableModel[] = [
+  NVME,
   workloadModel(
     { name: "mlx5", summary: "a NIC's virtual function that logs its own DMA", options: [MEMORY] },
     (common, options) => ({

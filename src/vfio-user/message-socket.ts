@@ -109,6 +109,14 @@ export class MessageSocket implements Disposable {
     }
   }
 
+  /** True where {@link buffered} has something to say: a message, or that what came can be none. */
+  get hasBuffered(): boolean {
+    const there = this.#end - this.#start;
+    if (there < HEADER_BYTES) return false;
+    const size = this.#view.getUint32(this.#start + SIZE, true);
+    return size <= there || size > this.#buffer.byteLength;
+  }
+
   /**
    * The next message of those that were read together with the last one, without a look at the socket.
    * @throws DirtmapError `PROTOCOL`

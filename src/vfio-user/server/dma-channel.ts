@@ -6,6 +6,12 @@ import { closeFds, type Message, type MessageSocket } from "../message-socket.js
 /** A client that has not answered after this long is not going to: its DMA ends, and so does its connection. */
 const LIMIT_MS = 5000;
 
+/**
+ * A client that waits for the answer to a command before it serves DMA, as QEMU's main loop does while a vCPU waits, and a
+ * command that can't be answered during DMA: after this long the DMA is given up. Less than what QEMU waits (5 s).
+ */
+const HELD_LIMIT_MS = 2000;
+
 /** What is moved by one message at most, whatever the client takes: a DMA is of at most a page. */
 const MAX_BYTES = 4096;
 
@@ -17,12 +23,12 @@ const COUNT = vfio_user_dma_access.offsetOf("count");
  * mode, on one of their own.
  *
  * A DMA is synchronous: the answer is waited for here, for a bounded time. What the client asks for meanwhile is handed
- * to `hold`, to be done afterwards, in order.
+ * to `take`, which answers it if it can, or holds it, to be done afterwards, in order.
  */
 export class DmaChannel {
   readonly #socket: MessageSocket;
   readonly #maxBytes: number;
-  readonly #hold: (command: Message) => void;
+  readonly #take: (command: Message) => boolean;
   readonly #broken: (why: string) => void;
   readonly #waitToRead: PollSet;
   readonly #waitToSend: PollSet;
@@ -30,6 +36,10 @@ export class DmaChannel {
   readonly #view: DataView;
   #id = 0;
   #usable = true;
+  /** Replies to what was given up may still come. */
+  readonly #abandoned = new Set<number>();
+  /** A DMA was given up, since a command waits: there is no use in another before that is answered. */
+  #stalled = false;
 
   constructor(options: {
     socket: MessageSocket;
@@ -37,14 +47,15 @@ export class DmaChannel {
     maxTransfer: number;
     /** A descriptor that becomes readable when the server is to stop: it ends a wait. */
     stop: number;
-    hold: (command: Message) => void;
+    /** Takes a command of the client; false where it has to wait for the end of the DMA. */
+    take: (command: Message) => boolean;
     /** The client is gone, or does not answer; called once. */
     broken: (why: string) => void;
   }) {
-    const { socket, maxTransfer, stop, hold, broken } = options;
+    const { socket, maxTransfer, stop, take, broken } = options;
     this.#socket = socket;
     this.#maxBytes = Math.min(maxTransfer, MAX_BYTES);
-    this.#hold = hold;
+    this.#take = take;
     this.#broken = broken;
     const wait = (events: number) =>
       new PollSet([
@@ -82,9 +93,21 @@ export class DmaChannel {
     return null;
   }
 
+  /** Commands that were held are being answered: DMA may be tried again. */
+  resume(): void {
+    this.#stalled = false;
+  }
+
+  /** A reply came while none was waited for; false where it is not one to a DMA that was given up. */
+  takeLate({ id, fds }: Message): boolean {
+    if (!this.#abandoned.delete(id)) return false;
+    closeFds(fds);
+    return true;
+  }
+
   /** Sends a command and waits for its reply. */
   #ask(command: number, address: bigint, count: number, dataBytes: number): Message | DmaFault {
-    if (!this.#usable) return "detached";
+    if (!this.#usable || this.#stalled) return "detached";
     this.#id = (this.#id + 1) & 0xffff;
     this.#view.setBigUint64(ADDRESS, address, true);
     this.#view.setUint32(COUNT, count, true);
@@ -100,6 +123,7 @@ export class DmaChannel {
 
   #reply(command: number): Message | DmaFault {
     let until = 0;
+    let giveUpAt = Number.POSITIVE_INFINITY;
     for (;;) {
       const message = this.#socket.receive();
       if (message === "closed") return this.#fail("it has closed its connection in the middle of DMA");
@@ -107,11 +131,14 @@ export class DmaChannel {
         const now = performance.now();
         if (until === 0) until = now + LIMIT_MS;
         if (now >= until) return this.#fail(`it has not answered a DMA for ${LIMIT_MS} ms`);
+        if (now >= giveUpAt) return this.#giveUp();
         const set = this.#socket.unsent ? this.#waitToSend : this.#waitToRead;
-        set.wait(Math.ceil(until - now));
+        set.wait(Math.ceil(Math.min(until, giveUpAt) - now));
         if (set.events(0) !== 0) return "detached";
         this.#socket.flush();
-      } else if (!message.isReply) this.#hold(message);
+      } else if (!message.isReply) {
+        if (!this.#take(message)) giveUpAt = Math.min(giveUpAt, performance.now() + HELD_LIMIT_MS);
+      } else if (message.id !== this.#id && this.takeLate(message)) until = 0;
       else if (message.id !== this.#id || message.command !== command) {
         closeFds(message.fds);
         return this.#fail(`it answered command ${message.command} with id ${message.id}, which nobody asked`);
@@ -121,6 +148,12 @@ export class DmaChannel {
         return "not-mapped";
       } else return message;
     }
+  }
+
+  #giveUp(): DmaFault {
+    this.#abandoned.add(this.#id);
+    this.#stalled = true;
+    return "detached";
   }
 
   #fail(why: string): DmaFault {

@@ -53,6 +53,22 @@ const CONTROL_COMMANDS: ReadonlySet<number> = new Set([
   DIRTMAP_COMMAND.PRECOPY_INFO,
 ]);
 
+/** Commands that don't meet the device's own work: they are answered even while its DMA waits for the client. */
+const DURING_DMA: ReadonlySet<number> = new Set([
+  VFIO_USER_COMMAND.DMA_MAP,
+  VFIO_USER_COMMAND.DEVICE_GET_INFO,
+  VFIO_USER_COMMAND.DEVICE_GET_REGION_INFO,
+  VFIO_USER_COMMAND.DEVICE_GET_IRQ_INFO,
+  VFIO_USER_COMMAND.DEVICE_SET_IRQS,
+]);
+
+/** And these, of a model that says so. */
+const REGISTERS: ReadonlySet<number> = new Set([
+  VFIO_USER_COMMAND.REGION_READ,
+  VFIO_USER_COMMAND.REGION_WRITE,
+  VFIO_USER_COMMAND.REGION_WRITE_MULTI,
+]);
+
 /**
  * One client's connection: agrees on the version, then answers commands in the order in which they come. A command that
  * fails is answered with an errno and changes nothing; a message that can't be understood ends the connection, never the
@@ -117,13 +133,14 @@ export class Session implements DmaLogUser {
     return this.#over;
   }
 
-  /** Commands wait that came during a DMA. */
+  /** Commands wait that came during a DMA, or together with its answer: no poll will tell of them. */
   get hasHeld(): boolean {
-    return this.#held.length > 0;
+    return !this.#socket.unsent && (this.#held.length > 0 || this.#socket.hasBuffered);
   }
 
   /** Answers what has come, up to a number of messages. Does not throw. */
   serve(): Turn | Promise<Turn> {
+    this.#channel?.resume();
     try {
       for (let turn = 0; turn < MAX_PER_TURN; turn++) {
         if (this.#socket.unsent) this.#socket.flush();
@@ -167,6 +184,10 @@ export class Session implements DmaLogUser {
 
   /** Answers a command; where that takes a promise, returns it. @throws UapiError of the socket, DirtmapError `PROTOCOL` */
   #answer(message: Message): Promise<void> | undefined {
+    if (message.isReply) {
+      if (this.#channel?.takeLate(message)) return undefined;
+      throw new DirtmapError("a reply to nothing", { code: "PROTOCOL" });
+    }
     let answer: Answer | Promise<Answer>;
     try {
       answer = this.#run(message);
@@ -185,7 +206,6 @@ export class Session implements DmaLogUser {
   }
 
   #run(message: Message): Answer | Promise<Answer> {
-    if (message.isReply) throw new DirtmapError("a reply to nothing", { code: "PROTOCOL" });
     if (!this.#negotiated) return this.#version(message);
     const { command } = message;
     if (this.kind === "control" && !CONTROL_COMMANDS.has(command) && isKnown(command)) {
@@ -252,7 +272,7 @@ export class Session implements DmaLogUser {
       socket,
       maxTransfer: agreement.maxTransfer,
       stop: this.#stop,
-      hold: (message) => this.#hold(message),
+      take: (message) => this.#takeDuringDma(message),
       broken: (why) => {
         this.#over = true;
         this.#log(`${this.name} is closed: ${why}`);
@@ -268,7 +288,23 @@ export class Session implements DmaLogUser {
     return this.#channel;
   }
 
-  /** A command came while a DMA's answer was waited for. @throws DirtmapError `PROTOCOL` for too many */
+  /**
+   * A command came while a DMA's answer was waited for: answers it if that touches nothing that the DMA is part of, else
+   * holds it. Returns false for one that the client waits for, maybe without serving DMA.
+   */
+  #takeDuringDma(message: Message): boolean {
+    const { command } = message;
+    const isFree =
+      DURING_DMA.has(command) || (REGISTERS.has(command) && this.#device.model.registersDuringDma === true);
+    if (isFree && this.#held.length === 0) {
+      this.#answer(message);
+      return true;
+    }
+    this.#hold(message);
+    return message.noReply;
+  }
+
+  /** @throws DirtmapError `PROTOCOL` for too many */
   #hold(message: Message): void {
     this.#heldBytes += message.payload.byteLength;
     if (this.#held.length >= MAX_HELD || this.#heldBytes > MAX_HELD_BYTES) {
