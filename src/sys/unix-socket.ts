@@ -17,6 +17,7 @@ const listenCall = libc.func("int listen(int fd, int backlog)");
 const connectCall = libc.func("connect", "int", ["int", "void *", "unsigned int"]);
 const acceptCall = libc.func("accept4", "int", ["int", "void *", "void *", "int"]);
 const recvmsgCall = libc.func("recvmsg", "intptr_t", ["int", "void *", "int"]);
+const shutdownCall = libc.func("int shutdown(int fd, int how)");
 const sendmsgCall = libc.func("sendmsg", "intptr_t", ["int", "void *", "int"]);
 
 const AF_UNIX = 1;
@@ -24,6 +25,7 @@ const SOCK_STREAM = 1;
 const SOCK_NONBLOCK = 0o4000;
 const SOCK_CLOEXEC = 0o2000000;
 const SOL_SOCKET = 1;
+const SHUT_RDWR = 2;
 const SCM_RIGHTS = 1;
 const MSG_CTRUNC = 0x08;
 const MSG_DONTWAIT = 0x40;
@@ -185,6 +187,8 @@ export class UnixSocket implements Disposable {
   [Symbol.dispose](): void {
     if (!this.#open) return;
     this.#open = false;
+    // A poll that is under way on another thread keeps the socket until it returns; the peer should not wait for that.
+    shutdownCall(this.fd, SHUT_RDWR);
     closeSync(this.fd);
   }
 
