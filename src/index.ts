@@ -32,6 +32,8 @@ export { DirtyBitmap } from "./bitmap/dirty-bitmap.js";
 export { RamBitmap } from "./bitmap/ram-bitmap.js";
 export type { IovaStretch } from "./bitmap/ranges.js";
 export { loadScenario, type MigrationDefaults, parseScenario, type Scenario, scenarioNames } from "./cli/scenario.js";
+export type { Feed, ModelOption, ModelOptions, OptionValue, ServableModel } from "./devices/servable.js";
+export { SERVABLE_MODELS } from "./devices/servable-models.js";
 export { EmulatedHost, type EmulatedHostOptions } from "./emulated/host.js";
 export {
   createEmulatedMachine,
@@ -142,3 +144,5 @@ export { type XmlElement, type XmlNode, xmlText } from "./tracking/vmm/xml.js";
 export { ERRNO, type ErrnoName, isErrno, UapiError, type UapiErrorDetails } from "./uapi/errno.js";
 export * from "./uapi/iommufd.js";
 export * from "./uapi/vfio.js";
+export type { DmaMode } from "./vfio-user/server/client-memory.js";
+export { controlPath, type DeviceServer, type ServeDeviceOptions, serveDevice } from "./vfio-user/server/server.js";

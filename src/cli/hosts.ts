@@ -2,6 +2,7 @@ import type { EmulatedMachine } from "../emulated/machine.js";
 import { UsageError } from "../errors.js";
 import type { MachineDescription } from "../host/description.js";
 import type { LinuxHost } from "../linux/host.js";
+import type { VfioUserHost } from "../vfio-user/client/host.js";
 
 /*
  * The only place that picks a concrete host.
@@ -44,4 +45,13 @@ export async function openLinuxHost(): Promise<LinuxHost> {
   }
   const { LinuxHost } = await import("../linux/host.js");
   return new LinuxHost();
+}
+
+/**
+ * Devices behind vfio-user sockets.
+ * @throws UsageError `BAD_OPTION` for a socket that is named twice
+ */
+export async function openVfioUserHost(sockets: readonly string[]): Promise<VfioUserHost> {
+  const { VfioUserHost } = await import("../vfio-user/client/host.js");
+  return new VfioUserHost(sockets.map((path) => ({ path })));
 }

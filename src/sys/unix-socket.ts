@@ -16,9 +16,10 @@ const bindCall = libc.func("bind", "int", ["int", "void *", "unsigned int"]);
 const listenCall = libc.func("int listen(int fd, int backlog)");
 const connectCall = libc.func("connect", "int", ["int", "void *", "unsigned int"]);
 const acceptCall = libc.func("accept4", "int", ["int", "void *", "void *", "int"]);
-const recvmsgCall = libc.func("recvmsg", "intptr_t", ["int", "void *", "int"]);
 const shutdownCall = libc.func("int shutdown(int fd, int how)");
-const sendmsgCall = libc.func("sendmsg", "intptr_t", ["int", "void *", "int"]);
+/** By the header's address, which its owner keeps alive: to find it anew costs more than the rest of a call. */
+const recvmsgCall = libc.func("recvmsg", "int", ["int", "uintptr_t", "int"]);
+const sendmsgCall = libc.func("sendmsg", "int", ["int", "uintptr_t", "int"]);
 
 const AF_UNIX = 1;
 const SOCK_STREAM = 1;
@@ -129,6 +130,7 @@ export class UnixSocket implements Disposable {
   readonly #header = new Uint8Array(msghdr.size);
   /** 64-bit fields by their halves: a bigint per call would be one allocation per call. */
   readonly #vectorHalves = new Uint32Array(this.#vector.buffer);
+  readonly #headerAddress = Number(addressOf(this.#header));
   readonly #headerView = new DataView(this.#header.buffer);
   readonly #control = new Uint8Array(cmsghdr.size + Math.ceil((MAX_FDS * 4) / 8) * 8);
   /** Addresses of buffers that were used before: a connection has few. */
@@ -155,7 +157,7 @@ export class UnixSocket implements Disposable {
   receive(into: Uint8Array, at: number, fds: number[]): number {
     this.#point(into, at, into.byteLength - at);
     this.#headerView.setUint32(CONTROL_LENGTH, this.#control.byteLength, true);
-    const bytes: number = recvmsgCall(this.fd, this.#header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    const bytes: number = recvmsgCall(this.fd, this.#headerAddress, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (bytes < 0) {
       if (wouldBlock()) return -1;
       throw failure("recvmsg", "receive a message");
@@ -178,7 +180,7 @@ export class UnixSocket implements Disposable {
       new Int32Array(this.#control.buffer, cmsghdr.size, fds.length).set(fds);
     }
     this.#headerView.setUint32(CONTROL_LENGTH, Math.ceil(length / 8) * 8, true);
-    const bytes: number = sendmsgCall(this.fd, this.#header, MSG_DONTWAIT | MSG_NOSIGNAL);
+    const bytes: number = sendmsgCall(this.fd, this.#headerAddress, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (bytes >= 0) return bytes;
     if (wouldBlock()) return 0;
     throw failure("sendmsg", `send ${end - at} bytes`);

@@ -67,7 +67,7 @@ export interface VfioUserDeviceOptions {
   readonly dma?: DmaMode;
   /**
    * The socket is a control connection's: the device is another client's, and is left as it is. It can be asked, tracked and
-   * migrated, neither bound nor used. Default: false.
+   * migrated, not attached or used. Default: false.
    */
   readonly control?: boolean;
   /** Milliseconds that the server may take to answer; default 10 s. */
@@ -137,9 +137,6 @@ export class VfioUserDevice implements VfioDevice {
     const call = { syscall: "VFIO_DEVICE_BIND_IOMMUFD", attempted: `bind '${this.id}'` };
     this.#checkOpen(call.syscall, () => call.attempted);
     if (this.#bound !== null) throw new UapiError("EINVAL", { ...call, remedy: "it is bound already" });
-    if (this.#control) {
-      throw new UapiError("EPERM", { ...call, remedy: "use its own socket: this one is for control" });
-    }
     if (!(iommufd instanceof VfioUserIommufd)) {
       throw new UapiError("EINVAL", { ...call, remedy: "give an iommufd of the same host" });
     }
@@ -149,7 +146,9 @@ export class VfioUserDevice implements VfioDevice {
   }
 
   async attach(ioasOrHwpt: ObjectId): Promise<ObjectId> {
-    const { iommufd, id } = this.#binding("VFIO_DEVICE_ATTACH_IOMMUFD_PT", `attach '${this.id}' to ${ioasOrHwpt}`);
+    const call = { syscall: "VFIO_DEVICE_ATTACH_IOMMUFD_PT", attempted: `attach '${this.id}' to ${ioasOrHwpt}` };
+    const { iommufd, id } = this.#binding(call.syscall, call.attempted);
+    if (this.#control) throw new UapiError("EPERM", { ...call, remedy: "use its own socket: this one is for control" });
     return iommufd.attachDevice(id, ioasOrHwpt);
   }
 

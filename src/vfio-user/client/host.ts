@@ -19,7 +19,7 @@ export interface VfioUserPlace {
 
 /**
  * Devices behind vfio-user sockets, as a host. A device that has a client already can be asked over its control socket,
- * PATH.control, if its server is Dirtmap's: name that.
+ * PATH.control, if its server is Dirtmap's ({@link VfioUserHost.openControl}).
  */
 export class VfioUserHost implements Host {
   readonly name = "vfio-user";
@@ -58,7 +58,19 @@ export class VfioUserHost implements Host {
   }
 
   /** Besides what {@link Host.openDevice} throws: UapiError of the connection. */
-  async openDevice(id: string): Promise<VfioUserDevice> {
+  openDevice(id: string): Promise<VfioUserDevice> {
+    return this.#openAt(id, (path) => path);
+  }
+
+  /**
+   * Opens a device of Dirtmap's own server over its control socket, whoever its client is, and leaves it as it is.
+   * @throws UapiError besides: ENOENT, ECONNREFUSED where there is no such socket
+   */
+  openControl(id: string): Promise<VfioUserDevice> {
+    return this.#openAt(id, controlPath);
+  }
+
+  async #openAt(id: string, socket: (path: string) => string): Promise<VfioUserDevice> {
     const call = { syscall: "connect", attempted: `open device '${id}'` };
     const place = this.#places.get(id);
     if (place === undefined) {
@@ -66,10 +78,11 @@ export class VfioUserHost implements Host {
       throw new UapiError("ENODEV", { ...call, remedy: `there are: ${ids}` });
     }
     if (this.#open.has(id)) throw new UapiError("EBUSY", { ...call, remedy: "close it first: it is open" });
+    const path = socket(place.path);
     const device = await VfioUserDevice.open({
-      path: place.path,
+      path,
       id,
-      control: isControl(place.path),
+      control: isControl(path),
       ...(place.dma === undefined ? {} : { dma: place.dma }),
       ...(this.#limitMs === undefined ? {} : { limitMs: this.#limitMs }),
       onClose: () => this.#open.delete(id),
@@ -98,15 +111,21 @@ export class VfioUserHost implements Host {
   }
 }
 
+const CONTROL = ".control";
+
 /** True for the path of a control socket. */
 function isControl(path: string): boolean {
-  return path.endsWith(".control");
+  return path.endsWith(CONTROL);
+}
+
+/** The control socket of a server at this path, which may be that socket itself. */
+function controlPath(path: string): string {
+  return isControl(path) ? path : `${path}${CONTROL}`;
 }
 
 async function modelAt(path: string, limitMs: number | undefined): Promise<string> {
   try {
-    const control = isControl(path) ? path : `${path}.control`;
-    using connection = await Connection.open(control, limitMs === undefined ? {} : { limitMs });
+    using connection = await Connection.open(controlPath(path), limitMs === undefined ? {} : { limitMs });
     return (await readCounters(connection))?.model ?? "vfio-user";
   } catch (error) {
     // Another server has no such socket; whether the device is there is found out when it is opened.

@@ -26,7 +26,7 @@ export async function runServerThread(
   const write = (line: string) => say({ kind: "log", line });
   const log = limited(write, LINES_OF_ALL);
   const data = workerData as ServerThreadData;
-  const { id, dma, busy, listener, controlListener, stop } = data;
+  const { id, dma, busy, listener, controlListener, stop, connections } = data;
   let serving = false;
   try {
     const { model, turnEventLoop, feed } = create(data);
@@ -34,7 +34,7 @@ export async function runServerThread(
     using device = await ServedDevice.start({ id, model, dma, onFailure });
     say({ kind: "ready", feed: feed?.() });
     serving = true;
-    await serve({ device, listener, controlListener, stop, busy, turnEventLoop, log });
+    await serve({ device, listener, controlListener, stop, connections, busy, turnEventLoop, log });
   } catch (error) {
     if (!serving) for (const fd of [listener, controlListener]) closeSync(fd);
     if (!(error instanceof DirtmapError)) throw error;

@@ -15,6 +15,9 @@ const SLICE_MS = 1;
 /** Control connections at a time. */
 const MAX_CONTROLS = 16;
 
+/** Clients at a time, of both kinds. */
+export const MAX_CONNECTIONS = 1 + MAX_CONTROLS;
+
 /** Busy polling: rounds on the client's socket between two looks at everything else. */
 const SPINS_PER_LOOK = 64;
 
@@ -31,6 +34,8 @@ export interface ServeOptions {
   readonly controlListener: number;
   /** Readable when the server is to stop. */
   readonly stop: number;
+  /** Shared with the main thread: descriptors of the clients there are, -1 where none is. */
+  readonly connections: Int32Array;
   /** Spin on the client's socket instead of sleeping: a core's whole time, for a tenth of the latency. */
   readonly busy: boolean;
   /** Let the thread's event loop turn, for a model that needs it. */
@@ -64,6 +69,7 @@ class Server {
   #dueAt = 0;
   /** A session has more to do than fit its turn. */
   #more = false;
+  #watchedControls = 0;
   #connections = 0;
   #acceptFrom = 0;
 
@@ -133,10 +139,12 @@ class Server {
     this.#set.change(AT.listener, accepts ? listener : -1, POLLIN);
     this.#set.change(AT.unmask, this.#device.irqs.unmaskFd, POLLIN);
     this.#set.change(AT.controlListener, accepts ? controlListener : -1, POLLIN);
-    for (let i = 0; i < MAX_CONTROLS; i++) {
-      const session = this.#controls.at(i);
+    // Those that were there the last time, too: they may be gone.
+    for (let i = 0; i < Math.max(this.#controls.length, this.#watchedControls); i++) {
+      const session = this.#controls[i];
       this.#set.change(AT.controls + i, session?.fd ?? -1, eventsOf(session));
     }
+    this.#watchedControls = this.#controls.length;
   }
 
   async #serveReady(): Promise<void> {
@@ -177,6 +185,7 @@ class Server {
       const session = new Session({ name, kind, socket, device: this.#device, stop, log });
       if (kind === "main") this.#main = session;
       else this.#controls.push(session);
+      this.#noteConnections();
       await this.#serve(session);
     } catch (error) {
       this.#acceptFrom = performance.now() + ACCEPT_PAUSE_MS;
@@ -187,7 +196,14 @@ class Server {
   async #close(session: Session): Promise<void> {
     if (session === this.#main) this.#main = undefined;
     this.#controls = this.#controls.filter((other) => other !== session);
+    this.#noteConnections();
     await session.close();
+  }
+
+  #noteConnections(): void {
+    const { connections } = this.#options;
+    connections[0] = this.#main?.fd ?? -1;
+    for (let i = 0; i < MAX_CONTROLS; i++) connections[i + 1] = this.#controls.at(i)?.fd ?? -1;
   }
 }
 

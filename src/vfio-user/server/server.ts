@@ -9,6 +9,7 @@ import { connectTo, listenAt } from "../../sys/unix-socket.js";
 import { within } from "../../threads/within.js";
 import { isErrno, UapiError } from "../../uapi/errno.js";
 import type { DmaMode } from "./client-memory.js";
+import { MAX_CONNECTIONS } from "./serve.js";
 
 /** Where those who control a device connect: beside its socket. */
 export function controlPath(path: string): string {
@@ -54,6 +55,7 @@ export interface ServerThreadData {
   readonly listener: number;
   readonly controlListener: number;
   readonly stop: number;
+  readonly connections: Int32Array<SharedArrayBuffer>;
 }
 
 /** What the server's thread says. */
@@ -90,7 +92,7 @@ export async function serveDevice(given: ServeDeviceOptions): Promise<DeviceServ
 /** {@link serveDevice} with a thread of the caller's choice: tests have models of their own. */
 export async function startServer(
   entry: URL,
-  data: Omit<ServerThreadData, "listener" | "controlListener" | "stop">,
+  data: Omit<ServerThreadData, "listener" | "controlListener" | "stop" | "connections">,
   { path, log }: { path: string; log: (line: string) => void },
 ): Promise<DeviceServer> {
   const listener = listen(path, log);
@@ -103,7 +105,8 @@ export async function startServer(
     throw error;
   }
   const server = new ThreadedServer(path, log);
-  await server.start(entry, { ...data, listener, controlListener, stop: server.stop.fd });
+  const connections = new Int32Array(new SharedArrayBuffer(MAX_CONNECTIONS * 4)).fill(-1);
+  await server.start(entry, { ...data, listener, controlListener, stop: server.stop.fd, connections });
   return server;
 }
 
@@ -138,13 +141,16 @@ class ThreadedServer implements DeviceServer {
 
   /** Resolves when clients are taken. The listeners are the thread's from then on. */
   async start(entry: URL, data: ServerThreadData): Promise<void> {
+    let started = false;
     // Descriptors come from sockets and go to clients: Node, which would watch over them, sees only half of that.
     const worker = new Worker(entry, { workerData: data, name: `vfio-user ${data.id}`, trackUnmanagedFds: false });
     this.#worker = worker;
-    const started = new Promise<Feed | undefined>((resolve, reject) => {
+    const ready = new Promise<Feed | undefined>((resolve, reject) => {
       worker.on("message", (message: ServerThreadMessage) => {
-        if (message.kind === "ready") resolve(message.feed);
-        else if (message.kind === "log") this.#log(message.line);
+        if (message.kind === "ready") {
+          started = true;
+          resolve(message.feed);
+        } else if (message.kind === "log") this.#log(message.line);
         else this.#fail(errorOf(message.error));
       });
       worker.on("error", (error: Error) => this.#fail(error));
@@ -153,13 +159,15 @@ class ThreadedServer implements DeviceServer {
           this.#failure ??= new DirtmapError("the server's thread has ended", { code: "THREAD_ENDED" });
           reject(this.#failure);
           this.#failed(this.#failure);
+          // A thread that died in the middle has closed nothing: its clients would wait for ever.
+          if (started) closeLeft(data);
         }
         this.#cleanUp();
         this.#exited();
       });
     });
     try {
-      const feed = await within(started, LIMIT_MS, "the start of the server's thread");
+      const feed = await within(ready, LIMIT_MS, "the start of the server's thread");
       if (feed !== undefined) {
         this.#feeder = new Feeder();
         await this.#feeder.feed(feed.port, feed.rate);
@@ -195,6 +203,16 @@ class ThreadedServer implements DeviceServer {
   #cleanUp(): void {
     rmSync(this.path, { force: true });
     rmSync(this.controlPath, { force: true });
+  }
+}
+
+function closeLeft({ listener, controlListener, connections }: ServerThreadData): void {
+  for (const fd of [listener, controlListener, ...connections]) {
+    try {
+      if (fd >= 0) closeSync(fd);
+    } catch {
+      // It died while it was closing them.
+    }
   }
 }
 

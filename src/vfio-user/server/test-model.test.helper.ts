@@ -34,6 +34,8 @@ export const TEST_COMMAND = {
   READ_NOW: 6,
   /** Writes a page's worth at each of VALUE pages from ADDRESS on. */
   WRITE_PAGES: 7,
+  /** Ends the server's thread on the spot. */
+  EXIT: 8,
 } as const;
 
 export const TEST_FAULTS = ["", "done", "not-mapped", "not-writeable", "not-readable", "detached"] as const;
@@ -179,6 +181,9 @@ export class TestModel implements DeviceModel {
         break;
       case TEST_COMMAND.RAISE:
         context.raiseIrq(page, value);
+        break;
+      case TEST_COMMAND.EXIT:
+        process.exit(1);
         break;
       case TEST_COMMAND.THROW:
         throw new Error("the test model was told to throw");
