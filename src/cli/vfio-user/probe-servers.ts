@@ -21,7 +21,7 @@ export async function probeServers(host: VfioUserHost): Promise<ProbedServer[]> 
     const { model } = vfio;
     const deviceId = await vfio.bind(iommufd);
     const capabilities = await probeDevice({ id, model, vfio, iommufd, deviceId, mdev: false }, null);
-    const counters = await vfio.counters();
+    const counters = await vfio.serverCounters();
     probed.push({
       ...capabilities,
       server: counters && { state: counters.state, failure: counters.failure, log: counters.log },

@@ -1,5 +1,8 @@
 import { clearTail } from "../../bitmap/bits.js";
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
+import type { PageSpan } from "../../devices/buffers.js";
+import { BUFFER_ENTRY_BYTES, PCI_COMMAND, PCI_COMMAND_MASTER, REGION, REGISTER } from "../../devices/pci-model.js";
+import type { StampTrail } from "../../devices/stamp.js";
 import type {
   BitmapQuery,
   DataStream,
@@ -12,7 +15,7 @@ import type {
   TrackingFlags,
   VfioDevice,
 } from "../../host/host.js";
-import { hex, type Iova, isPowerOfTwo, PAGE_SIZE, U64_MAX } from "../../memory/address.js";
+import { hex, type Iova, iovaOf, isPowerOfTwo, PAGE_SIZE, U64_MAX } from "../../memory/address.js";
 import { Lock } from "../../threads/lock.js";
 import { type ErrnoName, isErrno, UapiError } from "../../uapi/errno.js";
 import {
@@ -353,9 +356,51 @@ export class VfioUserDevice implements VfioDevice {
   }
 
   /** What Dirtmap's own server tells of the device now; null of another server. */
-  async counters(): Promise<ServerCounters | null> {
+  async serverCounters(): Promise<ServerCounters | null> {
     this.#checkOpen("counters", () => `ask '${this.id}' for its counters`);
     return this.#counters === null ? null : readCounters(this.#connection);
+  }
+
+  /** What the device itself has counted; nothing of another server's. */
+  async counters(): Promise<Record<string, number>> {
+    return (await this.serverCounters())?.device ?? {};
+  }
+
+  /** What its stamps in memory must be, once it has stopped; null of a device whose DMA is not stamped. */
+  async stamps(): Promise<StampTrail | null> {
+    return (await this.serverCounters())?.trail ?? null;
+  }
+
+  /** What the guest's driver does before it uses the device: lets it do DMA. Part of the state that migrates. */
+  async enableBusMaster(): Promise<void> {
+    const [command] = await this.regionRead(REGION.CONFIG, PCI_COMMAND, 1);
+    await this.regionWrite(REGION.CONFIG, PCI_COMMAND, Uint8Array.of(command | PCI_COMMAND_MASTER));
+  }
+
+  /**
+   * What the guest's driver of one of Dirtmap's models does: names the buffers that the device writes to, in its buffer
+   * table. Nothing is done to another server's device, whose registers nobody here knows.
+   * @throws UapiError EINVAL for more than the table has entries for
+   */
+  async setBuffers(buffers: readonly PageSpan[]): Promise<void> {
+    if (this.#counters === null) return;
+    const table = new Uint8Array(buffers.length * BUFFER_ENTRY_BYTES);
+    const view = new DataView(table.buffer);
+    buffers.forEach(({ firstPage, pages }, index) => {
+      view.setBigUint64(index * BUFFER_ENTRY_BYTES, iovaOf(firstPage), true);
+      view.setBigUint64(index * BUFFER_ENTRY_BYTES + 8, BigInt(pages) * BigInt(PAGE_SIZE), true);
+    });
+    await this.regionWrite(REGION.BAR0, REGISTER.BUFFER_TABLE, table);
+    const count = new Uint8Array(4);
+    new DataView(count.buffer).setUint32(0, buffers.length, true);
+    await this.regionWrite(REGION.BAR0, REGISTER.BUFFERS, count);
+    const used = await this.regionRead(REGION.BAR0, REGISTER.BUFFERS, 4);
+    if (Buffer.compare(used, count) === 0) return;
+    throw new UapiError("EINVAL", {
+      syscall: "VFIO_USER_REGION_WRITE",
+      attempted: `have '${this.id}' use ${buffers.length} buffers`,
+      remedy: "see the buffer table's rules in docs/vfio-user.md",
+    });
   }
 
   /** Closes the connection: the server lets go of our memory, and of the log. */
