@@ -152,15 +152,20 @@ export class Connection implements Disposable {
     );
   }
 
-  /** Handles what comes, until `enough`, or nothing has come for a moment. */
+  /**
+   * Handles what comes until `enough`, or until nothing has come for a moment. What was read together with a message is
+   * always handled, too: the socket, which is empty then, would never tell of it.
+   */
   #look(enough: () => boolean): void {
     let until = performance.now() + SPIN_MS;
-    for (let handled = 0; handled < MAX_PER_TURN && this.#failure === undefined; ) {
-      if (enough()) return;
+    for (let handled = 0; this.#failure === undefined; ) {
       if (this.#step()) {
-        handled++;
+        if (++handled === MAX_PER_TURN) {
+          setImmediate(() => this.#turn());
+          return;
+        }
         until = performance.now() + SPIN_MS;
-      } else if (performance.now() >= until) return;
+      } else if (enough() || performance.now() >= until) return;
     }
   }
 
