@@ -118,4 +118,18 @@ describe("a dirty bitmap's memory", () => {
       expect(words.byteLength).toBeGreaterThanOrEqual(Number(granules) / 8);
     }
   });
+
+  it("forgets what was set behind its last bit, and nothing else", () => {
+    for (const granules of [1n, 31n, 32n, 33n, 32768n]) {
+      const bitmap = new DirtyBitmap({ iova: 0n, length: granules * 4096n, granule: 4096 });
+      bitmap.setAll();
+      const { length } = bitmap.words;
+      setBits(bitmap.words, bitmap.bits, length * 32 - bitmap.bits);
+      bitmap.clearPadding();
+      expect(bitmap.count()).toBe(Number(granules));
+      bitmap.clear();
+      bitmap.clearPadding();
+      expect(bitmap.count()).toBe(0);
+    }
+  });
 });

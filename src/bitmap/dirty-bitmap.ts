@@ -83,6 +83,16 @@ export class DirtyBitmap {
     this.words.fill(0);
   }
 
+  /**
+   * Takes out what a kernel has set behind the last bit. It sets bits from some bit on without a break, so that the first
+   * one behind tells whether there are any.
+   */
+  clearPadding(): void {
+    if (this.bits === this.words.length * 32 || !this.get(this.bits)) return;
+    clearTail(this.words, this.bits);
+    this.words.fill(0, Math.ceil(this.bits / 32));
+  }
+
   /** Number of set bits. */
   count(): number {
     return countBits(this.words);
@@ -105,7 +115,20 @@ export class DirtyBitmap {
       clearTail(this.words, this.bits);
       return;
     }
-    const granule = BigInt(this.granule);
+    // Bytes from this bitmap's start, in numbers: there may be millions of runs.
+    const offset = other.iova - this.iova;
+    const { granule, bits } = this;
+    if (isExact(offset) && isExact(this.length) && isExact(offset + other.length)) {
+      const start = Number(offset);
+      other.forEachRun((first, count) => {
+        const from = Math.max(0, start + first * other.granule);
+        const to = Math.min(bits * granule, start + (first + count) * other.granule);
+        if (from >= to) return;
+        const firstBit = Math.floor(from / granule);
+        this.setRange(firstBit, Math.floor((to - 1) / granule) - firstBit + 1);
+      });
+      return;
+    }
     const end = this.iova + this.length;
     other.forEachRun((first, count) => {
       let from = other.iova + BigInt(first) * BigInt(other.granule);
@@ -113,8 +136,8 @@ export class DirtyBitmap {
       if (from < this.iova) from = this.iova;
       if (to > end) to = end;
       if (from >= to) return;
-      const firstBit = Number((from - this.iova) / granule);
-      const lastBit = Number((to - 1n - this.iova) / granule);
+      const firstBit = Number((from - this.iova) / BigInt(granule));
+      const lastBit = Number((to - 1n - this.iova) / BigInt(granule));
       this.setRange(firstBit, lastBit - firstBit + 1);
     });
   }
@@ -132,4 +155,9 @@ export class DirtyBitmap {
   toString(): string {
     return `${this.count()} of ${this.bits} granules of ${this.granule} from ${hex(iovaOf(pageOf(this.iova)))}`;
   }
+}
+
+/** True for a number of bytes that a number holds exactly. */
+function isExact(bytes: bigint): boolean {
+  return bytes >= -BigInt(Number.MAX_SAFE_INTEGER) && bytes <= BigInt(Number.MAX_SAFE_INTEGER);
 }

@@ -22,6 +22,13 @@ describe.runIf(process.platform === "linux")("an iommufd of a kernel that doesn'
     }
   });
 
+  it("is never asked for an empty range at IOVA 0, which a kernel takes for the whole address space", async () => {
+    await using iommufd = LinuxIommufd.open("/dev/null");
+    const into = new DirtyBitmap({ iova: 0n, length: 4096n, granule: 4096 });
+    const read = iommufd.getDirtyBitmap(1, { iova: 0n, length: 0n, pageSize: 4096, into, clear: true });
+    await expect(read).rejects.toMatchObject({ code: "EINVAL", remedy: "give a length above 0" });
+  });
+
   it("holds no memory that was not mapped, neither here nor on a thread", async () => {
     await using iommufd = LinuxIommufd.open("/dev/null");
     const arena = createArena(4 * 2 ** 20);

@@ -15,15 +15,19 @@ export class Mappings {
   /** The kernel maps `length` bytes of the arena from `iova` on. A hold, which the caller has taken, is now this table's. */
   add(iova: Iova, length: bigint, holds: ArenaHolds): void {
     const last = iova + length - 1n;
-    if (this.#held.firstIn(iova, last) !== undefined) this.remove(iova, last);
+    if (this.#held.tryInsert(iova, last, holds)) return;
+    this.remove(iova, last);
     this.#held.insert(iova, last, holds);
   }
 
   /** The kernel maps nothing from `start` to `last` any more. */
   remove(start: Iova, last: Iova): void {
-    for (let entry = this.#held.firstIn(start, last); entry !== undefined; entry = this.#held.firstIn(start, last)) {
-      this.#held.delete(entry.start);
+    for (let from = start; ; ) {
+      const entry = this.#held.deleteFirstIn(from, last);
+      if (entry === undefined) return;
       entry.value.release();
+      if (entry.last >= last) return;
+      from = entry.last + 1n;
     }
   }
 

@@ -46,14 +46,27 @@ export class IntervalMap<K extends number | bigint, V> {
 
   /** Adds an entry. @throws RangeError where start > last, or where another entry has one of the keys */
   insert(start: K, last: K, value: V): void {
-    const index = this.#indexFrom(start);
+    if (this.tryInsert(start, last, value)) return;
+    const other = this.#entries[this.#indexFrom(start)];
+    throw new RangeError(`${start} to ${last} overlaps ${other.start} to ${other.last}`);
+  }
+
+  /** Adds an entry, or returns false where another entry has one of the keys. O(log n) @throws RangeError where start > last */
+  tryInsert(start: K, last: K, value: V): boolean {
     if (start > last) throw new RangeError(`an interval ends at ${last}, before its start ${start}`);
-    if (index < this.#entries.length && this.#entries[index].start <= last) {
-      throw new RangeError(
-        `${start} to ${last} overlaps ${this.#entries[index].start} to ${this.#entries[index].last}`,
-      );
-    }
+    const index = this.#indexFrom(start);
+    if (index < this.#entries.length && this.#entries[index].start <= last) return false;
     this.#entries.splice(index, 0, { start, last, value });
+    return true;
+  }
+
+  /** Removes the lowest entry that shares a key with [start, last], and returns it. O(log n) */
+  deleteFirstIn(start: K, last: K): Interval<K, V> | undefined {
+    const index = this.#indexFrom(start);
+    const entry = this.#entries[index];
+    if (entry === undefined || entry.start > last) return undefined;
+    this.#entries.splice(index, 1);
+    return entry;
   }
 
   /** Removes the entry that starts at `start` and returns it. */

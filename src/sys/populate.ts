@@ -19,14 +19,9 @@ export interface Stretch {
  *
  * It is for dirty bitmaps: Linux takes a dirty bit first and writes it to the bitmap afterwards, and where it has no page
  * for the bitmap by then the bit is lost and the call succeeds (iova_bitmap_set, drivers/iommu/iommufd/iova_bitmap.c).
+ * It runs on a thread of its own, since a new page takes up to 1 us. Whoever needs few pages writes to each instead.
  * @throws UapiError ENOMEM
  */
-export function populate({ address, bytes }: Stretch): void {
-  const inPage = address % PAGE_SIZE;
-  if (madvise(address - inPage, bytes + inPage, MADV_POPULATE_WRITE) < 0) throw failure(errnoName(lastErrno()), bytes);
-}
-
-/** The same on a thread of its own: for more than a few pages, of which a new one takes up to 1 us. */
 export async function populateOnThread({ address, bytes }: Stretch): Promise<void> {
   const inPage = address % PAGE_SIZE;
   const errno = await new Promise<number>((resolve, reject) => {

@@ -1,5 +1,5 @@
 import type { BitmapQuery, ObjectId } from "../../host/host.js";
-import { hex } from "../../memory/address.js";
+import { hex, PAGE_SIZE } from "../../memory/address.js";
 import {
   IOMMU_HWPT_GET_DIRTY_BITMAP,
   IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR,
@@ -42,6 +42,8 @@ export const GET_DIRTY_BITMAP: Operation<ReadArguments, typeof ANSWER> = {
     const { iova, length, pageSize, into, clear } = query;
     if (!isId(hwpt)) refuse("ENOENT", GET_DIRTY_BITMAP, args);
     if (!isU64(iova) || !isU64(length)) refuse("EOVERFLOW", GET_DIRTY_BITMAP, args);
+    // At IOVA 0 the kernel takes it for the whole address space, for which no bitmap has room.
+    if (iova === 0n && length === 0n) refuse("EINVAL", GET_DIRTY_BITMAP, args, "give a length above 0");
     // The kernel is given an address, and writes what it finds: that the bits fit is for us to check.
     const fits = into.granule === pageSize && firstBit >= 0 && firstBit + Number(length) / pageSize <= into.bits;
     if (!fits || firstBit % 8 !== 0) {
@@ -58,7 +60,17 @@ export const GET_DIRTY_BITMAP: Operation<ReadArguments, typeof ANSWER> = {
     address: into.address + firstBit / 8,
     bytes: Math.ceil(Number(length) / pageSize / 8),
   }),
+  touch({ query: { length, pageSize, into }, firstBit }) {
+    const lastWord = Math.floor((firstBit + Number(length) / pageSize - 1) / 32);
+    const wordsPerPage = PAGE_SIZE / 4;
+    // By page, since the bitmap begins at one.
+    for (let page = Math.floor(firstBit / 32 / wordsPerPage); page * wordsPerPage <= lastWord; page++) {
+      Atomics.or(into.words, page * wordsPerPage, 0);
+    }
+  },
   decode({ query, complete }) {
+    // A read that begins or ends inside a leaf makes the kernel mark more than was asked for, beyond the last bit, too.
+    query.into.clearPadding();
     if (complete) completeLeaves(query.into, query);
     return ANSWER;
   },

@@ -1,7 +1,7 @@
 import type { ObjectId } from "../../host/host.js";
 import { U64_MAX } from "../../memory/address.js";
 import { ioctlAt, ioctlOnThread } from "../../sys/ioctl.js";
-import { populate, populateOnThread, type Stretch } from "../../sys/populate.js";
+import { populateOnThread, type Stretch } from "../../sys/populate.js";
 import { type ErrnoName, errnoName, UapiError } from "../../uapi/errno.js";
 import { withRemedy } from "../remedies.js";
 import type { Command } from "./command.js";
@@ -16,8 +16,13 @@ export interface Operation<Args, Answer> {
   readonly attempted: (args: Args) => string;
   /** Sets the fields of the command that change. @throws UapiError for what can't be passed to a kernel */
   readonly encode: (args: Args) => void;
-  /** Where the kernel writes what it would drop if there were no memory for it; valid from `encode` on. */
+  /**
+   * Where the kernel writes what it would drop if there were no memory for it: for a call on a thread, which may be about much.
+   * For a call on this thread {@link touch} sees to it without a system call.
+   */
   readonly writes?: (args: Args) => Stretch;
+  /** Writes to each page of {@link writes}, which changes nothing but that there is one. */
+  readonly touch?: (args: Args) => void;
   /** Takes the kernel's answer out of the command. What the kernel wrote to is named by `args`, and so alive until here. */
   readonly decode: (args: Args) => Answer;
   /** Called where the kernel refused. */
@@ -28,7 +33,7 @@ export interface Operation<Args, Answer> {
 export function perform<Args, Answer>(operation: Operation<Args, Answer>, fd: number, args: Args): Answer {
   const { command } = operation;
   operation.encode(args);
-  if (operation.writes !== undefined) populate(operation.writes(args));
+  operation.touch?.(args);
   const answer = ioctlAt(fd, command.request, command.address);
   if (answer < 0) {
     operation.failed?.(args, fd);

@@ -11,13 +11,6 @@ const MAX_BYTES = 4096;
 
 const ADDRESS = vfio_user_dma_access.offsetOf("address");
 const COUNT = vfio_user_dma_access.offsetOf("count");
-const HEAD = vfio_user_dma_access.size;
-
-/**
- * Where the data begins in the messages of QEMU's client (seen in 11.1): its VFIOUserDMARW has a count of 32 bits, so that
- * the data lies 4 bytes further to the front than in the specification's, and 4 bytes of nothing at the end.
- */
-const QEMU_DATA = COUNT + 4;
 
 /**
  * The server's own commands to its client, VFIO_USER_DMA_READ and _WRITE, on the client's connection or, in twin-socket
@@ -25,9 +18,6 @@ const QEMU_DATA = COUNT + 4;
  *
  * A DMA is synchronous: the answer is waited for here, for a bounded time. What the client asks for meanwhile is handed
  * to `hold`, to be done afterwards, in order.
- *
- * Which layout the client's messages have, it does not say; its replies do. QEMU answers a write without a payload: then
- * it has stored the data shifted, and it is sent anew as QEMU reads it, before the device goes on.
  */
 export class DmaChannel {
   readonly #socket: MessageSocket;
@@ -40,7 +30,6 @@ export class DmaChannel {
   readonly #view: DataView;
   #id = 0;
   #usable = true;
-  #layout: "unknown" | "specification" | "qemu" = "unknown";
 
   constructor(options: {
     socket: MessageSocket;
@@ -64,23 +53,17 @@ export class DmaChannel {
       ]);
     this.#waitToRead = wait(POLLIN);
     this.#waitToSend = wait(POLLIN | POLLOUT);
-    this.#request = socket.frame(HEAD + MAX_BYTES);
+    this.#request = socket.frame(vfio_user_dma_access.size + MAX_BYTES);
     this.#view = new DataView(this.#request.buffer, this.#request.byteOffset);
   }
 
   write(address: bigint, source: Uint8Array, from: number, bytes: number): DmaFault | null {
     for (let done = 0; done < bytes; done += this.#maxBytes) {
       const count = Math.min(this.#maxBytes, bytes - done);
-      const part = source.subarray(from + done, from + done + count);
-      const reply = this.#write(address + BigInt(done), part);
+      for (let i = 0; i < count; i++) this.#request[vfio_user_dma_access.size + i] = source[from + done + i];
+      const reply = this.#ask(VFIO_USER_COMMAND.DMA_WRITE, address + BigInt(done), count, count);
       if (typeof reply === "string") return reply;
-      if (this.#layout === "unknown") {
-        this.#layout = reply.payload.byteLength === 0 ? "qemu" : "specification";
-        const again = this.#layout === "qemu" ? this.#write(address + BigInt(done), part) : reply;
-        if (again === "detached") return again;
-        // One who only leaves the payload out takes the first data for a part of the count, and refuses.
-        if (typeof again === "string") this.#layout = "specification";
-      }
+      closeFds(reply.fds);
     }
     return null;
   }
@@ -90,20 +73,13 @@ export class DmaChannel {
       const count = Math.min(this.#maxBytes, bytes - done);
       const reply = this.#ask(VFIO_USER_COMMAND.DMA_READ, address + BigInt(done), count, 0);
       if (typeof reply === "string") return reply;
-      const { payload } = reply;
-      if (payload.byteLength !== HEAD + count) {
-        return this.#fail(`it answered a DMA read of ${count} bytes with ${payload.byteLength}`);
+      closeFds(reply.fds);
+      if (reply.payload.byteLength !== vfio_user_dma_access.size + count) {
+        return this.#fail(`it answered a DMA read of ${count} bytes with ${reply.payload.byteLength}`);
       }
-      if (this.#layout === "unknown") this.#layout = layoutOf(payload);
-      const at = this.#layout === "qemu" ? QEMU_DATA : HEAD;
-      target.set(payload.subarray(at, at + count), to + done);
+      target.set(reply.payload.subarray(vfio_user_dma_access.size), to + done);
     }
     return null;
-  }
-
-  #write(address: bigint, data: Uint8Array): Message | DmaFault {
-    this.#request.set(data, this.#layout === "qemu" ? QEMU_DATA : HEAD);
-    return this.#ask(VFIO_USER_COMMAND.DMA_WRITE, address, data.byteLength, data.byteLength);
   }
 
   /** Sends a command and waits for its reply. */
@@ -112,8 +88,8 @@ export class DmaChannel {
     this.#id = (this.#id + 1) & 0xffff;
     this.#view.setBigUint64(ADDRESS, address, true);
     this.#view.setUint32(COUNT, count, true);
-    if (this.#layout !== "qemu") this.#view.setUint32(COUNT + 4, 0, true);
-    const payload = this.#request.subarray(0, HEAD + dataBytes);
+    this.#view.setUint32(COUNT + 4, 0, true);
+    const payload = this.#request.subarray(0, vfio_user_dma_access.size + dataBytes);
     try {
       this.#socket.send({ id: this.#id, command, flags: VFIO_USER_F_TYPE_COMMAND }, payload);
       return this.#reply(command);
@@ -143,10 +119,7 @@ export class DmaChannel {
         closeFds(message.fds);
         // The client knows its memory: what it refuses is not there.
         return "not-mapped";
-      } else {
-        closeFds(message.fds);
-        return message;
-      }
+      } else return message;
     }
   }
 
@@ -157,15 +130,4 @@ export class DmaChannel {
     }
     return "detached";
   }
-}
-
-/**
- * What the reply to a read says of its layout. The specification's has a count there whose upper half is 0, and QEMU's has
- * data; QEMU's ends in 0, and the specification's in data. Where all of that is 0 it stays unknown, and is read by the
- * specification.
- */
-function layoutOf(payload: Uint8Array): "unknown" | "specification" | "qemu" {
-  const isZero = (at: number) => payload.subarray(at, at + 4).every((byte) => byte === 0);
-  if (!isZero(QEMU_DATA)) return "qemu";
-  return isZero(payload.byteLength - 4) ? "unknown" : "specification";
 }

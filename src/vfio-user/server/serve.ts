@@ -70,6 +70,9 @@ class Server {
   /** A session has more to do than fit its turn. */
   #more = false;
   #watchedControls = 0;
+  /** Busy polling: rounds since the last look around, and commands that were answered by then. */
+  #spins = 0;
+  #answered = 0;
   #connections = 0;
   #acceptFrom = 0;
 
@@ -115,19 +118,26 @@ class Server {
     return Math.min(MAX_WAIT_MS, Math.max(0, Math.ceil(this.#dueAt - performance.now())));
   }
 
-  /** Looks at the client's socket again and again. Returns false when something came, true when it is time to look around. */
+  /**
+   * Looks at the client's socket again and again. Returns true when it is time to look around, false when something came:
+   * the device may have work then. A client that never pauses is no reason not to look around.
+   */
   async #spin(): Promise<boolean> {
-    for (let i = 0; i < SPINS_PER_LOOK && this.#main !== undefined; i++) {
+    for (; this.#spins < SPINS_PER_LOOK && this.#main !== undefined; this.#spins++) {
       const turn = this.#main.serve();
       const done = turn instanceof Promise ? await turn : turn;
-      if (done === "waiting") {
-        if (performance.now() >= this.#dueAt) return true;
-        continue;
-      }
-      this.#dueAt = 0;
+      // Whatever was answered may be work for the device, and so may a wait that has come to its end.
+      const answered = this.#device.messages.answered !== this.#answered;
+      this.#answered = this.#device.messages.answered;
       if (done === "over") await this.#close(this.#main);
-      return false;
+      if (answered || done !== "waiting") {
+        this.#dueAt = 0;
+        this.#spins++;
+        return false;
+      }
+      if (performance.now() >= this.#dueAt) break;
     }
+    this.#spins = 0;
     return true;
   }
 
