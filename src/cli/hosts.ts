@@ -1,7 +1,8 @@
 import type { EmulatedMachine } from "../emulated/machine.js";
 import { UsageError } from "../errors.js";
-import type { MachineDescription } from "../host/description.js";
+import { isServed, type MachineDescription } from "../host/description.js";
 import type { LinuxHost } from "../linux/host.js";
+import type { VfioUserHost } from "../vfio-user/client/host.js";
 
 /*
  * The only place that picks a concrete host.
@@ -12,14 +13,18 @@ export type { EmulatedMachine } from "../emulated/machine.js";
 /**
  * Builds the machine on the emulated host.
  * @param options.paused its vCPUs and devices are not started: what a destination needs
+ * @param options.side whose sockets are meant, of devices that run in other processes; default: the source's
  * @throws UsageError `MEMORY_DOES_NOT_FIT` and others, for a description that can't be built
  */
 export async function openMachine(
   description: MachineDescription,
-  options: { paused?: boolean } = {},
+  options: { paused?: boolean; side?: "source" | "destination" } = {},
 ): Promise<EmulatedMachine> {
   const { createEmulatedMachine } = await import("../emulated/machine.js");
-  return await createEmulatedMachine(description, options);
+  if (!description.devices.some(isServed)) return await createEmulatedMachine(description, options);
+  const { openServed } = await import("./vfio-user/open-served.js");
+  const served = await openServed(description, options.side ?? "source");
+  return await createEmulatedMachine(description, { ...options, ...(served === undefined ? {} : { served }) });
 }
 
 /**
@@ -44,4 +49,13 @@ export async function openLinuxHost(): Promise<LinuxHost> {
   }
   const { LinuxHost } = await import("../linux/host.js");
   return new LinuxHost();
+}
+
+/**
+ * Devices behind vfio-user sockets.
+ * @throws UsageError `BAD_OPTION` for a socket that is named twice
+ */
+export async function openVfioUserHost(sockets: readonly string[]): Promise<VfioUserHost> {
+  const { VfioUserHost } = await import("../vfio-user/client/host.js");
+  return new VfioUserHost(sockets.map((path) => ({ path })));
 }

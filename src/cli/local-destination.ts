@@ -1,15 +1,14 @@
-import { type ChildProcess, spawn } from "node:child_process";
+import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { DirtmapError } from "../errors.js";
+import { endChild } from "./end-child.js";
 
 const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
 
 /** Until it says where it listens: Node's start, on a busy machine. */
 const START_MS = 20_000;
-/** Until it ends by itself once the migration is over, and again until SIGKILL. */
-const END_MS = 5_000;
 /** What is kept of its standard error, for a message. */
 const KEPT_ERROR_BYTES = 4096;
 
@@ -33,7 +32,7 @@ export async function startLocalDestination(signal: AbortSignal, journal?: strin
     errors = (errors + text).slice(-KEPT_ERROR_BYTES);
   });
   const lines = createInterface({ input: child.stdout });
-  const destination = { address: "", [Symbol.asyncDispose]: () => end(child) };
+  const destination = { address: "", [Symbol.asyncDispose]: () => endChild(child) };
   try {
     const failed = once(child, "exit", { signal }).then(([code]) => {
       throw new DirtmapError(
@@ -49,25 +48,12 @@ export async function startLocalDestination(signal: AbortSignal, journal?: strin
     destination.address = (JSON.parse(line) as { address: string }).address;
     return destination;
   } catch (cause) {
-    await end(child, 0);
+    await endChild(child, 0);
     signal.throwIfAborted();
     if (cause instanceof DirtmapError) throw cause;
     throw new DirtmapError(`the destination did not say where it listens within ${START_MS} ms`, {
       code: "DESTINATION_FAILED",
       cause,
     });
-  }
-}
-
-/** Waits for the process's end; after a while asks for it, then forces it. */
-async function end(child: ChildProcess, patienceMs = END_MS): Promise<void> {
-  for (const [signal, ms] of [
-    [null, patienceMs],
-    ["SIGTERM", END_MS],
-    ["SIGKILL", END_MS],
-  ] as const) {
-    if (child.exitCode !== null || child.signalCode !== null) return;
-    if (signal !== null) child.kill(signal);
-    await once(child, "exit", { signal: AbortSignal.timeout(ms) }).catch(() => undefined);
   }
 }

@@ -10,9 +10,23 @@ import { parseSize } from "./units.js";
 
 /** Whose devices: a scenario's on the emulated host, or this machine's. */
 export interface HostOptions {
-  readonly host: (typeof HOSTS)[number];
+  readonly host: (typeof HOSTS)[number] | ServedHost;
   /** Of this machine; absent: the command's default. */
   readonly device?: readonly string[];
+}
+
+/** `vfio-user:PATH[,PATH…]`: devices behind these sockets. */
+export type ServedHost = `${typeof SERVED}${string}`;
+
+const SERVED = "vfio-user:";
+
+/** The sockets that a host's name lists; null where it is another host. */
+export function servedSockets(host: HostOptions["host"]): string[] | null {
+  return isServed(host) ? host.slice(SERVED.length).split(",") : null;
+}
+
+function isServed(text: string): text is ServedHost {
+  return text.startsWith(SERVED);
 }
 
 /** Which machine. */
@@ -89,13 +103,27 @@ export function choice<Word extends string>(flags: string, words: readonly Word[
   return new Option(flags, `${text}: ${words.join(", ")}`).argParser(argument(oneOf(words, what)));
 }
 
-/** Adds the options of {@link HostOptions}. @param devices which devices of this machine are meant by default */
-export function addHostOptions(command: Command, devices: string): Command {
+/**
+ * Adds the options of {@link HostOptions}.
+ * @param devices which devices of this machine are meant by default
+ * @param served the command also takes {@link ServedHost}
+ */
+export function addHostOptions(command: Command, devices: string, { served = false } = {}): Command {
+  const hosts = served ? [...HOSTS, `${SERVED}PATH[,PATH…]`] : HOSTS;
+  const whose = `whose devices: a scenario's, this machine's${served ? ", or those served at sockets" : ""}`;
   return command
     .addOption(
-      choice("--host <host>", HOSTS, "host", "whose devices: a scenario's, or this machine's").default("emulated"),
+      new Option("--host <host>", `${whose}: ${hosts.join(", ")}`)
+        .argParser(argument((text) => (served && isServed(text) ? servedHost(text) : oneOf(HOSTS, "host")(text))))
+        .default("emulated"),
     )
     .option("--device <id...>", `devices of this machine: 0000:3b:00.1, or an mdev's UUID (default: ${devices})`);
+}
+
+/** @throws UsageError `BAD_OPTION` for a list with nothing in it */
+function servedHost(text: ServedHost): ServedHost {
+  if (servedSockets(text)?.every((path) => path !== "")) return text;
+  throw new UsageError(`'${text}' names no socket`, { code: "BAD_OPTION", remedy: `write ${SERVED}PATH[,PATH…]` });
 }
 
 /**
@@ -103,15 +131,23 @@ export function addHostOptions(command: Command, devices: string): Command {
  * @throws UsageError `WRONG_HOST`
  */
 export function checkHostOptions(command: Command, host: HostOptions["host"]): void {
-  const others = host === "linux" ? ["scenario", "memory", "seed", "p2p", "design"] : ["device", "only"];
+  const emulated = ["scenario", "memory", "seed", "p2p", "design"];
+  const linux = ["device", "only"];
+  const others = host === "linux" ? emulated : host === "emulated" ? linux : [...emulated, ...linux];
   const given = others.find((name) => command.getOptionValueSource(name) === "cli");
   if (given === undefined) return;
-  throw new UsageError(
+  const isOfScenario = emulated.includes(given);
+  const what = isOfScenario ? "describes a machine of the emulated host" : "is for devices of this machine";
+  const is =
     host === "linux"
-      ? `--${given} describes a machine of the emulated host, and --host linux is this machine`
-      : `--${given} is for devices of this machine, and the host is the emulated one`,
-    { code: "WRONG_HOST", remedy: host === "linux" ? `leave out --${given}, or --host linux` : "add --host linux" },
-  );
+      ? "--host linux is this machine"
+      : host === "emulated"
+        ? "the host is the emulated one"
+        : "--host names sockets";
+  throw new UsageError(`--${given} ${what}, and ${is}`, {
+    code: "WRONG_HOST",
+    remedy: host === "emulated" ? "add --host linux" : `leave out --${given}, or --host`,
+  });
 }
 
 /** Adds the options of {@link MachineOptions}. */

@@ -202,6 +202,7 @@ describe("the scenarios that come with Dirtmap", () => {
       ["case-a", "case-b", "case-c", "format-amd-v1", "format-arm-s1", "format-vtd-ss", "mdev-shared", "mixed"].concat([
         "nic-pair",
         "no-tracker",
+        "out-of-process",
         "p2p",
         "quiesced-log",
         "shared-domain",

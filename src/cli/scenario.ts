@@ -158,6 +158,10 @@ export function parseScenario(text: string, { file, folder }: { file: string; fo
   }
   const { summary, machine, migration } = parsed.data as z.output<typeof scenarioSchema>;
   for (const device of machine.devices) {
+    for (const field of ["socket", "destinationSocket"] as const) {
+      const path = device[field];
+      if (path !== undefined) device[field] = resolve(folder, path);
+    }
     if (device.model === "blk" && device.file !== undefined && !isAbsolute(device.file)) {
       device.file = resolve(folder, device.file);
     }

@@ -32,7 +32,7 @@ export const REGISTER = {
 } as const;
 
 /** Bytes of an entry of the buffer table, and how many it has at most. */
-const BUFFER_ENTRY_BYTES = 16;
+export const BUFFER_ENTRY_BYTES = 16;
 const MAX_BUFFER_PAGES = 2 ** 40 / PAGE_SIZE;
 export const MAX_BUFFERS = (REGISTER_BYTES - REGISTER.BUFFER_TABLE) / BUFFER_ENTRY_BYTES;
 

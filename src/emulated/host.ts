@@ -1,4 +1,4 @@
-import type { DeviceDescription, MachineDescription } from "../host/description.js";
+import { type DeviceDescription, isServed, type MachineDescription } from "../host/description.js";
 import type { DeviceSummary, Host } from "../host/host.js";
 import type { Arena } from "../memory/arena.js";
 import { createArena } from "../memory/arena.js";
@@ -41,7 +41,7 @@ interface Slot {
 
 /**
  * The host in this process: physical memory, system IOMMUs, and devices on threads of their own. A device's port is its
- * index in the description.
+ * index in the description. Devices that the description says run in other processes are not its.
  */
 export class EmulatedHost implements Host {
   readonly name = "emulated";
@@ -69,10 +69,11 @@ export class EmulatedHost implements Host {
       ]),
     );
     description.devices.forEach((device, port) => {
+      if (isServed(device)) return;
       const bytes = deviceMemoryBytes(device, description);
       const slotMemory = bytes === 0 ? null : { arena: createArena(bytes), bytes };
       if (slotMemory !== null) this.physical.register(slotMemory.arena, { kind: "bar", port });
-      const iommu = "iommu" in device ? (this.iommus.get(device.iommu) ?? null) : null;
+      const iommu = "iommu" in device && device.iommu !== undefined ? (this.iommus.get(device.iommu) ?? null) : null;
       this.#slots.set(device.id, { port, description: device, iommu, memory: slotMemory, opened: null });
     });
     this.#threads = new DeviceThreads(description.deviceThreads, options.onDeath);

@@ -1,6 +1,6 @@
 import type { PageSpan } from "../devices/buffers.js";
 import { UsageError } from "../errors.js";
-import type { DeviceDescription, MachineDescription } from "../host/description.js";
+import { type DeviceDescription, isServed, type MachineDescription } from "../host/description.js";
 import { GiB, MiB, PAGE_SIZE, type PageNumber } from "../memory/address.js";
 import type { MemoryRegion } from "../memory/guest-memory.js";
 
@@ -44,8 +44,12 @@ export interface WorkloadLayout {
   readonly bars: ReadonlyMap<string, BarLayout>;
 }
 
-/** Bytes behind a device's BAR 2; 0: it has none. A vGPU has its video memory, others only what peers write to. */
+/**
+ * Bytes behind a device's BAR 2; 0: it has none. A vGPU has its video memory, others only what peers write to; no peer
+ * reaches a device in another process.
+ */
 export function deviceMemoryBytes(device: DeviceDescription, machine: MachineDescription): number {
+  if (isServed(device)) return 0;
   if (device.model === "vgpu") return Math.ceil(device.vram / PAGE_SIZE) * PAGE_SIZE;
   return machine.devices.some(({ p2pTargets }) => p2pTargets.includes(device.id)) ? PEER_MEMORY_BYTES : 0;
 }

@@ -1,17 +1,18 @@
 import { randomInt } from "node:crypto";
+import type { PageSpan } from "../devices/buffers.js";
 import { Feeder } from "../devices/feeder.js";
 import { checkStamps, type StampTrail } from "../devices/stamp.js";
-import { type MachineDescription, platformOf } from "../host/description.js";
-import type { AttachedDevice, Machine } from "../host/host.js";
+import { isServed, type MachineDescription, platformOf } from "../host/description.js";
+import type { AttachedDevice, Iommufd, Machine, ObjectId, VfioDevice } from "../host/host.js";
 import { iovaOf, PAGE_SIZE } from "../memory/address.js";
 import { fillMemory } from "../memory/fill.js";
 import { createGuestMemory, type GuestMemory } from "../memory/guest-memory.js";
+import { shareGuestMemory } from "../memory/shared-guest-memory.js";
 import { EmulatedDesigns } from "./designs/designs.js";
 import { EmulatedHost } from "./host.js";
 import { layoutWorkload, type WorkloadLayout } from "./layout.js";
 import type { DmaHold } from "./threads/hold.js";
 import { EmulatedVcpus } from "./threads/vcpus.js";
-import type { EmulatedVfioDevice } from "./vfio/device.js";
 
 export interface EmulatedMachineOptions {
   /** Build it as a destination needs it: memory empty, nothing runs, nothing does DMA. */
@@ -20,6 +21,29 @@ export interface EmulatedMachineOptions {
   readonly incarnation?: number;
   /** For tests: places to hold a device's DMA up, by device id. */
   readonly holds?: ReadonlyMap<string, DmaHold>;
+  /**
+   * Where devices come from that the description says run in other processes; needed where there are some. The machine's
+   * own from then on, also where it can't be made.
+   */
+  readonly served?: ServedDevices;
+}
+
+/** A device with a workload, wherever it runs. */
+export interface WorkloadDevice extends VfioDevice {
+  /** What the guest's driver does before it uses the device. */
+  enableBusMaster(): Promise<void>;
+  /** What the guest's driver does before that, where it tells the device its buffers; absent: they were built in. */
+  setBuffers?(buffers: readonly PageSpan[]): Promise<void>;
+  /** What its stamps in memory must be, once it has stopped; null: they are not known. */
+  stamps(): Promise<StampTrail | null>;
+  counters(): Promise<Record<string, number>>;
+}
+
+/** Devices of a machine that run in other processes. */
+export interface ServedDevices extends AsyncDisposable {
+  openIommufd(): Promise<Iommufd>;
+  /** @throws UapiError of the connection; UsageError for a device that is not what the description says */
+  openDevice(id: string): Promise<WorkloadDevice>;
 }
 
 /** What the stamps in memory say. */
@@ -41,18 +65,23 @@ export async function createEmulatedMachine(
   description: MachineDescription,
   options: EmulatedMachineOptions = {},
 ): Promise<EmulatedMachine> {
-  const memory = createGuestMemory(description.memory, platformOf(description));
-  const machine = new EmulatedMachine(
-    description,
-    memory,
-    layoutWorkload(description, memory.regions),
-    options.incarnation ?? randomInt(1, 2 ** 32),
-    options.holds,
-  );
+  let shared: Disposable | undefined;
+  let machine: EmulatedMachine;
+  try {
+    const memory = createGuestMemory(description.memory, platformOf(description));
+    const layout = layoutWorkload(description, memory.regions);
+    if (description.devices.some(isServed)) shared = shareGuestMemory(memory);
+    const { incarnation = randomInt(1, 2 ** 32), holds, served } = options;
+    machine = new EmulatedMachine(description, memory, layout, { incarnation, holds, served, shared });
+  } catch (error) {
+    shared?.[Symbol.dispose]();
+    await options.served?.[Symbol.asyncDispose]();
+    throw error;
+  }
   try {
     await machine.open();
     if (options.paused !== true) {
-      fillMemory(memory, description.fill, description.seed);
+      fillMemory(machine.memory, description.fill, description.seed);
       await machine.powerOn();
     }
     return machine;
@@ -67,23 +96,39 @@ export class EmulatedMachine implements Machine {
   readonly host: EmulatedHost;
   readonly memory: GuestMemory;
   readonly vcpus: EmulatedVcpus;
-  readonly devices: (AttachedDevice & { readonly vfio: EmulatedVfioDevice })[] = [];
-  readonly designs: EmulatedDesigns;
+  /** In the description's order. */
+  readonly devices: (AttachedDevice & { readonly vfio: WorkloadDevice })[] = [];
+  /** None where devices run in other processes: what would merge their pages does not see them. */
+  readonly designs?: EmulatedDesigns;
   /** Told by whoever asks {@link failure}: a thread of devices or vCPUs has ended. */
   #failure: Error | undefined;
   readonly #description: MachineDescription;
   readonly #layout: WorkloadLayout;
   readonly #incarnation: number;
   readonly #unreachable = new Set<string>();
+  readonly #served: ServedDevices | undefined;
+  /** Its memory's being shared with other processes. */
+  readonly #shared: Disposable | undefined;
   #feeder: Feeder | undefined;
 
   constructor(
     description: MachineDescription,
     memory: GuestMemory,
     layout: WorkloadLayout,
-    incarnation: number,
-    holds?: ReadonlyMap<string, DmaHold>,
+    {
+      incarnation,
+      holds,
+      served,
+      shared,
+    }: {
+      incarnation: number;
+      holds: ReadonlyMap<string, DmaHold> | undefined;
+      served: ServedDevices | undefined;
+      shared: Disposable | undefined;
+    },
   ) {
+    this.#served = served;
+    this.#shared = shared;
     this.#description = description;
     this.#layout = layout;
     this.#incarnation = incarnation;
@@ -101,7 +146,9 @@ export class EmulatedMachine implements Machine {
     });
     const { rate } = description.vcpus;
     this.vcpus = new EmulatedVcpus({ memory, buffers: layout.vcpus, rate, incarnation, onDeath });
-    this.designs = new EmulatedDesigns({ memory, physical: this.host.physical });
+    if (!description.devices.some(isServed)) {
+      this.designs = new EmulatedDesigns({ memory, physical: this.host.physical });
+    }
   }
 
   /** Why the machine can't go on: one of its threads has ended. */
@@ -119,11 +166,7 @@ export class EmulatedMachine implements Machine {
   /** Maps memory and BARs, and opens, binds and attaches the devices. */
   async open(): Promise<void> {
     const iommufd = await this.host.openIommufd();
-    const ioas = await iommufd.allocIoas();
-    for (const { firstPage, pages, arena, arenaPage, writeable } of this.memory.regions) {
-      const span = { arena: this.memory.arenas[arena], offset: arenaPage * PAGE_SIZE, length: pages * PAGE_SIZE };
-      await iommufd.map(ioas, span, { iova: iovaOf(firstPage), readable: true, writeable });
-    }
+    const ioas = await this.#mapRam(iommufd);
     for (const { device, firstPage, pages } of this.#layout.bars.values()) {
       const { memory } = this.host.slot(device);
       if (memory === null) continue;
@@ -136,21 +179,26 @@ export class EmulatedMachine implements Machine {
       await vfio.attach(ioas);
       this.devices.push({ id, model, vfio, iommufd, deviceId, ioas, mdev: kind === "mdev" });
     }
+    await this.#openServed();
     // A rehearsal, like the device threads': what a destination does in the downtime should not run for the first time.
     await this.vcpus.loadState(await this.vcpus.saveState());
-    for (const target of this.#description.devices) await this.#applyP2p(target.id);
+    for (const { id } of await this.host.devices()) await this.#applyP2p(id);
     await this.#startFeeder();
   }
 
   /** As at a guest's boot: drivers let their devices do DMA, and the vCPUs run. */
   async powerOn(): Promise<void> {
-    for (const { vfio } of this.devices) await vfio.enableBusMaster();
+    for (const { id, vfio } of this.devices) {
+      await vfio.setBuffers?.(this.#layout.devices.get(id)?.buffers ?? []);
+      await vfio.enableBusMaster();
+    }
     await this.vcpus.resume();
   }
 
   mayP2p(initiator: string, target: string): boolean {
     if (initiator === target || this.#unreachable.has(target)) return false;
     const { p2p, devices } = this.#description;
+    if (devices.some((device) => isServed(device) && (device.id === initiator || device.id === target))) return false;
     if (p2p !== "table") return p2p === "all";
     return devices.find(({ id }) => id === initiator)?.p2pTargets.includes(target) ?? false;
   }
@@ -176,7 +224,10 @@ export class EmulatedMachine implements Machine {
     for (const vfio of running) await vfio.setState("STOP");
     try {
       const trails = [...(await this.vcpus.trails())];
-      for (const { vfio } of this.devices) trails.push(await vfio.stamps());
+      for (const { vfio } of this.devices) {
+        const trail = await vfio.stamps();
+        if (trail !== null) trails.push(trail);
+      }
       return this.#checkTrails(trails);
     } finally {
       for (const vfio of running) if ((await vfio.migration()).p2p) await vfio.setState("RUNNING_P2P");
@@ -189,6 +240,39 @@ export class EmulatedMachine implements Machine {
     await this.#feeder?.[Symbol.asyncDispose]();
     await this.vcpus[Symbol.asyncDispose]();
     await this.host[Symbol.asyncDispose]();
+    await this.#served?.[Symbol.asyncDispose]();
+    this.#shared?.[Symbol.dispose]();
+  }
+
+  /** Maps RAM in an IOAS of its own. */
+  async #mapRam(iommufd: Iommufd): Promise<ObjectId> {
+    const ioas = await iommufd.allocIoas();
+    for (const { firstPage, pages, arena, arenaPage, writeable } of this.memory.regions) {
+      const span = { arena: this.memory.arenas[arena], offset: arenaPage * PAGE_SIZE, length: pages * PAGE_SIZE };
+      await iommufd.map(ioas, span, { iova: iovaOf(firstPage), readable: true, writeable });
+    }
+    return ioas;
+  }
+
+  /** Devices in other processes: behind an iommufd of their own, which shows them RAM. */
+  async #openServed(): Promise<void> {
+    const served = this.#description.devices.filter(isServed);
+    if (served.length === 0) return;
+    if (this.#served === undefined) throw new Error("the machine has devices in other processes, and no way to them");
+    const iommufd = await this.#served.openIommufd();
+    const ioas = await this.#mapRam(iommufd);
+    for (const { id } of served) {
+      const vfio = await this.#served.openDevice(id);
+      const deviceId = await vfio.bind(iommufd);
+      await vfio.attach(ioas);
+      this.devices.push({ id, model: vfio.model, vfio, iommufd, deviceId, ioas, mdev: false });
+    }
+    const order = this.#description.devices.map(({ id }) => id);
+    this.devices.sort((a, b) => order.indexOf(a.id) - order.indexOf(b.id));
+  }
+
+  #isServed(id: string): boolean {
+    return this.#description.devices.some((device) => device.id === id && isServed(device));
   }
 
   #checkTrails(trails: readonly StampTrail[]): StampAudit {
@@ -202,7 +286,10 @@ export class EmulatedMachine implements Machine {
         const count = report[kind];
         if (count > 0) problems.push({ owner: trail.writer, kind, count });
       }
-      const own = trail.epochs.find(({ incarnation }) => incarnation === this.#incarnation);
+      // The last epoch of a device in another process is its own: which number it took, it knows.
+      const own = this.#isServed(trail.writer)
+        ? trail.epochs.at(-1)
+        : trail.epochs.find(({ incarnation }) => incarnation === this.#incarnation);
       written[trail.writer] = own === undefined ? 0 : trail.lastSequence - own.firstSequence + 1;
     }
     return { stamps: { checked, problems }, written };
@@ -211,14 +298,17 @@ export class EmulatedMachine implements Machine {
   /** Tells the devices' ports what {@link mayP2p} says of this target. */
   async #applyP2p(target: string): Promise<void> {
     const { inFlight, p2p } = this.host;
+    if (this.#isServed(target)) return;
     const to = this.host.slot(target).port;
-    for (const { id } of this.#description.devices) {
+    for (const { id } of await this.host.devices()) {
       if (id !== target) await p2p.set(inFlight, this.host.slot(id).port, to, this.mayP2p(id, target));
     }
   }
 
   async #startFeeder(): Promise<void> {
     for (const { id, vfio } of this.devices) {
+      // Who serves a device sees to its feed, too.
+      if (this.#isServed(id)) continue;
       const { udpPort } = await vfio.counters();
       const rate = this.#description.devices.find((device) => device.id === id)?.load.rate ?? 0;
       if (udpPort === undefined || rate === 0) continue;

@@ -36,7 +36,18 @@ const common = {
   load,
   /** The P2P table's row: devices that this one writes to over P2P. */
   p2pTargets: z.array(id).default([]),
+  /** It runs in another process, which serves it at this vfio-user socket. */
+  socket: z.string().min(1).max(107).optional(),
+  /** The socket of the device that takes over from it where the machine is migrated to. */
+  destinationSocket: z.string().min(1).max(107).optional(),
+  /** It runs in another process, which is started for it, at both ends. */
+  serve: z.boolean().optional(),
+  /** Of a device in another process, auto (the default): it maps the guest's memory; messages: it asks for every read and write. */
+  dma: z.enum(["auto", "messages"]).optional(),
 };
+
+/** Of devices in this process: the IOMMU that they are behind. */
+const behind = { iommu: id.optional() };
 
 const dmaLogging = z.strictObject({
   /** Page sizes that its log supports, in bytes. */
@@ -50,12 +61,12 @@ const dmaLogging = z.strictObject({
 });
 
 const device = z.discriminatedUnion("model", [
-  z.strictObject({ model: z.literal("mlx5"), ...common, iommu: id, dmaLogging: dmaLogging.prefault({}) }),
-  z.strictObject({ model: z.literal("nic"), ...common, iommu: id }),
+  z.strictObject({ model: z.literal("mlx5"), ...common, ...behind, dmaLogging: dmaLogging.prefault({}) }),
+  z.strictObject({ model: z.literal("nic"), ...common, ...behind }),
   z.strictObject({
     model: z.literal("blk"),
     ...common,
-    iommu: id,
+    ...behind,
     /** The file behind the disk; absent: one is made in the temporary directory from the seed. */
     file: z.string().optional(),
   }),
@@ -78,6 +89,46 @@ const device = z.discriminatedUnion("model", [
  */
 export function platformOf({ iommus }: Pick<MachineDescription, "iommus">): Platform {
   return iommus.some(({ format }) => format === "arm-s1") ? "virt" : "pc";
+}
+
+/** True for a device that runs in another process. */
+export function isServed({ socket, serve }: Pick<z.output<typeof device>, "socket" | "serve">): boolean {
+  return serve === true || socket !== undefined;
+}
+
+/** What one device's entry can't have. */
+function problemsOf(
+  entry: z.output<typeof device>,
+  iommus: readonly { readonly id: string }[],
+): { field: string; message: string }[] {
+  const behindOne = entry.model !== "vgpu";
+  if (!isServed(entry)) {
+    const lacks = behindOne && !iommus.some((candidate) => candidate.id === entry.iommu);
+    const which = behindOne && entry.iommu !== undefined ? `there is no IOMMU '${entry.iommu}'` : "it is behind none";
+    const there = iommus.map(({ id }) => id).join(", ") || "none";
+    const needsSocket = "it is for a device in another process: give a socket as well";
+    return [
+      ...(lacks ? [{ field: "iommu", message: `${which} (there are: ${there})` }] : []),
+      ...(entry.destinationSocket === undefined ? [] : [{ field: "destinationSocket", message: needsSocket }]),
+      ...(entry.dma === undefined ? [] : [{ field: "dma", message: needsSocket }]),
+    ];
+  }
+  const isElsewhere = "it is in another process";
+  return [
+    ...(behindOne && entry.iommu !== undefined
+      ? [{ field: "iommu", message: `${isElsewhere}, behind no IOMMU of this machine` }]
+      : []),
+    ...(entry.model === "vgpu" && entry.sharedTracker
+      ? [{ field: "sharedTracker", message: `${isElsewhere}, and shares no tracker` }]
+      : []),
+    ...(entry.p2pTargets.length > 0 ? [{ field: "p2pTargets", message: `${isElsewhere}, and reaches no peer` }] : []),
+    ...(entry.serve === true && entry.socket !== undefined
+      ? [{ field: "socket", message: "a process is started for it (serve): leave out one of the two" }]
+      : []),
+    ...(entry.serve === true && entry.destinationSocket !== undefined
+      ? [{ field: "destinationSocket", message: "a process is started for it (serve): leave out one of the two" }]
+      : []),
+  ];
 }
 
 export const machineSchema = z
@@ -113,12 +164,8 @@ export const machineSchema = z
         context.addIssue({ code: "custom", path: ["devices", index, "id"], message: `'${entry.id}' is used twice` });
       }
       seen.add(entry.id);
-      if ("iommu" in entry && !machine.iommus.some((candidate) => candidate.id === entry.iommu)) {
-        context.addIssue({
-          code: "custom",
-          path: ["devices", index, "iommu"],
-          message: `there is no IOMMU '${entry.iommu}' (there are: ${machine.iommus.map((i) => i.id).join(", ") || "none"})`,
-        });
+      for (const { field, message } of problemsOf(entry, machine.iommus)) {
+        context.addIssue({ code: "custom", path: ["devices", index, field], message });
       }
     });
     if (new Set(machine.iommus.map(({ format }) => format === "arm-s1")).size > 1) {
@@ -126,12 +173,13 @@ export const machineSchema = z
     }
     machine.devices.forEach((entry, index) => {
       for (const target of entry.p2pTargets) {
-        if (seen.has(target)) continue;
-        context.addIssue({
-          code: "custom",
-          path: ["devices", index, "p2pTargets"],
-          message: `there is no device '${target}'`,
-        });
+        const peer = machine.devices.find((candidate) => candidate.id === target);
+        if (peer !== undefined && !isServed(peer)) continue;
+        const message =
+          peer === undefined
+            ? `there is no device '${target}'`
+            : `'${target}' is in another process: no peer reaches it`;
+        context.addIssue({ code: "custom", path: ["devices", index, "p2pTargets"], message });
       }
     });
   });

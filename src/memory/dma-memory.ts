@@ -6,6 +6,7 @@ import { isErrno, UapiError } from "../uapi/errno.js";
 import { GiB, KiB, MiB, PAGE_SIZE } from "./address.js";
 import { type Arena, createArena } from "./arena.js";
 import { holdsOf } from "./holds.js";
+import { setSharedFile } from "./shared-files.js";
 
 /** What pages memory is made of. */
 export type Backing =
@@ -42,6 +43,7 @@ export class DmaMemory implements Disposable {
     this.length = place.length;
     this.backing = backing;
     this.#fd = fd;
+    if (fd !== null) setSharedFile(arena, { fd, ...place });
   }
 
   /**
@@ -95,7 +97,10 @@ export class DmaMemory implements Disposable {
     }
     mapAnonymousOver(this.bytes);
     this.#letGo = true;
-    if (this.#fd !== null) closeSync(this.#fd);
+    if (this.#fd !== null) {
+      setSharedFile(this.arena, null);
+      closeSync(this.#fd);
+    }
     this.#fd = null;
   }
 }

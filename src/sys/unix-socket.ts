@@ -16,6 +16,7 @@ const bindCall = libc.func("bind", "int", ["int", "void *", "unsigned int"]);
 const listenCall = libc.func("int listen(int fd, int backlog)");
 const connectCall = libc.func("connect", "int", ["int", "void *", "unsigned int"]);
 const acceptCall = libc.func("accept4", "int", ["int", "void *", "void *", "int"]);
+const shutdownCall = libc.func("int shutdown(int fd, int how)");
 /** By the header's address, which its owner keeps alive: to find it anew costs more than the rest of a call. */
 const recvmsgCall = libc.func("recvmsg", "int", ["int", "uintptr_t", "int"]);
 const sendmsgCall = libc.func("sendmsg", "int", ["int", "uintptr_t", "int"]);
@@ -25,6 +26,7 @@ const SOCK_STREAM = 1;
 const SOCK_NONBLOCK = 0o4000;
 const SOCK_CLOEXEC = 0o2000000;
 const SOL_SOCKET = 1;
+const SHUT_RDWR = 2;
 const SCM_RIGHTS = 1;
 const MSG_CTRUNC = 0x08;
 const MSG_DONTWAIT = 0x40;
@@ -187,6 +189,8 @@ export class UnixSocket implements Disposable {
   [Symbol.dispose](): void {
     if (!this.#open) return;
     this.#open = false;
+    // A poll that is under way on another thread keeps the socket until it returns; the peer should not wait for that.
+    shutdownCall(this.fd, SHUT_RDWR);
     closeSync(this.fd);
   }
 

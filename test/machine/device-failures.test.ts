@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import type { Arc } from "../../src/devices/driver/mig-state.js";
 import type { EmulatedMachine } from "../../src/emulated/machine.js";
+import { EmulatedVfioDevice } from "../../src/emulated/vfio/device.js";
 import { machineOf, NIC, VF } from "../support/machines.js";
 import { expectMoved, expectRunning, Rig } from "../support/migration.js";
 
@@ -14,6 +15,7 @@ const policy = { trackers: { vf0: "device" } } as const;
 function deviceOf({ devices }: EmulatedMachine, id: string) {
   const device = devices.find((candidate) => candidate.id === id);
   if (device === undefined) throw new Error(`there is no ${id}`);
+  if (!(device.vfio instanceof EmulatedVfioDevice)) throw new Error(`${id} runs in another process`);
   return device.vfio;
 }
 

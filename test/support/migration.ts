@@ -2,6 +2,7 @@ import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect } from "vitest";
+import { openMachine } from "../../src/cli/hosts.js";
 import { createEmulatedMachine, type EmulatedMachine } from "../../src/emulated/machine.js";
 import type { DmaHold } from "../../src/emulated/threads/hold.js";
 import type { MachineDescription } from "../../src/host/description.js";
@@ -50,18 +51,25 @@ export class Rig implements AsyncDisposable {
   readonly source: EmulatedMachine;
   readonly journals = mkdtempSync(join(tmpdir(), "dirtmap-test-"));
   readonly #opened: AsyncDisposable[] = [];
+  readonly #open: typeof openMachine;
 
-  private constructor(description: MachineDescription, source: EmulatedMachine) {
+  private constructor(description: MachineDescription, source: EmulatedMachine, open: typeof openMachine) {
     this.description = description;
     this.source = source;
+    this.#open = open;
     this.#opened.push(source);
+  }
+
+  /** The same with the command line's way to machines: devices may run in other processes. */
+  static async startServed(description: MachineDescription): Promise<Rig> {
+    return new Rig(description, await openMachine(description), openMachine);
   }
 
   static async start(
     description: MachineDescription,
     options: { holds?: ReadonlyMap<string, DmaHold> } = {},
   ): Promise<Rig> {
-    return new Rig(description, await createEmulatedMachine(description, options));
+    return new Rig(description, await createEmulatedMachine(description, options), createEmulatedMachine);
   }
 
   /** Migrates to a destination that is made for it. */
@@ -75,7 +83,7 @@ export class Rig implements AsyncDisposable {
       return await receive({
         source: acceptedSource(listener, control),
         createMachine: async (received) => {
-          destination = await createEmulatedMachine(received, { paused: true });
+          destination = await this.#open(received, { paused: true, side: "destination" });
           this.#opened.push(destination);
           onDestination?.(destination);
           return destination;

@@ -41,7 +41,11 @@ export async function stopAndAsk({ vcpus, devices }: EmulatedMachine): Promise<M
   for (const { vfio } of devices) if ((await vfio.migration()).p2p) await vfio.setState("RUNNING_P2P");
   for (const { vfio } of devices) await vfio.setState("STOP");
   const trails = await vcpus.trails();
-  for (const { vfio } of devices) trails.push(await vfio.stamps());
+  for (const { id, vfio } of devices) {
+    const trail = await vfio.stamps();
+    if (trail === null) throw new Error(`${id} has no stamps`);
+    trails.push(trail);
+  }
   return new Map(trails.map((trail) => [trail.writer, trail]));
 }
 

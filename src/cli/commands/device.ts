@@ -13,6 +13,7 @@ interface DeviceOptions {
   readonly id?: string;
   readonly dma?: (typeof DMA)[number];
   readonly poll?: boolean;
+  readonly untilStdinEnds?: boolean;
   readonly json?: boolean;
 }
 
@@ -39,6 +40,7 @@ export function addDevice(program: Command, models: readonly ServableModel[]): v
       ).argParser(argument(oneOf(DMA, "mode"))),
     )
     .option("--poll", "busy polling: a tenth of the latency, for a core's whole time")
+    .option("--until-stdin-ends", "end when standard input does: with whoever holds its other end")
     .option("--json", "print events as lines of JSON")
     .addHelpText("after", () => `\n${modelsText(models)}\n${EXAMPLES}`)
     .action((model: string, options: DeviceOptions) => run(model, models, options));
@@ -95,8 +97,19 @@ async function run(name: string, models: readonly ServableModel[], options: Devi
       if (signal.aborted) resolve();
       signal.addEventListener("abort", () => resolve(), { once: true });
     });
-    await Promise.race([server.ended, interrupted]);
+    await Promise.race([server.ended, interrupted, ...(options.untilStdinEnds === true ? [stdinEnded()] : [])]);
     return EXIT_CODES.done.code;
+  });
+}
+
+/** Resolves when there will be no more on standard input. */
+function stdinEnded(): Promise<void> {
+  return new Promise((resolve) => {
+    process.stdin
+      .once("end", resolve)
+      .once("close", resolve)
+      .once("error", () => resolve())
+      .resume();
   });
 }
 

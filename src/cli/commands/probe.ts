@@ -6,6 +6,7 @@ import {
   checkHostOptions,
   type HostOptions,
   type MachineOptions,
+  servedSockets,
 } from "../options.js";
 import { printResult, runCommand } from "../output.js";
 
@@ -20,9 +21,13 @@ Examples:
   dirtmap probe --scenario ./my.yaml --json
   dirtmap probe --host linux
   dirtmap probe --host linux --device 3b:00.1 --json
+  dirtmap probe --host vfio-user:/run/user/1000/mlx5,/run/user/1000/nic
 
 With --host linux: what is or could be assigned on this machine, and what is missing for it. Devices that are on a VFIO
 driver and in nobody's use are opened, asked, and closed again, which resets them. Nothing else is touched.
+
+With --host vfio-user:PATH: devices that \`dirtmap device\` or another server serves at these sockets. Dirtmap's own are asked
+over their control sockets, whoever uses them, and stay as they are; another server's device is opened, which resets it.
 `;
 
 /** `dirtmap probe`: what each device can do. */
@@ -30,13 +35,15 @@ export function addProbe(program: Command): void {
   const command = program
     .command("probe")
     .description("Lists each device with every tracker that it has or lacks, and its capability flags");
-  addHostOptions(addMachineOptions(command), "all")
+  addHostOptions(addMachineOptions(command), "all", { served: true })
     .option("--json", "print the result as JSON")
     .addHelpText("after", NOTES)
     .action((options: ProbeOptions) =>
       runCommand({ json: options.json === true }, async (signal) => {
         checkHostOptions(command, options.host);
-        if (options.host === "linux") await probeLinux(options, signal);
+        const sockets = servedSockets(options.host);
+        if (sockets !== null) await probeServed(sockets, options);
+        else if (options.host === "linux") await probeLinux(options, signal);
         else await probeScenario(options);
         return EXIT_CODES.done.code;
       }),
@@ -56,6 +63,16 @@ async function probeScenario({ json = false, ...options }: ProbeOptions): Promis
   const devices = await probeMachine(machine);
   const { name: host } = machine.host;
   printResult({ scenario, host, devices }, { json, text: () => probeText(devices) });
+}
+
+async function probeServed(sockets: readonly string[], { json = false }: ProbeOptions): Promise<void> {
+  const [{ openVfioUserHost }, { probeServers, serversText }] = await Promise.all([
+    import("../hosts.js"),
+    import("../vfio-user/probe-servers.js"),
+  ]);
+  await using host = await openVfioUserHost(sockets);
+  const devices = await probeServers(host);
+  printResult({ host: host.name, devices }, { json, text: () => serversText(devices) });
 }
 
 async function probeLinux({ json = false, device }: ProbeOptions, signal: AbortSignal): Promise<void> {

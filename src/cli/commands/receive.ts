@@ -80,7 +80,7 @@ async function run(options: ReceiveOptions): Promise<void> {
         source: acceptedSource(listener, control, onRefused),
         createMachine: async (description) => {
           checkMemory(description, 1);
-          machine = await openMachine(description, { paused: true });
+          machine = await openMachine(description, { paused: true, side: "destination" });
           return machine;
         },
         audit: async () => (await machine?.audit()) ?? { stamps: null, written: {} },

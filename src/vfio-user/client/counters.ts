@@ -1,0 +1,64 @@
+import { z } from "zod";
+import { UapiError } from "../../uapi/errno.js";
+import { DIRTMAP_COMMAND, dirtmap_counters } from "../../uapi/vfio-user.js";
+import type { Connection } from "./connection.js";
+
+const NAME = "counters";
+
+/** Room for the answer: what a device has counted is a page of text. */
+const ROOM_BYTES = 65536;
+
+const count = z.int().min(0);
+
+/** What {@link readCounters} takes from the answer (docs/vfio-user.md); more may be there. */
+const schema = z.looseObject({
+  schemaVersion: z.literal(1),
+  id: z.string().max(256),
+  model: z.string().regex(/^[A-Za-z0-9_-]{1,64}$/),
+  state: z.string().nullable(),
+  failure: z.string().nullable(),
+  busMaster: z.boolean(),
+  tracking: z.looseObject({ tracksInternally: z.boolean(), tracksThroughContainer: z.boolean() }),
+  dmaLogging: z
+    .looseObject({
+      pageSizes: z.array(z.int().min(1)).min(1).max(64),
+      maxRanges: z.int().min(1).max(65536),
+      addressWidth: z.int().min(1).max(64),
+      readableWhen: z.enum(["always", "quiesced"]),
+    })
+    .nullable(),
+  log: z.looseObject({ granule: z.int().min(1), startedBy: z.string() }).nullable(),
+  device: z.record(z.string(), z.number()),
+  trail: z
+    .looseObject({
+      writer: z.string(),
+      spans: z.array(z.looseObject({ firstPage: count, pages: count })).max(65536),
+      blockSlots: count,
+      lastSequence: count,
+      epochs: z.array(z.looseObject({ incarnation: count, firstSequence: count })).max(64),
+    })
+    .nullable(),
+});
+
+/** What Dirtmap's own server tells of its device. */
+export type ServerCounters = z.output<typeof schema>;
+
+/**
+ * DIRTMAP_COMMAND.COUNTERS; null where the server is someone else's, which knows no such command.
+ * @throws UapiError EPROTO for an answer that can't be understood; of the connection
+ */
+export async function readCounters(connection: Connection): Promise<ServerCounters | null> {
+  let answer: Uint8Array;
+  try {
+    answer = await connection.call(DIRTMAP_COMMAND.COUNTERS, NAME, dirtmap_counters.encode({ argsz: ROOM_BYTES }));
+  } catch (error) {
+    if (connection.failure !== undefined || !(error instanceof UapiError)) throw error;
+    return null;
+  }
+  try {
+    const text = new TextDecoder("utf-8", { fatal: true }).decode(answer.subarray(dirtmap_counters.size));
+    return schema.parse(JSON.parse(text.replace(/\0+$/, "")));
+  } catch (cause) {
+    throw new UapiError("EPROTO", { syscall: NAME, attempted: "read the server's counters", cause });
+  }
+}

@@ -1,0 +1,135 @@
+import { basename } from "node:path";
+import { UsageError } from "../../errors.js";
+import type { DeviceSummary, Host } from "../../host/host.js";
+import { UapiError } from "../../uapi/errno.js";
+import { Connection } from "./connection.js";
+import { readCounters } from "./counters.js";
+import { type DmaMode, VfioUserDevice } from "./device.js";
+import { VfioUserIommufd } from "./iommufd.js";
+
+/** A served device: where, and how it is to be used. */
+export interface VfioUserPlace {
+  /** Of the server's socket. */
+  readonly path: string;
+  /** Default: made from the socket's name. */
+  readonly id?: string;
+  /** Default: auto. */
+  readonly dma?: DmaMode;
+}
+
+/**
+ * Devices behind vfio-user sockets, as a host. A device that has a client already can be asked over its control socket,
+ * PATH.control, if its server is Dirtmap's ({@link VfioUserHost.openControl}).
+ */
+export class VfioUserHost implements Host {
+  readonly name = "vfio-user";
+  readonly #places = new Map<string, VfioUserPlace>();
+  readonly #open = new Map<string, VfioUserDevice>();
+  readonly #iommufds: VfioUserIommufd[] = [];
+  readonly #limitMs: number | undefined;
+
+  /** @param options.limitMs how long a server may take to answer; default 10 s. @throws UsageError `BAD_OPTION` */
+  constructor(places: readonly VfioUserPlace[], options: { limitMs?: number } = {}) {
+    this.#limitMs = options.limitMs;
+    for (const place of places) {
+      const { path } = place;
+      if ([...this.#places.values()].some((other) => other.path === path)) {
+        throw new UsageError(`the socket '${path}' is named twice`, { code: "BAD_OPTION", remedy: "name it once" });
+      }
+      this.#places.set(place.id ?? this.#idOf(path), place);
+    }
+  }
+
+  /** Servers that are Dirtmap's are asked for their model, over their control socket. */
+  async devices(): Promise<DeviceSummary[]> {
+    const summaries = [...this.#places].map(async ([id, { path }]) => ({
+      id,
+      model: this.#open.get(id)?.model ?? (await modelAt(path, this.#limitMs)),
+      kind: "pci" as const,
+      iommuGroup: null,
+    }));
+    return Promise.all(summaries);
+  }
+
+  async openIommufd(): Promise<VfioUserIommufd> {
+    const iommufd = new VfioUserIommufd();
+    this.#iommufds.push(iommufd);
+    return iommufd;
+  }
+
+  /** Besides what {@link Host.openDevice} throws: UapiError of the connection. */
+  openDevice(id: string): Promise<VfioUserDevice> {
+    return this.#openAt(id, (path) => path);
+  }
+
+  /**
+   * Opens a device of Dirtmap's own server over its control socket, whoever its client is, and leaves it as it is.
+   * @throws UapiError besides: ENOENT, ECONNREFUSED where there is no such socket
+   */
+  openControl(id: string): Promise<VfioUserDevice> {
+    return this.#openAt(id, controlPath);
+  }
+
+  async #openAt(id: string, socket: (path: string) => string): Promise<VfioUserDevice> {
+    const call = { syscall: "connect", attempted: `open device '${id}'` };
+    const place = this.#places.get(id);
+    if (place === undefined) {
+      const ids = [...this.#places.keys()].join(", ") || "none";
+      throw new UapiError("ENODEV", { ...call, remedy: `there are: ${ids}` });
+    }
+    if (this.#open.has(id)) throw new UapiError("EBUSY", { ...call, remedy: "close it first: it is open" });
+    const path = socket(place.path);
+    const device = await VfioUserDevice.open({
+      path,
+      id,
+      control: isControl(path),
+      ...(place.dma === undefined ? {} : { dma: place.dma }),
+      ...(this.#limitMs === undefined ? {} : { limitMs: this.#limitMs }),
+      onClose: () => this.#open.delete(id),
+    });
+    this.#open.set(id, device);
+    return device;
+  }
+
+  /** Closes devices, then iommufds. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.allSettled([...this.#open.values()].map((device) => device[Symbol.asyncDispose]()));
+    for (const iommufd of this.#iommufds) await iommufd[Symbol.asyncDispose]();
+  }
+
+  /** The socket's name in letters that ids may have, with a number where it is taken. */
+  #idOf(path: string): string {
+    const name = basename(path)
+      .toLowerCase()
+      .replaceAll(/[^a-z0-9._-]/g, "-")
+      .replace(/^[^a-z0-9]+/, "")
+      .slice(0, 28);
+    const base = name === "" ? "device" : name;
+    let id = base;
+    for (let number = 2; this.#places.has(id); number++) id = `${base}-${number}`;
+    return id;
+  }
+}
+
+const CONTROL = ".control";
+
+/** True for the path of a control socket. */
+function isControl(path: string): boolean {
+  return path.endsWith(CONTROL);
+}
+
+/** The control socket of a server at this path, which may be that socket itself. */
+function controlPath(path: string): string {
+  return isControl(path) ? path : `${path}${CONTROL}`;
+}
+
+async function modelAt(path: string, limitMs: number | undefined): Promise<string> {
+  try {
+    using connection = await Connection.open(controlPath(path), limitMs === undefined ? {} : { limitMs });
+    return (await readCounters(connection))?.model ?? "vfio-user";
+  } catch (error) {
+    // Another server has no such socket; whether the device is there is found out when it is opened.
+    if (error instanceof UapiError) return "vfio-user";
+    throw error;
+  }
+}
