@@ -109,6 +109,13 @@ export class MessageSocket implements Disposable {
     }
   }
 
+  /** {@link buffered} has something, or would throw: the socket, which may be empty by now, will not tell of it. */
+  get hasBuffered(): boolean {
+    if (this.#end - this.#start < HEADER_BYTES) return false;
+    const size = this.#view.getUint32(this.#start + SIZE, true);
+    return size < HEADER_BYTES || size <= this.#end - this.#start || size > this.#buffer.byteLength;
+  }
+
   /**
    * The next message of those that were read together with the last one, without a look at the socket.
    * @throws DirtmapError `PROTOCOL`

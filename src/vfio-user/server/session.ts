@@ -117,9 +117,9 @@ export class Session implements DmaLogUser {
     return this.#over;
   }
 
-  /** Commands wait that came during a DMA. */
+  /** Commands wait that came during a DMA, before its answer or together with it. */
   get hasHeld(): boolean {
-    return this.#held.length > 0;
+    return this.#held.length > 0 || this.#socket.hasBuffered;
   }
 
   /** Answers what has come, up to a number of messages. Does not throw. */
