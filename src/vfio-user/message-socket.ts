@@ -109,12 +109,11 @@ export class MessageSocket implements Disposable {
     }
   }
 
-  /** True where {@link buffered} has something to say: a message, or that what came can be none. */
+  /** {@link buffered} has something, or would throw: the socket, which may be empty by now, will not tell of it. */
   get hasBuffered(): boolean {
-    const there = this.#end - this.#start;
-    if (there < HEADER_BYTES) return false;
+    if (this.#end - this.#start < HEADER_BYTES) return false;
     const size = this.#view.getUint32(this.#start + SIZE, true);
-    return size <= there || size > this.#buffer.byteLength;
+    return size < HEADER_BYTES || size <= this.#end - this.#start || size > this.#buffer.byteLength;
   }
 
   /**

@@ -1,4 +1,4 @@
-import { closeSync, ftruncateSync, openSync, readFileSync, unlinkSync } from "node:fs";
+import { closeSync, ftruncateSync, openSync, readFileSync, unlinkSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { socketPair, UnixSocket } from "../../sys/unix-socket.js";
@@ -10,6 +10,8 @@ import {
   VFIO_USER_F_TYPE_REPLY,
   vfio_user_dma_access,
   vfio_user_dma_map,
+  vfio_user_header,
+  vfio_user_region_access,
 } from "../../uapi/vfio-user.js";
 import type { Message } from "../message-socket.js";
 import { RawClient } from "../raw-client.test.helper.js";
@@ -23,7 +25,7 @@ import {
   socketDirectory,
   unmapDma,
 } from "./served.test.helper.js";
-import { TEST_REGISTER } from "./test-model.test.helper.js";
+import { TEST_COMMAND, TEST_REGISTER } from "./test-model.test.helper.js";
 
 const PAGE = 4096n;
 
@@ -124,6 +126,38 @@ describe.runIf(process.platform === "linux")("memory that a client gives to its 
     ]);
     client.onCommand = undefined;
     unmapDma(client, 0x40000n, 2n * PAGE);
+  });
+
+  it("does what came in one piece with the answer to a DMA, when that is done", () => {
+    const { client } = served;
+    mapDma(client, { address: 0x40000n, size: PAGE });
+    let asked = -1;
+    client.onCommand = ({ id, command, payload }) => {
+      // Both in one write: the server reads them together.
+      const head = vfio_user_header.size;
+      const bytes = new Uint8Array(head + vfio_user_dma_access.size + head + vfio_user_region_access.size);
+      const reply = head + vfio_user_dma_access.size;
+      vfio_user_header.encode({ msg_id: id, cmd: command, msg_size: reply, flags: VFIO_USER_F_TYPE_REPLY }, bytes);
+      bytes.set(payload.subarray(0, vfio_user_dma_access.size), head);
+      asked = 0x7fff;
+      const { REGION_READ } = VFIO_USER_COMMAND;
+      vfio_user_header.encode({ msg_id: asked, cmd: REGION_READ, msg_size: bytes.byteLength - reply }, bytes, reply);
+      vfio_user_region_access.encode({ region: 0, count: 4 }, bytes, reply + head);
+      writeSync(client.socket.fd, bytes);
+    };
+    const registers = Buffer.alloc(16);
+    registers.writeBigUInt64LE(0x40000n, 0);
+    registers.writeUInt32LE(4, TEST_REGISTER.BYTES - TEST_REGISTER.ADDRESS);
+    client.regionWrite(0, TEST_REGISTER.ADDRESS, registers);
+    client.writeRegister(0, TEST_REGISTER.COMMAND, TEST_COMMAND.WRITE);
+    while (asked < 0) {
+      const message = client.next();
+      client.onCommand(message, client);
+    }
+    const answer = client.next(900);
+    expect([answer.isReply, answer.id]).toEqual([true, asked]);
+    client.onCommand = undefined;
+    unmapDma(client, 0x40000n, PAGE);
   });
 
   it("faults where the client refuses a message, and the connection goes on", () => {
