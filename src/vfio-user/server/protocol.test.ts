@@ -247,6 +247,9 @@ describe.runIf(process.platform === "linux")("a vfio-user server", () => {
       expect(vfio_user_write_multi.decode(multi(two))).toEqual({ wr_cnt: 2n });
       expect(client.regionRead(0, 0x300, 8)).toEqual(Uint8Array.of(1, 2, 3, 4, 0xff, 0xff, 7, 8));
       expect(errnoOf(() => multi(two, 3))).toBe("EINVAL");
+      expect(errnoOf(() => client.request("REGION_WRITE_MULTI", new Uint8Array(20)))).toBe("EINVAL");
+      expect(errnoOf(() => client.request("REGION_WRITE_MULTI", new Uint8Array(7)))).toBe("EINVAL");
+      expect(vfio_user_write_multi.decode(multi([]))).toEqual({ wr_cnt: 0n });
       expect(
         errnoOf(() =>
           multi([

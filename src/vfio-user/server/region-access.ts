@@ -77,7 +77,7 @@ export class RegionAccess {
     const { wr_cnt } = requestOf(vfio_user_write_multi, payload, syscall);
     const { size: each } = vfio_user_write_multi_entry;
     const entries = (payload.byteLength - vfio_user_write_multi.size) / each;
-    if (wr_cnt !== BigInt(entries)) {
+    if (Number(wr_cnt) !== entries) {
       throw refusal("EINVAL", syscall, `do ${wr_cnt} writes, of which ${entries} came`, "send them all");
     }
     const request = payload.slice();
