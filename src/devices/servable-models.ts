@@ -81,7 +81,6 @@ function workloadModel(
 const memoryOf = (options: ModelOptions) => numberOption(options, "memory");
 
 export const SERVABLE_MODELS: readonly ServableModel[] = [
-  NVME,
   workloadModel(
     { name: "mlx5", summary: "a NIC's virtual function that logs its own DMA", options: [MEMORY] },
     (common, options) => ({
@@ -137,6 +136,7 @@ export const SERVABLE_MODELS: readonly ServableModel[] = [
       return { description: { model: "vgpu", ...common, sharedTracker: false, vram }, memoryBytes: vram };
     },
   ),
+  NVME,
 ];
 
 /** @throws UsageError `NO_SUCH_MODEL` */

@@ -285,9 +285,10 @@ describe.skipIf(found instanceof MissingError)("an NVMe controller that QEMU's g
       expect(server.output).toContain("left behind");
       await guest.monitor("device_add", vfioUser(socket(), "again", "port1"));
       await guest.run(
-        "echo 1 >/sys/bus/pci/rescan; for i in 1 2 3 4 5; do grep -ls interop2 /sys/class/nvme/*/serial && break; sleep 1; done",
+        "echo 1 >/sys/bus/pci/rescan; for i in $(seq 30); do grep -ls interop2 /sys/class/nvme/*/serial && break; sleep 1; done",
       );
       const name = (await guest.run("basename $(dirname $(grep -l interop2 /sys/class/nvme/*/serial))")).trim();
+      await guest.run(`for i in $(seq 30); do [ -b /dev/${name}n1 ] && exit; sleep 1; done; exit 1`);
       const sum = await guest.run(`dd if=/dev/${name}n1 bs=1M count=12 iflag=direct 2>/dev/null | md5sum`);
       expect(sum.trim()).toBe(expected);
     },
