@@ -69,7 +69,8 @@ export function lacking(qemu: Qemu, needs: readonly QemuNeed[]): readonly string
         encoding: "utf8",
         timeout: PROBE_TIMEOUT_MS,
       });
-      if (status !== 0) return true;
+      // For a device that it doesn't know QEMU prints an error, and ends with status 0.
+      if (status !== 0 || stdout.trim() === "") return true;
       return property !== undefined && !stdout.split("\n").some((line) => line.trimStart().startsWith(`${property}=`));
     })
     .map(named);
