@@ -40,6 +40,7 @@ export {
   EmulatedMachine,
   type EmulatedMachineOptions,
   type StampAudit,
+  type WorkloadDevice,
 } from "./emulated/machine.js";
 export { DirtmapError, type ErrorDetails, explain, UsageError } from "./errors.js";
 export {
@@ -144,5 +145,11 @@ export { type XmlElement, type XmlNode, xmlText } from "./tracking/vmm/xml.js";
 export { ERRNO, type ErrnoName, isErrno, UapiError, type UapiErrorDetails } from "./uapi/errno.js";
 export * from "./uapi/iommufd.js";
 export * from "./uapi/vfio.js";
+export type { ServerCounters } from "./vfio-user/client/counters.js";
+export { VfioUserDevice, type VfioUserDeviceOptions } from "./vfio-user/client/device.js";
+export { VfioUserHost, type VfioUserPlace } from "./vfio-user/client/host.js";
+export { VfioUserIommufd } from "./vfio-user/client/iommufd.js";
+export { ServedDevices, type ServedPlace } from "./vfio-user/client/served-devices.js";
+export { controlPath } from "./vfio-user/control-path.js";
 export type { DmaMode } from "./vfio-user/server/client-memory.js";
-export { controlPath, type DeviceServer, type ServeDeviceOptions, serveDevice } from "./vfio-user/server/server.js";
+export { type DeviceServer, type ServeDeviceOptions, serveDevice } from "./vfio-user/server/server.js";

@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -166,3 +166,39 @@ describe("a destination that is killed", () => {
     }
   });
 });
+
+describe("a scenario whose devices run in processes of their own", () => {
+  it("is migrated by one command, verified, and no process is left", { timeout: 120_000 }, async () => {
+    const file = join(folder, "served.yaml");
+    writeFileSync(
+      file,
+      `machine:
+  memory: 16M
+  vcpus: { count: 1, rate: 1, footprint: 128K }
+  devices:
+    - { id: vf0, model: mlx5, serve: true, load: { rate: 1, footprint: 256K } }
+    - { id: served-nic, model: nic, serve: true, dma: messages, load: { rate: 1, footprint: 256K } }
+migration: { downtimeLimit: 2s }
+`,
+    );
+    await using source = new Child(PROGRAM, "migrate", "--scenario", file, "--journal", folder, "--json");
+    expect(await source.ended).toBe(EXIT_CODES.done.code);
+    const report = await source.said("result");
+    expect(report).toMatchObject({ result: "completed", verified: true });
+    expect(report.devices).toMatchObject([
+      { id: "vf0", tracker: "device" },
+      { id: "served-nic", tracker: "iommu" },
+    ]);
+    const left = readdirSync("/proc").filter((pid) => commandLine(pid).includes("--id served-nic"));
+    expect(left).toEqual([]);
+  });
+});
+
+/** What a process was started with, words apart by spaces; nothing where it is gone. */
+function commandLine(pid: string): string {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, "utf8").replaceAll("\0", " ");
+  } catch {
+    return "";
+  }
+}

@@ -5,10 +5,11 @@ import { createArena } from "../../memory/arena.js";
 import { DmaMemory } from "../../memory/dma-memory.js";
 import { EventFd } from "../../sys/eventfd.js";
 import { VFIO_PCI_IRQ_INDEX } from "../../uapi/vfio.js";
+import type { DmaMode } from "../server/client-memory.js";
 import { readable, socketDirectory } from "../server/served.test.helper.js";
 import { type DeviceServer, startServer } from "../server/server.js";
 import { TEST_COMMAND, TEST_REGISTER } from "../server/test-model.test.helper.js";
-import type { DmaMode, VfioUserDevice } from "./device.js";
+import type { VfioUserDevice } from "./device.js";
 import { VfioUserHost } from "./host.js";
 
 const IOVA = BigInt(MiB);

@@ -41,6 +41,7 @@ import {
   vfio_user_dma_logging_report,
   vfio_user_region_access,
 } from "../../uapi/vfio-user.js";
+import type { DmaMode } from "../server/client-memory.js";
 import { Connection } from "./connection.js";
 import { readCounters, type ServerCounters } from "./counters.js";
 import { type SessionOptions, VfioUserResumingStream, VfioUserSavingStream } from "./data-stream.js";
@@ -59,14 +60,11 @@ const MAX_LOGGED_RANGES = PAGE_SIZE / vfio_device_feature_dma_logging_range.size
 /** Bytes of bitmap in one answer: 32 GiB at 4 KiB. A longer range is asked for in pieces. */
 const REPORT_BYTES = 2 ** 20;
 
-/** How the device is to reach memory: by the descriptor where there is one, or always by messages, so that we see every write. */
-export type DmaMode = "auto" | "messages";
-
 export interface VfioUserDeviceOptions {
   /** Of the server's socket. */
   readonly path: string;
   readonly id: string;
-  /** Default: auto. */
+  /** auto: memory is sent with its descriptor where it has one; messages: never, so that we see every write. Default: auto. */
   readonly dma?: DmaMode;
   /**
    * The socket is a control connection's: the device is another client's, and is left as it is. It can be asked, tracked and

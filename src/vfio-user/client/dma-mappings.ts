@@ -8,8 +8,8 @@ import {
   vfio_user_dma_map,
   vfio_user_dma_unmap,
 } from "../../uapi/vfio-user.js";
+import type { DmaMode } from "../server/client-memory.js";
 import type { Connection, DmaTarget } from "./connection.js";
-import type { DmaMode } from "./device.js";
 
 /** Memory as a device is shown it. */
 export interface DmaMapping {

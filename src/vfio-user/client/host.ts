@@ -2,9 +2,11 @@ import { basename } from "node:path";
 import { UsageError } from "../../errors.js";
 import type { DeviceSummary, Host } from "../../host/host.js";
 import { UapiError } from "../../uapi/errno.js";
+import { controlPath, isControlPath } from "../control-path.js";
+import type { DmaMode } from "../server/client-memory.js";
 import { Connection } from "./connection.js";
 import { readCounters } from "./counters.js";
-import { type DmaMode, VfioUserDevice } from "./device.js";
+import { VfioUserDevice } from "./device.js";
 import { VfioUserIommufd } from "./iommufd.js";
 
 /** A served device: where, and how it is to be used. */
@@ -82,7 +84,7 @@ export class VfioUserHost implements Host {
     const device = await VfioUserDevice.open({
       path,
       id,
-      control: isControl(path),
+      control: isControlPath(path),
       ...(place.dma === undefined ? {} : { dma: place.dma }),
       ...(this.#limitMs === undefined ? {} : { limitMs: this.#limitMs }),
       onClose: () => this.#open.delete(id),
@@ -109,18 +111,6 @@ export class VfioUserHost implements Host {
     for (let number = 2; this.#places.has(id); number++) id = `${base}-${number}`;
     return id;
   }
-}
-
-const CONTROL = ".control";
-
-/** True for the path of a control socket. */
-function isControl(path: string): boolean {
-  return path.endsWith(CONTROL);
-}
-
-/** The control socket of a server at this path, which may be that socket itself. */
-function controlPath(path: string): string {
-  return isControl(path) ? path : `${path}${CONTROL}`;
 }
 
 async function modelAt(path: string, limitMs: number | undefined): Promise<string> {

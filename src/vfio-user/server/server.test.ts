@@ -9,9 +9,10 @@ import { EventFd } from "../../sys/eventfd.js";
 import { listenAt } from "../../sys/unix-socket.js";
 import { VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD, vfio_irq_set } from "../../uapi/vfio.js";
 import { DIRTMAP_COMMAND, VFIO_USER_COMMAND, vfio_user_region_access } from "../../uapi/vfio-user.js";
+import { controlPath } from "../control-path.js";
 import { RawClient } from "../raw-client.test.helper.js";
 import { dma, mapDma, readable, Served, sharedMemory, socketDirectory } from "./served.test.helper.js";
-import { controlPath, type DeviceServer, type ServeDeviceOptions, serveDevice } from "./server.js";
+import { type DeviceServer, type ServeDeviceOptions, serveDevice } from "./server.js";
 import { TEST_COMMAND, TEST_REGISTER } from "./test-model.test.helper.js";
 
 const PAGE = 4096;

@@ -8,13 +8,9 @@ import { EventFd } from "../../sys/eventfd.js";
 import { connectTo, listenAt } from "../../sys/unix-socket.js";
 import { within } from "../../threads/within.js";
 import { isErrno, UapiError } from "../../uapi/errno.js";
+import { controlPath } from "../control-path.js";
 import type { DmaMode } from "./client-memory.js";
 import { MAX_CONNECTIONS } from "./serve.js";
-
-/** Where those who control a device connect: beside its socket. */
-export function controlPath(path: string): string {
-  return `${path}.control`;
-}
 
 /** A thread that has not come up, or gone down, after this long is not going to. */
 const LIMIT_MS = 10_000;

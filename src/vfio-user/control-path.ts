@@ -1,0 +1,11 @@
+const CONTROL = ".control";
+
+/** Where those who control a device connect: beside its socket. Of a control socket, itself. */
+export function controlPath(path: string): string {
+  return isControlPath(path) ? path : `${path}${CONTROL}`;
+}
+
+/** True for the path of a control socket. */
+export function isControlPath(path: string): boolean {
+  return path.endsWith(CONTROL);
+}
