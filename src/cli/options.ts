@@ -146,7 +146,8 @@ export function checkHostOptions(command: Command, host: HostOptions["host"]): v
         : "--host names sockets";
   throw new UsageError(`--${given} ${what}, and ${is}`, {
     code: "WRONG_HOST",
-    remedy: host === "emulated" ? "add --host linux" : `leave out --${given}, or --host`,
+    remedy:
+      host === "emulated" ? "add --host linux" : `leave out --${given}, or --host${host === "linux" ? " linux" : ""}`,
   });
 }
 
