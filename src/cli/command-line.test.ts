@@ -138,6 +138,13 @@ describe("wrong usage is refused in one line that says what would work, with exi
       ["plan", "--device", "3b:00.1"],
       /--device is for devices of this machine.*; add --host linux/,
     ],
+    [
+      "a scenario for served devices",
+      ["probe", "--host", "vfio-user:/nowhere", "--scenario", "mixed"],
+      /--scenario describes a machine of the emulated host.*; leave out --scenario, or --host vfio-user:\/nowhere/,
+    ],
+    ["served devices without a socket", ["probe", "--host", "vfio-user:"], /names no socket; write vfio-user:PATH/],
+    ["a socket that is named twice", ["probe", "--host", "vfio-user:a,a"], /'a' is named twice; name it once/],
     ["XML for the emulated host", ["plan", "--only", "libvirt"], /--only is for devices of this machine/],
     ["a migration of this machine's devices", ["migrate", "--host", "linux"], /unknown option '--host'; see --help/],
     ["an unknown scenario", ["probe", "--scenario", "mixd"], /there is no scenario 'mixd'; did you mean 'mixed'\?/],

@@ -138,16 +138,11 @@ export function checkHostOptions(command: Command, host: HostOptions["host"]): v
   if (given === undefined) return;
   const isOfScenario = emulated.includes(given);
   const what = isOfScenario ? "describes a machine of the emulated host" : "is for devices of this machine";
-  const is =
-    host === "linux"
-      ? "--host linux is this machine"
-      : host === "emulated"
-        ? "the host is the emulated one"
-        : "--host names sockets";
+  const whose = host === "linux" ? "this machine" : "devices that are served";
+  const is = host === "emulated" ? "the host is the emulated one" : `--host ${host} is ${whose}`;
   throw new UsageError(`--${given} ${what}, and ${is}`, {
     code: "WRONG_HOST",
-    remedy:
-      host === "emulated" ? "add --host linux" : `leave out --${given}, or --host${host === "linux" ? " linux" : ""}`,
+    remedy: host === "emulated" ? "add --host linux" : `leave out --${given}, or --host ${host}`,
   });
 }
 

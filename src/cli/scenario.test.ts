@@ -58,6 +58,13 @@ describe("a scenario that is well-formed", () => {
     expect(parse(GOOD.replace("10Gbit", "unlimited")).migration.bandwidth).toBeUndefined();
   });
 
+  it("names sockets relative to its own folder", () => {
+    const { machine } = parse(
+      GOOD.replace("iommu: iommu0", "socket: here/nic\n      destinationSocket: /run/nic\n      dma: messages"),
+    );
+    expect(machine.devices[0]).toMatchObject({ socket: "/somewhere/here/nic", destinationSocket: "/run/nic" });
+  });
+
   it("names a disk's file relative to its own folder", () => {
     const { machine } = parse(GOOD.replace("model: nic", "model: blk\n      file: disk.img"));
     expect(machine.devices[0]).toMatchObject({ model: "blk", file: "/somewhere/disk.img" });
@@ -108,6 +115,30 @@ describe("a malformed scenario is refused with file, line, column and field", ()
       "iommu: iommu0",
       "iommu: iommu1",
       /^s\.yaml:10:7: machine\.devices\[0\]\.iommu: there is no IOMMU 'iommu1' \(there are: iommu0\)/,
+    ],
+    [
+      "no IOMMU",
+      "iommu: iommu0",
+      "p2pTargets: []",
+      /machine\.devices\[0\]\.iommu: it is behind none \(there are: iommu0\)/,
+    ],
+    [
+      "an IOMMU of a device in another process",
+      "model: nic",
+      "model: nic\n      serve: true",
+      /machine\.devices\[0\]\.iommu: it is in another process, behind no IOMMU of this machine/,
+    ],
+    [
+      "a device that is served, and for which a process is started",
+      "iommu: iommu0",
+      "serve: true\n      socket: there",
+      /machine\.devices\[0\]\.socket: a process is started for it \(serve\): leave out one of the two/,
+    ],
+    [
+      "a destination's socket of a device in this process",
+      "iommu: iommu0",
+      "iommu: iommu0\n      destinationSocket: there",
+      /machine\.devices\[0\]\.destinationSocket: it is for a device in another process: give a socket as well/,
     ],
     [
       "a number that is text",
