@@ -186,11 +186,18 @@ export class UnixSocket implements Disposable {
     throw failure("sendmsg", `send ${end - at} bytes`);
   }
 
+  /**
+   * Ends the connection for all who have a descriptor of it (shutdown(2)): the peer sees its end now, also where a poll
+   * that is under way on another thread keeps a closed socket alive until it returns.
+   */
+  shutdown(): void {
+    // A connection that has ended already can't be ended again; there is nothing to do about it.
+    if (this.#open) shutdownCall(this.fd, SHUT_RDWR);
+  }
+
   [Symbol.dispose](): void {
     if (!this.#open) return;
     this.#open = false;
-    // A poll that is under way on another thread keeps the socket until it returns; the peer should not wait for that.
-    shutdownCall(this.fd, SHUT_RDWR);
     closeSync(this.fd);
   }
 

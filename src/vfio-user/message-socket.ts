@@ -222,6 +222,7 @@ export class MessageSocket implements Disposable {
     this.#fds = [];
     this.#unsent = [];
     this.#large = undefined;
+    this.#socket.shutdown();
     this.#socket[Symbol.dispose]();
   }
 
