@@ -1,6 +1,7 @@
 import type { Access, AccessCallbacks, MemorySpan } from "../../host/host.js";
+import { type Call, lastOf, refuse } from "../../host/iommufd-checks.js";
 import { hex, type Iova, PAGE_SIZE, U64_MAX } from "../../memory/address.js";
-import { type AccessUser, type AreaPart, answered, type Call, type Ioas, lastOf, refuse } from "./ioas.js";
+import { type AccessUser, type AreaPart, answered, type Ioas } from "./ioas.js";
 import { IommufdObject } from "./objects.js";
 import { PinLog, pagesOf } from "./pin-log.js";
 

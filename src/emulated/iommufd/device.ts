@@ -1,10 +1,11 @@
 import type { AccessCallbacks } from "../../host/host.js";
+import type { Call } from "../../host/iommufd-checks.js";
 import { iovaOf } from "../../memory/address.js";
 import type { Port, SystemIommu } from "../iommu/iommu.js";
 import { EmulatedAccess } from "./access.js";
 import type { EmulatedIommuObject, SharedTrackerPort } from "./emulated-iommu.js";
 import type { Hwpt } from "./hwpt.js";
-import type { Call, Ioas } from "./ioas.js";
+import type { Ioas } from "./ioas.js";
 import { IommufdObject } from "./objects.js";
 
 /**

@@ -1,5 +1,6 @@
+import type { Call } from "../../host/iommufd-checks.js";
 import type { IommuDomain, SystemIommu } from "../iommu/iommu.js";
-import type { Call, Ioas } from "./ioas.js";
+import type { Ioas } from "./ioas.js";
 import { IommufdObject } from "./objects.js";
 
 /**

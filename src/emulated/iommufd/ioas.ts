@@ -1,7 +1,8 @@
 import type { IovaRange, MapFlags, MemorySpan } from "../../host/host.js";
+import { type Call, lastOf, refuse } from "../../host/iommufd-checks.js";
 import { hex, type Iova, PAGE_SIZE, type PageNumber, pageOf, U64_MAX } from "../../memory/address.js";
 import { type Interval, IntervalMap } from "../../memory/interval-map.js";
-import { type ErrnoName, UapiError } from "../../uapi/errno.js";
+import { UapiError } from "../../uapi/errno.js";
 import type { IommuDomain } from "../iommu/iommu.js";
 import type { PhysicalMemory } from "../physical-memory.js";
 import type { Hwpt } from "./hwpt.js";
@@ -16,17 +17,6 @@ const UNMAP_TRIES = 100;
 const UNMAP_CALLBACK_MS = 10_000;
 
 const PAGE = BigInt(PAGE_SIZE);
-
-/** The operation that an error is about. */
-export interface Call {
-  readonly syscall: string;
-  readonly attempted: string;
-}
-
-/** Ends a call with an errno. */
-export function refuse(code: ErrnoName, call: Call, remedy?: string): never {
-  throw new UapiError(code, remedy === undefined ? call : { ...call, remedy });
-}
 
 /**
  * Memory as it was first mapped (struct iopt_pages), shared by the areas copied from it.
@@ -403,14 +393,6 @@ export class Ioas extends IommufdObject {
       }
     }
   }
-}
-
-/** The last address of a range. @throws UapiError EINVAL for an empty one, EOVERFLOW for one past 2^64 */
-export function lastOf(iova: bigint, length: bigint, call: Call): bigint {
-  if (length === 0n) refuse("EINVAL", call, "give a length above 0");
-  const last = iova + length - 1n;
-  if (iova < 0n || length < 0n || last > U64_MAX) refuse("EOVERFLOW", call, "end the range at or below 2^64");
-  return last;
 }
 
 /** What lies outside an aperture. */

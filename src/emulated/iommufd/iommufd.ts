@@ -11,6 +11,16 @@ import type {
   MemorySpan,
   ObjectId,
 } from "../../host/host.js";
+import {
+  type Call,
+  checkBitmap,
+  checkMap,
+  checkMemory,
+  checkSwitch,
+  lastOf,
+  mapCall,
+  refuse,
+} from "../../host/iommufd-checks.js";
 import { hex, type Iova, PAGE_SIZE, pageOf, U64_MAX } from "../../memory/address.js";
 import type { InFlight } from "../../memory/in-flight.js";
 import { isErrno } from "../../uapi/errno.js";
@@ -20,7 +30,7 @@ import { EmulatedAccess } from "./access.js";
 import { BoundDevice, BoundMdev, type MdevBinding } from "./device.js";
 import { EmulatedIommuObject } from "./emulated-iommu.js";
 import { Hwpt } from "./hwpt.js";
-import { type Call, Ioas, lastOf, type PagesSlice, refuse } from "./ioas.js";
+import { Ioas, type PagesSlice } from "./ioas.js";
 import { CPU_PAGES, type CpuPages } from "./iova-allocator.js";
 import { EmulatedMemoryFile } from "./memory-file.js";
 import { type IommufdObject, ObjectTable } from "./objects.js";
@@ -375,42 +385,5 @@ export class EmulatedIommufd implements Iommufd {
   /** A device has left an HWPT: an automatic one goes with its last. */
   async #leave(hwpt: Hwpt | null): Promise<void> {
     if (hwpt?.auto && hwpt.users === 0) await this.#objects.destroy(hwpt.id);
-  }
-}
-
-function mapCall(syscall: string, ioas: ObjectId, length: number, { iova }: MapFlags): Call {
-  const where = iova === undefined ? "" : ` at IOVA ${hex(iova)}`;
-  return { syscall, attempted: `map ${hex(length)} bytes${where} in IOAS ${ioas}` };
-}
-
-/** What MAP, MAP_FILE and COPY check before they look the IOAS up: that `values` and the IOVA are u64 below the last. */
-function checkMap(flags: MapFlags, values: readonly (number | bigint)[], call: Call): void {
-  for (const value of [flags.iova ?? 0n, ...values]) if (value >= U64_MAX || value < 0) refuse("EOVERFLOW", call);
-  if (!flags.readable && !flags.writeable) refuse("EINVAL", call, "make it readable, writeable or both");
-}
-
-function checkMemory(offset: number, length: number, call: Call): void {
-  if (length === 0) refuse("EINVAL", call, "give a length above 0");
-  if (!Number.isSafeInteger(offset) || offset < 0 || !Number.isSafeInteger(offset + length)) refuse("EOVERFLOW", call);
-}
-
-function checkSwitch(value: number, call: Call): void {
-  if (value !== 0 && value !== 1) refuse("EINVAL", call, "give 0 or 1");
-}
-
-/** iommufd_check_iova_range, and that the caller's bitmap is the one that the query speaks of. */
-function checkBitmap({ iova, length, pageSize, into }: BitmapQuery, alignment: number, call: Call): void {
-  if (iova < 0n || length < 0n || (length === 0n && iova > 0n) || iova + length - 1n > U64_MAX) {
-    refuse("EOVERFLOW", call, "end the range at or below 2^64");
-  }
-  for (const granule of [alignment, pageSize]) {
-    if (granule === 0 || iova % BigInt(granule) !== 0n || (iova + length) % BigInt(granule) !== 0n) {
-      refuse("EINVAL", call, `start and end at multiples of ${granule}`);
-    }
-  }
-  const end = iova + length;
-  const fits = into.granule === pageSize && into.iova <= iova && into.iova + into.length >= end;
-  if (!fits || (iova - into.iova) % BigInt(pageSize) !== 0n) {
-    refuse("EINVAL", call, "give a bitmap of that range and page size");
   }
 }

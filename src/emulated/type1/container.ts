@@ -1,11 +1,12 @@
 import type { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import type { AccessCallbacks, MemorySpan } from "../../host/host.js";
+import { type Call, lastOf, refuse } from "../../host/iommufd-checks.js";
 import type { Type1Iommu } from "../../host/type1.js";
 import { hex, type Iova, iovaOf, PAGE_SIZE, type PageNumber, pageOf, U64_MAX } from "../../memory/address.js";
 import { type Interval, IntervalMap } from "../../memory/interval-map.js";
 import { isErrno } from "../../uapi/errno.js";
 import type { IommuDomain, Port, SystemIommu } from "../iommu/iommu.js";
-import { answered, type Call, lastOf, refuse } from "../iommufd/ioas.js";
+import { answered } from "../iommufd/ioas.js";
 import { PinLog } from "../iommufd/pin-log.js";
 import { RwLock } from "../iommufd/rw-lock.js";
 import type { PhysicalMemory } from "../physical-memory.js";

@@ -1,8 +1,8 @@
 import type { IovaRange, MapFlags, MemorySpan, ObjectId } from "../../host/host.js";
+import { type Call, lastOf, refuse } from "../../host/iommufd-checks.js";
 import { hex, type Iova, PAGE_SIZE, U64_MAX } from "../../memory/address.js";
 import { holdsOf } from "../../memory/holds.js";
 import { type Interval, IntervalMap } from "../../memory/interval-map.js";
-import { type ErrnoName, UapiError } from "../../uapi/errno.js";
 import type { DmaMapping } from "./dma-mappings.js";
 import type { Hwpt } from "./hwpt.js";
 import type { VfioUserMemoryFile } from "./memory-file.js";
@@ -11,17 +11,6 @@ const PAGE = BigInt(PAGE_SIZE);
 
 /** What devices reach: as much as the largest IOMMUs of today translate, 57 bits. */
 export const APERTURE_LAST = (1n << 57n) - 1n;
-
-/** The operation that an error is about. */
-export interface Call {
-  readonly syscall: string;
-  readonly attempted: string;
-}
-
-/** Ends a call with an errno. */
-export function refuse(code: ErrnoName, call: Call, remedy?: string): never {
-  throw new UapiError(code, remedy === undefined ? call : { ...call, remedy });
-}
 
 /** What lies at an interval of IOVAs. */
 export interface Area extends DmaMapping {
@@ -152,14 +141,6 @@ export class Ioas {
     }
     refuse("ENOSPC", call, "unmap something, or allow more");
   }
-}
-
-/** The last address of a range. @throws UapiError EINVAL for an empty one, EOVERFLOW for one past 2^64 */
-export function lastOf(iova: Iova, length: bigint, call: Call): Iova {
-  if (length === 0n) refuse("EINVAL", call, "give a length above 0");
-  const last = iova + length - 1n;
-  if (iova < 0n || length < 0n || last > U64_MAX) refuse("EOVERFLOW", call, "end the range at or below 2^64");
-  return last;
 }
 
 function roundUp(iova: bigint): bigint {
