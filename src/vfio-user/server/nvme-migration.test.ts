@@ -1,7 +1,8 @@
 import { closeSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { DiskFile, type DrivenDevice, Guest, MEMORY_BYTES } from "../../devices/nvme/driver.test.helper.js";
+import { type DrivenDevice, MEMORY_BYTES } from "../../devices/guest.test.helper.js";
+import { DiskFile, Guest } from "../../devices/nvme/driver.test.helper.js";
 import { IO, NSID } from "../../devices/nvme/spec.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 import { createMemfd } from "../../sys/memfd.js";
