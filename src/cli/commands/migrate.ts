@@ -95,8 +95,8 @@ async function run(options: MigrateOptions): Promise<void> {
   await runCommand({ json, onInterrupt }, async (signal) => {
     // All that may be wrong with what was asked for is found out before anything is started.
     const { checkMemory, readRequest } = await import("../request.js");
-    const { description, policy, design, defaults } = readRequest(options);
-    checkMemory(description, options.to === undefined ? 2 : 1);
+    const { description: wanted, policy, design, defaults } = readRequest(options);
+    checkMemory(wanted, options.to === undefined ? 2 : 1);
     const remote = options.to === undefined ? undefined : await readEndpoint(options.to, "client", options);
 
     const [{ openMachine }, { migrate }, { probeMachine }, { chooseTrackers }, { sourceTransport }] = await Promise.all(
@@ -108,11 +108,14 @@ async function run(options: MigrateOptions): Promise<void> {
         import("../../migration/transport/network.js"),
       ],
     );
-    const [{ startLocalDestination }, { LiveView }, { reportText }] = await Promise.all([
+    const [{ startLocalDestination }, { LiveView }, { reportText }, { withDisks }] = await Promise.all([
       import("../local-destination.js"),
       import("../../observe/live-view.js"),
       import("../report-text.js"),
+      import("../disks.js"),
     ]);
+    using disks = withDisks(wanted);
+    const { description } = disks;
     await using machine = await openMachine(description);
     const choices = chooseTrackers(await probeMachine(machine), policy);
     signal.throwIfAborted();
