@@ -120,10 +120,15 @@ export abstract class Driver {
     return IDLE_MS;
   }
 
+  /** Its vCPU pauses: time that passes from here on is not caught up. */
+  pause(): Promise<void> {
+    this.#bucket.pause();
+    return this.settle();
+  }
+
   /** Resolves when what it wrote to registers has reached the device. */
   async settle(): Promise<void> {
     await this.#ringing;
-    this.#bucket.pause();
   }
 
   /** No more requests are queued; false: they are again. */
@@ -158,7 +163,7 @@ export abstract class Driver {
     };
   }
 
-  /** After {@link settle}. */
+  /** While it is paused. */
   save(): DriverState {
     return {
       device: this.device,
