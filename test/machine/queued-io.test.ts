@@ -122,9 +122,9 @@ describe("a request that a migration", () => {
       },
     });
     expect(moved.report).toMatchObject({ result: "completed", verified: false, memory: { pagesDifferent: 0 } });
-    const problems = moved.report.destination?.stamps?.problems ?? [];
-    expect(problems).toContainEqual({ owner: "dma0", kind: "requests lost", count: 1 });
-    expect(problems).toContainEqual({ owner: "dma0", kind: "requests completed twice", count: 1 });
+    const problems = moved.report.destination?.requests?.problems ?? [];
+    expect(problems).toContainEqual({ owner: "dma0", kind: "lost", count: 1 });
+    expect(problems).toContainEqual({ owner: "dma0", kind: "completed twice", count: 1 });
   });
 
   it("repeats is found: the migration is not verified", LONG, async () => {
@@ -136,7 +136,7 @@ describe("a request that a migration", () => {
       },
     });
     expect(moved.report).toMatchObject({ result: "completed", verified: false });
-    const problems = moved.report.destination?.stamps?.problems ?? [];
-    expect(problems).toContainEqual({ owner: "disk0", kind: "requests completed twice", count: 1 });
+    const problems = moved.report.destination?.requests?.problems ?? [];
+    expect(problems).toContainEqual({ owner: "disk0", kind: "completed twice", count: 1 });
   });
 });

@@ -146,12 +146,12 @@ export abstract class Driver {
     const executed = this.executed(await this.host.counters());
     const done = executed === undefined ? this.#completed : executed - this.#executedBefore;
     const problems = [
-      { kind: "requests lost", count: this.openRequests },
-      { kind: "requests completed twice", count: this.#doubled },
-      { kind: "requests failed", count: this.#failed },
-      { kind: "requests done wrongly", count: this.#wrong },
-      { kind: "requests done and not completed", count: Math.max(0, done - this.#completed) },
-      { kind: "requests completed and not done", count: Math.max(0, this.#completed - done) },
+      { kind: "lost", count: this.openRequests },
+      { kind: "completed twice", count: this.#doubled },
+      { kind: "failed", count: this.#failed },
+      { kind: "done wrongly", count: this.#wrong },
+      { kind: "done and not completed", count: Math.max(0, done - this.#completed) },
+      { kind: "completed and not done", count: Math.max(0, this.#completed - done) },
       { kind: "driver stopped", count: this.#failure === undefined ? 0 : 1 },
     ];
     return {

@@ -197,8 +197,8 @@ describe.runIf(process.platform === "linux").each(MODELS)("the driver of %s", (m
     const { queued, completed, problems } = await rig.drain();
     expect(completed).toBe(4);
     expect(problems).toEqual([
-      { kind: "requests lost", count: queued - 4 },
-      { kind: "requests done and not completed", count: queued - 4 },
+      { kind: "lost", count: queued - 4 },
+      { kind: "done and not completed", count: queued - 4 },
     ]);
   });
 
@@ -217,9 +217,9 @@ describe.runIf(process.platform === "linux").each(MODELS)("the driver of %s", (m
     const { queued, completed, problems } = await rig.drain();
     expect(completed).toBe(queued - 1);
     expect(problems).toEqual([
-      { kind: "requests lost", count: 1 },
-      { kind: "requests completed twice", count: 1 },
-      { kind: "requests done and not completed", count: 1 },
+      { kind: "lost", count: 1 },
+      { kind: "completed twice", count: 1 },
+      { kind: "done and not completed", count: 1 },
     ]);
   });
 
@@ -231,7 +231,7 @@ describe.runIf(process.platform === "linux").each(MODELS)("the driver of %s", (m
       return true;
     });
     for (let i = 0; i < 300; i++) await rig.step();
-    expect((await rig.drain()).problems).toEqual([{ kind: "requests done wrongly", count: 1 }]);
+    expect((await rig.drain()).problems).toEqual([{ kind: "done wrongly", count: 1 }]);
   });
 
   it("finds requests that the device failed", async () => {
@@ -242,7 +242,7 @@ describe.runIf(process.platform === "linux").each(MODELS)("the driver of %s", (m
     dma.write = (page, offset, source, from, bytes) =>
       bytes === PAGE_SIZE && ++pieces === 6 ? "not-mapped" : write.call(dma, page, offset, source, from, bytes);
     for (let i = 0; i < 300; i++) await rig.step();
-    expect((await rig.drain()).problems).toContainEqual({ kind: "requests failed", count: 1 });
+    expect((await rig.drain()).problems).toContainEqual({ kind: "failed", count: 1 });
   });
 
   it("finds that the device has done more than it was asked to", async () => {
@@ -251,7 +251,7 @@ describe.runIf(process.platform === "linux").each(MODELS)("the driver of %s", (m
     const counters = rig.device.counters.bind(rig.device);
     const counted = model === "nvme" ? "reads" : "chains";
     rig.device.counters = () => ({ ...counters(), [counted]: counters()[counted] + 1 });
-    expect((await rig.drain()).problems).toEqual([{ kind: "requests done and not completed", count: 1 }]);
+    expect((await rig.drain()).problems).toEqual([{ kind: "done and not completed", count: 1 }]);
   });
 
   it("stops where its device doesn't answer, and says so", async () => {
