@@ -63,10 +63,10 @@ export async function measurePrecision(
     await pause(time, signal);
     for (const device of known) await device.stop();
     const ms = performance.now() - from;
-    const { reported } = await tracked.read({ quiesced: true });
+    const { byOwner } = await tracked.read({ quiesced: true });
     for (const candidate of measured) {
       const writtenPages = (await marks.get(candidate.device)?.pagesSince()) ?? 0;
-      figures.get(candidate)?.push({ ms, writtenPages, reportedPages: reported[candidate.device] ?? 0 });
+      figures.get(candidate)?.push({ ms, writtenPages, reportedPages: byOwner[candidate.device]?.reported ?? 0 });
     }
   }
   return figures;

@@ -83,8 +83,8 @@ async function takeSample(
     if (mark !== null && pages > 0) await device.runUntil(mark, pages, signal);
     const writtenPages = mark === null ? null : await mark.pagesSince();
     // Also of a log that only a quiesced device's reader may read: where nothing stands still, nobody drives it.
-    const { ms, reported } = await tracked.read({ quiesced: true });
-    reads.push({ ms, writtenPages, reported: reported[device.id] ?? 0 });
+    const { ms, byOwner } = await tracked.read({ quiesced: true });
+    reads.push({ ms, writtenPages, reported: byOwner[device.id]?.reported ?? 0 });
   }
   const foundGranule = tracked.granuleOf(device.id);
   const stopMs = await tracked.stop();

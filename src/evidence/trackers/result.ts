@@ -98,10 +98,10 @@ export interface SharingFigures {
   readonly granule: number | null;
   /** HWPTs, and so page tables, in each case. */
   readonly domains: { readonly separate: number; readonly shared: number };
-  /** Reading all of them, in milliseconds. */
-  readonly separateRead: Summary;
+  /** Milliseconds of a read: of the HWPT of each device, in their order, and of the one that they share. */
+  readonly separateReads: readonly Summary[];
   readonly sharedRead: Summary;
-  /** Time of the shared read, of the separate ones', by pairs. */
+  /** The shared read's time, of that of all separate ones together, by pairs. */
   readonly read: Comparison;
   /** DMA writes of all the devices per second while they share, of those while they don't, by pairs. null: not measurable. */
   readonly dma: Comparison | null;

@@ -6,7 +6,7 @@ import { comparePairs, interleave, summarize } from "../statistics.js";
 import { compareDma } from "./dma-cost.js";
 import type { SharingFigures } from "./result.js";
 import type { BenchDevice } from "./running.js";
-import { TrackedDevices } from "./tracked.js";
+import { type BenchRead, TrackedDevices } from "./tracked.js";
 
 /*
  * One HWPT for several devices against one for each: fewer page tables, fewer reads and fewer flushes, and nobody knows any
@@ -31,13 +31,13 @@ export async function measureSharing(
   const figures: SharingFigures[] = [];
   for (const group of await groupsOf(machine, devices, capabilities)) {
     const domains = { separate: 0, shared: 0 };
-    const read = (choices: readonly TrackerChoice[], way: keyof typeof domains) => async () => {
+    const read = (choices: readonly TrackerChoice[], way: keyof typeof domains) => async (): Promise<BenchRead> => {
       options.signal?.throwIfAborted();
       const attached = group.devices.map((device) => device.attached);
       await using tracked = await TrackedDevices.open(machine, attached, choices);
       domains[way] = tracked.domains.length;
       await tracked.start();
-      return (await tracked.read({ quiesced: false })).ms;
+      return await tracked.read({ quiesced: false });
     };
     for (const device of group.devices) await device.run();
     const ways = [read(group.separate, "separate"), read(group.shared, "shared")];
@@ -47,9 +47,9 @@ export async function measureSharing(
       devices: group.devices.map(({ id }) => id),
       granule: group.granule,
       domains,
-      separateRead: summarize(separate),
-      sharedRead: summarize(shared),
-      read: comparePairs(separate.map((a, index) => ({ a, b: shared[index] }))),
+      separateReads: group.devices.map(({ id }) => summarize(separate.map(({ byOwner }) => byOwner[id]?.readMs ?? 0))),
+      sharedRead: summarize(shared.map(({ ms }) => ms)),
+      read: comparePairs(separate.map(({ ms }, index) => ({ a: ms, b: shared[index].ms }))),
       dma: counted ? await compareDma(machine, group.devices, [group.separate, group.shared], options) : null,
     });
     for (const device of group.devices) await device.stop();

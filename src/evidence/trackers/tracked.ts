@@ -3,14 +3,15 @@ import { type Arrangement, arrange } from "../../tracking/arrangement.js";
 import type { TrackerChoice } from "../../tracking/choice.js";
 import { Collector } from "../../tracking/collector.js";
 import { deviceRequests } from "../../tracking/designs.js";
+import type { OwnerCounts } from "../../tracking/ledger.js";
 import { partOf } from "./site.js";
 
 /** What one read of the trackers on the bench gave. */
 export interface BenchRead {
   /** Milliseconds, of all trackers together: the same way from the source of the bits to guest pages as in a migration. */
   readonly ms: number;
-  /** By the ledger's owner: 4 KiB pages of RAM. An owner whose log can't be read now is absent. */
-  readonly reported: Readonly<Record<string, number>>;
+  /** The same by the ledger's owner. An owner whose log can't be read now is absent. */
+  readonly byOwner: Readonly<Record<string, OwnerCounts>>;
 }
 
 /**
@@ -63,11 +64,7 @@ export class TrackedDevices implements AsyncDisposable {
   async read({ quiesced }: { quiesced: boolean }): Promise<BenchRead> {
     const { byOwner, failures } = await this.#running.read({ quiesced });
     if (failures.length > 0) throw failures[0].error;
-    const owners = Object.entries(byOwner);
-    return {
-      ms: owners.reduce((sum, [, { readMs }]) => sum + readMs, 0),
-      reported: Object.fromEntries(owners.map(([owner, { reported }]) => [owner, reported])),
-    };
+    return { ms: Object.values(byOwner).reduce((sum, { readMs }) => sum + readMs, 0), byOwner };
   }
 
   /** Bytes per bit, as found when it was read last; null: it has none. */
