@@ -1,14 +1,14 @@
 import { parseArgs } from "node:util";
+import { watchMachine } from "../src/evidence/machine.js";
+import type { Summary } from "../src/evidence/statistics.js";
 import { GiB, KiB, MiB, TiB } from "../src/memory/address.js";
 import { table } from "../src/observe/table.js";
 import { type ChannelRow, run as runChannels } from "./channels.js";
 import { type DmaRow, run as runDma } from "./dma.js";
 import { type IoctlRow, run as runIoctl } from "./ioctl.js";
 import { type LogRow, run as runLogs } from "./logs.js";
-import { watchMachine } from "./machine.js";
 import { type MigrationRow, run as runMigration } from "./migration.js";
 import { run as runScan, type ScanRow } from "./scan.js";
-import type { Summary } from "./statistics.js";
 
 /*
  *   npm run bench -- [scan] [logs] [dma] [channels] [migration] [ioctl] [--full] [--json] [--qemu | --qemu-root DIR]
