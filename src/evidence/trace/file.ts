@@ -105,6 +105,31 @@ export class TraceFile implements AsyncDisposable {
   }
 }
 
+/** Stretches of dirty memory that {@link readTrace} keeps: 256 MiB. */
+const MAX_RUNS_KEPT = 1 << 25;
+const MAX_INTERVALS_KEPT = 1_000_000;
+
+/**
+ * Reads a whole trace.
+ * @throws UsageError as {@link TraceFile.open}, also for damage further on; `TRACE_TOO_LARGE`
+ */
+export async function readTrace(path: string): Promise<{ header: TraceHeader; intervals: TraceInterval[] }> {
+  await using file = await TraceFile.open(path);
+  const intervals: TraceInterval[] = [];
+  let runs = 0;
+  for await (const interval of file.intervals()) {
+    for (const pages of interval.owners.values()) runs += pages.length / 2;
+    if (runs > MAX_RUNS_KEPT || intervals.length >= MAX_INTERVALS_KEPT) {
+      throw new UsageError(`${path} is too long a trace to be held in memory`, {
+        code: "TRACE_TOO_LARGE",
+        remedy: "record a shorter one, or one with longer intervals",
+      });
+    }
+    intervals.push(interval);
+  }
+  return { header: file.header, intervals };
+}
+
 async function* decode(path: string, decoder: TraceDecoder): AsyncGenerator<TraceInterval> {
   const stream = createReadStream(path);
   try {
