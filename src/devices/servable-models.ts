@@ -2,6 +2,7 @@ import { randomInt } from "node:crypto";
 import { UsageError } from "../errors.js";
 import type { DeviceDescription } from "../host/description.js";
 import { PAGE_SIZE } from "../memory/address.js";
+import { DMA_ENGINE } from "./dma-engine/dma-engine.js";
 import { createSharedMemory } from "./memory-file.js";
 import type { DeviceModel } from "./model.js";
 import { createModel } from "./models.js";
@@ -137,6 +138,7 @@ export const SERVABLE_MODELS: readonly ServableModel[] = [
     },
   ),
   NVME,
+  DMA_ENGINE,
 ];
 
 /** @throws UsageError `NO_SUCH_MODEL` */

@@ -17,7 +17,7 @@ import { DEFAULT_TIMEOUTS, type Timeouts, within } from "./deadline.js";
 import { decisionSocket } from "./decision.js";
 import { parseDestinationReport } from "./destination-report.js";
 import { DeviceStateSender } from "./device-state.js";
-import { type MigrationPhase, publish } from "./events.js";
+import { type MigrationPhase, publish, publishRead, type ReadBounds } from "./events.js";
 import { defaultJournalDirectory, Journal, newMigrationId, type SourceRecord } from "./journal.js";
 import { type MigratableDevice, migratableDevices, startPrecopy, stopAll, takeDevicesBack } from "./lock-step.js";
 import { type ControlLink, Peer, UNTIL_LOST } from "./peer.js";
@@ -59,6 +59,8 @@ export interface MigrateOptions {
   readonly runAfterMs?: number;
   /** Cancels, at any point before the source gives up. */
   readonly signal?: AbortSignal;
+  /** The id that journals, reports and `dirtmap resume` name it by: of digits, lower-case letters and `-`. Default: a new one. */
+  readonly migration?: string;
   readonly journalDirectory?: string;
   /** How long an undecided source waits for the operator; Infinity: until told. Default 0. */
   readonly decideMs?: number;
@@ -100,7 +102,7 @@ class Source {
   readonly #machine: Machine;
   readonly #timeouts: Timeouts;
   readonly #directory: string;
-  readonly #migration = newMigrationId();
+  readonly #migration: string;
   readonly #clock = new PhaseClock();
   /** Fires on cancel and when the destination is lost; whatever is under way ends. */
   #signal: AbortSignal;
@@ -126,6 +128,7 @@ class Source {
   constructor(options: MigrateOptions) {
     this.#options = options;
     this.#machine = options.machine;
+    this.#migration = options.migration ?? newMigrationId();
     this.#timeouts = { ...DEFAULT_TIMEOUTS, ...options.timeouts };
     this.#directory = options.journalDirectory ?? defaultJournalDirectory();
     this.#signal = options.signal ?? new AbortController().signal;
@@ -232,6 +235,7 @@ class Source {
   async #track(): Promise<void> {
     await within(this.#timeouts.deviceMs, "the start of the trackers", this.#trackingOn.start(this.#signal));
     this.#devicesTouched = true;
+    this.#readAtMs = this.#clock.elapsedMs;
     await startPrecopy(this.#devices, this.#suspended, this.#timeouts.deviceMs, this.#openStream);
   }
 
@@ -258,6 +262,7 @@ class Source {
 
       const remaining = read.dirty.bytes;
       this.#report({ round, phase: "pre-copy", ...sent, remaining, byDevice: read.byOwner });
+      publishRead(read, this.#readBounds(round));
       history.push({
         ...sent,
         ms: Math.max(sent.ms, 0.001),
@@ -301,8 +306,26 @@ class Source {
     this.#noteFailures(lastRound + 1, read);
     this.#pending.or(read.dirty);
     this.#lastRead = read;
+    this.#lastReadBounds = this.#readBounds(lastRound + 1);
   }
   #lastRead: DirtyRead | undefined;
+  #lastReadBounds: ReadBounds | undefined;
+
+  /** The last read is told of once the machine runs again, since counting takes time; nothing is read in between. */
+  #publishLastRead(): void {
+    const bounds = this.#lastReadBounds;
+    this.#lastReadBounds = undefined;
+    if (this.#lastRead !== undefined && bounds !== undefined) publishRead(this.#lastRead, bounds);
+  }
+
+  /** When the trackers were read, and how long after the read before. */
+  #readBounds(round: number): ReadBounds {
+    const atMs = this.#clock.elapsedMs;
+    const elapsedMs = atMs - this.#readAtMs;
+    this.#readAtMs = atMs;
+    return { atMs, round, elapsedMs };
+  }
+  #readAtMs = 0;
 
   /** Moves the rest: pages, device states, vCPUs. Resolves when the destination has it all, verified. */
   async #stopCopy(round: number): Promise<void> {
@@ -408,6 +431,7 @@ class Source {
     if (this.#outageSince !== undefined) this.#downtimeMs = at - this.#outageSince;
     const { devices, suspendedMs } = this.#suspension ?? { devices: [], suspendedMs: () => 0 };
     for (const device of devices) this.#suspendedMs.set(device, suspendedMs(device));
+    this.#publishLastRead();
   }
   readonly #suspendedMs = new Map<string, number>();
 
@@ -520,6 +544,7 @@ class Source {
 
   #end(result: MigrationResult, error?: unknown): MigrationReport {
     this.#progress.stop();
+    this.#publishLastRead();
     const tracking = this.#tracking;
     const stamps = this.#destination?.stamps;
     const stampsWhole = stamps == null || stamps.problems.length === 0;
