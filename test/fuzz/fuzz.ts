@@ -126,7 +126,6 @@ class Bench implements AsyncDisposable {
   generate(seed: number, done: Operation[], tally: Tally): { what: string | undefined; messages: number } {
     return this.#play(tally, (oracle, perform) => {
       const generator = new Generator(new Random(seed), oracle);
-      for (const operation of [...PREAMBLE]) perform(operation, done);
       for (let i = 0; i < RUN_OPERATIONS; i++) perform(generator.next(), done);
     });
   }
@@ -176,6 +175,7 @@ class Bench implements AsyncDisposable {
       const oracle = new Oracle(this.#facts, this.#files);
       using player = new Player({ path, oracle, files: this.#files, tally });
       try {
+        player.reset();
         let performed = 0;
         script(oracle, (operation, done) => {
           done.push(operation);
@@ -194,36 +194,15 @@ class Bench implements AsyncDisposable {
     } catch (error) {
       const { failure } = this.#server;
       const what =
-        error instanceof Finding ? error.message : error instanceof Error ? (error.stack ?? error.message) : String(error);
+        error instanceof Finding
+          ? error.message
+          : error instanceof Error
+            ? (error.stack ?? error.message)
+            : String(error);
       return { what: failure === undefined ? what : `${what}; ${failure}`, messages };
     }
   }
 }
-
-/** Every run begins with a client whose device was reset. */
-const PREAMBLE: readonly Operation[] = [
-  { kind: "connect", on: MAIN },
-  {
-    kind: "message",
-    on: MAIN,
-    command: 1,
-    flags: 0,
-    payload: new Uint8Array(4),
-    descriptors: [],
-    cuts: [],
-    waits: true,
-  },
-  {
-    kind: "message",
-    on: MAIN,
-    command: 13,
-    flags: 0,
-    payload: new Uint8Array(0),
-    descriptors: [],
-    cuts: [],
-    waits: true,
-  },
-];
 
 function growth(before: Usage, after: Usage): string | undefined {
   for (const what of ["rssBytes", "descriptors", "mappings"] as const) {
