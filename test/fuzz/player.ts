@@ -272,9 +272,10 @@ export class Player implements Disposable {
         const left = connected.pending.filter(({ expected }) => expected.outcomes.length > 0);
         if (!closes && !connected.mayClose) throw new Finding(`the connection was closed${at(connected.pending[0])}`);
         if (left.length > 0 && !connected.mayClose) throw new Finding(`it was closed without an answer${at(left[0])}`);
+        const underWay = connected.mayClose ? connected.pending.length : 0;
         this.#finish(connected.pending);
-        this.#forget(slot, left.length);
-        if (left.length > 0) this.reset();
+        this.#forget(slot, underWay);
+        if (underWay > 0) this.reset();
         return;
       }
       if (!closes && connected.pending.every(({ expected }) => expected.outcomes.length === 0)) {
