@@ -1,8 +1,9 @@
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { explain, UsageError } from "../errors.js";
+import type { Store } from "../evidence/store/store.js";
 import { DESIGNS, DEVICE_TRACKERS, DOMAINS, HOSTS, P2P, POLICY_ORDERS, UNTRACKED } from "./choices.js";
 import { suggest } from "./nearest.js";
-import { parseSize } from "./units.js";
+import { parseDuration, parseSize } from "./units.js";
 
 /*
  * Options that several commands have. What is left out is the scenario's to say.
@@ -51,6 +52,67 @@ export interface PolicyOptions {
 export interface UntrackedOption {
   readonly all?: (typeof UNTRACKED)[number];
   readonly devices: Readonly<Record<string, (typeof UNTRACKED)[number]>>;
+}
+
+/** How long a machine is watched, and how often its trackers are read. Milliseconds. */
+export interface ObserveOption {
+  readonly observe: number;
+  readonly interval: number;
+}
+
+/** Bounds of an interval: a read takes a millisecond and more, and what happens within one can't be told apart. */
+const INTERVAL_MS = { min: 5, max: 60_000 } as const;
+const OBSERVE_MS = { min: 10, max: 24 * 3_600_000 } as const;
+
+/** A duration within bounds, both inclusive, in milliseconds. */
+export function durationWithin({ min, max }: { min: number; max: number }): (text: string) => number {
+  return argument((text) => {
+    const ms = parseDuration(text);
+    if (ms >= min && ms <= max) return ms;
+    throw new UsageError(`'${text}' is not possible`, { code: "BAD_OPTION", remedy: `give ${min}ms to ${max}ms` });
+  });
+}
+
+/** Adds `--interval`. */
+export function addIntervalOption(command: Command, interval: string): Command {
+  return command.option(
+    "--interval <duration>",
+    "from one read of the trackers to the next",
+    durationWithin(INTERVAL_MS),
+    parseDuration(interval),
+  );
+}
+
+/** Adds the options of {@link ObserveOption}. */
+export function addObserveOptions(command: Command, defaults: { observe: string; interval: string }): Command {
+  return addIntervalOption(
+    command.option(
+      "--observe <duration>",
+      "how long to watch the machine",
+      durationWithin(OBSERVE_MS),
+      parseDuration(defaults.observe),
+    ),
+    defaults.interval,
+  );
+}
+
+/** Options that only a scenario's machine goes with. */
+export const OF_SCENARIOS = [
+  ...["scenario", "memory", "seed", "p2p", "policy", "tracker", "granule", "domain", "untracked", "design"],
+  ...["observe", "interval"],
+] as const;
+
+/**
+ * Refuses options that don't go with another.
+ * @throws UsageError `WRONG_OPTION`
+ */
+export function refuseOptions(command: Command, names: readonly string[], why: string): void {
+  const given = names.find((name) => command.getOptionValueSource(name) === "cli");
+  if (given === undefined) return;
+  throw new UsageError(`--${given} can't be given here: ${why}`, {
+    code: "WRONG_OPTION",
+    remedy: "leave out one of the two",
+  });
 }
 
 /** Makes a parser's UsageError one that commander reports with the option's name. */
@@ -178,4 +240,26 @@ export function addPolicyOptions(command: Command): Command {
       ).argParser(untracked),
     )
     .addOption(choice("--design <design>", DESIGNS, "design", "who merges the trackers' answers"));
+}
+
+/** Where what is found out is kept; `store` is false with `--no-store`. */
+export interface StoreOption {
+  readonly store?: string | false;
+}
+
+/**
+ * Adds `--store PATH`.
+ * @param optional also `--no-store`, for commands that do something else in the first place
+ */
+export function addStoreOption(command: Command, { optional = false } = {}): Command {
+  const where = "$XDG_DATA_HOME/dirtmap/evidence.db, or below ~/.local/share";
+  command.option("--store <path>", `the file that runs and benchmarks are kept in (default: ${where})`);
+  return optional ? command.option("--no-store", "keep nothing") : command;
+}
+
+/** Opens the store that was asked for; null: none was wanted. @throws UsageError as `openStore` does */
+export async function openStoreOf({ store }: StoreOption, options?: { waitMs: number }): Promise<Store | null> {
+  if (store === false) return null;
+  const { openStore } = await import("../evidence/store/store.js");
+  return openStore(store, options);
 }

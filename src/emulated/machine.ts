@@ -22,6 +22,8 @@ export interface EmulatedMachineOptions {
   readonly paused?: boolean;
   /** Which instance writes, in stamps; 32 bits. Default: a random one. */
   readonly incarnation?: number;
+  /** false: nobody sends to its NICs, at the port that their counter `udpPort` tells, but the caller. Default: true. */
+  readonly feed?: boolean;
   /** For tests: places to hold a device's DMA up, by device id. */
   readonly holds?: ReadonlyMap<string, DmaHold>;
   /**
@@ -92,7 +94,7 @@ export async function createEmulatedMachine(
     throw error;
   }
   try {
-    await machine.open();
+    await machine.open({ feed: options.feed ?? true });
     if (options.paused !== true) {
       fillMemory(machine.memory, description.fill, description.seed);
       await machine.powerOn();
@@ -182,7 +184,7 @@ export class EmulatedMachine implements Machine {
   }
 
   /** Maps memory and BARs, and opens, binds and attaches the devices. */
-  async open(): Promise<void> {
+  async open({ feed }: { feed: boolean }): Promise<void> {
     const iommufd = await this.host.openIommufd();
     const ioas = await this.#mapRam(iommufd);
     for (const { device, firstPage, pages } of this.#layout.bars.values()) {
@@ -201,7 +203,7 @@ export class EmulatedMachine implements Machine {
     // A rehearsal, like the device threads': what a destination does in the downtime should not run for the first time.
     await this.vcpus.loadState(await this.vcpus.saveState());
     for (const { id } of await this.host.devices()) await this.#applyP2p(id);
-    await this.#startFeeder();
+    if (feed) await this.#startFeeder();
   }
 
   /** As at a guest's boot: drivers let their devices do DMA, and the vCPUs run. */

@@ -152,9 +152,10 @@ export class UnixSocket implements Disposable {
    * Reads into `into` from `at` on. Returns the bytes that came, 0 at the end of the stream, -1 where nothing waits.
    * @param fds descriptors that came along are added, close-on-exec; they belong to the last message that begins in what
    * was read, since a read ends behind the write that carried them
-   * @throws UapiError ECONNRESET …, EMSGSIZE where descriptors were cut off (those that came are closed)
+   * @throws UapiError ECONNRESET …, EBADF after it was closed, EMSGSIZE where descriptors were cut off (those that came are closed)
    */
   receive(into: Uint8Array, at: number, fds: number[]): number {
+    this.#checkOpen("recvmsg");
     this.#point(into, at, into.byteLength - at);
     this.#headerView.setUint32(CONTROL_LENGTH, this.#control.byteLength, true);
     const bytes: number = recvmsgCall(this.fd, this.#headerAddress, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
@@ -169,9 +170,10 @@ export class UnixSocket implements Disposable {
   /**
    * Sends bytes, and descriptors with the first of them; what was sent may be closed at once. Returns how many bytes were
    * taken, 0 where the peer does not keep up (then no descriptor was sent either).
-   * @throws UapiError EPIPE, ECONNRESET
+   * @throws UapiError EPIPE, ECONNRESET, EBADF after it was closed
    */
   send(from: Uint8Array, at: number, end: number, fds: readonly number[] = []): number {
+    this.#checkOpen("sendmsg");
     this.#point(from, at, end - at);
     let length = 0;
     if (fds.length > 0) {
@@ -199,6 +201,11 @@ export class UnixSocket implements Disposable {
     if (!this.#open) return;
     this.#open = false;
     closeSync(this.fd);
+  }
+
+  /** By then its descriptor may be another socket's. */
+  #checkOpen(syscall: string): void {
+    if (!this.#open) throw new UapiError("EBADF", { syscall, attempted: "use a socket that was closed" });
   }
 
   #point(view: Uint8Array, at: number, bytes: number): void {
