@@ -10,6 +10,7 @@ import { addProbe } from "./commands/probe.js";
 import { addReceive } from "./commands/receive.js";
 import { addRecord } from "./commands/record.js";
 import { addScenarios } from "./commands/scenarios.js";
+import { addServe } from "./commands/serve.js";
 import { EXIT_CODES, exitCodesHelp } from "./exit-codes.js";
 import { printError } from "./output.js";
 
@@ -36,6 +37,7 @@ for (const add of [
   addProbe,
   addPredict,
   addRecord,
+  addServe,
   addScenarios,
   addCerts,
   addResume,
