@@ -35,7 +35,7 @@ export function marginText(best: TrackerAt, { over, by, figure, overFigure }: Om
     case "dma":
       return `its device loses ${share(figure)} of its writes, with ${other} ${share(overFigure)}`;
     case "read":
-      return `faster reads than ${other} (${both})`;
+      return `a round pays less for it than for ${other} (${both} of reading, and of sending what nobody wrote)`;
     case "order":
       return best.tracker === over.tracker
         ? `as good as ${other}, and finer`
