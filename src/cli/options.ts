@@ -7,8 +7,11 @@ import {
   DOMAINS,
   DOWNTIME_LIMIT_MS,
   HOSTS,
+  isMeasured,
+  MEASURED,
   P2P,
   POLICY_ORDERS,
+  UNMEASURED,
   UNTRACKED,
 } from "./choices.js";
 import { suggest } from "./nearest.js";
@@ -47,9 +50,14 @@ export interface MachineOptions {
   readonly p2p?: (typeof P2P)[number];
 }
 
+/** `--policy ORDER`, or `--policy measured:FILE`. */
+export type PolicyOption = (typeof POLICY_ORDERS)[number] | MeasuredPolicy;
+export type MeasuredPolicy = `${typeof MEASURED}${string}`;
+
 /** How its devices are to be tracked. */
 export interface PolicyOptions {
-  readonly policy?: (typeof POLICY_ORDERS)[number];
+  readonly policy?: PolicyOption;
+  readonly unmeasured?: (typeof UNMEASURED)[number];
   readonly tracker?: Readonly<Record<string, (typeof DEVICE_TRACKERS)[number]>>;
   readonly granule?: Readonly<Record<string, number>>;
   readonly domain?: (typeof DOMAINS)[number];
@@ -174,10 +182,28 @@ export function addMachineOptions(command: Command): Command {
     .addOption(choice("--p2p <mode>", P2P, "P2P mode", "peer-to-peer DMA"));
 }
 
+/** @throws UsageError `BAD_OPTION` */
+function policyOption(text: string): PolicyOption {
+  if (!isMeasured(text)) return oneOf([...POLICY_ORDERS, `${MEASURED}FILE`], "policy")(text) as PolicyOption;
+  if (text.length > MEASURED.length) return text;
+  throw new UsageError(`'${text}' names no file`, {
+    code: "BAD_OPTION",
+    remedy: `write ${MEASURED}FILE, of \`dirtmap recommend --output FILE\``,
+  });
+}
+
 /** Adds the options of {@link PolicyOptions}. */
 export function addPolicyOptions(command: Command): Command {
   return command
-    .addOption(choice("--policy <order>", POLICY_ORDERS, "policy", "whom to ask first"))
+    .addOption(
+      new Option(
+        "--policy <order>",
+        `whom to ask first, or what was measured: ${[...POLICY_ORDERS, `${MEASURED}FILE`].join(", ")}`,
+      ).argParser(argument(policyOption)),
+    )
+    .addOption(
+      choice("--unmeasured <order>", UNMEASURED, "mode", "with --policy measured:FILE, devices without a benchmark"),
+    )
     .addOption(
       new Option(
         "--tracker <dev=tracker...>",

@@ -15,7 +15,7 @@ import { marginText, reasonText } from "./reason.js";
  */
 
 /** By what a tracker was preferred. `order`: by nothing that was measured. */
-export const CRITERIA = ["converges", "downtime", "total", "dma", "read", "order"] as const;
+export const CRITERIA = ["converges", "downtime", "total", "dma", "round", "order"] as const;
 export type Criterion = (typeof CRITERIA)[number];
 
 /** The figures that a tracker is judged by. null: it was not, or could not be, measured. */
@@ -29,6 +29,8 @@ export interface JudgedFigures {
   readonly dmaLoss: number | null;
   /** The loss lies between these with 95 % confidence. */
   readonly dmaLossRange: readonly [low: number, high: number] | null;
+  /** False: what was measured does not tell whether it is a loss at all. */
+  readonly dmaDecided: boolean | null;
   /** Milliseconds of a read at the device's work. */
   readonly readMs: number | null;
   /** The same, with the time of sending what the read names though nobody wrote it: what a round pays for the tracker. */
@@ -51,7 +53,7 @@ export interface Margin {
   /** Both by that criterion, in milliseconds or, for `dma`, as a share; null for `converges` and `order`. */
   readonly figure: number | null;
   readonly overFigure: number | null;
-  /** All of it in a few words. */
+  /** What speaks against the other, as a clause whose subject it is. */
   readonly text: string;
 }
 
@@ -212,6 +214,7 @@ function contenderOf(
       downtimeMs: estimate?.downtimeMs ?? null,
       dmaLoss: dma === null ? null : 1 - dma.ratio,
       dmaLossRange: dma === null ? null : [1 - dma.high, 1 - dma.low],
+      dmaDecided: dma?.decides ?? null,
       readMs: read?.median ?? null,
       roundMs: read === null ? null : read.median + needlessMs,
       precision: written === 0 ? null : reported / written,
@@ -278,7 +281,7 @@ function criteria({ downtimeLimitMs }: Link): readonly Test[] {
         }),
     },
     { by: "dma", keep: keepUnharmed },
-    { by: "read", keep: keepCheap },
+    { by: "round", keep: keepCheap },
   ];
 }
 
@@ -331,7 +334,7 @@ function figureBy({ figures }: Contender, by: Criterion): number | null {
       return figures.totalMs;
     case "dma":
       return figures.dmaLoss;
-    case "read":
+    case "round":
       return figures.roundMs;
     case "order":
       return null;
