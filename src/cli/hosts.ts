@@ -3,6 +3,7 @@ import { UsageError } from "../errors.js";
 import { isServed, type MachineDescription } from "../host/description.js";
 import type { LinuxHost } from "../linux/host.js";
 import type { VfioUserHost } from "../vfio-user/client/host.js";
+import { withDisks } from "./disks.js";
 
 /*
  * The only place that picks a concrete host.
@@ -11,7 +12,8 @@ import type { VfioUserHost } from "../vfio-user/client/host.js";
 export type { EmulatedMachine } from "../emulated/machine.js";
 
 /**
- * Builds the machine on the emulated host.
+ * Builds the machine on the emulated host. A disk without a file gets one that is gone with the machine; who migrates it names
+ * files that both sides reach ({@link withDisks}).
  * @param options.paused its vCPUs and devices are not started: what a destination needs
  * @param options.side whose sockets are meant, of devices that run in other processes; default: the source's
  * @throws UsageError `MEMORY_DOES_NOT_FIT` and others, for a description that can't be built
@@ -21,10 +23,14 @@ export async function openMachine(
   options: { paused?: boolean; side?: "source" | "destination" } = {},
 ): Promise<EmulatedMachine> {
   const { createEmulatedMachine } = await import("../emulated/machine.js");
-  if (!description.devices.some(isServed)) return await createEmulatedMachine(description, options);
+  const { side = "source" } = options;
+  // Once they are open, the files need no name.
+  using disks = side === "source" ? withDisks(description) : undefined;
+  const machine = disks?.description ?? description;
+  if (!machine.devices.some(isServed)) return await createEmulatedMachine(machine, options);
   const { openServed } = await import("./vfio-user/open-served.js");
-  const served = await openServed(description, options.side ?? "source");
-  return await createEmulatedMachine(description, { ...options, ...(served === undefined ? {} : { served }) });
+  const served = await openServed(machine, side);
+  return await createEmulatedMachine(machine, { ...options, ...(served === undefined ? {} : { served }) });
 }
 
 /**
