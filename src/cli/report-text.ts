@@ -1,4 +1,4 @@
-import type { DestinationReport, MigrationReport } from "../migration/report.js";
+import { type DestinationReport, type MigrationReport, movingMs } from "../migration/report.js";
 import { formatCount, formatMs, formatSize } from "../observe/format.js";
 import { table } from "../observe/table.js";
 
@@ -15,6 +15,7 @@ export function reportText(report: MigrationReport): string {
   lines.push(...warnings.map((warning) => `  warning: ${warning}`));
   lines.push(`  migration ${report.migration}, design ${report.design}, policy ${report.policy}`);
   if (phases.length > 0) lines.push(`  ${phases.map(({ phase, ms }) => `${phase} ${formatMs(ms)}`).join(" · ")}`);
+  lines.push(...predictedLines(report));
   lines.push(...memoryLines(report));
   if (destination !== null) lines.push(...destinationLines(destination));
   if (rounds.length > 0) lines.push("", ...roundsTable(report));
@@ -29,6 +30,22 @@ function headline({ result, verified, downtimeMs, totalMs, bytes, rounds }: Migr
   if (downtimeMs !== null) parts.push(`downtime ${formatMs(downtimeMs)}`);
   parts.push(`total ${formatMs(totalMs)}`, `${formatSize(bytes)} in ${rounds.length} rounds`);
   return parts.join(" · ");
+}
+
+/** What was foreseen, beside what happened. */
+function predictedLines(report: MigrationReport): string[] {
+  const { predicted, downtimeMs, rounds, result } = report;
+  if (predicted === null) return [];
+  const seen = `foreseen after ${formatMs(predicted.observedMs)}`;
+  if (!predicted.converges || predicted.downtimeMs === null || predicted.movingMs === null) {
+    return [`  ${seen}: it does not converge, because of ${predicted.inTheWay.join(", ") || "the fixed costs"}`];
+  }
+  const parts = [
+    `downtime ${formatMs(predicted.downtimeMs)}${result === "completed" ? ` (was ${formatMs(downtimeMs ?? 0)})` : ""}`,
+    `${predicted.rounds} rounds (${rounds.length})`,
+    `total ${formatMs(predicted.movingMs)} (${formatMs(movingMs(report))})`,
+  ];
+  return [`  ${seen}: ${parts.join(", ")}`];
 }
 
 function memoryLines({ memory }: MigrationReport): string[] {

@@ -1,11 +1,15 @@
 import { type Command, Option } from "commander";
+import type { PredictedOutcome } from "../../migration/report.js";
 import { DOWNTIME_LIMIT_MS, MAX_CHANNELS } from "../choices.js";
 import { exitCodeOf, exitCodesHelp } from "../exit-codes.js";
+import type { EmulatedMachine } from "../hosts.js";
 import {
   addMachineOptions,
   addPolicyOptions,
   argument,
+  durationWithin,
   type MachineOptions,
+  OBSERVE_MS,
   type PolicyOptions,
   wholeNumber,
 } from "../options.js";
@@ -23,6 +27,8 @@ interface MigrateOptions extends MachineOptions, PolicyOptions, TlsOptions {
   readonly runAfter?: number;
   readonly journal?: string;
   readonly decide?: number;
+  /** Milliseconds; true: the default. */
+  readonly predict?: number | true;
   readonly json?: boolean;
   readonly quiet?: boolean;
 }
@@ -74,6 +80,11 @@ export function addMigrate(program: Command): void {
       "--decide <duration>",
       "how long to wait for `resume` or `abort` where the handover was not confirmed (default: on a terminal until told, elsewhere 0s)",
       argument(parseDuration),
+    )
+    .option(
+      "--predict [duration]",
+      "watch the machine first (default: 2s) and foretell the migration; the report has both",
+      durationWithin(OBSERVE_MS),
     )
     .option("--json", "print the report as JSON")
     .option("-q, --quiet", "show nothing while it runs")
@@ -131,6 +142,7 @@ async function run(options: MigrateOptions): Promise<void> {
     if (view !== undefined) note = (text) => view.note(text);
 
     const bandwidth = options.bandwidth ?? defaults.bandwidth;
+    const predicted = options.predict === undefined ? undefined : await foretold(machine, options, signal);
     const report = await migrate({
       machine,
       description,
@@ -145,10 +157,47 @@ async function run(options: MigrateOptions): Promise<void> {
       runAfterMs: options.runAfter ?? defaults.runAfter,
       signal,
       ...(options.journal === undefined ? {} : { journalDirectory: options.journal }),
+      ...(predicted === undefined ? {} : { predicted }),
       decideMs: options.decide ?? (process.stderr.isTTY ? Number.POSITIVE_INFINITY : 0),
     });
     view?.[Symbol.dispose]();
     process.stdout.write(json ? `${JSON.stringify(report)}\n` : `${reportText(report)}\n`);
     return exitCodeOf(report);
   });
+}
+
+const PREDICT_MS = 2000;
+const PREDICT_INTERVAL_MS = 50;
+
+/** What the migration will be. The trackers are off again when it resolves. */
+async function foretold(
+  machine: EmulatedMachine,
+  options: MigrateOptions,
+  signal: AbortSignal,
+): Promise<PredictedOutcome> {
+  const [{ readRequest }, { estimateLink, observeForPrediction, predictedConditions }, { predict, predictedOutcome }] =
+    await Promise.all([
+      import("../request.js"),
+      import("../observe-machine.js"),
+      import("../../evidence/predict/predict.js"),
+    ]);
+  const { scenario, policy, design, defaults } = readRequest(options);
+  const seen = await observeForPrediction({
+    machine,
+    policy,
+    design,
+    intervalMs: PREDICT_INTERVAL_MS,
+    durationMs: options.predict === true || options.predict === undefined ? PREDICT_MS : options.predict,
+    signal,
+    host: machine.host.name,
+    scenario,
+  });
+  signal.throwIfAborted();
+  if (seen === null) throw new Error("a machine that was watched and never read");
+  const link = await estimateLink([], { channels: options.channels ?? defaults.channels, signal });
+  const conditions = {
+    ...predictedConditions(options, defaults, seen.readMs),
+    verifyFirst: options.verify === "before",
+  };
+  return predictedOutcome(predict(seen.observation, link, conditions));
 }
