@@ -4,6 +4,7 @@ import { Mlx5, mlx5Info } from "./mlx5.js";
 import type { ModelInfo } from "./model.js";
 import { Nic, nicInfo } from "./nic.js";
 import type { ModelWiring, PciModel } from "./pci-model.js";
+import { Replay, replayInfo } from "./replay.js";
 import { Vgpu, vgpuInfo } from "./vgpu.js";
 
 /*
@@ -24,6 +25,8 @@ export function modelInfo(description: DeviceDescription, memoryBytes: number): 
       return blkInfo(memoryBytes);
     case "vgpu":
       return vgpuInfo(description);
+    case "replay":
+      return replayInfo(description, memoryBytes);
   }
 }
 
@@ -38,5 +41,7 @@ export function createModel(description: DeviceDescription, wiring: ModelWiring)
       return new Blk(description, wiring);
     case "vgpu":
       return new Vgpu(description, wiring);
+    case "replay":
+      return new Replay(description, wiring);
   }
 }

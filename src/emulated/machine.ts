@@ -4,6 +4,7 @@ import { Feeder } from "../devices/feeder.js";
 import { checkStamps, type StampTrail } from "../devices/stamp.js";
 import { isServed, type MachineDescription, platformOf } from "../host/description.js";
 import type { AttachedDevice, Iommufd, Machine, ObjectId, VfioDevice } from "../host/host.js";
+import type { ReplaySchedule } from "../host/replay-schedule.js";
 import { iovaOf, PAGE_SIZE } from "../memory/address.js";
 import { fillMemory } from "../memory/fill.js";
 import { createGuestMemory, type GuestMemory } from "../memory/guest-memory.js";
@@ -26,6 +27,8 @@ export interface EmulatedMachineOptions {
    * own from then on, also where it can't be made.
    */
   readonly served?: ServedDevices;
+  /** What the description's `replay` devices write, by device id; needed for each of them. */
+  readonly replays?: ReadonlyMap<string, ReplaySchedule>;
 }
 
 /** A device with a workload, wherever it runs. */
@@ -69,10 +72,15 @@ export async function createEmulatedMachine(
   let machine: EmulatedMachine;
   try {
     const memory = createGuestMemory(description.memory, platformOf(description));
-    const layout = layoutWorkload(description, memory.regions);
+    const { replays = new Map<string, ReplaySchedule>() } = options;
+    const layout = layoutWorkload(
+      description,
+      memory.regions,
+      [...replays.values()].map(({ pages }) => pages),
+    );
     if (description.devices.some(isServed)) shared = shareGuestMemory(memory);
     const { incarnation = randomInt(1, 2 ** 32), holds, served } = options;
-    machine = new EmulatedMachine(description, memory, layout, { incarnation, holds, served, shared });
+    machine = new EmulatedMachine(description, memory, layout, { incarnation, holds, served, shared, replays });
   } catch (error) {
     shared?.[Symbol.dispose]();
     await options.served?.[Symbol.asyncDispose]();
@@ -120,11 +128,13 @@ export class EmulatedMachine implements Machine {
       holds,
       served,
       shared,
+      replays,
     }: {
       incarnation: number;
       holds: ReadonlyMap<string, DmaHold> | undefined;
       served: ServedDevices | undefined;
       shared: Disposable | undefined;
+      replays: ReadonlyMap<string, ReplaySchedule>;
     },
   ) {
     this.#served = served;
@@ -141,6 +151,7 @@ export class EmulatedMachine implements Machine {
       layout,
       memory,
       incarnation,
+      replays,
       onDeath,
       ...(holds === undefined ? {} : { holds }),
     });
