@@ -1,5 +1,6 @@
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { explain, UsageError } from "../errors.js";
+import type { Store } from "../evidence/store/store.js";
 import { DESIGNS, DEVICE_TRACKERS, DOMAINS, HOSTS, P2P, POLICY_ORDERS, UNTRACKED } from "./choices.js";
 import { suggest } from "./nearest.js";
 import { parseDuration, parseSize } from "./units.js";
@@ -240,4 +241,26 @@ export function addPolicyOptions(command: Command): Command {
       ).argParser(untracked),
     )
     .addOption(choice("--design <design>", DESIGNS, "design", "who merges the trackers' answers"));
+}
+
+/** Where what is found out is kept; `store` is false with `--no-store`. */
+export interface StoreOption {
+  readonly store?: string | false;
+}
+
+/**
+ * Adds `--store PATH`.
+ * @param optional also `--no-store`, for commands that do something else in the first place
+ */
+export function addStoreOption(command: Command, { optional = false } = {}): Command {
+  const where = "$XDG_DATA_HOME/dirtmap/evidence.db, or below ~/.local/share";
+  command.option("--store <path>", `the file that runs and benchmarks are kept in (default: ${where})`);
+  return optional ? command.option("--no-store", "keep nothing") : command;
+}
+
+/** Opens the store that was asked for; null: none was wanted. @throws UsageError as `openStore` does */
+export async function openStoreOf({ store }: StoreOption, options?: { waitMs: number }): Promise<Store | null> {
+  if (store === false) return null;
+  const { openStore } = await import("../evidence/store/store.js");
+  return openStore(store, options);
 }

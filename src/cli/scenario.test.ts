@@ -96,13 +96,13 @@ describe("a malformed scenario is refused with file, line, column and field", ()
       "an unknown model",
       "model: nic",
       "model: nick",
-      /^s\.yaml:9:7: machine\.devices\[0\]\.model: 'nick' is not known; did you mean 'nic'\? \(there are: mlx5, nic, blk, vgpu, replay\)/,
+      /^s\.yaml:9:7: machine\.devices\[0\]\.model: 'nick' is not known; did you mean 'nic'\? \(there are: mlx5, nic, blk, vgpu, replay, nvme, dma-engine\)/,
     ],
     [
       "a missing model",
       "model: nic",
       "p2pTargets: []",
-      /^s\.yaml:8:7: machine\.devices\[0\]\.model: is missing; one of mlx5, nic, blk, vgpu, replay goes here/,
+      /^s\.yaml:8:7: machine\.devices\[0\]\.model: is missing; one of mlx5, nic, blk, vgpu, replay, nvme, dma-engine goes here/,
     ],
     [
       "an unknown format",

@@ -60,6 +60,8 @@ export interface ModelWiring extends DmaTargets {
   readonly memoryFile?: number;
   /** What a `replay` device writes, and when. */
   readonly replay?: ReplaySchedule;
+  /** Another machine's device is to move here: what both use, such as a disk's file, is the other's until it has. */
+  readonly incoming?: boolean;
 }
 
 /** PCI ids of a model's function. */

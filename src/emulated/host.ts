@@ -29,6 +29,8 @@ export interface EmulatedHostOptions {
   readonly replays?: ReadonlyMap<string, ReplaySchedule>;
   /** Called when a thread of devices ends that should not have: the machine has failed. */
   readonly onDeath: (error: Error) => void;
+  /** Its devices are to take over from another machine's. */
+  readonly incoming?: boolean;
   /** For tests: places to hold a device's DMA up, by device id. */
   readonly holds?: ReadonlyMap<string, DmaHold>;
 }
@@ -143,7 +145,7 @@ export class EmulatedHost implements Host {
   }
 
   #posted({ port, description, iommu, memory }: Slot): Omit<PostedDevice, "device"> {
-    const { layout, incarnation, description: machine, holds, replays } = this.#options;
+    const { layout, incarnation, description: machine, holds, incoming = false, replays } = this.#options;
     const counters = PortCounters.allocate();
     const iotlb = "iommu" in description ? machine.iommus.find(({ id }) => id === description.iommu)?.iotlb : undefined;
     const place = layout.devices.get(description.id);
@@ -155,6 +157,7 @@ export class EmulatedHost implements Host {
         seed: machine.seed,
         buffers: place?.buffers ?? [],
         p2p: place?.p2p ?? [],
+        incoming,
         ...(replay === undefined ? {} : { replay }),
       },
       memory: memory === null ? null : { memory: memory.arena.memory, bytes: memory.bytes },

@@ -91,8 +91,9 @@ async function predicted(options: PredictOptions, signal: AbortSignal) {
   }
   const { scenario, description, policy, design, defaults } = readRequest(options);
   checkMemory(description, 1);
-  const { openMachine } = await import("../hosts.js");
-  await using machine = await openMachine(description);
+  const [{ openMachine }, { withDisks }] = await Promise.all([import("../hosts.js"), import("../disks.js")]);
+  using disks = withDisks(description);
+  await using machine = await openMachine(disks.description);
   const { observe: durationMs, interval: intervalMs } = options;
   const seen = await observeForPrediction({
     machine,

@@ -59,7 +59,9 @@ async function record({ json = false, output, ...options }: RecordOptions): Prom
     ]);
     const { scenario, description, policy, design } = readRequest(options);
     checkMemory(description, 1);
-    await using machine = await openMachine(description);
+    const { withDisks } = await import("../disks.js");
+    using disks = withDisks(description);
+    await using machine = await openMachine(disks.description);
     let writer: TraceWriter | undefined;
     let elapsedMs = 0;
     try {
