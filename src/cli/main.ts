@@ -9,7 +9,9 @@ import { addPredict } from "./commands/predict.js";
 import { addProbe } from "./commands/probe.js";
 import { addReceive } from "./commands/receive.js";
 import { addRecord } from "./commands/record.js";
+import { addReplay } from "./commands/replay.js";
 import { addScenarios } from "./commands/scenarios.js";
+import { addTop } from "./commands/top.js";
 import { EXIT_CODES, exitCodesHelp } from "./exit-codes.js";
 import { printError } from "./output.js";
 
@@ -36,6 +38,8 @@ for (const add of [
   addProbe,
   addPredict,
   addRecord,
+  addReplay,
+  addTop,
   addScenarios,
   addCerts,
   addResume,

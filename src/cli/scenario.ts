@@ -17,7 +17,7 @@ import {
 import { suggest } from "./nearest.js";
 import { issueText } from "./scenario-issue.js";
 import { withQuantities } from "./scenario-quantities.js";
-import { TRACE_SUFFIX, traceScenario } from "./trace-scenario.js";
+import { isTrace, traceScenario } from "./trace-scenario.js";
 
 /*
  * A scenario: a machine with its workload, and how it is to be migrated unless the command line says otherwise. YAML,
@@ -101,7 +101,7 @@ export function loadScenario(nameOrFile: string): Scenario {
     });
   }
   const path = resolve(isFile ? nameOrFile : `${SCENARIOS}${nameOrFile}.yaml`);
-  if (path.endsWith(TRACE_SUFFIX)) return ofTrace(path);
+  if (isFile && isTrace(path)) return ofTrace(path);
   let text: string;
   try {
     const { size } = statSync(path);

@@ -1,10 +1,33 @@
 import { closeSync, openSync, readSync } from "node:fs";
 import { UsageError } from "../errors.js";
 import { TraceDecoder } from "../evidence/trace/decoder.js";
-import { FILE_HEAD_BYTES, FRAME_HEAD_BYTES, MAX_PAYLOAD_BYTES, type TraceHeader } from "../evidence/trace/format.js";
+import {
+  FILE_HEAD_BYTES,
+  FRAME_HEAD_BYTES,
+  MAX_PAYLOAD_BYTES,
+  TRACE_MAGIC,
+  type TraceHeader,
+} from "../evidence/trace/format.js";
 
 /** What a trace's file is called, so that it can be given where a scenario can. */
-export const TRACE_SUFFIX = ".dtrc";
+const TRACE_SUFFIX = ".dtrc";
+
+/** True for a file that is called like a trace, or begins like one. */
+export function isTrace(path: string): boolean {
+  if (path.endsWith(TRACE_SUFFIX)) return true;
+  try {
+    const fd = openSync(path, "r");
+    try {
+      const head = new Uint8Array(4);
+      return readSync(fd, head) === 4 && new DataView(head.buffer).getUint32(0, true) === TRACE_MAGIC;
+    } finally {
+      closeSync(fd);
+    }
+  } catch {
+    // Whoever reads it next says why it can't be.
+    return false;
+  }
+}
 
 /** A scenario, not checked yet, of a machine that does what a trace says. */
 export interface TraceScenario {

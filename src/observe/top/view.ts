@@ -53,7 +53,7 @@ export class TopView implements Disposable {
     this.#state = after(this.#state, event);
     if (this.#options.once) return;
     if (this.#live) this.#draw();
-    else if (event.type === "read" || event.type === "written") this.#print();
+    else if (event.type === "read" || (event.type === "written" && this.#counted)) this.#print();
   }
 
   /** There is nothing more to show: prints all where it was to be printed once. */
@@ -68,6 +68,11 @@ export class TopView implements Disposable {
   get #live(): boolean {
     const { stream, json, once } = this.#options;
     return stream.isTTY === true && !json && !once;
+  }
+
+  /** Nothing reads trackers here: what writers count themselves is all that there is. */
+  get #counted(): boolean {
+    return this.#state.header.memoryBytes === null;
   }
 
   #print(): void {
