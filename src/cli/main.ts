@@ -1,5 +1,6 @@
 import { readFileSync } from "node:fs";
 import { Command, CommanderError } from "commander";
+import { addBench } from "./commands/bench.js";
 import { addCerts } from "./commands/certs.js";
 import { addAbort, addResume } from "./commands/decide.js";
 import { addDevice } from "./commands/device.js";
@@ -8,9 +9,11 @@ import { addPlan } from "./commands/plan.js";
 import { addPredict } from "./commands/predict.js";
 import { addProbe } from "./commands/probe.js";
 import { addReceive } from "./commands/receive.js";
+import { addRecommend } from "./commands/recommend.js";
 import { addRecord } from "./commands/record.js";
 import { addReplay } from "./commands/replay.js";
 import { addScenarios } from "./commands/scenarios.js";
+import { addServe } from "./commands/serve.js";
 import { addTop } from "./commands/top.js";
 import { EXIT_CODES, exitCodesHelp } from "./exit-codes.js";
 import { printError } from "./output.js";
@@ -38,6 +41,9 @@ for (const add of [
   addProbe,
   addPredict,
   addRecord,
+  addServe,
+  addBench,
+  addRecommend,
   addReplay,
   addTop,
   addScenarios,

@@ -59,13 +59,17 @@ export interface ServedDevices extends AsyncDisposable {
   openDevice(id: string): Promise<WorkloadDevice>;
 }
 
+/** How many were looked at, and what is wrong with some. */
+interface Findings {
+  readonly checked: number;
+  readonly problems: readonly { readonly owner: string; readonly kind: string; readonly count: number }[];
+}
+
 /** What the stamps in memory say, and the guest's drivers of their requests. */
 export interface StampAudit {
-  readonly stamps: {
-    /** Units in memory, and requests that drivers have queued. */
-    readonly checked: number;
-    readonly problems: readonly { readonly owner: string; readonly kind: string; readonly count: number }[];
-  };
+  readonly stamps: Findings;
+  /** Absent: no device has a driver. */
+  readonly requests?: Findings;
   /** Units that this instance has written, or requests that it has completed, by device and vCPU. */
   readonly written: Readonly<Record<string, number>>;
 }
@@ -388,18 +392,15 @@ function driversOf({ devices, vcpus }: MachineDescription, layout: WorkloadLayou
     }));
 }
 
-function withRequests({ stamps, written }: StampAudit, requests: readonly RequestReport[]): StampAudit {
+function withRequests(audit: StampAudit, requests: readonly RequestReport[]): StampAudit {
+  if (requests.length === 0) return audit;
+  const completed = requests.map(({ device, completedHere }) => [device, completedHere] as const);
   return {
-    stamps: {
-      checked: stamps.checked + requests.reduce((sum, { queued }) => sum + queued, 0),
-      problems: [
-        ...stamps.problems,
-        ...requests.flatMap(({ device, problems }) => problems.map((problem) => ({ owner: device, ...problem }))),
-      ],
+    ...audit,
+    requests: {
+      checked: requests.reduce((sum, { queued }) => sum + queued, 0),
+      problems: requests.flatMap(({ device, problems }) => problems.map((problem) => ({ owner: device, ...problem }))),
     },
-    written: {
-      ...written,
-      ...Object.fromEntries(requests.map(({ device, completedHere }) => [device, completedHere])),
-    },
+    written: { ...audit.written, ...Object.fromEntries(completed) },
   };
 }

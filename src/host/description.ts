@@ -196,7 +196,7 @@ function drivenProblems(
       : [
           {
             field: "load",
-            message: `its driver's rings and buffers take a footprint of ${MIN_DRIVEN_FOOTPRINT} at least`,
+            message: `its driver's rings and buffers take a footprint of ${MIN_DRIVEN_FOOTPRINT / 2 ** 20}M at least`,
           },
         ]),
     ...(p2pTargets.length > 0 ? [{ field: "p2pTargets", message: "its driver queues nothing for peers" }] : []),

@@ -44,16 +44,21 @@ export interface RoundReport {
   readonly byDevice: Readonly<Record<string, { reported: number; exclusive: number; readMs: number }>>;
 }
 
+/** How many were looked at, and what is wrong with some. */
+export interface Findings {
+  readonly checked: number;
+  readonly problems: readonly { readonly owner: string; readonly kind: string; readonly count: number }[];
+}
+
 /** What the destination found after the workload had run on there. */
 export interface DestinationReport {
   /** From the arrival of GO until everything ran. */
   readonly resumeMs: number;
   /** Units that devices and vCPUs stamped, checked after the workload had run on; null: nobody could check. */
-  readonly stamps: {
-    readonly checked: number;
-    readonly problems: readonly { readonly owner: string; readonly kind: string; readonly count: number }[];
-  } | null;
-  /** Per device and vCPU, units written at the destination: the workload runs on. */
+  readonly stamps: Findings | null;
+  /** Requests that the guest's drivers have queued, at both ends, each of which must be done and completed once; absent: none. */
+  readonly requests?: Findings | undefined;
+  /** Per device and vCPU, units written or requests completed at the destination: the workload runs on. */
   readonly written: Readonly<Record<string, number>>;
 }
 
@@ -88,7 +93,7 @@ export interface MigrationReport {
   /** The id that `dirtmap resume` and `dirtmap abort` take. */
   readonly migration: string;
   readonly result: MigrationResult;
-  /** The destination's memory, read back, equals the source's, and the devices' stamps are whole; null: never compared. */
+  /** The destination's memory, read back, equals the source's, and what was written and requested is whole; null: never compared. */
   readonly verified: boolean | null;
   readonly totalMs: number;
   readonly downtimeMs: number | null;

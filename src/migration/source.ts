@@ -547,14 +547,14 @@ class Source {
     this.#progress.stop();
     this.#publishLastRead();
     const tracking = this.#tracking;
-    const stamps = this.#destination?.stamps;
-    const stampsWhole = stamps == null || stamps.problems.length === 0;
+    const { stamps, requests } = this.#destination ?? {};
+    const isWhole = [stamps, requests].every((found) => found == null || found.problems.length === 0);
     this.#clock.end(result, error === undefined ? undefined : explain(error));
     return {
       schemaVersion: 1,
       migration: this.#migration,
       result,
-      verified: this.#memory === null ? null : this.#memory.pagesDifferent === 0 && stampsWhole,
+      verified: this.#memory === null ? null : this.#memory.pagesDifferent === 0 && isWhole,
       totalMs: rounded(this.#clock.elapsedMs),
       downtimeMs: this.#downtimeMs === null ? null : rounded(this.#downtimeMs),
       bytes:

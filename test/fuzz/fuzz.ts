@@ -22,7 +22,9 @@ const SAMPLE_EVERY = 20_000;
 /** What a server may grow by from the first samples on: its heap and its compiled code are no leaks. */
 const MAX_GROWTH = { rssBytes: 96 * 2 ** 20, descriptors: 2, mappings: 400 } as const;
 
+/** Shrinking ends after as many attempts, or as long. */
 const MAX_SHRINK_RUNS = 150;
+const MAX_SHRINK_MS = 60_000;
 
 export interface FuzzOptions {
   readonly model: string;
@@ -30,6 +32,8 @@ export interface FuzzOptions {
   readonly messages: number;
   readonly seed: number;
   readonly onProgress?: (messages: number, usage: Usage) => void;
+  /** Something was found; what it takes to show it is looked for next. */
+  readonly onFinding?: (what: string, operations: readonly Operation[]) => void;
 }
 
 export interface FuzzResult {
@@ -74,6 +78,7 @@ export async function fuzz(options: FuzzOptions): Promise<FuzzResult> {
     const found = bench.generate(runSeed, done, tally);
     messages += found.messages;
     if (found.what !== undefined) {
+      options.onFinding?.(found.what, done);
       const [what, operations] = await bench.shrink(found.what, done);
       throw new FuzzFailure({ model, dma, seed: runSeed }, what, operations);
     }
@@ -126,7 +131,6 @@ class Bench implements AsyncDisposable {
   generate(seed: number, done: Operation[], tally: Tally): { what: string | undefined; messages: number } {
     return this.#play(tally, (oracle, perform) => {
       const generator = new Generator(new Random(seed), oracle);
-      for (const operation of [...PREAMBLE]) perform(operation, done);
       for (let i = 0; i < RUN_OPERATIONS; i++) perform(generator.next(), done);
     });
   }
@@ -146,8 +150,10 @@ class Bench implements AsyncDisposable {
 
   async shrink(what: string, operations: readonly Operation[]): Promise<[string, readonly Operation[]]> {
     let last = what;
+    const until = performance.now() + MAX_SHRINK_MS;
     const attempt = async (some: readonly Operation[]): Promise<readonly Operation[] | null> => {
       await new Promise((resolve) => setTimeout(resolve, 5));
+      if (performance.now() > until) return null;
       if (!this.#server.isAlive || this.#server.failure !== undefined) {
         await this.#server[Symbol.asyncDispose]();
         this.#server = await ServedProcess.start(this.#model, this.#dma);
@@ -176,6 +182,7 @@ class Bench implements AsyncDisposable {
       const oracle = new Oracle(this.#facts, this.#files);
       using player = new Player({ path, oracle, files: this.#files, tally });
       try {
+        player.reset();
         let performed = 0;
         script(oracle, (operation, done) => {
           done.push(operation);
@@ -194,36 +201,15 @@ class Bench implements AsyncDisposable {
     } catch (error) {
       const { failure } = this.#server;
       const what =
-        error instanceof Finding ? error.message : error instanceof Error ? (error.stack ?? error.message) : String(error);
+        error instanceof Finding
+          ? error.message
+          : error instanceof Error
+            ? (error.stack ?? error.message)
+            : String(error);
       return { what: failure === undefined ? what : `${what}; ${failure}`, messages };
     }
   }
 }
-
-/** Every run begins with a client whose device was reset. */
-const PREAMBLE: readonly Operation[] = [
-  { kind: "connect", on: MAIN },
-  {
-    kind: "message",
-    on: MAIN,
-    command: 1,
-    flags: 0,
-    payload: new Uint8Array(4),
-    descriptors: [],
-    cuts: [],
-    waits: true,
-  },
-  {
-    kind: "message",
-    on: MAIN,
-    command: 13,
-    flags: 0,
-    payload: new Uint8Array(0),
-    descriptors: [],
-    cuts: [],
-    waits: true,
-  },
-];
 
 function growth(before: Usage, after: Usage): string | undefined {
   for (const what of ["rssBytes", "descriptors", "mappings"] as const) {

@@ -105,7 +105,7 @@ const ANSWER_TELLS: ReadonlySet<number> = new Set([
 const BUFFERS = 0x40;
 const BUFFER_TABLE = 0x100;
 /** NVMe 1.4, 3.1. */
-const NVME = { CC: 0x14, AQA: 0x24, ASQ: 0x28, DOORBELLS: 0x1000, ENABLE: 0x00460001 } as const;
+const NVME = { CC: 0x14, AQA: 0x24, ASQ: 0x28, ACQ: 0x30, DOORBELLS: 0x1000, ENABLE: 0x00460001 } as const;
 
 /**
  * Makes up what a client does next, from what the server must know by then: mostly right, often almost right, sometimes
@@ -600,14 +600,16 @@ export class Generator {
     const master = this.#write(on, REGION_CONFIG, 4n, u32(random.chance(95) ? 7 : 0));
     let steps: Operation[];
     if (this.#oracle.facts.model === "nvme") {
-      steps = random.chance(40)
-        ? [
-            this.#write(on, 0, BigInt(NVME.CC), u32(0)),
-            this.#write(on, 0, BigInt(NVME.AQA), u32(random.chance(95) ? 0x001f001f : random.below(2 ** 31))),
-            this.#write(on, 0, BigInt(NVME.ASQ), joined(u64(at()), u64(at()))),
-            this.#write(on, 0, BigInt(NVME.CC), u32(NVME.ENABLE)),
-          ]
-        : [this.#fill(), this.#write(on, 0, BigInt(NVME.DOORBELLS + 4 * random.below(8)), u32(random.below(33)))];
+      const enable = [
+        this.#write(on, 0, BigInt(NVME.CC), u32(0)),
+        this.#write(on, 0, BigInt(NVME.AQA), u32(random.chance(95) ? 0x001f001f : random.below(2 ** 31))),
+        this.#write(on, 0, BigInt(NVME.ASQ), u64(at())),
+        this.#write(on, 0, BigInt(NVME.ACQ), u64(at())),
+        this.#write(on, 0, BigInt(NVME.CC), u32(NVME.ENABLE)),
+      ];
+      const ring = () =>
+        this.#write(on, 0, BigInt(NVME.DOORBELLS + 4 * random.pick([0, 0, 0, 1, 2, 3, 4, 5])), u32(random.below(33)));
+      steps = [...(random.chance(40) ? enable : []), this.#fill(), this.#fill(), ring(), ring(), ring()];
     } else {
       const used = random.between(0, 4);
       const table = Array.from({ length: used }, () => joined(u64(at()), u64(BigInt(random.between(1, 3)) * PAGE)));

@@ -44,6 +44,7 @@ async function main(): Promise<number> {
         dma,
         messages: Math.ceil(messages / modes.length),
         seed,
+        onFinding: (what) => process.stderr.write(`${model} ${dma}: ${what}; shrinking\n`),
         onProgress: (done, { rssBytes }) =>
           process.stderr.write(`${model} ${dma}: ${done} messages, ${mib(rssBytes)}\n`),
       });

@@ -408,7 +408,6 @@ export class Oracle {
     return succeed(8);
   }
 
-
   /** vfio_ioctl_device_feature() and vfio_check_feature(), with their order. */
   #feature(payload: Uint8Array, on: Slot): Expected {
     if (payload.byteLength < 8 || u32(payload, 0) < 8) return EINVAL;

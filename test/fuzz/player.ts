@@ -97,6 +97,12 @@ export class Player implements Disposable {
     }
   }
 
+  /** Resets the device: a run begins so, and goes on so where nobody knows which of the last commands were done. */
+  reset(): void {
+    this.#roundTrips(1, VFIO_USER_COMMAND.DEVICE_RESET);
+    this.#oracle.reset();
+  }
+
   /** Waits for all answers. @throws Finding where one doesn't come, or memory was written that is not mapped */
   settle(): void {
     for (const slot of [...this.#connected.keys()]) this.#settle(slot);
@@ -127,7 +133,12 @@ export class Player implements Disposable {
   #connect(slot: Slot): void {
     if (this.#connected.has(slot)) return;
     const path = slot === MAIN ? this.#path : controlPath(this.#path);
-    this.#connected.set(slot, { connection: FuzzConnection.connect(path), pending: [], closes: false, mayClose: false });
+    this.#connected.set(slot, {
+      connection: FuzzConnection.connect(path),
+      pending: [],
+      closes: false,
+      mayClose: false,
+    });
     this.#oracle.connect(slot);
     this.#roundTrips(2);
   }
@@ -162,12 +173,6 @@ export class Player implements Disposable {
     }
     this.#roundTrips(3 + underWay);
     this.#oracle.disconnect(slot);
-  }
-
-  /** Nobody knows which of the last commands were done. */
-  #reset(): void {
-    this.#roundTrips(1, VFIO_USER_COMMAND.DEVICE_RESET);
-    this.#oracle.reset();
   }
 
   /** The server looks at all connections before it answers one of them twice. */
@@ -267,9 +272,10 @@ export class Player implements Disposable {
         const left = connected.pending.filter(({ expected }) => expected.outcomes.length > 0);
         if (!closes && !connected.mayClose) throw new Finding(`the connection was closed${at(connected.pending[0])}`);
         if (left.length > 0 && !connected.mayClose) throw new Finding(`it was closed without an answer${at(left[0])}`);
+        const underWay = connected.mayClose ? connected.pending.length : 0;
         this.#finish(connected.pending);
-        this.#forget(slot, left.length);
-        if (left.length > 0) this.#reset();
+        this.#forget(slot, underWay);
+        if (underWay > 0) this.reset();
         return;
       }
       if (!closes && connected.pending.every(({ expected }) => expected.outcomes.length === 0)) {
@@ -402,7 +408,7 @@ export class Player implements Disposable {
       if (main === undefined) return;
       const underWay = main.pending.length;
       this.#forget(MAIN, underWay);
-      if (underWay > 0) this.#reset();
+      if (underWay > 0) this.reset();
       return;
     }
     const answered = isWrite ? head : head + Number(bytes);

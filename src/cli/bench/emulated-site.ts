@@ -1,10 +1,10 @@
-import type { WorkloadDevice } from "../../emulated/machine.js";
 import { UsageError } from "../../errors.js";
-import type { BenchMachine, BenchSite, BenchVariant, DmaWitness } from "../../evidence/trackers/site.js";
+import type { BenchMachine, BenchSite, BenchVariant } from "../../evidence/trackers/site.js";
 import type { MachineDescription } from "../../host/description.js";
 import { MiB, PAGE_SIZE } from "../../memory/address.js";
 import { openMachine } from "../hosts.js";
 import { suggest } from "../nearest.js";
+import { witnessOf } from "./witness.js";
 
 /** More than any device's thread gets done: its pace is then its own. In megabytes (10^6) per second. */
 const FLAT_OUT_RATE = 1000;
@@ -38,6 +38,7 @@ export function emulatedSite(
     memoryBytes: memory,
     sizes: [memory / 16, memory / 4, memory].filter((bytes) => bytes === memory || bytes >= SMALLEST_BYTES),
     devices: only ?? null,
+    leftOut: [],
     open: (variant) => open(description, variant),
   };
 }
@@ -62,25 +63,5 @@ function flatOut(description: MachineDescription, { memoryBytes }: BenchVariant)
     fill: 0,
     vcpus: { ...description.vcpus, count: 0 },
     devices: description.devices.map((device) => ({ ...device, load: { rate: FLAT_OUT_RATE, footprint } })),
-  };
-}
-
-/** The device's own counters, and the numbers of the units that it stamps: number n goes to slot n of its ring. */
-export function witnessOf(vfio: WorkloadDevice): DmaWitness {
-  const counters = async () => {
-    const { units = 0, lastSequence = 0, slots = 0 } = await vfio.counters();
-    return { units, lastSequence, slots };
-  };
-  return {
-    writes: async () => (await counters()).units,
-    mark: async () => {
-      const { lastSequence: before } = await counters();
-      return {
-        pagesSince: async () => {
-          const { lastSequence, slots } = await counters();
-          return Math.min(lastSequence - before, slots);
-        },
-      };
-    },
   };
 }

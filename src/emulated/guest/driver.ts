@@ -120,10 +120,15 @@ export abstract class Driver {
     return IDLE_MS;
   }
 
+  /** Its vCPU pauses: time that passes from here on is not caught up. */
+  pause(): Promise<void> {
+    this.#bucket.pause();
+    return this.settle();
+  }
+
   /** Resolves when what it wrote to registers has reached the device. */
   async settle(): Promise<void> {
     await this.#ringing;
-    this.#bucket.pause();
   }
 
   /** No more requests are queued; false: they are again. */
@@ -141,12 +146,12 @@ export abstract class Driver {
     const executed = this.executed(await this.host.counters());
     const done = executed === undefined ? this.#completed : executed - this.#executedBefore;
     const problems = [
-      { kind: "requests lost", count: this.openRequests },
-      { kind: "requests completed twice", count: this.#doubled },
-      { kind: "requests failed", count: this.#failed },
-      { kind: "requests done wrongly", count: this.#wrong },
-      { kind: "requests done and not completed", count: Math.max(0, done - this.#completed) },
-      { kind: "requests completed and not done", count: Math.max(0, this.#completed - done) },
+      { kind: "lost", count: this.openRequests },
+      { kind: "completed twice", count: this.#doubled },
+      { kind: "failed", count: this.#failed },
+      { kind: "done wrongly", count: this.#wrong },
+      { kind: "done and not completed", count: Math.max(0, done - this.#completed) },
+      { kind: "completed and not done", count: Math.max(0, this.#completed - done) },
       { kind: "driver stopped", count: this.#failure === undefined ? 0 : 1 },
     ];
     return {
@@ -158,7 +163,7 @@ export abstract class Driver {
     };
   }
 
-  /** After {@link settle}. */
+  /** While it is paused. */
   save(): DriverState {
     return {
       device: this.device,

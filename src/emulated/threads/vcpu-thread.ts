@@ -120,7 +120,7 @@ const operations: VcpuOperations = {
   async pause() {
     running = false;
     for (const { bucket } of vcpus) bucket.pause();
-    for (const driver of drivers) await driver.settle();
+    for (const driver of drivers) await driver.pause();
   },
   save: () => ({
     vcpus: vcpus.map(({ number, writer: { lastSequence, epochs } }) => ({

@@ -18,28 +18,27 @@ export function reasonText(
   const other = alternatives.find(({ over }) => over.tracker !== tracker) ?? alternatives.at(0);
   return other === undefined
     ? `${unknown}'${tracker}' is the only tracker that it has`
-    : `${unknown}${called(best)}: ${other.text}`;
+    : `${unknown}${called(best)}, since ${called(other.over)} ${other.text}`;
 }
 
-/** What is recommended against another tracker, in a few words. */
+/** What speaks against another tracker, as a clause whose subject it is. */
 export function marginText(best: TrackerAt, { over, by, figure, overFigure }: Omit<Margin, "text">): string {
-  const other = called(over);
-  const both = figure === null || overFigure === null ? "not known" : `${ms(figure)} against ${ms(overFigure)}`;
+  const both = figure === null || overFigure === null ? "not known" : `${ms(overFigure)} against ${ms(figure)}`;
   switch (by) {
     case "converges":
-      return `it meets the downtime limit, ${other} does not (${both})`;
+      return `would miss the downtime limit: ${both}`;
     case "downtime":
-      return `less downtime than ${other} (${both})`;
+      return `would have more downtime: ${both}`;
     case "total":
-      return `a shorter migration than ${other} (${both})`;
+      return `would take longer to migrate: ${both}`;
     case "dma":
-      return `its device loses ${share(figure)} of its writes, with ${other} ${share(overFigure)}`;
-    case "read":
-      return `faster reads than ${other} (${both})`;
+      return `costs the device ${share(overFigure)} of its writes, against ${share(figure)}`;
+    case "round":
+      return `costs each round more, in reading and in sending what nobody wrote: ${both}`;
     case "order":
       return best.tracker === over.tracker
-        ? `as good as ${other}, and finer`
-        : `too close to call against ${other}, so the policy's order decides`;
+        ? "is as good, and coarser"
+        : "is as good as far as was measured, and the policy's order decides";
   }
 }
 

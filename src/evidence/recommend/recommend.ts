@@ -1,3 +1,4 @@
+import { PAGE_SIZE } from "../../memory/address.js";
 import type { DeviceTracker, PolicyOrder } from "../../tracking/choice.js";
 import { valueAt } from "../curve.js";
 import type { Comparison, Summary } from "../statistics.js";
@@ -14,7 +15,7 @@ import { marginText, reasonText } from "./reason.js";
  */
 
 /** By what a tracker was preferred. `order`: by nothing that was measured. */
-export const CRITERIA = ["converges", "downtime", "total", "dma", "read", "order"] as const;
+export const CRITERIA = ["converges", "downtime", "total", "dma", "round", "order"] as const;
 export type Criterion = (typeof CRITERIA)[number];
 
 /** The figures that a tracker is judged by. null: it was not, or could not be, measured. */
@@ -28,8 +29,12 @@ export interface JudgedFigures {
   readonly dmaLoss: number | null;
   /** The loss lies between these with 95 % confidence. */
   readonly dmaLossRange: readonly [low: number, high: number] | null;
-  /** Milliseconds of a read. */
+  /** False: what was measured does not tell whether it is a loss at all. */
+  readonly dmaDecided: boolean | null;
+  /** Milliseconds of a read at the device's work. */
   readonly readMs: number | null;
+  /** The same, with the time of sending what the read names though nobody wrote it: what a round pays for the tracker. */
+  readonly roundMs: number | null;
   /** Pages named over pages written. */
   readonly precision: number | null;
 }
@@ -48,7 +53,7 @@ export interface Margin {
   /** Both by that criterion, in milliseconds or, for `dma`, as a share; null for `converges` and `order`. */
   readonly figure: number | null;
   readonly overFigure: number | null;
-  /** All of it in a few words. */
+  /** What speaks against the other, as a clause whose subject it is. */
   readonly text: string;
 }
 
@@ -73,7 +78,8 @@ export interface Contender extends TrackerAt {
   readonly measured: TrackerFigures;
   readonly estimate: MigrationEstimate | null;
   readonly dma: Comparison | null;
-  readonly read: Summary | null;
+  /** What {@link JudgedFigures.roundMs} is the median of. */
+  readonly round: Summary | null;
   readonly figures: JudgedFigures;
 }
 
@@ -191,13 +197,16 @@ function contenderOf(
   const written = precision.reduce((sum, { writtenPages }) => sum + writtenPages, 0);
   const reported = precision.reduce((sum, { reportedPages }) => sum + reportedPages, 0);
   const read = readOf(measured, benchmark.memoryBytes);
+  const [first] = precision;
+  const needless = first === undefined ? 0 : Math.max(0, first.reportedPages - first.writtenPages);
+  const needlessMs = (needless * PAGE_SIZE * 1000) / link.bandwidth;
   return {
     tracker,
     granule,
     measured,
     estimate,
     dma,
-    read,
+    round: read === null ? null : later(read, needlessMs),
     figures: {
       converges: estimate?.converges ?? null,
       rounds: estimate?.rounds ?? null,
@@ -205,7 +214,9 @@ function contenderOf(
       downtimeMs: estimate?.downtimeMs ?? null,
       dmaLoss: dma === null ? null : 1 - dma.ratio,
       dmaLossRange: dma === null ? null : [1 - dma.high, 1 - dma.low],
+      dmaDecided: dma?.decides ?? null,
       readMs: read?.median ?? null,
+      roundMs: read === null ? null : read.median + needlessMs,
       precision: written === 0 ? null : reported / written,
     },
   };
@@ -226,6 +237,11 @@ function readOf(measured: TrackerFigures, memoryBytes: number): Summary | null {
   const scale = near.ms.median === 0 ? 1 : median / near.ms.median;
   const { count, min, max, q1, q3 } = near.ms;
   return { count, median, min: min * scale, max: max * scale, q1: q1 * scale, q3: q3 * scale };
+}
+
+/** The same, so much later. */
+function later({ count, median, min, max, q1, q3 }: Summary, ms: number): Summary {
+  return { count, median: median + ms, min: min + ms, max: max + ms, q1: q1 + ms, q3: q3 + ms };
 }
 
 /** In which order equals are taken: the policy's, then the finest granule. */
@@ -265,7 +281,7 @@ function criteria({ downtimeLimitMs }: Link): readonly Test[] {
         }),
     },
     { by: "dma", keep: keepUnharmed },
-    { by: "read", keep: keepCheap },
+    { by: "round", keep: keepCheap },
   ];
 }
 
@@ -298,18 +314,14 @@ function keepUnharmed(contenders: readonly Contender[]): Contender[] {
   });
 }
 
-/** Drops trackers whose reads take longer than the fastest's, beyond what reads vary by. */
+/** Drops trackers that cost a round more than the cheapest does, beyond what reads vary by. */
 function keepCheap(contenders: readonly Contender[]): Contender[] {
-  const [best] = contenders.filter(({ read }) => read !== null).toSorted(byRead);
-  const fastest = best?.read ?? null;
-  if (fastest === null) return [...contenders];
-  return contenders.filter(({ read }) => {
-    return read === null || read.q1 <= fastest.q3 || read.median <= fastest.median * (1 + READ_SHARE);
+  const rounds = contenders.flatMap(({ round }) => round ?? []);
+  if (rounds.length === 0) return [...contenders];
+  const cheapest = rounds.reduce((a, b) => (b.median < a.median ? b : a));
+  return contenders.filter(({ round }) => {
+    return round === null || round.q1 <= cheapest.q3 || round.median <= cheapest.median * (1 + READ_SHARE);
   });
-}
-
-function byRead(a: Contender, b: Contender): number {
-  return (a.read?.median ?? 0) - (b.read?.median ?? 0);
 }
 
 /** A tracker's figure by a criterion: the less, the better. null: there is none. */
@@ -322,8 +334,8 @@ function figureBy({ figures }: Contender, by: Criterion): number | null {
       return figures.totalMs;
     case "dma":
       return figures.dmaLoss;
-    case "read":
-      return figures.readMs;
+    case "round":
+      return figures.roundMs;
     case "order":
       return null;
   }

@@ -114,7 +114,7 @@ export async function benchTrackers({
         .map((candidate) => figuresOf(candidate, device, { costs, dma, precision: work.precision })),
     })),
     sharing: work.sharing,
-    leftOut: [],
+    leftOut: site.leftOut,
   };
 }
 

@@ -15,6 +15,12 @@ export interface Link {
   readonly downtimeLimitMs: number;
 }
 
+/** Where nobody says more: a common link, and the limit of a migration without one. */
+export const DEFAULT_LINK: Link = { bandwidth: 1.25e9, downtimeLimitMs: 100 };
+
+/** What a link without a limit is taken to carry: what two processes of one machine were measured to. */
+export const UNLIMITED_BANDWIDTH = 2.5e9;
+
 /** How the migration of a machine would go. */
 export interface MigrationEstimate {
   /** The machine can be stopped within the downtime limit. */

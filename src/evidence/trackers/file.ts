@@ -1,16 +1,13 @@
-import { readFileSync, statSync, writeFileSync } from "node:fs";
 import { z } from "zod";
-import { explain, UsageError } from "../../errors.js";
+import { UsageError } from "../../errors.js";
 import { DEVICE_TRACKERS } from "../../tracking/choice.js";
+import { readJson, writeJson } from "../json-file.js";
 import { BENCHMARK_VERSION, type TrackerBenchmark } from "./result.js";
 
 /*
  * A benchmark of trackers as a file: JSON, checked field by field wherever it comes from, since a recommendation is made from
  * it and a migration follows the recommendation.
  */
-
-/** 256 devices with all that can be measured of them take some megabytes. */
-const MAX_FILE_BYTES = 64 * 2 ** 20;
 
 const finite = z.number().min(0);
 const bytes = z.int().min(0);
@@ -176,44 +173,17 @@ export function checkBenchmark(value: unknown, from: string): TrackerBenchmark {
 
 /** Reads a benchmark's file. @throws UsageError `NO_BENCHMARK` where it can't be read, and what {@link checkBenchmark} throws */
 export function readBenchmark(path: string): TrackerBenchmark {
-  let content: string;
-  try {
-    const { size } = statSync(path);
-    if (size > MAX_FILE_BYTES) throw new Error(`it has ${size} bytes, and a benchmark at most ${MAX_FILE_BYTES}`);
-    content = readFileSync(path, "utf8");
-  } catch (cause) {
-    throw new UsageError(`can't read the benchmark ${path}: ${explain(cause)}`, {
-      code: "NO_BENCHMARK",
-      remedy: `take one: dirtmap bench trackers --output ${path}`,
-      cause,
-    });
-  }
-  let value: unknown;
-  try {
-    value = JSON.parse(content);
-  } catch (cause) {
-    throw damaged(path, content.trim() === "" ? "it is empty" : "it is no JSON, or cut short", cause);
-  }
-  return checkBenchmark(value, path);
+  return checkBenchmark(readJson(path), path);
 }
 
 /** Writes a benchmark's file. @throws UsageError `CANNOT_WRITE` */
 export function writeBenchmark(path: string, benchmark: TrackerBenchmark): void {
-  try {
-    writeFileSync(path, `${JSON.stringify(benchmark)}\n`);
-  } catch (cause) {
-    throw new UsageError(`can't write the benchmark to ${path}: ${explain(cause)}`, {
-      code: "CANNOT_WRITE",
-      remedy: "give a file in a folder that may be written to",
-      cause,
-    });
-  }
+  writeJson(path, benchmark);
 }
 
-function damaged(from: string, problem: string, cause?: unknown): UsageError {
+function damaged(from: string, problem: string): UsageError {
   return new UsageError(`${from} is no benchmark of trackers, or damaged: ${problem}`, {
     code: "BAD_BENCHMARK",
     remedy: BENCH_AGAIN,
-    cause,
   });
 }

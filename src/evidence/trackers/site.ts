@@ -30,6 +30,8 @@ export interface BenchSite {
   readonly sizes: readonly number[];
   /** The devices that are to be measured, by their ids; null: all. */
   readonly devices: readonly string[] | null;
+  /** Devices that can't be measured, each with why. */
+  readonly leftOut: readonly { readonly id: string; readonly why: string }[];
   /** Opens a machine whose devices run. */
   open(variant: BenchVariant): Promise<BenchMachine>;
 }
