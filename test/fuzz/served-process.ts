@@ -52,7 +52,8 @@ export class ServedProcess implements AsyncDisposable {
       options.push("file=" + join(directory, "disk"));
     }
     if (model === "vgpu") options.push("vram=256K");
-    if (model !== "nvme") options.push("rate=5");
+    if (model === "dma-engine") options.push("memory=64K");
+    else if (model !== "nvme") options.push("rate=5");
     if (model === "mlx5") options.push("memory=64K");
     const args = [PROGRAM, "device", model, "--socket", join(directory, "device"), "--dma", dma, "--until-stdin-ends"];
     const child = spawn(process.execPath, [...args, ...options.flatMap((option) => ["--option", option])], {

@@ -50,14 +50,14 @@ export function mapDma(message: Message, device: ServedDevice, channel: DmaChann
 }
 
 /**
- * VFIO_USER_DMA_UNMAP. A DMA runs to its end on this very thread, and so none is in flight to what is unmapped when the
- * reply is sent.
+ * VFIO_USER_DMA_UNMAP. A DMA runs to its end on this very thread, and in the middle of one only what {@link leavesMapped} is
+ * unmapped: so none is in flight to what is unmapped when the reply is sent.
  */
-export async function unmapDma(
+export function unmapDma(
   { payload }: Message,
   device: ServedDevice,
   { socket, user }: { socket: MessageSocket; user: DmaLogUser },
-): Promise<Answer> {
+): Answer | Promise<Answer> {
   const { flags, address, size } = sizedRequestOf(vfio_user_dma_unmap, payload, UNMAP);
   const refuse = (remedy: string) => refusal("EINVAL", UNMAP, `unmap ${hex(size)} bytes at ${hex(address)}`, remedy);
   const head = payload.slice(0, vfio_user_dma_unmap.size);
@@ -75,6 +75,13 @@ export async function unmapDma(
     default:
       throw refuse(`flags ${flags}: give ALL, GET_DIRTY_BITMAP or none`);
   }
+}
+
+/** True for a VFIO_USER_DMA_UNMAP that leaves `address` mapped, or is refused: the DMA to it need not end before the answer. */
+export function leavesMapped({ payload }: Message, address: bigint): boolean {
+  if (payload.byteLength < vfio_user_dma_unmap.size) return true;
+  const { flags, address: start, size } = vfio_user_dma_unmap.decode(payload);
+  return flags === 0 && (address < start || address >= start + size);
 }
 
 /** With the bits of the device's own log: what it wrote since they were last read, up to the unmapping. */
