@@ -177,7 +177,8 @@ export function parseScenario(text: string, { file, folder }: { file: string; fo
       const path = device[field];
       if (path !== undefined) device[field] = resolve(folder, path);
     }
-    if (device.model === "blk" && device.file !== undefined && !isAbsolute(device.file)) {
+    const hasFile = device.model === "blk" || device.model === "nvme";
+    if (hasFile && device.file !== undefined && !isAbsolute(device.file)) {
       device.file = resolve(folder, device.file);
     }
   }

@@ -94,8 +94,8 @@ async function run(options: MigrateOptions): Promise<void> {
   await runCommand({ json, onInterrupt }, async (signal) => {
     // All that may be wrong with what was asked for is found out before anything is started.
     const { checkMemory, readRequest } = await import("../request.js");
-    const { scenario, description, policy, design, defaults } = readRequest(options);
-    checkMemory(description, options.to === undefined ? 2 : 1);
+    const { scenario, description: wanted, policy, design, defaults } = readRequest(options);
+    checkMemory(wanted, options.to === undefined ? 2 : 1);
     const { checkStore, keepMigration, migrationHeader, ReadRecorder } = await import("../record-run.js");
     const store = await checkStore(options, note);
     const remote = options.to === undefined ? undefined : await readEndpoint(options.to, "client", options);
@@ -109,14 +109,23 @@ async function run(options: MigrateOptions): Promise<void> {
         import("../../migration/transport/network.js"),
       ],
     );
-    const [{ startLocalDestination }, { LiveView }, { publishFeed }, { newMigrationId }, { reportText }] =
-      await Promise.all([
-        import("../local-destination.js"),
-        import("../../observe/live-view.js"),
-        import("../../observe/feed/publish.js"),
-        import("../../migration/journal.js"),
-        import("../report-text.js"),
-      ]);
+    const [
+      { startLocalDestination },
+      { LiveView },
+      { publishFeed },
+      { newMigrationId },
+      { reportText },
+      { withDisks },
+    ] = await Promise.all([
+      import("../local-destination.js"),
+      import("../../observe/live-view.js"),
+      import("../../observe/feed/publish.js"),
+      import("../../migration/journal.js"),
+      import("../report-text.js"),
+      import("../disks.js"),
+    ]);
+    using disks = withDisks(wanted);
+    const { description } = disks;
     await using machine = await openMachine(description);
     const choices = chooseTrackers(await probeMachine(machine), policy);
     signal.throwIfAborted();

@@ -2,11 +2,17 @@ import { closeSync, ftruncateSync, openSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { CC, CSTS, DOORBELLS, REGISTER } from "../../devices/nvme/spec.js";
-import { vfio_irq_info } from "../../uapi/vfio.js";
-import { VFIO_USER_COMMAND, VFIO_USER_F_TYPE_REPLY, vfio_user_dma_access } from "../../uapi/vfio-user.js";
+import { VFIO_DEVICE_FEATURE, VFIO_DEVICE_FEATURE_SET, vfio_irq_info } from "../../uapi/vfio.js";
+import {
+  VFIO_USER_COMMAND,
+  VFIO_USER_F_TYPE_REPLY,
+  vfio_user_dma_access,
+  vfio_user_dma_logging_control,
+  vfio_user_dma_map,
+} from "../../uapi/vfio-user.js";
 import type { Message } from "../message-socket.js";
 import { RawClient } from "../raw-client.test.helper.js";
-import { mapDma, Served, socketDirectory } from "./served.test.helper.js";
+import { errnoOf, feature, mapDma, Served, socketDirectory } from "./served.test.helper.js";
 import { serveDevice } from "./server.js";
 import { TEST_FAULTS, TEST_REGISTER } from "./test-model.test.helper.js";
 
@@ -45,6 +51,29 @@ describe.runIf(process.platform === "linux")("a client that answers no DMA while
     expect(performance.now() - begun).toBeLessThan(1500);
     answer(client, message);
     expect(client.readRegister(0, TEST_REGISTER.RESULT)).toBe(TEST_FAULTS.indexOf("done"));
+  });
+
+  it("may give the device more memory, and have the answer at once", async () => {
+    await using served = await Served.start();
+    const { client } = served;
+    const message = beginDma(client);
+    mapDma(client, { address: PAGE, size: PAGE });
+    expect(errnoOf(() => mapDma(client, { address: PAGE, size: PAGE }))).toBe("EEXIST");
+    answer(client, message);
+    expect(client.readRegister(0, TEST_REGISTER.RESULT)).toBe(TEST_FAULTS.indexOf("done"));
+  });
+
+  it("may go in the middle of it, with a command under way that outlasts the DMA, and the server goes on", async () => {
+    await using served = await Served.start();
+    const { client } = served;
+    const control = vfio_user_dma_logging_control.encode({ page_size: PAGE });
+    feature(client, VFIO_DEVICE_FEATURE.DMA_LOGGING_START | VFIO_DEVICE_FEATURE_SET, control);
+    beginDma(client);
+    const request = { argsz: 32, flags: 3, address: 16n * PAGE, size: PAGE };
+    client.send(VFIO_USER_COMMAND.DMA_MAP, vfio_user_dma_map.encode(request));
+    const next = served.reconnect();
+    expect(errnoOf(() => mapDma(next, { address: 0n, size: PAGE }))).toBe("none");
+    expect(served.lines).toEqual([]);
   });
 
   it("loses the DMA where its command has to wait for that, and not the connection, even if it answers late", async () => {

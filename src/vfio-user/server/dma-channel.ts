@@ -28,7 +28,7 @@ const COUNT = vfio_user_dma_access.offsetOf("count");
 export class DmaChannel {
   readonly #socket: MessageSocket;
   readonly #maxBytes: number;
-  readonly #take: (command: Message) => boolean;
+  readonly #take: ((command: Message) => boolean) | null;
   readonly #broken: (why: string) => void;
   readonly #waitToRead: PollSet;
   readonly #waitToSend: PollSet;
@@ -47,8 +47,11 @@ export class DmaChannel {
     maxTransfer: number;
     /** A descriptor that becomes readable when the server is to stop: it ends a wait. */
     stop: number;
-    /** Takes a command of the client; false where it has to wait for the end of the DMA. */
-    take: (command: Message) => boolean;
+    /**
+     * Takes a command of the client; false where it has to wait for the end of the DMA. Null: the socket is for the
+     * server's commands alone.
+     */
+    take: ((command: Message) => boolean) | null;
     /** The client is gone, or does not answer; called once. */
     broken: (why: string) => void;
   }) {
@@ -137,6 +140,10 @@ export class DmaChannel {
         if (set.events(0) !== 0) return "detached";
         this.#socket.flush();
       } else if (!message.isReply) {
+        if (this.#take === null) {
+          closeFds(message.fds);
+          return this.#fail("it sent a command on the socket that is for the server's own");
+        }
         if (!this.#take(message)) giveUpAt = Math.min(giveUpAt, performance.now() + HELD_LIMIT_MS);
       } else if (message.id !== this.#id && this.takeLate(message)) until = 0;
       else if (message.id !== this.#id || message.command !== command) {

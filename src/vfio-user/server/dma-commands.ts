@@ -22,8 +22,8 @@ const UNMAP = "VFIO_USER_DMA_UNMAP";
 /** The last page of the 64-bit address space; one behind it counts as outside, as in the kernel. */
 const END = U64_MAX;
 
-/** VFIO_USER_DMA_MAP */
-export async function mapDma(message: Message, device: ServedDevice, channel: DmaChannel): Promise<null> {
+/** VFIO_USER_DMA_MAP. At once, in the middle of a DMA even, but where a log of everything has to grow. */
+export function mapDma(message: Message, device: ServedDevice, channel: DmaChannel): null | Promise<null> {
   const { payload, fds } = message;
   const { flags, offset, address, size } = sizedRequestOf(vfio_user_dma_map, payload, MAP);
   const refuse = (remedy: string) => refusal("EINVAL", MAP, `map ${hex(size)} bytes at ${hex(address)}`, remedy);
@@ -46,8 +46,7 @@ export async function mapDma(message: Message, device: ServedDevice, channel: Dm
     fd,
     channel,
   );
-  await device.logging.mapped();
-  return null;
+  return device.logging.logsEverything ? device.logging.mapped().then(() => null) : null;
 }
 
 /**

@@ -50,6 +50,11 @@ export class ServedLog {
     return this.#logging !== null;
   }
 
+  /** What is mapped from now on has to be told to {@link mapped}. */
+  get logsEverything(): boolean {
+    return this.#everything !== null;
+  }
+
   /** VFIO_DEVICE_FEATURE_DMA_LOGGING_START; returns the granule. */
   async start(pageSize: number, ranges: readonly LoggedRange[], user: DmaLogUser): Promise<number> {
     const logging = this.#supported("start");

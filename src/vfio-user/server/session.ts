@@ -91,6 +91,8 @@ export class Session implements DmaLogUser {
   /** The client's end of the twin socket, until it is sent. */
   #twinEnd = -1;
   #held: Message[] = [];
+  /** A command that was begun during a DMA and takes longer: nothing else is done before it is. */
+  #begun: Promise<void> | undefined;
   #heldBytes = 0;
   #negotiated = false;
   #over = false;
@@ -135,17 +137,22 @@ export class Session implements DmaLogUser {
 
   /** Commands wait that came during a DMA, or together with its answer: no poll will tell of them. */
   get hasHeld(): boolean {
-    return !this.#socket.unsent && (this.#held.length > 0 || this.#socket.hasBuffered);
+    const waits = this.#held.length > 0 || this.#begun !== undefined || this.#socket.hasBuffered;
+    return !this.#socket.unsent && waits;
   }
 
-  /** Answers what has come, up to a number of messages. Does not throw. */
-  serve(): Turn | Promise<Turn> {
+  /**
+   * Answers what has come, up to a number of messages. Does not throw.
+   * @param wait for the first of them to come, for a moment
+   */
+  serve(wait = false): Turn | Promise<Turn> {
+    if (this.#begun !== undefined) return this.#finishBegun().then(() => (this.#over ? "over" : "more"));
     this.#channel?.resume();
     try {
       for (let turn = 0; turn < MAX_PER_TURN; turn++) {
         if (this.#socket.unsent) this.#socket.flush();
         if (this.#socket.unsent) return "waiting";
-        const message = this.#next(turn === 0);
+        const message = turn === 0 ? this.#next(true, wait) : this.#next(false, false);
         if (message === undefined) return this.#over ? "over" : "waiting";
         if (message === "closed") return "over";
         const answering = this.#answer(message);
@@ -165,6 +172,7 @@ export class Session implements DmaLogUser {
   /** Closes the connection, and ends what the client had: its log and, of the device's client, memory and interrupts. */
   async close(): Promise<void> {
     this.#over = true;
+    await this.#finishBegun();
     await this.#device.logging.release(this);
     if (this.kind === "main") this.#device.forgetClient();
     for (const { fds } of this.#held) closeFds(fds);
@@ -175,9 +183,9 @@ export class Session implements DmaLogUser {
   }
 
   /** The next message, of those that were held, then of those that came. @param look at the socket, too */
-  #next(look: boolean): Message | undefined | "closed" {
-    const held = this.#held.shift();
-    if (held === undefined) return look ? this.#socket.receive() : this.#socket.buffered();
+  #next(look: boolean, wait: boolean): Message | undefined | "closed" {
+    const held = this.#held.length === 0 ? undefined : this.#held.shift();
+    if (held === undefined) return look ? this.#socket.receive(wait) : this.#socket.buffered();
     this.#heldBytes -= held.payload.byteLength;
     return held;
   }
@@ -272,7 +280,7 @@ export class Session implements DmaLogUser {
       socket,
       maxTransfer: agreement.maxTransfer,
       stop: this.#stop,
-      take: (message) => this.#takeDuringDma(message),
+      take: canTwin ? null : (message) => this.#takeDuringDma(message),
       broken: (why) => {
         this.#over = true;
         this.#log(`${this.name} is closed: ${why}`);
@@ -296,12 +304,22 @@ export class Session implements DmaLogUser {
     const { command } = message;
     const isFree =
       DURING_DMA.has(command) || (REGISTERS.has(command) && this.#device.model.registersDuringDma === true);
-    if (isFree && this.#held.length === 0) {
-      this.#answer(message);
+    if (isFree && this.#held.length === 0 && this.#begun === undefined) {
+      this.#begun = this.#answer(message);
       return true;
     }
     this.#hold(message);
     return message.noReply;
+  }
+
+  async #finishBegun(): Promise<void> {
+    try {
+      await this.#begun;
+    } catch (error) {
+      // The client may be gone by now.
+      this.#end(error);
+    }
+    this.#begun = undefined;
   }
 
   /** @throws DirtmapError `PROTOCOL` for too many */
