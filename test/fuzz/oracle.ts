@@ -286,7 +286,7 @@ export class Oracle {
     if (!isRange(address, size)) return EINVAL;
     let room = 0;
     if (flags !== 0) {
-      if (payload.byteLength < 40) return EINVAL;
+      if (this.facts.dmaLogging === null || payload.byteLength < 40) return EINVAL;
       const pageSize = u64(payload, 24);
       const given = u64(payload, 32);
       if (!isPageSize(pageSize)) return EINVAL;
