@@ -11,14 +11,15 @@ import { operationsFromText, operationsToText } from "./operation.js";
 const MESSAGES = 1500;
 
 describe.runIf(process.platform === "linux")("a served device", () => {
-  it.each(
-    SERVABLE_MODELS.map(({ name }, index) => [name, (["auto", "messages"] as const)[index % 2]] as const),
-  )("answers whatever it is sent as it must: %s, --dma %s", async (model, dma) => {
-    const { messages, tally } = await fuzz({ model, dma, messages: MESSAGES, seed: 1 });
-    expect(messages).toBeGreaterThanOrEqual(MESSAGES);
-    expect([...tally.keys()]).toContain("DMA_MAP none");
-    expect([...tally.keys()]).toContain("DMA_MAP EEXIST");
-  });
+  it.each(SERVABLE_MODELS.map(({ name }, index) => [name, (["auto", "messages"] as const)[index % 2]] as const))(
+    "answers whatever it is sent as it must: %s, --dma %s",
+    async (model, dma) => {
+      const { messages, tally } = await fuzz({ model, dma, messages: MESSAGES, seed: 1 });
+      expect(messages).toBeGreaterThanOrEqual(MESSAGES);
+      expect([...tally.keys()]).toContain("DMA_MAP none");
+      expect([...tally.keys()]).toContain("DMA_MAP EEXIST");
+    },
+  );
 });
 
 describe.runIf(process.platform === "linux")("the fuzzer finds", () => {

@@ -137,6 +137,11 @@ export class Oracle {
     this.#irqType = null;
   }
 
+  /** The server may end this connection at any time. */
+  mayLose(on: Slot): void {
+    if (this.log?.owner === on) this.#logIsSure = false;
+  }
+
   /** The run has ended, somehow: what the client's memory is to hold is what it holds now. */
   abandon(): void {
     for (const slot of [...this.connections.keys()]) this.disconnect(slot);

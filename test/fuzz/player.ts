@@ -231,6 +231,7 @@ export class Player implements Disposable {
   #send(message: MessageOperation): void {
     const { on, command, flags, payload, descriptors, cuts, size, waits } = message;
     for (const slot of [...this.#connected.keys()]) if (slot !== on) this.#settle(slot);
+    if (this.#connected.get(MAIN)?.connection.isClosed === true) this.#settle(MAIN);
     const connected = this.#connected.get(on);
     if (connected === undefined) return;
     const { connection } = connected;
@@ -329,7 +330,6 @@ export class Player implements Disposable {
       if ((message.flags & VFIO_USER_F_TYPE) === VFIO_USER_F_TYPE_COMMAND) {
         if (slot !== MAIN) throw new Finding(`the server sent command ${message.command} to one who controls`);
         this.#answerDma(message, connected.connection);
-        if (!this.#connected.has(slot)) return;
       } else this.#check(message, connected, slot);
     }
   }
@@ -407,13 +407,13 @@ export class Player implements Disposable {
     }
     const how = this.#dmaAnswer;
     const main = this.#connected.get(MAIN);
-    if (main !== undefined && !["right", "refused"].includes(how)) main.mayClose = true;
+    if (main !== undefined && !["right", "refused"].includes(how)) {
+      main.mayClose = true;
+      this.#oracle.mayLose(MAIN);
+    }
     if (how === "hangs-up") {
       this.#dmaAnswer = "right";
-      if (main === undefined) return;
-      const underWay = main.pending.length;
-      this.#forget(MAIN, underWay);
-      if (underWay > 0) this.reset();
+      main?.connection[Symbol.dispose]();
       return;
     }
     const answered = isWrite ? head : head + Number(bytes);
