@@ -41,6 +41,23 @@ export function countBits(words: Uint32Array): number {
   return count;
 }
 
+/** Number of set bits among `count` of a bit array, from `first` on. */
+export function countBitsIn(words: Uint32Array, first: number, count: number): number {
+  if (count <= 0) return 0;
+  const last = first + count - 1;
+  const firstWord = Math.floor(first / 32);
+  const lastWord = Math.floor(last / 32);
+  const head = -1 << (first & 31);
+  const tail = -1 >>> (31 - (last & 31));
+  if (firstWord === lastWord) return popcount32(words[firstWord] & head & tail);
+  let found = popcount32(words[firstWord] & head) + popcount32(words[lastWord] & tail);
+  for (let i = firstWord + 1; i < lastWord; i++) {
+    const word = words[i];
+    if (word !== 0) found += popcount32(word);
+  }
+  return found;
+}
+
 /** Calls `run` with each maximal run of set bits below bit `bits`, in order. */
 export function forEachRun(words: Uint32Array, bits: number, run: (first: number, count: number) => void): void {
   const end = Math.ceil(bits / 32);

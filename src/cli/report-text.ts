@@ -1,4 +1,4 @@
-import type { DestinationReport, MigrationReport } from "../migration/report.js";
+import type { DestinationReport, Findings, MigrationReport } from "../migration/report.js";
 import { formatCount, formatMs, formatSize } from "../observe/format.js";
 import { table } from "../observe/table.js";
 
@@ -42,17 +42,19 @@ function memoryLines({ memory }: MigrationReport): string[] {
   ];
 }
 
-function destinationLines({ resumeMs, stamps, written }: DestinationReport): string[] {
+function destinationLines({ resumeMs, stamps, requests, written }: DestinationReport): string[] {
   const lines: string[] = [];
   const on = Object.entries(written).map(([owner, units]) => `${owner} ${formatCount(units)}`);
   if (on.length > 0)
     lines.push(`  at the destination: resumed in ${formatMs(resumeMs)}, and wrote on: ${on.join(", ")}`);
-  if (stamps === null) return lines;
-  const problems = stamps.problems.map(({ owner, kind, count }) => `${owner}: ${formatCount(count)} ${kind}`);
-  lines.push(
-    `  stamps: ${formatCount(stamps.checked)} checked, ${problems.length === 0 ? "all whole" : problems.join(", ")}`,
-  );
+  if (stamps !== null) lines.push(findingsLine("stamps", stamps, "all whole"));
+  if (requests !== undefined) lines.push(findingsLine("requests", requests, "each done and completed once"));
   return lines;
+}
+
+function findingsLine(what: string, { checked, problems }: Findings, allRight: string): string {
+  const wrong = problems.map(({ owner, kind, count }) => `${owner}: ${formatCount(count)} ${kind}`);
+  return `  ${what}: ${formatCount(checked)} checked, ${wrong.length === 0 ? allRight : wrong.join(", ")}`;
 }
 
 function roundsTable({ rounds }: MigrationReport): string[] {

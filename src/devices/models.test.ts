@@ -1,11 +1,10 @@
 import { createSocket } from "node:dgram";
 import { afterEach, describe, expect, it } from "vitest";
-import type { DeviceDescription } from "../host/description.js";
 import { MiB, PAGE_SIZE } from "../memory/address.js";
 import { createGuestMemory } from "../memory/guest-memory.js";
 import { FlatContext, runUntil } from "./flat-host.test.helper.js";
 import { MLX5_QUEUES_REGISTER } from "./mlx5.js";
-import { createModel } from "./models.js";
+import { createWorkloadModel, type WorkloadDescription } from "./models.js";
 import { type ModelWiring, type PciModel, REGION, REGISTER } from "./pci-model.js";
 import { checkStamps, stampsIntact } from "./stamp.js";
 import { VGPU_WINDOW_PAGES } from "./vgpu.js";
@@ -16,7 +15,7 @@ const buffers = [
   { firstPage: 500, pages: PAGES - 120 },
 ];
 
-const descriptions: { [model in DeviceDescription["model"]]: DeviceDescription } = {
+const descriptions: { [model in WorkloadDescription["model"]]: WorkloadDescription } = {
   mlx5: {
     model: "mlx5",
     id: "mlx5-0",
@@ -47,12 +46,12 @@ function wiring(change: Partial<ModelWiring> = {}): ModelWiring {
 }
 
 async function startModel(
-  name: DeviceDescription["model"],
+  name: WorkloadDescription["model"],
   memory = createGuestMemory(4 * MiB),
   change: Partial<ModelWiring> = {},
 ) {
   const vram = name === "vgpu" ? new Uint8Array(64 * 1024) : null;
-  const model = createModel(descriptions[name], wiring({ memory: vram, ...change }));
+  const model = createWorkloadModel(descriptions[name], wiring({ memory: vram, ...change }));
   disposables.push(model);
   const context = new FlatContext(memory);
   await model.start(context);
@@ -150,8 +149,8 @@ describe.each(["mlx5", "nic", "blk", "vgpu"] as const)("the model %s", (name) =>
   });
 
   it("keeps to its rate", async () => {
-    const slow = { ...descriptions[name], load: { rate: 1, footprint: PAGES * PAGE_SIZE } } as DeviceDescription;
-    const model = createModel(slow, wiring({ memory: name === "vgpu" ? new Uint8Array(65536) : null }));
+    const slow = { ...descriptions[name], load: { rate: 1, footprint: PAGES * PAGE_SIZE } } as WorkloadDescription;
+    const model = createWorkloadModel(slow, wiring({ memory: name === "vgpu" ? new Uint8Array(65536) : null }));
     disposables.push(model);
     await model.start(new FlatContext(createGuestMemory(4 * MiB)));
     if (name === "mlx5" || name === "nic") feed(model);
@@ -249,7 +248,10 @@ describe("the disk", () => {
   });
 
   it("refuses a file that is not there", async () => {
-    const model = createModel({ ...descriptions.blk, file: "/nonexistent/disk.img" } as DeviceDescription, wiring());
+    const model = createWorkloadModel(
+      { ...descriptions.blk, file: "/nonexistent/disk.img" } as WorkloadDescription,
+      wiring(),
+    );
     disposables.push(model);
     await expect(model.start(new FlatContext(createGuestMemory(4 * MiB)))).rejects.toMatchObject({
       code: "BAD_DISK_FILE",

@@ -57,6 +57,8 @@ export interface ModelWiring extends DmaTargets {
   readonly memory: Uint8Array | null;
   /** A file that holds `memory`, for users to map it from; the model closes it. Absent: it can't be mapped. */
   readonly memoryFile?: number;
+  /** Another machine's device is to move here: what both use, such as a disk's file, is the other's until it has. */
+  readonly incoming?: boolean;
 }
 
 /** PCI ids of a model's function. */

@@ -26,6 +26,8 @@ export interface EmulatedHostOptions {
   readonly incarnation: number;
   /** Called when a thread of devices ends that should not have: the machine has failed. */
   readonly onDeath: (error: Error) => void;
+  /** Its devices are to take over from another machine's. */
+  readonly incoming?: boolean;
   /** For tests: places to hold a device's DMA up, by device id. */
   readonly holds?: ReadonlyMap<string, DmaHold>;
 }
@@ -140,13 +142,13 @@ export class EmulatedHost implements Host {
   }
 
   #posted({ port, description, iommu, memory }: Slot): Omit<PostedDevice, "device"> {
-    const { layout, incarnation, description: machine, holds } = this.#options;
+    const { layout, incarnation, description: machine, holds, incoming = false } = this.#options;
     const counters = PortCounters.allocate();
     const iotlb = "iommu" in description ? machine.iommus.find(({ id }) => id === description.iommu)?.iotlb : undefined;
     const place = layout.devices.get(description.id);
     return {
       description,
-      wiring: { incarnation, seed: machine.seed, buffers: place?.buffers ?? [], p2p: place?.p2p ?? [] },
+      wiring: { incarnation, seed: machine.seed, buffers: place?.buffers ?? [], p2p: place?.p2p ?? [], incoming },
       memory: memory === null ? null : { memory: memory.arena.memory, bytes: memory.bytes },
       port:
         iommu === null || iotlb === undefined

@@ -1,6 +1,6 @@
 import type { PageSpan } from "../devices/buffers.js";
 import { UsageError } from "../errors.js";
-import { type DeviceDescription, isServed, type MachineDescription } from "../host/description.js";
+import { type DeviceDescription, drivenModel, isServed, type MachineDescription } from "../host/description.js";
 import { GiB, MiB, PAGE_SIZE, type PageNumber } from "../memory/address.js";
 import type { MemoryRegion } from "../memory/guest-memory.js";
 
@@ -49,7 +49,7 @@ export interface WorkloadLayout {
  * reaches a device in another process.
  */
 export function deviceMemoryBytes(device: DeviceDescription, machine: MachineDescription): number {
-  if (isServed(device)) return 0;
+  if (isServed(device) || drivenModel(device) !== undefined) return 0;
   if (device.model === "vgpu") return Math.ceil(device.vram / PAGE_SIZE) * PAGE_SIZE;
   return machine.devices.some(({ p2pTargets }) => p2pTargets.includes(device.id)) ? PEER_MEMORY_BYTES : 0;
 }

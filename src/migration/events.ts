@@ -1,4 +1,6 @@
 import { channel } from "node:diagnostics_channel";
+import type { DirtyRead } from "../tracking/dirty-source.js";
+import { heatOf } from "../tracking/heat.js";
 import type { RoundReport } from "./report.js";
 
 /*
@@ -37,7 +39,34 @@ export type MigrationEvent =
       readonly expectedDowntimeMs: number | null;
       /** Per tracker owner: bytes dirtied per second, as its last two reads tell. */
       readonly dirtyBytesPerSecond: Readonly<Record<string, number>>;
-    };
+    }
+  | ReadEvent;
+
+/** One read of all trackers. */
+export interface ReadEvent {
+  readonly type: "read";
+  readonly atMs: number;
+  /** The round that it ended; null: nothing is being migrated, somebody watches. */
+  readonly round: number | null;
+  /** Since the read before, or since tracking was switched on. */
+  readonly elapsedMs: number;
+  /** With the ledger's keys. Owners whose log could not be read yet are absent. */
+  readonly owners: Readonly<Record<string, OwnerRead>>;
+}
+
+/** When a read was, and of what. */
+export type ReadBounds = Pick<ReadEvent, "atMs" | "round" | "elapsedMs">;
+
+/** What one tracker reported in a read. */
+export interface OwnerRead {
+  /** 4 KiB pages. */
+  readonly reported: number;
+  /** Of these, pages that no other tracker reported in the same read. */
+  readonly exclusive: number;
+  readonly readMs: number;
+  /** Pages reported per stretch of RAM (tracking/heat.ts); their sum is {@link reported}. */
+  readonly heat: readonly number[];
+}
 
 /** The diagnostics channel that {@link MigrationEvent}s are published on. */
 export const migrationEvents = channel("dirtmap:migration");
@@ -45,4 +74,14 @@ export const migrationEvents = channel("dirtmap:migration");
 /** Publishes an event. */
 export function publish(event: MigrationEvent): void {
   if (migrationEvents.hasSubscribers) migrationEvents.publish(event);
+}
+
+/** Publishes a read of the trackers. Where nobody listens nothing is counted. The read's bitmaps must still be valid. */
+export function publishRead(read: DirtyRead, at: ReadBounds): void {
+  if (!migrationEvents.hasSubscribers) return;
+  const owners = Object.entries(read.byOwner).map(([owner, counts]): [string, OwnerRead] => {
+    const pages = read.pagesByOwner.get(owner);
+    return [owner, { ...counts, heat: pages === undefined ? [] : heatOf(pages) }];
+  });
+  publish({ type: "read", ...at, owners: Object.fromEntries(owners) });
 }

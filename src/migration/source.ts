@@ -4,25 +4,32 @@ import type { MachineDescription, PassthroughDescription } from "../host/descrip
 import type { Machine } from "../host/host.js";
 import { PAGE_SIZE } from "../memory/address.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
-import type { Policy, TrackingDesign } from "../tracking/choice.js";
+import { type Policy, policyName, type TrackingDesign } from "../tracking/choice.js";
 import { openDesign } from "../tracking/designs.js";
 import type { DirtyRead, DirtySource } from "../tracking/dirty-source.js";
 import { chooseTrackers } from "../tracking/policy.js";
 import { probeMachine } from "../tracking/probe.js";
 import { type Suspension, suspendDevices } from "../tracking/suspension.js";
 import { PhaseClock, round as rounded } from "./clock.js";
-import { type Conditions, doesNotConverge, judge, type RoundFacts } from "./convergence.js";
+import { type Conditions, doesNotConverge, fixedDowntime, judge, type RoundFacts } from "./convergence.js";
 import type { PageSender } from "./data-plane.js";
 import { DEFAULT_TIMEOUTS, type Timeouts, within } from "./deadline.js";
 import { decisionSocket } from "./decision.js";
 import { parseDestinationReport } from "./destination-report.js";
 import { DeviceStateSender } from "./device-state.js";
-import { type MigrationPhase, publish } from "./events.js";
+import { type MigrationPhase, publish, publishRead, type ReadBounds } from "./events.js";
 import { defaultJournalDirectory, Journal, newMigrationId, type SourceRecord } from "./journal.js";
 import { type MigratableDevice, migratableDevices, startPrecopy, stopAll, takeDevicesBack } from "./lock-step.js";
 import { type ControlLink, Peer, UNTIL_LOST } from "./peer.js";
 import { ProgressMeter } from "./progress.js";
-import type { DestinationReport, MemoryComparison, MigrationReport, MigrationResult, RoundReport } from "./report.js";
+import type {
+  DestinationReport,
+  MemoryComparison,
+  MigrationReport,
+  MigrationResult,
+  PredictedOutcome,
+  RoundReport,
+} from "./report.js";
 import { SOFTWARE } from "./software.js";
 import { problemOf, SourceHandover } from "./source-handover.js";
 import { MAX_MESSAGE_DATA, PROTOCOL_VERSION } from "./stream/messages.js";
@@ -59,10 +66,14 @@ export interface MigrateOptions {
   readonly runAfterMs?: number;
   /** Cancels, at any point before the source gives up. */
   readonly signal?: AbortSignal;
+  /** The id that journals, reports and `dirtmap resume` name it by: of digits, lower-case letters and `-`. Default: a new one. */
+  readonly migration?: string;
   readonly journalDirectory?: string;
   /** How long an undecided source waits for the operator; Infinity: until told. Default 0. */
   readonly decideMs?: number;
   readonly timeouts?: Partial<Timeouts>;
+  /** What was foreseen, for the report to put beside what happened. */
+  readonly predicted?: PredictedOutcome;
   readonly hooks?: MigrationHooks;
 }
 
@@ -73,13 +84,6 @@ export interface MigrationHooks {
   afterRead?(round: number, dirty: RamBitmap): void;
 }
 
-/**
- * What stopping, loading device states, two flushed journals and starting took on an idle machine with two cores, both
- * sides on it (docs/performance.md): with the pages that are left, the downtime.
- */
-const STOP_MS = 30;
-/** Bytes per second at which a memory is hashed, for the estimate where digests come before GO. */
-const DIGEST_BYTES_PER_SECOND = 5e9;
 /** The destination's check after the workload ran on. */
 const AUDIT_MS = 60_000;
 
@@ -100,7 +104,7 @@ class Source {
   readonly #machine: Machine;
   readonly #timeouts: Timeouts;
   readonly #directory: string;
-  readonly #migration = newMigrationId();
+  readonly #migration: string;
   readonly #clock = new PhaseClock();
   /** Fires on cancel and when the destination is lost; whatever is under way ends. */
   #signal: AbortSignal;
@@ -126,6 +130,7 @@ class Source {
   constructor(options: MigrateOptions) {
     this.#options = options;
     this.#machine = options.machine;
+    this.#migration = options.migration ?? newMigrationId();
     this.#timeouts = { ...DEFAULT_TIMEOUTS, ...options.timeouts };
     this.#directory = options.journalDirectory ?? defaultJournalDirectory();
     this.#signal = options.signal ?? new AbortController().signal;
@@ -232,6 +237,7 @@ class Source {
   async #track(): Promise<void> {
     await within(this.#timeouts.deviceMs, "the start of the trackers", this.#trackingOn.start(this.#signal));
     this.#devicesTouched = true;
+    this.#readAtMs = this.#clock.elapsedMs;
     await startPrecopy(this.#devices, this.#suspended, this.#timeouts.deviceMs, this.#openStream);
   }
 
@@ -258,6 +264,7 @@ class Source {
 
       const remaining = read.dirty.bytes;
       this.#report({ round, phase: "pre-copy", ...sent, remaining, byDevice: read.byOwner });
+      publishRead(read, this.#readBounds(round));
       history.push({
         ...sent,
         ms: Math.max(sent.ms, 0.001),
@@ -301,8 +308,26 @@ class Source {
     this.#noteFailures(lastRound + 1, read);
     this.#pending.or(read.dirty);
     this.#lastRead = read;
+    this.#lastReadBounds = this.#readBounds(lastRound + 1);
   }
   #lastRead: DirtyRead | undefined;
+  #lastReadBounds: ReadBounds | undefined;
+
+  /** The last read is told of once the machine runs again, since counting takes time; nothing is read in between. */
+  #publishLastRead(): void {
+    const bounds = this.#lastReadBounds;
+    this.#lastReadBounds = undefined;
+    if (this.#lastRead !== undefined && bounds !== undefined) publishRead(this.#lastRead, bounds);
+  }
+
+  /** When the trackers were read, and how long after the read before. */
+  #readBounds(round: number): ReadBounds {
+    const atMs = this.#clock.elapsedMs;
+    const elapsedMs = atMs - this.#readAtMs;
+    this.#readAtMs = atMs;
+    return { atMs, round, elapsedMs };
+  }
+  #readAtMs = 0;
 
   /** Moves the rest: pages, device states, vCPUs. Resolves when the destination has it all, verified. */
   async #stopCopy(round: number): Promise<void> {
@@ -408,6 +433,7 @@ class Source {
     if (this.#outageSince !== undefined) this.#downtimeMs = at - this.#outageSince;
     const { devices, suspendedMs } = this.#suspension ?? { devices: [], suspendedMs: () => 0 };
     for (const device of devices) this.#suspendedMs.set(device, suspendedMs(device));
+    this.#publishLastRead();
   }
   readonly #suspendedMs = new Map<string, number>();
 
@@ -460,14 +486,13 @@ class Source {
   async #conditions(read: DirtyRead): Promise<Conditions> {
     const asked = Promise.all(this.#devices.map(({ vfio }) => vfio.dataSize()));
     const sizes = await within(this.#timeouts.deviceMs, "the size of the devices' states", asked);
-    const digestMs =
-      this.#options.verify === "before" ? (this.#machine.memory.bytes / DIGEST_BYTES_PER_SECOND) * 1000 : 0;
+    const verifiedFirst = this.#options.verify === "before" ? this.#machine.memory.bytes : 0;
     return {
       downtimeLimitMs: this.#options.downtimeLimitMs ?? 300,
       maxRounds: this.#options.maxRounds ?? 30,
       bandwidth: this.#bandwidth,
       deviceStateBytes: sizes.reduce((sum, bytes) => sum + bytes, 0),
-      fixedMs: STOP_MS + read.ms + digestMs,
+      fixedMs: fixedDowntime(read.ms, verifiedFirst),
     };
   }
 
@@ -520,15 +545,16 @@ class Source {
 
   #end(result: MigrationResult, error?: unknown): MigrationReport {
     this.#progress.stop();
+    this.#publishLastRead();
     const tracking = this.#tracking;
-    const stamps = this.#destination?.stamps;
-    const stampsWhole = stamps == null || stamps.problems.length === 0;
+    const { stamps, requests } = this.#destination ?? {};
+    const isWhole = [stamps, requests].every((found) => found == null || found.problems.length === 0);
     this.#clock.end(result, error === undefined ? undefined : explain(error));
     return {
       schemaVersion: 1,
       migration: this.#migration,
       result,
-      verified: this.#memory === null ? null : this.#memory.pagesDifferent === 0 && stampsWhole,
+      verified: this.#memory === null ? null : this.#memory.pagesDifferent === 0 && isWhole,
       totalMs: rounded(this.#clock.elapsedMs),
       downtimeMs: this.#downtimeMs === null ? null : rounded(this.#downtimeMs),
       bytes:
@@ -550,9 +576,10 @@ class Source {
         };
       }),
       design: this.#options.design,
-      policy: this.#options.policy.order,
+      policy: policyName(this.#options.policy),
       memory: this.#memory,
       destination: this.#destination,
+      predicted: this.#options.predicted ?? null,
       warnings: this.#warnings,
       ...(error === undefined ? {} : { error: reportedError(error) }),
     };

@@ -71,6 +71,8 @@ export function afterEvent(state: LiveState, event: MigrationEvent): LiveState {
         expectedDowntimeMs: event.expectedDowntimeMs,
         dirtyRates: event.dirtyBytesPerSecond,
       };
+    case "read":
+      return state;
   }
 }
 

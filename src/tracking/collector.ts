@@ -137,8 +137,9 @@ export class Collector implements AsyncDisposable {
         always = true;
       }
       const byOwner = this.ledger.record(entries);
+      const pagesByOwner = new Map(entries.map(({ owner, pages }) => [ledgerKey(owner), pages]));
       const ms = performance.now() - started;
-      return { dirty: this.#dirty, always: always ? this.#always : null, byOwner, unread, failures, ms };
+      return { dirty: this.#dirty, always: always ? this.#always : null, byOwner, pagesByOwner, unread, failures, ms };
     });
   }
 

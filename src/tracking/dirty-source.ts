@@ -13,6 +13,8 @@ export interface DirtyRead {
   readonly always: RamBitmap | null;
   /** Per owner, with the ledger's keys. Owners whose log can't be read yet are absent. */
   readonly byOwner: Readonly<Record<string, OwnerCounts>>;
+  /** Per owner, with the ledger's keys, the pages behind {@link byOwner}'s counts. */
+  readonly pagesByOwner: ReadonlyMap<string, RamBitmap>;
   /** Owners whose log can be read only once they are quiesced, and was not: what they wrote is not in {@link dirty}. */
   readonly unread: readonly string[];
   /** Trackers that failed in this read: all that they cover counts as dirty, and their tracking was restarted. */

@@ -1,19 +1,23 @@
 import { type Command, Option } from "commander";
-import { DOWNTIME_LIMIT_MS, MAX_CHANNELS } from "../choices.js";
+import { explain } from "../../errors.js";
+import { MAX_CHANNELS } from "../choices.js";
 import { exitCodeOf, exitCodesHelp } from "../exit-codes.js";
 import {
   addMachineOptions,
   addPolicyOptions,
+  addStoreOption,
   argument,
+  downtimeLimit,
   type MachineOptions,
   type PolicyOptions,
+  type StoreOption,
   wholeNumber,
 } from "../options.js";
 import { mayColor, runCommand } from "../output.js";
 import { addTlsOptions, readEndpoint, type TlsOptions } from "../tls-options.js";
 import { parseBandwidth, parseDuration } from "../units.js";
 
-interface MigrateOptions extends MachineOptions, PolicyOptions, TlsOptions {
+interface MigrateOptions extends MachineOptions, PolicyOptions, TlsOptions, StoreOption {
   readonly to?: string;
   readonly downtimeLimit?: number;
   readonly bandwidth?: number;
@@ -48,12 +52,12 @@ this machine. Options that are left out are the scenario's to say.
 export function addMigrate(program: Command): void {
   const command = program.command("migrate").description("Runs a scenario's machine and live-migrates it");
   addTlsOptions(
-    addPolicyOptions(addMachineOptions(command))
+    addStoreOption(addPolicyOptions(addMachineOptions(command)), { optional: true })
       .option("--to <address>", "tls://HOST:PORT or tcp://HOST:PORT of a `dirtmap receive`")
       .option(
         "--downtime-limit <duration>",
         "expected downtime at which the machine may be stopped: 50ms",
-        argument(downtime),
+        argument(downtimeLimit),
       )
       .option("--bandwidth <rate>", "500M (bytes per second), 10Gbit, or unlimited", argument(parseBandwidth))
       .option("--channels <number>", "connections that pages travel over", wholeNumber(1, MAX_CHANNELS))
@@ -81,11 +85,6 @@ export function addMigrate(program: Command): void {
     .action(run);
 }
 
-function downtime(text: string): number {
-  const ms = parseDuration(text);
-  return Math.min(Math.max(ms, DOWNTIME_LIMIT_MS.min), DOWNTIME_LIMIT_MS.max);
-}
-
 async function run(options: MigrateOptions): Promise<void> {
   const { json = false, quiet = false } = options;
   let note = (text: string): void => {
@@ -95,8 +94,10 @@ async function run(options: MigrateOptions): Promise<void> {
   await runCommand({ json, onInterrupt }, async (signal) => {
     // All that may be wrong with what was asked for is found out before anything is started.
     const { checkMemory, readRequest } = await import("../request.js");
-    const { description, policy, design, defaults } = readRequest(options);
-    checkMemory(description, options.to === undefined ? 2 : 1);
+    const { scenario, description: wanted, policy, design, defaults } = readRequest(options);
+    checkMemory(wanted, options.to === undefined ? 2 : 1);
+    const { checkStore, keepMigration, migrationHeader, ReadRecorder } = await import("../record-run.js");
+    const store = await checkStore(options, note);
     const remote = options.to === undefined ? undefined : await readEndpoint(options.to, "client", options);
 
     const [{ openMachine }, { migrate }, { probeMachine }, { chooseTrackers }, { sourceTransport }] = await Promise.all(
@@ -108,11 +109,23 @@ async function run(options: MigrateOptions): Promise<void> {
         import("../../migration/transport/network.js"),
       ],
     );
-    const [{ startLocalDestination }, { LiveView }, { reportText }] = await Promise.all([
+    const [
+      { startLocalDestination },
+      { LiveView },
+      { publishFeed },
+      { newMigrationId },
+      { reportText },
+      { withDisks },
+    ] = await Promise.all([
       import("../local-destination.js"),
       import("../../observe/live-view.js"),
+      import("../../observe/feed/publish.js"),
+      import("../../migration/journal.js"),
       import("../report-text.js"),
+      import("../disks.js"),
     ]);
+    using disks = withDisks(wanted);
+    const { description } = disks;
     await using machine = await openMachine(description);
     const choices = chooseTrackers(await probeMachine(machine), policy);
     signal.throwIfAborted();
@@ -130,6 +143,18 @@ async function run(options: MigrateOptions): Promise<void> {
         });
     if (view !== undefined) note = (text) => view.note(text);
 
+    const migration = newMigrationId();
+    const header = migrationHeader(
+      { id: migration, scenario, startedAt: new Date(), downtimeLimitMs },
+      description,
+      choices,
+    );
+    await using _feed = await publishFeed(header).catch((error: unknown) => {
+      note(explain(error));
+      return undefined;
+    });
+    using recorder = new ReadRecorder();
+
     const bandwidth = options.bandwidth ?? defaults.bandwidth;
     const report = await migrate({
       machine,
@@ -144,10 +169,12 @@ async function run(options: MigrateOptions): Promise<void> {
       verify: options.verify,
       runAfterMs: options.runAfter ?? defaults.runAfter,
       signal,
+      migration,
       ...(options.journal === undefined ? {} : { journalDirectory: options.journal }),
       decideMs: options.decide ?? (process.stderr.isTTY ? Number.POSITIVE_INFINITY : 0),
     });
     view?.[Symbol.dispose]();
+    await keepMigration(store, { header, report, reads: recorder.reads }, note);
     process.stdout.write(json ? `${JSON.stringify(report)}\n` : `${reportText(report)}\n`);
     return exitCodeOf(report);
   });

@@ -141,15 +141,18 @@ export class Session implements DmaLogUser {
     return !this.#socket.unsent && waits;
   }
 
-  /** Answers what has come, up to a number of messages. Does not throw. */
-  serve(): Turn | Promise<Turn> {
+  /**
+   * Answers what has come, up to a number of messages. Does not throw.
+   * @param wait for the first of them to come, for a moment
+   */
+  serve(wait = false): Turn | Promise<Turn> {
     if (this.#begun !== undefined) return this.#finishBegun().then(() => (this.#over ? "over" : "more"));
     this.#channel?.resume();
     try {
       for (let turn = 0; turn < MAX_PER_TURN; turn++) {
         if (this.#socket.unsent) this.#socket.flush();
         if (this.#socket.unsent) return "waiting";
-        const message = this.#next(turn === 0);
+        const message = turn === 0 ? this.#next(true, wait) : this.#next(false, false);
         if (message === undefined) return this.#over ? "over" : "waiting";
         if (message === "closed") return "over";
         const answering = this.#answer(message);
@@ -180,9 +183,9 @@ export class Session implements DmaLogUser {
   }
 
   /** The next message, of those that were held, then of those that came. @param look at the socket, too */
-  #next(look: boolean): Message | undefined | "closed" {
-    const held = this.#held.shift();
-    if (held === undefined) return look ? this.#socket.receive() : this.#socket.buffered();
+  #next(look: boolean, wait: boolean): Message | undefined | "closed" {
+    const held = this.#held.length === 0 ? undefined : this.#held.shift();
+    if (held === undefined) return look ? this.#socket.receive(wait) : this.#socket.buffered();
     this.#heldBytes -= held.payload.byteLength;
     return held;
   }
