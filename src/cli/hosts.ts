@@ -1,7 +1,8 @@
 import type { EmulatedMachine } from "../emulated/machine.js";
 import { UsageError } from "../errors.js";
-import { isServed, type MachineDescription } from "../host/description.js";
+import { isServed, type MachineDescription, platformOf } from "../host/description.js";
 import type { LinuxHost } from "../linux/host.js";
+import { layoutRegions } from "../memory/guest-memory.js";
 import type { VfioUserHost } from "../vfio-user/client/host.js";
 
 /*
@@ -25,6 +26,21 @@ export async function openMachine(
   const { openServed } = await import("./vfio-user/open-served.js");
   const served = await openServed(description, options.side ?? "source");
   return await createEmulatedMachine(description, { ...options, ...(served === undefined ? {} : { served }) });
+}
+
+/**
+ * Checks that a machine's devices and vCPUs find room for their buffers.
+ * @throws UsageError `MEMORY_DOES_NOT_FIT`
+ */
+export async function checkWorkload(description: MachineDescription): Promise<void> {
+  const { layoutWorkload } = await import("../emulated/layout.js");
+  layoutWorkload(description, layoutRegions(description.memory, platformOf(description)));
+}
+
+/** Builds a machine on the emulated host whose devices are all in this process, and to whose NICs nobody sends. */
+export async function openScripted(description: MachineDescription): Promise<EmulatedMachine> {
+  const { createEmulatedMachine } = await import("../emulated/machine.js");
+  return await createEmulatedMachine(description, { feed: false });
 }
 
 /**

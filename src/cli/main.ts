@@ -1,5 +1,6 @@
 import { readFileSync } from "node:fs";
 import { Command, CommanderError } from "commander";
+import { addBench } from "./commands/bench.js";
 import { addCerts } from "./commands/certs.js";
 import { addAbort, addResume } from "./commands/decide.js";
 import { addDevice } from "./commands/device.js";
@@ -27,12 +28,14 @@ const program = new Command("dirtmap")
   .exitOverride()
   .configureOutput({ outputError: () => {} })
   .addHelpText("after", `\n${exitCodesHelp()}`);
-for (const add of [addMigrate, addReceive, addPlan, addProbe, addScenarios, addCerts, addResume, addAbort])
+for (const add of [addMigrate, addReceive, addPlan, addProbe, addBench, addScenarios, addCerts, addResume, addAbort])
   add(program);
 // Its help lists the models, which take a while to load.
 const models = process.argv[2] === "device" ? (await import("../devices/servable-models.js")).SERVABLE_MODELS : [];
 addDevice(program, models);
-for (const command of program.commands) command.exitOverride().configureOutput({ outputError: () => {} });
+for (const command of program.commands.flatMap((each) => [each, ...each.commands])) {
+  command.exitOverride().configureOutput({ outputError: () => {} });
+}
 
 try {
   await program.parseAsync();
