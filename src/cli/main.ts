@@ -8,6 +8,7 @@ import { addMigrate } from "./commands/migrate.js";
 import { addPlan } from "./commands/plan.js";
 import { addProbe } from "./commands/probe.js";
 import { addReceive } from "./commands/receive.js";
+import { addRecommend } from "./commands/recommend.js";
 import { addScenarios } from "./commands/scenarios.js";
 import { EXIT_CODES, exitCodesHelp } from "./exit-codes.js";
 import { printError } from "./output.js";
@@ -28,7 +29,18 @@ const program = new Command("dirtmap")
   .exitOverride()
   .configureOutput({ outputError: () => {} })
   .addHelpText("after", `\n${exitCodesHelp()}`);
-for (const add of [addMigrate, addReceive, addPlan, addProbe, addBench, addScenarios, addCerts, addResume, addAbort])
+for (const add of [
+  addMigrate,
+  addReceive,
+  addPlan,
+  addProbe,
+  addBench,
+  addRecommend,
+  addScenarios,
+  addCerts,
+  addResume,
+  addAbort,
+])
   add(program);
 // Its help lists the models, which take a while to load.
 const models = process.argv[2] === "device" ? (await import("../devices/servable-models.js")).SERVABLE_MODELS : [];

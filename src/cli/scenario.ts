@@ -10,8 +10,11 @@ import {
   DEVICE_TRACKERS,
   DOMAINS,
   DOWNTIME_LIMIT_MS,
+  isMeasured,
   MAX_CHANNELS,
+  MEASURED,
   POLICY_ORDERS,
+  UNMEASURED,
   UNTRACKED,
 } from "./choices.js";
 import { suggest } from "./nearest.js";
@@ -27,7 +30,14 @@ import { withQuantities } from "./scenario-quantities.js";
 const MAX_SCENARIO_BYTES = 1 << 20;
 
 const migrationSchema = z.strictObject({
-  policy: z.enum(POLICY_ORDERS).default("iommu-first"),
+  /** An order, or `measured:FILE`; a path in it is relative to the scenario. */
+  policy: z
+    .union([z.enum(POLICY_ORDERS), z.custom<`${typeof MEASURED}${string}`>((value) => isFileOf(value))], {
+      error: `write ${POLICY_ORDERS.join(", ")}, or ${MEASURED}FILE`,
+    })
+    .default("iommu-first"),
+  /** What happens to a device without a benchmark: refuse, or an order to follow. */
+  unmeasured: z.enum(UNMEASURED).default("refuse"),
   /** Per device: the tracker that it gets whatever the policy says. */
   trackers: z.record(z.string(), z.enum(DEVICE_TRACKERS)).default({}),
   /** Per device: bytes per dirty bit. */
@@ -45,6 +55,11 @@ const migrationSchema = z.strictObject({
   /** Milliseconds that the workload runs on at the destination before its stamps are checked. */
   runAfter: z.number().min(0).max(3_600_000).default(500),
 });
+
+/** `measured:` with a file behind it. */
+function isFileOf(value: unknown): boolean {
+  return typeof value === "string" && isMeasured(value) && value.length > MEASURED.length;
+}
 
 const scenarioSchema = z
   .strictObject({
@@ -165,6 +180,9 @@ export function parseScenario(text: string, { file, folder }: { file: string; fo
     if (device.model === "blk" && device.file !== undefined && !isAbsolute(device.file)) {
       device.file = resolve(folder, device.file);
     }
+  }
+  if (isMeasured(migration.policy)) {
+    migration.policy = `${MEASURED}${resolve(folder, migration.policy.slice(MEASURED.length))}`;
   }
   return { name: basename(file).replace(/\.ya?ml$/, ""), summary, machine, migration };
 

@@ -4,7 +4,7 @@ import type { MachineDescription, PassthroughDescription } from "../host/descrip
 import type { Machine } from "../host/host.js";
 import { PAGE_SIZE } from "../memory/address.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
-import type { Policy, TrackingDesign } from "../tracking/choice.js";
+import { type Policy, policyName, type TrackingDesign } from "../tracking/choice.js";
 import { openDesign } from "../tracking/designs.js";
 import type { DirtyRead, DirtySource } from "../tracking/dirty-source.js";
 import { chooseTrackers } from "../tracking/policy.js";
@@ -575,7 +575,7 @@ class Source {
         };
       }),
       design: this.#options.design,
-      policy: this.#options.policy.order,
+      policy: policyName(this.#options.policy),
       memory: this.#memory,
       destination: this.#destination,
       warnings: this.#warnings,

@@ -1,12 +1,13 @@
 import { type Command, Option } from "commander";
 import { explain } from "../../errors.js";
-import { DOWNTIME_LIMIT_MS, MAX_CHANNELS } from "../choices.js";
+import { MAX_CHANNELS } from "../choices.js";
 import { exitCodeOf, exitCodesHelp } from "../exit-codes.js";
 import {
   addMachineOptions,
   addPolicyOptions,
   addStoreOption,
   argument,
+  downtimeLimit,
   type MachineOptions,
   type PolicyOptions,
   type StoreOption,
@@ -56,7 +57,7 @@ export function addMigrate(program: Command): void {
       .option(
         "--downtime-limit <duration>",
         "expected downtime at which the machine may be stopped: 50ms",
-        argument(downtime),
+        argument(downtimeLimit),
       )
       .option("--bandwidth <rate>", "500M (bytes per second), 10Gbit, or unlimited", argument(parseBandwidth))
       .option("--channels <number>", "connections that pages travel over", wholeNumber(1, MAX_CHANNELS))
@@ -82,11 +83,6 @@ export function addMigrate(program: Command): void {
     .option("-q, --quiet", "show nothing while it runs")
     .addHelpText("after", `${EXAMPLES}\n${exitCodesHelp()}`)
     .action(run);
-}
-
-function downtime(text: string): number {
-  const ms = parseDuration(text);
-  return Math.min(Math.max(ms, DOWNTIME_LIMIT_MS.min), DOWNTIME_LIMIT_MS.max);
 }
 
 async function run(options: MigrateOptions): Promise<void> {
