@@ -4,8 +4,9 @@ import type { Command } from "commander";
 import { explain, UsageError } from "../../errors.js";
 import type { DesignsResult } from "../../evidence/designs/result.js";
 import { WORKLOAD_TEXT, WORKLOADS, type WorkloadName } from "../../evidence/designs/workloads.js";
-import { reportPath, writeReport } from "../../evidence/report/write-report.js";
+import { reportPath } from "../../evidence/report/write-report.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
+import { leaveReport } from "../leave-report.js";
 import { addStoreOption, argument, oneOf, openStoreOf, type StoreOption, wholeNumber } from "../options.js";
 import { runCommand } from "../output.js";
 import { parseBandwidth, parseSize } from "../units.js";
@@ -95,7 +96,7 @@ async function run(options: BenchDesignsOptions): Promise<void> {
   await runCommand({ json }, async (signal) => {
     const [{ readDesignsResult, resultText }, { designsDocument, designsText }] = await Promise.all([
       import("../../evidence/designs/result.js"),
-      import("../designs-text.js"),
+      import("../bench/designs-text.js"),
     ]);
     const note = (text: string) => {
       if (!quiet) process.stderr.write(`${text}\n`);
@@ -103,7 +104,7 @@ async function run(options: BenchDesignsOptions): Promise<void> {
     const result = from === undefined ? await measure(options, note, signal) : readDesignsResult(from);
     if (from === undefined) await keep(options, result, note);
     if (output !== undefined) note(`wrote ${write(output, resultText(result))}`);
-    if (report !== undefined) note(`wrote ${writeReport(report, designsDocument(result)).join(", ")}`);
+    if (report !== undefined) leaveReport(report, designsDocument(result), note);
     if (figures !== undefined) {
       const { designFigures } = await import("../../evidence/designs/figures.js");
       const all = designFigures(result);
@@ -137,7 +138,7 @@ async function measure(
   const [{ benchDesigns }, { openScripted }, { migrateOnce }] = await Promise.all([
     import("../../evidence/designs/bench.js"),
     import("../hosts.js"),
-    import("../migrate-once.js"),
+    import("../bench/migrate-once.js"),
   ]);
   return await benchDesigns({
     host: "emulated",

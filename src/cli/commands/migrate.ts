@@ -1,7 +1,9 @@
 import { type Command, Option } from "commander";
 import { explain } from "../../errors.js";
+import { reportPath } from "../../evidence/report/write-report.js";
 import { MAX_CHANNELS } from "../choices.js";
 import { exitCodeOf, exitCodesHelp } from "../exit-codes.js";
+import { leaveReport } from "../leave-report.js";
 import {
   addMachineOptions,
   addPolicyOptions,
@@ -27,6 +29,7 @@ interface MigrateOptions extends MachineOptions, PolicyOptions, TlsOptions, Stor
   readonly runAfter?: number;
   readonly journal?: string;
   readonly decide?: number;
+  readonly report?: string;
   readonly json?: boolean;
   readonly quiet?: boolean;
 }
@@ -79,6 +82,7 @@ export function addMigrate(program: Command): void {
       "how long to wait for `resume` or `abort` where the handover was not confirmed (default: on a terminal until told, elsewhere 0s)",
       argument(parseDuration),
     )
+    .option("--report <file>", "write the report with plots, too: FILE.md or FILE.html", argument(reportPath))
     .option("--json", "print the report as JSON")
     .option("-q, --quiet", "show nothing while it runs")
     .addHelpText("after", `${EXAMPLES}\n${exitCodesHelp()}`)
@@ -166,6 +170,11 @@ async function run(options: MigrateOptions): Promise<void> {
     });
     view?.[Symbol.dispose]();
     await keepMigration(store, { header, report, reads: recorder.reads }, note);
+    if (options.report !== undefined) {
+      const { migrationDocument } = await import("../migration-document.js");
+      const context = { scenario, memoryBytes: description.memory, reads: recorder.reads };
+      leaveReport(options.report, migrationDocument(report, context), note);
+    }
     process.stdout.write(json ? `${JSON.stringify(report)}\n` : `${reportText(report)}\n`);
     return exitCodeOf(report);
   });

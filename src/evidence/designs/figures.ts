@@ -1,6 +1,7 @@
 import { TRACKING_DESIGNS } from "../../tracking/choice.js";
 import { barChart } from "../plot/bar-chart.js";
 import { type LineSeries, lineChart, type PlotMark } from "../plot/line-chart.js";
+import type { ScaleKind } from "../plot/scale.js";
 import type { FigureBlock } from "../report/document.js";
 import { curve } from "./crossings.js";
 import type { CrossingRow, DesignsResult } from "./result.js";
@@ -8,11 +9,23 @@ import type { WorkloadName } from "./workloads.js";
 
 type Measure = CrossingRow["measure"];
 
-const AXES: Readonly<Record<Measure, { title: string; label: string; format: (value: number) => string }>> = {
-  cpu: { title: "Processor time of a read", label: "processor time of a read, ms", format: plainNumber },
-  memory: { title: "Memory for dirty bits", label: "memory held for dirty bits", format: bytes },
-  calls: { title: "Calls per read", label: "calls of the reader, per read", format: plainNumber },
-  copied: { title: "Bitmaps filled per read", label: "bytes of bitmaps that calls fill, per read", format: bytes },
+const AXES: Readonly<
+  Record<Measure, { title: string; label: string; scale: ScaleKind; format: (value: number) => string }>
+> = {
+  cpu: {
+    title: "Processor time of a read",
+    label: "processor time of a read, ms",
+    scale: "log10",
+    format: plainNumber,
+  },
+  memory: { title: "Memory for dirty bits", label: "memory held for dirty bits", scale: "log2", format: bytes },
+  calls: { title: "Calls per read", label: "calls of the reader, per read", scale: "log2", format: plainNumber },
+  copied: {
+    title: "Bitmaps filled per read",
+    label: "bytes of bitmaps that calls fill, per read",
+    scale: "log2",
+    format: bytes,
+  },
 };
 
 /** The plots of a result: the measures over the number of devices for each workload, and what migrations were like. */
@@ -20,7 +33,6 @@ export function designFigures(result: DesignsResult): FigureBlock[] {
   const workloads = [...new Set(result.reads.map(({ workload }) => workload))];
   return [
     ...workloads.flatMap((workload) => (Object.keys(AXES) as Measure[]).map((each) => scaling(result, workload, each))),
-    ...(result.reads.length === 0 ? [] : [precision(result, workloads)]),
     ...(result.migrations.length === 0 ? [] : [downtime(result), sent(result)]),
   ];
 }
@@ -38,7 +50,7 @@ export function workloadTitle(workload: WorkloadName): string {
 }
 
 function scaling(result: DesignsResult, workload: WorkloadName, measure: Measure): FigureBlock {
-  const { title, label, format } = AXES[measure];
+  const { title, label, scale, format } = AXES[measure];
   const series: LineSeries[] = TRACKING_DESIGNS.map((design) => ({
     name: design,
     points: curve(result.reads, workload, design, measure),
@@ -60,7 +72,7 @@ function scaling(result: DesignsResult, workload: WorkloadName, measure: Measure
       title: named,
       description: `One line per design over the number of devices. At ${most} devices: ${last}.`,
       x: { label: "devices", scale: "log2" },
-      y: { label, scale: "log10", format },
+      y: { label, scale, format },
       series,
       marks,
     }),
@@ -76,36 +88,6 @@ function heightAt(series: readonly LineSeries[], name: string, x: number): numbe
   if (from.y <= 0 || to.y <= 0) return to.y;
   const share = Math.log(x / from.x) / Math.log(to.x / from.x);
   return Math.exp(Math.log(from.y) + share * Math.log(to.y / from.y));
-}
-
-/** Pages reported over pages written, where there are the fewest devices that make a pair. */
-function precision(result: DesignsResult, workloads: readonly WorkloadName[]): FigureBlock {
-  const devices = result.settings.devices.find((count) => count >= 2) ?? result.settings.devices[0];
-  const title = `Pages that a read names, over pages written, ${devices} devices`;
-  const cell = (workload: WorkloadName, design: string) => {
-    const row = result.reads.find(
-      (each) => each.workload === workload && each.design === design && each.devices === devices,
-    );
-    return row === undefined ? null : row.pagesReported / row.pagesWritten;
-  };
-  return {
-    kind: "figure",
-    name: "precision",
-    caption: `${title}. 1 is exact.`,
-    svg: lineChart({
-      title,
-      description: "One point per workload and design; designs that name all of memory stand far above 1.",
-      x: { label: `workload: ${workloads.map((name, index) => `${index + 1} ${workloadTitle(name)}`).join(", ")}` },
-      y: { label: "pages reported over pages written", scale: "log10", format: plainNumber },
-      series: TRACKING_DESIGNS.map((design) => ({
-        name: design,
-        points: workloads.flatMap((workload, index) => {
-          const y = cell(workload, design);
-          return y === null ? [] : [{ x: index + 1, y }];
-        }),
-      })),
-    }),
-  };
 }
 
 function downtime(result: DesignsResult): FigureBlock {

@@ -1,11 +1,12 @@
-import { bitmapBytesOf } from "../evidence/designs/crossings.js";
-import { designFigures, workloadTitle } from "../evidence/designs/figures.js";
-import type { CrossingRow, DesignsResult, MigrationRow, ReadRow } from "../evidence/designs/result.js";
-import { WORKLOAD_TEXT, type WorkloadName } from "../evidence/designs/workloads.js";
-import type { Block, ReportDocument } from "../evidence/report/document.js";
-import type { Summary } from "../evidence/statistics.js";
-import { formatCount, formatMs, formatRate, formatShare, formatSize } from "../observe/format.js";
-import { table } from "../observe/table.js";
+import { bitmapBytesOf } from "../../evidence/designs/crossings.js";
+import { designFigures, workloadTitle } from "../../evidence/designs/figures.js";
+import type { CrossingRow, DesignsResult, MigrationRow, ReadRow } from "../../evidence/designs/result.js";
+import { WORKLOAD_TEXT, type WorkloadName } from "../../evidence/designs/workloads.js";
+import type { Block, ReportDocument } from "../../evidence/report/document.js";
+import type { Summary } from "../../evidence/statistics.js";
+import { formatCount, formatMs, formatRate, formatShare, formatSize } from "../../observe/format.js";
+import { table } from "../../observe/table.js";
+import { TRACKING_DESIGNS } from "../../tracking/choice.js";
 
 /** What is compared, as a sentence says it. */
 const MEASURE_TEXT: Readonly<Record<CrossingRow["measure"], string>> = {
@@ -81,9 +82,7 @@ export function designsDocument(result: DesignsResult): ReportDocument {
       left: [1],
     });
   }
-  if (result.reads.length > 0) {
-    blocks.push({ kind: "heading", text: "Precision" }, ...figures.filter(({ name }) => name === "precision"));
-  }
+  if (result.reads.length > 0) blocks.push({ kind: "heading", text: "Precision" }, precisionTable(result));
   if (result.migrations.length > 0) {
     blocks.push({ kind: "heading", text: "Migrations" });
     blocks.push(...figures.filter(({ name }) => name === "downtime" || name === "moved"));
@@ -96,6 +95,24 @@ export function designsDocument(result: DesignsResult): ReportDocument {
     });
   }
   return { title: "Four designs for dirty page tracking", blocks };
+}
+
+/** What the designs name that nobody wrote. */
+function precisionTable({ reads, settings }: DesignsResult): Block {
+  const most = Math.max(...settings.devices);
+  const rows = reads.filter(({ devices }) => devices === most);
+  return {
+    kind: "table",
+    caption: `Pages that a read names, over pages written, ${most} devices: 1 is exact`,
+    head: ["workload", ...TRACKING_DESIGNS],
+    rows: workloadsOf(rows).map((workload) => [
+      workloadTitle(workload),
+      ...TRACKING_DESIGNS.map((design) => {
+        const row = rows.find((each) => each.workload === workload && each.design === design);
+        return row === undefined ? "" : String(Number((row.pagesReported / row.pagesWritten).toPrecision(3)));
+      }),
+    ]),
+  };
 }
 
 function headline({ settings }: DesignsResult): string {
