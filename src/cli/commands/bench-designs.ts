@@ -1,4 +1,4 @@
-import { mkdirSync, writeFileSync } from "node:fs";
+import { accessSync, constants, mkdirSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import type { Command } from "commander";
 import { explain, UsageError } from "../../errors.js";
@@ -101,8 +101,13 @@ async function run(options: BenchDesignsOptions): Promise<void> {
     const note = (text: string) => {
       if (!quiet) process.stderr.write(`${text}\n`);
     };
+    // What can't be kept is found out before it is measured.
+    for (const path of [output, report]) if (path !== undefined) makeFolder(dirname(path));
+    if (figures !== undefined) makeFolder(figures);
+    const { checkStore } = await import("../record-run.js");
+    const store = from === undefined ? await checkStore(options, note) : { store: false as const };
     const result = from === undefined ? await measure(options, note, signal) : readDesignsResult(from);
-    if (from === undefined) await keep(options, result, note);
+    await keep(store, result, note);
     if (output !== undefined) note(`wrote ${write(output, resultText(result))}`);
     if (report !== undefined) leaveReport(report, designsDocument(result), note);
     if (figures !== undefined) {
@@ -182,14 +187,31 @@ async function keep(options: StoreOption, result: DesignsResult, note: (text: st
   }
 }
 
+/** Makes a folder, unless it is there. @throws UsageError `CANNOT_WRITE` where it can't be made or written to */
+function makeFolder(path: string): void {
+  try {
+    mkdirSync(path, { recursive: true });
+    accessSync(path, constants.W_OK);
+  } catch (cause) {
+    throw cannotWrite(path, cause);
+  }
+}
+
 function write(path: string, text: string): string {
   try {
-    mkdirSync(dirname(path), { recursive: true });
     writeFileSync(path, text);
     return path;
   } catch (cause) {
-    throw new UsageError(`${path} can't be written: ${explain(cause)}`, { code: "CANNOT_WRITE", cause });
+    throw cannotWrite(path, cause);
   }
+}
+
+function cannotWrite(path: string, cause: unknown): UsageError {
+  return new UsageError(`can't write to ${path}: ${explain(cause)}`, {
+    code: "CANNOT_WRITE",
+    remedy: "give a place that may be written to",
+    cause,
+  });
 }
 
 /** Numbers of devices: `1,2,4`, ascending. */
