@@ -49,7 +49,7 @@ export class ServedProcess implements AsyncDisposable {
     if (model === "nvme") {
       writeFileSync(join(directory, "disk"), "");
       truncateSync(join(directory, "disk"), DISK_BYTES);
-      options.push("file=" + join(directory, "disk"));
+      options.push(`file=${join(directory, "disk")}`);
     }
     if (model === "vgpu") options.push("vram=256K");
     if (model === "dma-engine") options.push("memory=64K");

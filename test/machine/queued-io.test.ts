@@ -13,7 +13,7 @@ import { expectMoved, expectRunning, type Migrated, Rig } from "../support/migra
 const LONG = { timeout: 120_000 };
 
 /** Several requests in each of a vCPU's turns: some are always open. */
-const LOAD = { rate: 20, footprint: 2 * 2 ** 20 };
+const LOAD = { rate: 6, footprint: 2 * 2 ** 20 };
 const DISK = { id: "disk0", model: "nvme", load: LOAD } as const;
 const ENGINE = { id: "dma0", model: "dma-engine", memory: 512 * 1024, load: LOAD } as const;
 const IOMMU = { iommu: "iommu0" };

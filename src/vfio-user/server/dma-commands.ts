@@ -95,6 +95,7 @@ async function unmapWithBitmap(
   const refuse = (remedy: string) =>
     refusal("EINVAL", UNMAP, `unmap ${hex(size)} bytes at ${hex(address)} with their bitmap`, remedy);
   checkRange(address, size, refuse);
+  if (!device.logging.isSupported) throw refuse("this device has no log");
   const { pgsize, size: given } = requestOf(vfio_user_bitmap, payload.subarray(vfio_user_dma_unmap.size), UNMAP);
   if (pgsize < BigInt(PAGE_SIZE) || !isPowerOfTwo(pgsize) || pgsize > BigInt(Number.MAX_SAFE_INTEGER)) {
     throw refuse(`a page size of ${pgsize}: give a power of two from ${PAGE_SIZE} on`);
