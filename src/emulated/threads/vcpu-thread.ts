@@ -140,11 +140,17 @@ const operations: VcpuOperations = {
   async startDrivers(devices) {
     for (const driver of drivers) if (devices.includes(driver.device)) await driver.start();
   },
-  async drainDrivers({ limitMs }) {
+  async drainDrivers({ stallMs, limitMs }) {
     for (const driver of drivers) driver.draining = true;
     try {
-      const until = performance.now() + limitMs;
-      while (drivers.some((driver) => driver.busy) && performance.now() < until) {
+      const end = performance.now() + limitMs;
+      let open = Number.POSITIVE_INFINITY;
+      let stalledAt = 0;
+      for (let now = performance.now(); now < end; now = performance.now()) {
+        const left = drivers.reduce((sum, { busy }) => sum + busy, 0);
+        if (left < open) stalledAt = now + stallMs;
+        open = left;
+        if (left === 0 || now >= stalledAt) break;
         await new Promise((resolve) => setTimeout(resolve, IDLE_MS));
       }
       const reports = [];
