@@ -8,8 +8,8 @@ import { PAGE_SHIFT, PAGE_SIZE, type PageNumber } from "../../memory/address.js"
 import { openArena } from "../../memory/arena.js";
 import { InFlight } from "../../memory/in-flight.js";
 import { RpcClient, serve } from "../../threads/rpc.js";
-import type { DriverHost } from "../guest/driver.js";
-import { createDriver, type PostedDriver } from "../guest/drivers.js";
+import type { Driver, DriverHost } from "../guest/driver.js";
+import type { PostedDriver } from "../guest/drivers.js";
 import type { MmioOperations, PostedVcpus, VcpuOperations } from "./vcpu-protocol.js";
 
 /*
@@ -38,7 +38,7 @@ const vcpus = posted.vcpus.map(({ number, buffers }) => ({
 }));
 type Vcpu = (typeof vcpus)[number];
 const mmio = new RpcClient<MmioOperations>(posted.mmio);
-const drivers = posted.drivers.map((driver) => createDriver(driver, driverHost(driver)));
+const drivers = await makeDrivers(posted.drivers);
 
 let timer: NodeJS.Timeout | NodeJS.Immediate | undefined;
 let running = false;
@@ -62,6 +62,13 @@ function store(owner: number, page: PageNumber, offset: number, data: Uint8Array
   arena.u8.set(data, at + offset);
   if (Atomics.load(logging, 0) !== 0) log.mark(page);
   inFlight.end(owner);
+}
+
+/** Most machines have none: then their code is not loaded, which would delay the thread's start. */
+async function makeDrivers(given: readonly PostedDriver[]): Promise<Driver[]> {
+  if (given.length === 0) return [];
+  const { createDriver } = await import("../guest/drivers.js");
+  return given.map((driver) => createDriver(driver, driverHost(driver)));
 }
 
 function driverHost({ device, vcpu }: PostedDriver): DriverHost {
