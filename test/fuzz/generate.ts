@@ -147,7 +147,7 @@ export class Generator {
     if (rare < 15) return { kind: "answer-dma", how: this.#dmaAnswer() };
     if (open.length === 0) return { kind: "connect", on: random.pick(closed) };
     // For a while the same: what is under way on one connection is waited for before another is used.
-    if (!this.#has(this.#on) || random.chance(2)) this.#on = random.chance(85) ? MAIN : random.pick(open);
+    if (!this.#has(this.#on) || random.below(150) === 0) this.#on = random.chance(85) ? MAIN : random.pick(open);
     const on = this.#has(this.#on) ? this.#on : random.pick(open);
     if (rare < 17) return this.#wrongHeader(on);
     return this.#message(on);
@@ -625,7 +625,9 @@ export class Generator {
   }
 
   #noise(bytes: number): Uint8Array {
-    return Uint8Array.from({ length: bytes }, () => this.#random.below(256));
+    const noise = new Uint8Array(bytes);
+    for (let i = 0; i < bytes; i++) noise[i] = this.#random.below(256);
+    return noise;
   }
 
   #structure<Of extends Fields>(
@@ -648,7 +650,16 @@ export class Generator {
   ): MessageOperation {
     const random = this.#random;
     const cuts = random.chance(4) ? [random.between(1, 15 + payload.byteLength)] : [];
-    return { kind: "message", on, command, flags: 0, payload, descriptors, cuts, waits: waits || random.chance(2) };
+    return {
+      kind: "message",
+      on,
+      command,
+      flags: 0,
+      payload,
+      descriptors,
+      cuts,
+      waits: waits || random.below(200) === 0,
+    };
   }
 }
 

@@ -26,7 +26,7 @@ const FILE = "file";
 
 /** Options of models, of those that have them: little memory, so that its edges are met, and little traffic. */
 const OPTIONS: ReadonlyMap<string, string> = new Map([
-  ["rate", "5"],
+  ["rate", "0.05"],
   ["memory", "64K"],
   ["vram", "256K"],
   ["file", FILE],
@@ -96,8 +96,9 @@ export class ServedProcess implements AsyncDisposable {
   /** The server, or its device, has come to an end that no client may bring about. */
   get failure(): string | undefined {
     if (!this.isAlive) return `the server has ended: ${this.log.slice(-2000)}`;
-    const line = /^.* has failed, until it is reset: .*/ms.exec(this.log);
-    return line === null ? undefined : line[0].slice(0, 2000);
+    const { log } = this;
+    const at = log.indexOf(" has failed, until it is reset: ");
+    return at < 0 ? undefined : log.slice(log.lastIndexOf("\n", at) + 1, at + 2000);
   }
 
   usage(): Usage {
