@@ -5,10 +5,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
+import { interleave, type Summary, summarize } from "../src/evidence/statistics.js";
 import { GiB, MiB } from "../src/memory/address.js";
 import { makeCertificates, writeCertificates } from "../src/migration/transport/certs.js";
 import { migrateWithQemu } from "./peers/qemu.js";
-import { interleave, type Summary, summarize } from "./statistics.js";
 
 /*
  * Whole migrations from process to process, by the program itself: a guest of random pages over two channels, plain and

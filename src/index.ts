@@ -141,7 +141,6 @@ export { type LibvirtXml, libvirtText, libvirtXml } from "./tracking/vmm/libvirt
 export { noteText, type VmmNote } from "./tracking/vmm/notes.js";
 export { type QemuArgument, type QemuOptions, qemuOptions, qemuText } from "./tracking/vmm/qemu.js";
 export { type VmmAddress, type VmmDevice, vmmAddress } from "./tracking/vmm/vmm-device.js";
-export { type XmlElement, type XmlNode, xmlText } from "./tracking/vmm/xml.js";
 export { ERRNO, type ErrnoName, isErrno, UapiError, type UapiErrorDetails } from "./uapi/errno.js";
 export * from "./uapi/iommufd.js";
 export * from "./uapi/vfio.js";
@@ -153,3 +152,4 @@ export { ServedDevices, type ServedPlace } from "./vfio-user/client/served-devic
 export { controlPath } from "./vfio-user/control-path.js";
 export type { DmaMode } from "./vfio-user/server/client-memory.js";
 export { type DeviceServer, type ServeDeviceOptions, serveDevice } from "./vfio-user/server/server.js";
+export { type XmlElement, type XmlNode, xmlText } from "./xml.js";

@@ -14,6 +14,7 @@ const PCI = {
   STATUS: 0x06,
   CLASS_REVISION: 0x08,
   BASE_ADDRESS_0: 0x10,
+  BASE_ADDRESS_2: 0x18,
   SUBSYSTEM_VENDOR_ID: 0x2c,
   SUBSYSTEM_ID: 0x2e,
   CAPABILITY_LIST: 0x34,
@@ -64,17 +65,19 @@ export interface PciFunction {
   readonly classCode: number;
   /** Of BAR 0, which holds the MSI-X table and pending bits, too; a power of two. */
   readonly bar0Bytes: number;
+  /** Of BAR 2, a power of two; absent: there is none. */
+  readonly bar2Bytes?: number;
   readonly msix: { readonly vectors: number; readonly table: number; readonly pending: number };
 }
 
-/** The configuration space of a function with memory behind BAR 0, MSI-X, power management and function level reset. */
+/** The configuration space of a function with memory behind BAR 0 and perhaps BAR 2, MSI-X, power management and function level reset. */
 export class PciConfig {
   readonly #powerOn = new Uint8Array(PCI_CONFIG_BYTES);
   readonly #bytes = new Uint8Array(PCI_CONFIG_BYTES);
   /** A bit is set where a write changes it. */
   readonly #writeable = new Uint8Array(PCI_CONFIG_BYTES);
 
-  constructor({ vendor, device, revision, classCode, bar0Bytes, msix }: PciFunction) {
+  constructor({ vendor, device, revision, classCode, bar0Bytes, bar2Bytes, msix }: PciFunction) {
     const u16 = (at: number, value: number, writeable = 0): void => {
       new DataView(this.#powerOn.buffer).setUint16(at, value, true);
       new DataView(this.#writeable.buffer).setUint16(at, writeable, true);
@@ -88,8 +91,12 @@ export class PciConfig {
     u16(PCI.COMMAND, 0, COMMAND_MEMORY | COMMAND_MASTER | COMMAND_PARITY | COMMAND_SERR | COMMAND_INTX_DISABLE);
     u16(PCI.STATUS, STATUS_CAP_LIST);
     u32(PCI.CLASS_REVISION, (classCode << 8) | revision);
-    u32(PCI.BASE_ADDRESS_0, BAR_MEMORY_64, ~(bar0Bytes - 1));
-    u32(PCI.BASE_ADDRESS_0 + 4, 0, ~0);
+    const bar = (at: number, bytes: number): void => {
+      u32(at, BAR_MEMORY_64, ~(bytes - 1));
+      u32(at + 4, 0, ~0);
+    };
+    bar(PCI.BASE_ADDRESS_0, bar0Bytes);
+    if (bar2Bytes !== undefined) bar(PCI.BASE_ADDRESS_2, bar2Bytes);
     u16(PCI.SUBSYSTEM_VENDOR_ID, vendor);
     u16(PCI.SUBSYSTEM_ID, device);
     u16(PCI.CAPABILITY_LIST, PM);

@@ -18,7 +18,7 @@ import { type ErrnoName, errnoName, isErrno, UapiError } from "../uapi/errno.js"
 import type { IoctlRequest } from "../uapi/ioctl.js";
 import * as uapi from "../uapi/iommufd.js";
 import type { Fields, Given, Struct, Values } from "../uapi/struct.js";
-import { reportsLeavesShort } from "./iommufd/contiguous-leaves.js";
+import { mayBeLastEntry, reportsLeavesShort } from "./iommufd/contiguous-leaves.js";
 import { GET_DIRTY_BITMAP } from "./iommufd/dirty-bitmap.js";
 import { decodeHwInfo } from "./iommufd/hw-info.js";
 import { COPY, MAP, MAP_FILE, UNMAP } from "./iommufd/mapping.js";
@@ -262,8 +262,17 @@ export class LinuxIommufd implements Iommufd {
     const firstBit = into.iova === iova ? 0 : Number(iova - into.iova) / pageSize;
     // The kernel writes from a byte on. A bitmap whose bits for this range begin inside one is filled by way of another.
     if (firstBit > 0 && Number.isInteger(firstBit) && firstBit % 8 !== 0) return this.#readAside(hwpt, query);
-    const complete = this.#short.get(hwpt)?.largeLeaves ?? false;
+    const space = this.#short.get(hwpt);
+    const complete = space?.largeLeaves ?? false;
     const args = { hwpt, query, firstBit, complete };
+    if (complete && isU64(iova) && mayBeLastEntry(iova) && space?.mappings.in(iova, iova).some((m) => m.start < iova)) {
+      refuse(
+        "EINVAL",
+        GET_DIRTY_BITMAP,
+        args,
+        "begin where a mapping begins: inside one, this kernel may never return",
+      );
+    }
     if (length > READ_HERE_BYTES) return this.#later(NO_SPACES, GET_DIRTY_BITMAP, args);
     this.#checkOpen(GET_DIRTY_BITMAP, args);
     return perform(GET_DIRTY_BITMAP, this.#fd, args);

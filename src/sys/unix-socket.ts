@@ -6,8 +6,9 @@ import { addressOf } from "./address.js";
 import { lastErrno, libc } from "./libc.js";
 
 /*
- * UNIX stream sockets that pass descriptors (unix(7)), which node:net can't receive. All calls are non-blocking: who waits,
- * waits in a PollSet. Structures and numbers are Linux's on x86-64 and arm64.
+ * UNIX stream sockets that pass descriptors (unix(7)), which node:net can't receive. Calls don't wait unless they are told
+ * to, and then for {@link WAIT_MS}: who waits longer does so in a PollSet. Structures and numbers are Linux's on x86-64 and
+ * arm64.
  */
 
 const socketCall = libc.func("int socket(int domain, int type, int protocol)");
@@ -16,6 +17,7 @@ const bindCall = libc.func("bind", "int", ["int", "void *", "unsigned int"]);
 const listenCall = libc.func("int listen(int fd, int backlog)");
 const connectCall = libc.func("connect", "int", ["int", "void *", "unsigned int"]);
 const acceptCall = libc.func("accept4", "int", ["int", "void *", "void *", "int"]);
+const setsockoptCall = libc.func("setsockopt", "int", ["int", "int", "int", "void *", "unsigned int"]);
 const shutdownCall = libc.func("int shutdown(int fd, int how)");
 /** By the header's address, which its owner keeps alive: to find it anew costs more than the rest of a call. */
 const recvmsgCall = libc.func("recvmsg", "int", ["int", "uintptr_t", "int"]);
@@ -26,6 +28,9 @@ const SOCK_STREAM = 1;
 const SOCK_NONBLOCK = 0o4000;
 const SOCK_CLOEXEC = 0o2000000;
 const SOL_SOCKET = 1;
+/** Options of include/uapi/asm-generic/socket.h that take a struct timeval. */
+const SO_RCVTIMEO = 20;
+const SO_SNDTIMEO = 21;
 const SHUT_RDWR = 2;
 const SCM_RIGHTS = 1;
 const MSG_CTRUNC = 0x08;
@@ -47,6 +52,9 @@ const msghdr = struct("msghdr", {
   msg_flags: "s32",
 });
 const cmsghdr = struct("cmsghdr", { cmsg_len: "u64", cmsg_level: "s32", cmsg_type: "s32" });
+
+/** How long a call on an accepted socket waits at most, where it is told to wait. */
+export const WAIT_MS = 10;
 
 /** SCM_MAX_FD of the kernel: descriptors in one message. */
 export const MAX_FDS = 253;
@@ -95,10 +103,20 @@ export function listenAt(path: string, backlog = 4): number {
   throw error;
 }
 
-/** Takes the next connection, or returns undefined where none waits. @throws UapiError */
+/** Takes the next connection, or returns undefined where none waits. Its calls can wait. @throws UapiError */
 export function accept(listener: number): UnixSocket | undefined {
-  const fd: number = acceptCall(listener, null, null, SOCK_NONBLOCK | SOCK_CLOEXEC);
-  if (fd >= 0) return new UnixSocket(fd);
+  const fd: number = acceptCall(listener, null, null, SOCK_CLOEXEC);
+  if (fd >= 0) {
+    // struct timeval: seconds and microseconds, 64 bits each.
+    const limit = BigInt64Array.of(0n, BigInt(WAIT_MS) * 1000n);
+    for (const option of [SO_RCVTIMEO, SO_SNDTIMEO]) {
+      if (setsockoptCall(fd, SOL_SOCKET, option, limit, limit.byteLength) === 0) continue;
+      const error = failure("setsockopt", "bound the waits of a connection");
+      closeSync(fd);
+      throw error;
+    }
+    return new UnixSocket(fd);
+  }
   // A peer that has gone before it was taken is no failure of the listener.
   if (wouldBlock() || lastErrno() === ERRNO.ECONNABORTED) return undefined;
   throw failure("accept4", "take a connection");
@@ -122,6 +140,8 @@ export function socketPair(): [UnixSocket, UnixSocket] {
   }
   return [new UnixSocket(pair[0]), new UnixSocket(pair[1])];
 }
+
+const NO_FDS: readonly number[] = [];
 
 /** A connected socket. Closed once; a descriptor that arrives belongs to who receives it. */
 export class UnixSocket implements Disposable {
@@ -152,12 +172,18 @@ export class UnixSocket implements Disposable {
    * Reads into `into` from `at` on. Returns the bytes that came, 0 at the end of the stream, -1 where nothing waits.
    * @param fds descriptors that came along are added, close-on-exec; they belong to the last message that begins in what
    * was read, since a read ends behind the write that carried them
-   * @throws UapiError ECONNRESET …, EMSGSIZE where descriptors were cut off (those that came are closed)
+   * @param wait for something to come, up to {@link WAIT_MS}; of an accepted socket alone
+   * @throws UapiError ECONNRESET …, EBADF after it was closed, EMSGSIZE where descriptors were cut off (those that came are closed)
    */
-  receive(into: Uint8Array, at: number, fds: number[]): number {
+  receive(into: Uint8Array, at: number, fds: number[], wait = false): number {
+    this.#checkOpen("recvmsg");
     this.#point(into, at, into.byteLength - at);
     this.#headerView.setUint32(CONTROL_LENGTH, this.#control.byteLength, true);
-    const bytes: number = recvmsgCall(this.fd, this.#headerAddress, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    const bytes: number = recvmsgCall(
+      this.fd,
+      this.#headerAddress,
+      wait ? MSG_CMSG_CLOEXEC : MSG_DONTWAIT | MSG_CMSG_CLOEXEC,
+    );
     if (bytes < 0) {
       if (wouldBlock()) return -1;
       throw failure("recvmsg", "receive a message");
@@ -169,9 +195,11 @@ export class UnixSocket implements Disposable {
   /**
    * Sends bytes, and descriptors with the first of them; what was sent may be closed at once. Returns how many bytes were
    * taken, 0 where the peer does not keep up (then no descriptor was sent either).
-   * @throws UapiError EPIPE, ECONNRESET
+   * @param wait for the peer to take what is left, up to {@link WAIT_MS} without any progress; of an accepted socket alone
+   * @throws UapiError EPIPE, ECONNRESET, EBADF after it was closed
    */
-  send(from: Uint8Array, at: number, end: number, fds: readonly number[] = []): number {
+  send(from: Uint8Array, at: number, end: number, fds: readonly number[] = NO_FDS, wait = false): number {
+    this.#checkOpen("sendmsg");
     this.#point(from, at, end - at);
     let length = 0;
     if (fds.length > 0) {
@@ -180,7 +208,7 @@ export class UnixSocket implements Disposable {
       new Int32Array(this.#control.buffer, cmsghdr.size, fds.length).set(fds);
     }
     this.#headerView.setUint32(CONTROL_LENGTH, Math.ceil(length / 8) * 8, true);
-    const bytes: number = sendmsgCall(this.fd, this.#headerAddress, MSG_DONTWAIT | MSG_NOSIGNAL);
+    const bytes: number = sendmsgCall(this.fd, this.#headerAddress, wait ? MSG_NOSIGNAL : MSG_DONTWAIT | MSG_NOSIGNAL);
     if (bytes >= 0) return bytes;
     if (wouldBlock()) return 0;
     throw failure("sendmsg", `send ${end - at} bytes`);
@@ -199,6 +227,11 @@ export class UnixSocket implements Disposable {
     if (!this.#open) return;
     this.#open = false;
     closeSync(this.fd);
+  }
+
+  /** By then its descriptor may be another socket's. */
+  #checkOpen(syscall: string): void {
+    if (!this.#open) throw new UapiError("EBADF", { syscall, attempted: "use a socket that was closed" });
   }
 
   #point(view: Uint8Array, at: number, bytes: number): void {

@@ -170,11 +170,21 @@ class EmulatedRig implements Rig {
     }
     // From here on as Linux would have it.
     into.words.set(before);
-    const second = this.units.in(KERNEL_ITEM);
     for (const leaf of leaves) {
-      const { from, end } = linuxMarks(leaf, { iova, last }, leaf.size < second ? this.units.in(KERNEL_ENTRY) : second);
-      setMarks(into, from, end ?? last + 1n, last);
+      const marks = this.#linuxMarks(leaf, { iova, last });
+      if (marks !== null) setMarks(into, marks.from, marks.end, last);
     }
+  }
+
+  async hangsLinux(hwpt: ObjectId, range: { iova: bigint; length: bigint }): Promise<boolean> {
+    const leaves = await this.#dirtyLeaves(hwpt, range);
+    const read = { iova: range.iova, last: range.iova + range.length - 1n };
+    return leaves.some((leaf) => this.#linuxMarks(leaf, read) === null);
+  }
+
+  #linuxMarks(leaf: Leaf, read: { iova: bigint; last: bigint }): ReturnType<typeof linuxMarks> {
+    const second = this.units.in(KERNEL_ITEM);
+    return linuxMarks(leaf, read, leaf.size < second ? this.units.in(KERNEL_ENTRY) : second);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

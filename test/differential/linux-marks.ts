@@ -13,21 +13,21 @@ export interface Leaf {
  * for; docs/fidelity.md has the difference. Linux counts in entries of the page table:
  * - Of a leaf that is one entry, an entry's length is marked, from where the read begins: also beyond the leaf.
  * - Of a leaf that is several equal entries, the last is left out.
- * - A read that begins in that last entry marks nothing of it, which is taken for everything: all bits from there on.
  * @param entry what one entry reaches, at the level that the leaf is made at
- * @returns from where to where, exclusive; `end` null: to the end of the bitmap
+ * @returns from where to where, exclusive; null where Linux never comes back: of a leaf of several entries a read that
+ * begins in the last marks a length of 0, from which iova_bitmap_set does not find out
  */
 export function linuxMarks(
   leaf: Leaf,
   read: { readonly iova: bigint; readonly last: bigint },
   entry: bigint,
-): { from: bigint; end: bigint | null } {
+): { from: bigint; end: bigint } | null {
   const from = larger(leaf.start, read.iova);
   if (leaf.size === entry) return { from, end: from + entry };
   const lastEntry = (leaf.start + leaf.size) / entry - 1n;
   const endOfRead = read.last / entry + 1n;
   const entries = smaller(lastEntry, endOfRead) - from / entry;
-  return { from, end: entries === 0n ? null : from + entries * entry };
+  return entries === 0n ? null : { from, end: from + entries * entry };
 }
 
 /** Sets the bits of [from, end), as far as they are below the bit after `last`. */

@@ -25,6 +25,8 @@ export interface Rig extends AsyncDisposable {
   mark(hwpt: ObjectId, granules: DirtyBitmap): Promise<void>;
   /** IOMMU_HWPT_GET_DIRTY_BITMAP, with the bits that Linux 7.2 sets: see {@link linuxMarks}. */
   getDirtyBitmap(hwpt: ObjectId, query: BitmapQuery & { clear: boolean }): Promise<void>;
+  /** Whether that read would keep Linux 7.2 busy for ever; the emulated host knows. */
+  hangsLinux?(hwpt: ObjectId, range: { iova: bigint; length: bigint }): Promise<boolean>;
 }
 
 /** Runs operations on one host, and puts its answers in terms that both have in common. */
@@ -65,6 +67,14 @@ export class Side {
     } catch (error) {
       return !isErrno(error, "ENOENT");
     }
+  }
+
+  /** See {@link Rig.hangsLinux}. */
+  async hangsLinux(op: Operation): Promise<boolean> {
+    if (op.kind !== "getDirtyBitmap") return false;
+    const { units } = this.#rig;
+    const range = { iova: units.in(op.iova), length: units.in(op.length) };
+    return (await this.#rig.hangsLinux?.(this.ids.of(op.hwpt), range)) ?? false;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -1,24 +1,14 @@
 import { closeSync, ftruncateSync, mkdtempSync, openSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { MiB, PAGE_SIZE, type PageNumber } from "../../memory/address.js";
-import { createGuestMemory, type GuestMemory } from "../../memory/guest-memory.js";
-import { FlatContext } from "../flat-host.test.helper.js";
+import { PAGE_SIZE, type PageNumber } from "../../memory/address.js";
+import { type DrivenDevice, TestGuest } from "../guest.test.helper.js";
 import { Nvme, type NvmeOptions } from "./nvme.js";
 import { ADMIN, CC, CNS, CQE_BYTES, CSTS, DOORBELLS, REGISTER, SQE_BYTES } from "./spec.js";
 
 /*
  * For tests of the model alone: what a guest's nvme driver does, over memory that the device reaches directly.
  */
-
-const BAR0 = 0;
-const CONFIG = 7;
-const PCI_COMMAND = 0x04;
-const MEMORY_AND_MASTER = 0x6;
-
-/** Guest memory; RAM that devices may write begins at 1 MiB. */
-export const MEMORY_BYTES = 16 * MiB;
-const FIRST_PAGE = 256;
 
 /** Slices of work after which a command that is not done hangs. */
 const MAX_SLICES = 1000;
@@ -36,16 +26,6 @@ export class DiskFile implements Disposable {
 
   [Symbol.dispose](): void {
     rmSync(this.directory, { recursive: true, force: true });
-  }
-}
-
-/** A device's host that tells interrupts' vectors apart. */
-export class NvmeContext extends FlatContext {
-  readonly vectors: number[] = [];
-
-  override raiseIrq(_index?: number, vector = 0): void {
-    this.interrupts++;
-    this.vectors.push(vector);
   }
 }
 
@@ -79,21 +59,10 @@ interface Queue {
   phase: number;
 }
 
-/** What a driver needs of its device, wherever that is. */
-export type DrivenDevice = Pick<Nvme, "regionRead" | "regionWrite" | "run">;
-
 /** The guest: its memory and queues, which stay as they are when the device under it is replaced by another. */
-export class Guest<Device extends DrivenDevice = Nvme> {
-  readonly memory: GuestMemory = createGuestMemory(MEMORY_BYTES);
-  readonly context = new NvmeContext(this.memory);
+export class Guest<Device extends DrivenDevice = Nvme> extends TestGuest<Device> {
   readonly queues: Queue[] = [];
-  device: Device;
-  #nextPage = FIRST_PAGE;
   #nextCid = 1;
-
-  constructor(device: Device) {
-    this.device = device;
-  }
 
   /** A started device that is enabled, with `ioQueues` pairs of `entries`. */
   static async start(
@@ -108,56 +77,9 @@ export class Guest<Device extends DrivenDevice = Nvme> {
     return guest;
   }
 
-  /** Pages of its own; `bytes` of them. */
-  allocate(bytes: number): number {
-    const page = this.#nextPage;
-    this.#nextPage += Math.ceil(bytes / PAGE_SIZE);
-    if (this.#nextPage * PAGE_SIZE > MEMORY_BYTES) throw new Error("the test's guest has no memory left");
-    return page * PAGE_SIZE;
-  }
-
-  /** The memory at an address. */
-  at(address: number, bytes: number): Uint8Array {
-    const region = this.memory.regions.find(
-      ({ firstPage, pages }) => address >= firstPage * PAGE_SIZE && address < (firstPage + pages) * PAGE_SIZE,
-    );
-    if (region === undefined) throw new RangeError(`the test's guest has no memory at ${address}`);
-    const from = address + (region.arenaPage - region.firstPage) * PAGE_SIZE;
-    return this.memory.arenas[region.arena].u8.subarray(from, from + bytes);
-  }
-
-  view(address: number, bytes: number): DataView {
-    const memory = this.at(address, bytes);
-    return new DataView(memory.buffer, memory.byteOffset, bytes);
-  }
-
-  register(offset: number): number {
-    const bytes = new Uint8Array(4);
-    this.device.regionRead(BAR0, offset, bytes);
-    return new DataView(bytes.buffer).getUint32(0, true);
-  }
-
-  setRegister(offset: number, value: number): void {
-    const bytes = new Uint8Array(4);
-    new DataView(bytes.buffer).setUint32(0, value, true);
-    this.device.regionWrite(BAR0, offset, bytes);
-  }
-
-  config(offset: number, bytes: number): number {
-    const data = Buffer.alloc(bytes);
-    this.device.regionRead(CONFIG, offset, data);
-    return data.readUIntLE(0, bytes);
-  }
-
-  setConfig(offset: number, value: number, bytes: number): void {
-    const data = Buffer.alloc(bytes);
-    data.writeUIntLE(value, 0, bytes);
-    this.device.regionWrite(CONFIG, offset, data);
-  }
-
   /** Makes the admin queues, and switches the controller on. */
   enable(entries = 32): void {
-    this.setConfig(PCI_COMMAND, MEMORY_AND_MASTER, 2);
+    this.enableBusMaster();
     this.queues.length = 0;
     const queue = this.#makeQueue(0, entries);
     this.setRegister(REGISTER.AQA, ((entries - 1) << 16) | (entries - 1));

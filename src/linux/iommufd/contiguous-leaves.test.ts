@@ -1,8 +1,8 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
-import { KiB } from "../../memory/address.js";
-import { completeLeaves, reportsLeavesShort } from "./contiguous-leaves.js";
+import { GiB, KiB, MiB } from "../../memory/address.js";
+import { completeLeaves, mayBeLastEntry, reportsLeavesShort } from "./contiguous-leaves.js";
 
 describe("a contiguous leaf that was reported one entry short", () => {
   const ENTRIES = [4 * KiB, 32 * KiB];
@@ -51,6 +51,14 @@ describe("a contiguous leaf that was reported one entry short", () => {
     completeLeaves(bitmap, { iova: 0n, length: 63n * 4096n });
     expect([1, 2, 31, 32, 40, 41, 42, 62, 63].filter((bit) => bitmap.get(bit))).toEqual([1, 31, 40, 41, 62]);
     expect(bitmap.count()).toBe(5);
+  });
+});
+
+describe("a read that begins inside a mapping", () => {
+  it("may begin in the last entry of a contiguous leaf at every odd entry, whatever its level", () => {
+    const odd = [4 * KiB, 12 * KiB + 1, 2 * MiB, GiB + 8 * KiB].map((iova) => mayBeLastEntry(BigInt(iova)));
+    const even = [0, 8 * KiB, 4 * MiB + 8 * KiB + 1, 2 * GiB].map((iova) => mayBeLastEntry(BigInt(iova)));
+    expect([...odd, ...even]).toEqual([true, true, true, true, false, false, false, false]);
   });
 });
 

@@ -57,6 +57,15 @@ export function completeLeaves(
   }
 }
 
+/**
+ * True for an IOVA that may lie in the last entry of a contiguous leaf: at some level its entry is an odd one. A read that
+ * begins there, if the leaf is dirty, marks a length of 0, and the kernel never returns from it (iova_bitmap_set of
+ * drivers/iommu/iommufd/iova_bitmap.c): no signal ends the loop.
+ */
+export function mayBeLastEntry(iova: Iova, entries: readonly number[] = AMD_V1_ENTRIES): boolean {
+  return entries.some((entry) => (iova / BigInt(entry)) % 2n === 1n);
+}
+
 /** Sets each bit of an odd entry in [first, end) that comes after a set bit in there. */
 function addOddBits(words: Uint32Array, first: number, end: number, bit0IsOdd: boolean): void {
   const even = bit0IsOdd ? 0xaaaaaaaa : 0x55555555;

@@ -1,21 +1,14 @@
 import { closeSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { DiskFile, type DrivenDevice, Guest, MEMORY_BYTES } from "../../devices/nvme/driver.test.helper.js";
+import { type DrivenDevice, MEMORY_BYTES } from "../../devices/guest.test.helper.js";
+import { DiskFile, Guest } from "../../devices/nvme/driver.test.helper.js";
 import { IO, NSID } from "../../devices/nvme/spec.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 import { createMemfd } from "../../sys/memfd.js";
 import { mapFileOver } from "../../sys/mmap.js";
-import {
-  VFIO_DEVICE_FEATURE as FEATURE,
-  VFIO_DEVICE_FEATURE_SET as SET,
-  VFIO_DEVICE_STATE as STATE,
-  vfio_device_feature_mig_state,
-} from "../../uapi/vfio.js";
-import { DIRTMAP_COMMAND, dirtmap_counters, vfio_user_mig_data } from "../../uapi/vfio-user.js";
-import { RawClient } from "../raw-client.test.helper.js";
-import { feature, mapDma, socketDirectory } from "./served.test.helper.js";
-import { type DeviceServer, serveDevice } from "./server.js";
+import { moveServed, ServedDriven } from "./driven.test.helper.js";
+import { socketDirectory } from "./served.test.helper.js";
 
 /*
  * An NVMe controller that moves from one server to the next, on the same file, while its guest has commands in its queues.
@@ -26,86 +19,6 @@ const ENTRIES = 32;
 const SLOTS = 256;
 const MOVES = 6;
 const COMMANDS_PER_MOVE = 120;
-const DATA_BYTES = 1 << 20;
-
-/** A device behind a socket, as a driver sees it. */
-class Served implements DrivenDevice, AsyncDisposable {
-  readonly client: RawClient;
-  readonly #server: DeviceServer;
-
-  private constructor(server: DeviceServer) {
-    this.#server = server;
-    this.client = RawClient.open(server.path);
-  }
-
-  /** A server on the file, to which the memory is given. */
-  static async start(path: string, file: string, guest: { fd: number; regions: Guest["memory"]["regions"] }) {
-    const options = { file, serial: "moving", incoming: 1 };
-    const served = new Served(await serveDevice({ model: "nvme", options, path }));
-    for (const { firstPage, pages, arenaPage, writeable } of guest.regions) {
-      if (!writeable) continue;
-      const [address, size, offset] = [firstPage, pages, arenaPage].map((count) => BigInt(count * PAGE_SIZE));
-      mapDma(served.client, { address, size, offset }, [guest.fd]);
-    }
-    return served;
-  }
-
-  regionRead(region: number, offset: number, target: Uint8Array): void {
-    target.set(this.client.regionRead(region, offset, target.byteLength));
-  }
-
-  regionWrite(region: number, offset: number, source: Uint8Array): void {
-    this.client.regionWrite(region, offset, source);
-  }
-
-  /** It runs on a thread of its own. */
-  run(): number {
-    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
-    return 0;
-  }
-
-  /** Reads and writes that were done, here and by those before it. */
-  executed(): number {
-    const { payload } = this.client.call(DIRTMAP_COMMAND.COUNTERS, dirtmap_counters, { argsz: 65536 });
-    const json = new TextDecoder().decode(payload.subarray(dirtmap_counters.size)).replace(/\0$/, "");
-    const { device } = JSON.parse(json) as { device: { reads: number; writes: number } };
-    return device.reads + device.writes;
-  }
-
-  setState(state: keyof typeof STATE): void {
-    feature(
-      this.client,
-      SET | FEATURE.MIG_DEVICE_STATE,
-      vfio_device_feature_mig_state.encode({ device_state: STATE[state] }),
-    );
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    this.client[Symbol.dispose]();
-    await this.#server.close();
-  }
-}
-
-/** @param ring what the guest does while the source does no DMA any more, but is not stopped */
-function move(source: Served, target: Served, ring: () => void): void {
-  target.setState("RESUMING");
-  for (const state of ["PRE_COPY", "PRE_COPY_P2P"] as const) source.setState(state);
-  ring();
-  source.setState("STOP_COPY");
-  for (;;) {
-    const { payload } = source.client.call("MIG_DATA_READ", vfio_user_mig_data, {
-      argsz: 8 + DATA_BYTES,
-      size: DATA_BYTES,
-    });
-    const data = payload.subarray(vfio_user_mig_data.size);
-    if (data.byteLength === 0) break;
-    const size = data.byteLength;
-    target.client.call("MIG_DATA_WRITE", vfio_user_mig_data, { argsz: 8 + size, size }, { data });
-  }
-  target.setState("STOP");
-  target.setState("RUNNING_P2P");
-  target.setState("RUNNING");
-}
 
 describe.runIf(process.platform === "linux")("a served NVMe controller that moves in the middle of queued I/O", () => {
   it("completes each command once", async () => {
@@ -113,8 +26,8 @@ describe.runIf(process.platform === "linux")("a served NVMe controller that move
     using disk = new DiskFile({ bytes: SLOTS * PAGE_SIZE });
     const fd = createMemfd("guest", MEMORY_BYTES);
     try {
-      let served: Served | undefined;
-      const connected = (): Served => {
+      let served: ServedDriven | undefined;
+      const connected = (): ServedDriven => {
         if (served === undefined) throw new Error("no device");
         return served;
       };
@@ -125,7 +38,11 @@ describe.runIf(process.platform === "linux")("a served NVMe controller that move
       });
       mapFileOver(guest.memory.arenas[0].u8.subarray(0, MEMORY_BYTES), fd);
       const { regions } = guest.memory;
-      served = await Served.start(join(directory.path, "0"), disk.path, { fd, regions });
+      const start = (name: string) => {
+        const options = { file: disk.path, serial: "moving", incoming: 1 };
+        return ServedDriven.start({ model: "nvme", options, path: join(directory.path, name) }, { fd, regions });
+      };
+      served = await start("0");
       guest.enable();
       for (let id = 1; id <= QUEUES; id++) guest.createQueues(id, ENTRIES);
       const pages = Array.from({ length: SLOTS }, () => guest.allocate(PAGE_SIZE));
@@ -175,9 +92,10 @@ describe.runIf(process.platform === "linux")("a served NVMe controller that move
           ring();
           break;
         }
-        const target = await Served.start(join(directory.path, String(round + 1)), disk.path, { fd, regions });
-        move(served, target, ring);
-        if (served.executed() < queued) busyMoves++;
+        const target = await start(String(round + 1));
+        moveServed(served, target, ring);
+        const { reads, writes } = served.counters();
+        if (reads + writes < queued) busyMoves++;
         await served[Symbol.asyncDispose]();
         served = target;
       }

@@ -1,0 +1,146 @@
+import type { Comparison } from "../../evidence/statistics.js";
+import { estimateMigration, type Link } from "../../evidence/trackers/estimate.js";
+import type { BenchedDevice, ReadFigures, TrackerBenchmark, TrackerFigures } from "../../evidence/trackers/result.js";
+import { benchmarkWarnings } from "../../evidence/trackers/warnings.js";
+import { formatCount, formatMs, formatRate, formatShare, formatSize } from "../../observe/format.js";
+import { type Align, table } from "../../observe/table.js";
+
+/*
+ * What `dirtmap bench trackers` prints.
+ */
+
+const NOTHING = "-";
+
+/** The whole benchmark. Ends without a newline. */
+export function trackersText(benchmark: TrackerBenchmark, link: Link): string {
+  const { machine, measures, quick, memoryBytes, devices, sharing } = benchmark;
+  const subject = benchmark.scenario === null ? `host ${benchmark.host}` : `scenario ${benchmark.scenario}`;
+  const steal = machine.stealShare === null ? "" : `, stolen ${formatShare(machine.stealShare)}`;
+  const warnings = benchmarkWarnings(benchmark);
+  return [
+    [
+      `trackers of ${subject}${quick ? ", few repetitions (--quick)" : ""}`,
+      `  measured: ${measures}`,
+      `  on: ${machine.cpu}, ${machine.cores} cores, ${machine.kernel}, Node ${machine.node}, load ${machine.load.toFixed(1)}${steal}`,
+    ],
+    ["cost to who reads, cost to the device, exactness", ...costTable(devices, memoryBytes)],
+    ["a read & clear, by address space and by share of dirty pages", ...readTable(devices)],
+    [
+      `a migration of ${formatSize(memoryBytes)} in which the device is all that writes, over ${formatRate(link.bandwidth)}, downtime limit ${formatMs(link.downtimeLimitMs)} (an estimate)`,
+      ...estimateTable(benchmark, link),
+    ],
+    ...(sharing.length === 0 ? [] : [["one HWPT for several devices", ...sharingLines(benchmark)]]),
+    ...(warnings.length === 0 ? [] : [warnings.map((warning) => `warning: ${warning}`)]),
+  ]
+    .map((lines) => lines.join("\n"))
+    .join("\n\n");
+}
+
+const RIGHT: readonly Align[] = ["left", "left", ...Array.from({ length: 12 }, () => "right" as const)];
+
+function costTable(devices: readonly BenchedDevice[], memoryBytes: number): string[] {
+  const rows = rowsOf(devices, (figures) => {
+    const clean = largest(figures).find(({ dirtyShare }) => dirtyShare === null || dirtyShare === 0);
+    return [
+      timeOf(figures.attach),
+      timeOf(figures.start),
+      timeOf(clean?.ms ?? null),
+      timeOf(figures.stop),
+      lossText(figures.dma),
+      exactness(figures, memoryBytes),
+    ];
+  });
+  return table(
+    [["device", "tracker", "granule", "attach", "start", "read", "stop", "DMA lost", "named/written"], ...rows],
+    RIGHT,
+  );
+}
+
+function readTable(devices: readonly BenchedDevice[]): string[] {
+  const columns = new Map<string, { memoryBytes: number; dirtyShare: number | null }>();
+  for (const { trackers } of devices) {
+    for (const { reads } of trackers) for (const read of reads) columns.set(columnName(read), read);
+  }
+  const names = [...columns.keys()];
+  const rows = rowsOf(devices, ({ reads }) =>
+    names.map((name) => timeOf(reads.find((read) => columnName(read) === name)?.ms ?? null)),
+  );
+  return table(
+    [["device", "tracker", "granule", ...names], ...rows],
+    ["left", "left", ...Array.from({ length: names.length + 1 }, () => "right" as const)],
+  );
+}
+
+function columnName({ memoryBytes, dirtyShare }: Pick<ReadFigures, "memoryBytes" | "dirtyShare">): string {
+  const size = formatSize(memoryBytes);
+  return dirtyShare === null ? size : `${size}, ${formatShare(dirtyShare)}`;
+}
+
+function estimateTable(benchmark: TrackerBenchmark, link: Link): string[] {
+  const rows = benchmark.devices.flatMap((device) =>
+    rowsOf([device], (figures) => {
+      const estimate = estimateMigration(benchmark, device, figures, link);
+      if (estimate === null) return [NOTHING, NOTHING, NOTHING, "not known"];
+      const { rounds, totalMs, downtimeMs, converges } = estimate;
+      return [String(rounds), formatMs(totalMs), formatMs(downtimeMs), converges ? "yes" : "no"];
+    }),
+  );
+  return table([["device", "tracker", "granule", "rounds", "total", "downtime", "converges"], ...rows], RIGHT);
+}
+
+function sharingLines({ sharing }: TrackerBenchmark): string[] {
+  const rows = sharing.map(({ devices, domains, separateReads, sharedRead, read, dma }) => [
+    devices.join(" "),
+    `${domains.separate} to ${domains.shared}`,
+    timeOf({ median: separateReads.reduce((sum, { median }) => sum + median, 0) }),
+    timeOf(sharedRead),
+    ratioText(read),
+    lossText(dma),
+  ]);
+  const head = ["devices", "HWPTs", "reads, one each", "read, shared", "shared/each", "DMA lost"];
+  return table([head, ...rows], ["left", "right", "right", "right", "right", "right"]);
+}
+
+function rowsOf(devices: readonly BenchedDevice[], cells: (figures: TrackerFigures) => string[]): string[][] {
+  return devices.flatMap(({ id, trackers }) =>
+    trackers.map((figures) => {
+      const { tracker, granule, foundGranule, problem } = figures;
+      const bits = foundGranule ?? granule;
+      const head = [id, tracker, bits === null ? NOTHING : formatSize(bits)];
+      return problem === null ? [...head, ...cells(figures)] : [...head, "refused"];
+    }),
+  );
+}
+
+function largest({ reads }: TrackerFigures): ReadFigures[] {
+  const most = Math.max(0, ...reads.map(({ memoryBytes }) => memoryBytes));
+  return reads.filter(({ memoryBytes }) => memoryBytes === most);
+}
+
+function exactness({ tracker, precision }: TrackerFigures, memoryBytes: number): string {
+  if (tracker === "everything") return `all ${formatCount(memoryBytes / 4096)}`;
+  const written = precision.reduce((sum, { writtenPages }) => sum + writtenPages, 0);
+  const reported = precision.reduce((sum, { reportedPages }) => sum + reportedPages, 0);
+  if (written === 0) return NOTHING;
+  return `${formatCount(reported)}/${formatCount(written)} = ${(reported / written).toFixed(2)}`;
+}
+
+/** "4 % (2 to 6)"; a range too wide to decide is only a range. */
+function lossText(dma: Comparison | null): string {
+  if (dma === null) return NOTHING;
+  const percent = (ratio: number) => Math.round((1 - ratio) * 100);
+  const range = `${percent(dma.high)} to ${percent(dma.low)} %`;
+  return dma.decides ? `${percent(dma.ratio)} % (${range})` : `open (${range})`;
+}
+
+function ratioText({ ratio, low, high, decides }: Comparison): string {
+  const range = `${low.toFixed(2)} to ${high.toFixed(2)}`;
+  return decides ? `${ratio.toFixed(2)} (${range})` : `open (${range})`;
+}
+
+/** Reads take microseconds, too. */
+function timeOf(summary: { readonly median: number } | null): string {
+  if (summary === null) return NOTHING;
+  const { median } = summary;
+  return median < 1 ? `${Math.round(median * 1000)} us` : formatMs(median);
+}

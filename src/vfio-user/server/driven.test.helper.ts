@@ -1,0 +1,97 @@
+import type { DrivenDevice, TestGuest } from "../../devices/guest.test.helper.js";
+import type { OptionValue } from "../../devices/servable.js";
+import { PAGE_SIZE } from "../../memory/address.js";
+import {
+  VFIO_DEVICE_FEATURE as FEATURE,
+  VFIO_DEVICE_FEATURE_SET as SET,
+  VFIO_DEVICE_STATE as STATE,
+  vfio_device_feature_mig_state,
+} from "../../uapi/vfio.js";
+import { DIRTMAP_COMMAND, dirtmap_counters, vfio_user_mig_data } from "../../uapi/vfio-user.js";
+import { RawClient } from "../raw-client.test.helper.js";
+import type { DmaMode } from "./client-memory.js";
+import { feature, mapDma } from "./served.test.helper.js";
+import { type DeviceServer, serveDevice } from "./server.js";
+
+/** Bytes of migration data that are asked for at once. */
+const DATA_BYTES = 1 << 20;
+
+/** For tests: a device behind a socket, as a guest's driver sees it. */
+export class ServedDriven implements DrivenDevice, AsyncDisposable {
+  readonly client: RawClient;
+  readonly server: DeviceServer;
+
+  private constructor(server: DeviceServer) {
+    this.server = server;
+    this.client = RawClient.open(server.path);
+  }
+
+  /** A server to which the guest's memory is given: the file `fd`. */
+  static async start(
+    serve: { model: string; options?: Readonly<Record<string, OptionValue>>; path: string; dma?: DmaMode },
+    guest: { fd: number; regions: TestGuest<DrivenDevice>["memory"]["regions"] },
+  ): Promise<ServedDriven> {
+    const served = new ServedDriven(await serveDevice(serve));
+    for (const { firstPage, pages, arenaPage, writeable } of guest.regions) {
+      if (!writeable) continue;
+      const [address, size, offset] = [firstPage, pages, arenaPage].map((count) => BigInt(count * PAGE_SIZE));
+      mapDma(served.client, { address, size, offset }, [guest.fd]);
+    }
+    return served;
+  }
+
+  regionRead(region: number, offset: number, target: Uint8Array): void {
+    target.set(this.client.regionRead(region, offset, target.byteLength));
+  }
+
+  regionWrite(region: number, offset: number, source: Uint8Array): void {
+    this.client.regionWrite(region, offset, source);
+  }
+
+  /** It runs on a thread of its own. */
+  run(): number {
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
+    return 0;
+  }
+
+  /** What the device has counted, here and on those that it came from. */
+  counters(): Record<string, number> {
+    const { payload } = this.client.call(DIRTMAP_COMMAND.COUNTERS, dirtmap_counters, { argsz: 65536 });
+    const json = new TextDecoder().decode(payload.subarray(dirtmap_counters.size)).replace(/\0$/, "");
+    return (JSON.parse(json) as { device: Record<string, number> }).device;
+  }
+
+  setState(state: keyof typeof STATE): void {
+    feature(
+      this.client,
+      SET | FEATURE.MIG_DEVICE_STATE,
+      vfio_device_feature_mig_state.encode({ device_state: STATE[state] }),
+    );
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.client[Symbol.dispose]();
+    await this.server.close();
+  }
+}
+
+/** Moves a device's state; the target runs. @param quiesced what the guest does while the source does no DMA any more, but is not stopped */
+export function moveServed(source: ServedDriven, target: ServedDriven, quiesced: () => void = () => {}): void {
+  target.setState("RESUMING");
+  for (const state of ["PRE_COPY", "PRE_COPY_P2P"] as const) source.setState(state);
+  quiesced();
+  source.setState("STOP_COPY");
+  for (;;) {
+    const { payload } = source.client.call("MIG_DATA_READ", vfio_user_mig_data, {
+      argsz: 8 + DATA_BYTES,
+      size: DATA_BYTES,
+    });
+    const data = payload.subarray(vfio_user_mig_data.size);
+    if (data.byteLength === 0) break;
+    const size = data.byteLength;
+    target.client.call("MIG_DATA_WRITE", vfio_user_mig_data, { argsz: 8 + size, size }, { data });
+  }
+  target.setState("STOP");
+  target.setState("RUNNING_P2P");
+  target.setState("RUNNING");
+}
