@@ -31,6 +31,7 @@ interface MigrateOptions extends MachineOptions, PolicyOptions, TlsOptions, Stor
   readonly runAfter?: number;
   readonly journal?: string;
   readonly decide?: number;
+  readonly feed: boolean;
   /** Milliseconds; true: the default. */
   readonly predict?: number | true;
   readonly json?: boolean;
@@ -89,6 +90,10 @@ export function addMigrate(program: Command): void {
       "--predict [duration]",
       "watch the machine first (default: 2s) and foretell the migration; the report has both",
       durationWithin(OBSERVE_MS),
+    )
+    .option(
+      "--no-feed",
+      "publish no live feed: `dirtmap serve` and `dirtmap top` don't see the migration while it runs",
     )
     .option("--json", "print the report as JSON")
     .option("-q, --quiet", "show nothing while it runs")
@@ -162,11 +167,9 @@ async function run(options: MigrateOptions): Promise<void> {
       description,
       choices,
     );
-    await using _feed = await publishFeed(header).catch((error: unknown) => {
-      note(explain(error));
-      return undefined;
-    });
-    using recorder = new ReadRecorder();
+    await using _feed = options.feed ? await publishFeed(header).catch(noted(note)) : undefined;
+    // Where nobody listens, the migration counts nothing for it.
+    using recorder = store.store === false ? undefined : new ReadRecorder();
 
     const bandwidth = options.bandwidth ?? defaults.bandwidth;
     const report = await migrate({
@@ -188,7 +191,7 @@ async function run(options: MigrateOptions): Promise<void> {
       decideMs: options.decide ?? (process.stderr.isTTY ? Number.POSITIVE_INFINITY : 0),
     });
     view?.[Symbol.dispose]();
-    await keepMigration(store, { header, report, reads: recorder.reads }, note);
+    await keepMigration(store, { header, report, reads: recorder?.reads ?? [] }, note);
     process.stdout.write(json ? `${JSON.stringify(report)}\n` : `${reportText(report)}\n`);
     return exitCodeOf(report);
   });
@@ -228,4 +231,11 @@ async function foretold(
     verifyFirst: options.verify === "before",
   };
   return predictedOutcome(predict(seen.observation, link, conditions));
+}
+
+/** Tells of an error, and goes on without. */
+function noted(note: (text: string) => void): (error: unknown) => undefined {
+  return (error) => {
+    note(explain(error));
+  };
 }
