@@ -9,9 +9,11 @@ import { type IoctlRow, run as runIoctl } from "./ioctl.js";
 import { type LogRow, run as runLogs } from "./logs.js";
 import { type MigrationRow, run as runMigration } from "./migration.js";
 import { run as runScan, type ScanRow } from "./scan.js";
+import { WAYS } from "./vfio-user/servers.js";
+import { run as runVfioUser, type VfioUserRow } from "./vfio-user.js";
 
 /*
- *   npm run bench -- [scan] [logs] [dma] [channels] [migration] [ioctl] [--full] [--json] [--qemu | --qemu-root DIR]
+ *   npm run bench -- [scan] [logs] [dma] [channels] [migration] [ioctl] [vfio-user] [--full] [--json] [--qemu | --qemu-root DIR]
  *
  * All benches by default, in about three minutes on an idle machine; progress on standard error. --full maps up to 1 TiB and repeats more.
  * QEMU runs beside `migration` where it is asked for: from PATH, or from a Debian tree to chroot into.
@@ -20,7 +22,7 @@ import { run as runScan, type ScanRow } from "./scan.js";
 /** Raised when a field of the JSON changes its meaning. */
 const SCHEMA_VERSION = 1;
 
-type Row = ScanRow | LogRow | DmaRow | ChannelRow | MigrationRow | IoctlRow;
+type Row = ScanRow | LogRow | DmaRow | ChannelRow | MigrationRow | IoctlRow | VfioUserRow;
 
 interface Options {
   readonly full: boolean;
@@ -37,6 +39,7 @@ const BENCHES: Readonly<Record<string, (options: Options) => Promise<readonly Ro
   channels: ({ full }) => runChannels(full ? { bytes: 2 * GiB, repetitions: 7 } : { bytes: GiB, repetitions: 3 }),
   migration: ({ full, qemu }) => runMigration({ repetitions: full ? 7 : 3, qemu }),
   ioctl: ({ full }) => runIoctl({ repetitions: full ? 2000 : 300 }),
+  "vfio-user": ({ full }) => runVfioUser({ turns: full ? 21 : 5 }),
 };
 
 /** Numbers as a table shows them: three digits that count. */
@@ -46,6 +49,11 @@ function short(value: number | null): string {
 
 function spread({ median, min, max }: Summary): string {
   return `${short(median)} (${short(min)} to ${short(max)})`;
+}
+
+/** A figure, or why there is none. */
+function figure(value: Summary | string | undefined): string {
+  return typeof value === "object" ? spread(value) : (value ?? "-");
 }
 
 const percent = (share: number) => `${short(share * 100)} %`;
@@ -112,6 +120,14 @@ function cells(row: Row): Readonly<Record<string, string>> {
         "added us": short(row.addedUs.median),
         "added, fastest": short(row.libraryUs.min - row.bareUs.min),
         "heap bytes": short(row.heapBytes),
+      };
+    case "vfio-user":
+      return {
+        measured: row.what,
+        unit: row.unit,
+        ...Object.fromEntries(WAYS.map((way) => [way, figure(row.figures[way])])),
+        "/ libvfio-user": short(row.ratio),
+        "/ its poll": short(row.pollRatio),
       };
   }
 }

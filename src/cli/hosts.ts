@@ -1,6 +1,7 @@
 import type { EmulatedMachine } from "../emulated/machine.js";
 import { UsageError } from "../errors.js";
 import { isServed, type MachineDescription, platformOf } from "../host/description.js";
+import type { ReplaySchedule } from "../host/replay-schedule.js";
 import type { LinuxHost } from "../linux/host.js";
 import { layoutRegions } from "../memory/guest-memory.js";
 import type { VfioUserHost } from "../vfio-user/client/host.js";
@@ -22,10 +23,16 @@ export async function openMachine(
   options: { paused?: boolean; side?: "source" | "destination" } = {},
 ): Promise<EmulatedMachine> {
   const { createEmulatedMachine } = await import("../emulated/machine.js");
-  if (!description.devices.some(isServed)) return await createEmulatedMachine(description, options);
+  const replays = await replaysOf(description);
+  if (!description.devices.some(isServed)) return await createEmulatedMachine(description, { ...options, replays });
   const { openServed } = await import("./vfio-user/open-served.js");
   const served = await openServed(description, options.side ?? "source");
-  return await createEmulatedMachine(description, { ...options, ...(served === undefined ? {} : { served }) });
+  return await createEmulatedMachine(description, { ...options, replays, ...(served === undefined ? {} : { served }) });
+}
+
+async function replaysOf(description: MachineDescription): Promise<ReadonlyMap<string, ReplaySchedule>> {
+  if (!description.devices.some(({ model }) => model === "replay")) return new Map();
+  return await (await import("./replays.js")).openReplays(description);
 }
 
 /**

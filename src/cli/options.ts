@@ -71,6 +71,68 @@ export interface UntrackedOption {
   readonly devices: Readonly<Record<string, (typeof UNTRACKED)[number]>>;
 }
 
+/** How long a machine is watched, and how often its trackers are read. Milliseconds. */
+export interface ObserveOption {
+  readonly observe: number;
+  readonly interval: number;
+}
+
+/** Bounds of an interval: a read takes a millisecond and more, and what happens within one can't be told apart. */
+const INTERVAL_MS = { min: 5, max: 60_000 } as const;
+/** Bounds of how long a machine is watched. */
+export const OBSERVE_MS = { min: 10, max: 24 * 3_600_000 } as const;
+
+/** A duration within bounds, both inclusive, in milliseconds. */
+export function durationWithin({ min, max }: { min: number; max: number }): (text: string) => number {
+  return argument((text) => {
+    const ms = parseDuration(text);
+    if (ms >= min && ms <= max) return ms;
+    throw new UsageError(`'${text}' is not possible`, { code: "BAD_OPTION", remedy: `give ${min}ms to ${max}ms` });
+  });
+}
+
+/** Adds `--interval`. */
+export function addIntervalOption(command: Command, interval: string): Command {
+  return command.option(
+    "--interval <duration>",
+    "from one read of the trackers to the next",
+    durationWithin(INTERVAL_MS),
+    parseDuration(interval),
+  );
+}
+
+/** Adds the options of {@link ObserveOption}. */
+export function addObserveOptions(command: Command, defaults: { observe: string; interval: string }): Command {
+  return addIntervalOption(
+    command.option(
+      "--observe <duration>",
+      "how long to watch the machine",
+      durationWithin(OBSERVE_MS),
+      parseDuration(defaults.observe),
+    ),
+    defaults.interval,
+  );
+}
+
+/** Options that only a scenario's machine goes with. */
+export const OF_SCENARIOS = [
+  ...["scenario", "memory", "seed", "p2p", "policy", "tracker", "granule", "domain", "untracked", "design"],
+  ...["observe", "interval"],
+] as const;
+
+/**
+ * Refuses options that don't go with another.
+ * @throws UsageError `WRONG_OPTION`
+ */
+export function refuseOptions(command: Command, names: readonly string[], why: string): void {
+  const given = names.find((name) => command.getOptionValueSource(name) === "cli");
+  if (given === undefined) return;
+  throw new UsageError(`--${given} can't be given here: ${why}`, {
+    code: "WRONG_OPTION",
+    remedy: "leave out one of the two",
+  });
+}
+
 /** Makes a parser's UsageError one that commander reports with the option's name. */
 export function argument<T>(parse: (text: string) => T): (text: string) => T {
   return (text) => {

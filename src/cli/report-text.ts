@@ -1,4 +1,4 @@
-import type { DestinationReport, MigrationReport } from "../migration/report.js";
+import { type DestinationReport, type Findings, type MigrationReport, movingMs } from "../migration/report.js";
 import { formatCount, formatMs, formatSize } from "../observe/format.js";
 import { table } from "../observe/table.js";
 
@@ -15,6 +15,7 @@ export function reportText(report: MigrationReport): string {
   lines.push(...warnings.map((warning) => `  warning: ${warning}`));
   lines.push(`  migration ${report.migration}, design ${report.design}, policy ${report.policy}`);
   if (phases.length > 0) lines.push(`  ${phases.map(({ phase, ms }) => `${phase} ${formatMs(ms)}`).join(" · ")}`);
+  lines.push(...predictedLines(report));
   lines.push(...memoryLines(report));
   if (destination !== null) lines.push(...destinationLines(destination));
   if (rounds.length > 0) lines.push("", ...roundsTable(report));
@@ -32,6 +33,22 @@ export function headline({ result, verified, downtimeMs, totalMs, bytes, rounds 
   return parts.join(" · ");
 }
 
+/** What was foreseen, beside what happened. */
+function predictedLines(report: MigrationReport): string[] {
+  const { predicted, downtimeMs, rounds, result } = report;
+  if (predicted === null) return [];
+  const seen = `foreseen after ${formatMs(predicted.observedMs)}`;
+  if (!predicted.converges || predicted.downtimeMs === null || predicted.movingMs === null) {
+    return [`  ${seen}: it does not converge, because of ${predicted.inTheWay.join(", ") || "the fixed costs"}`];
+  }
+  const parts = [
+    `downtime ${formatMs(predicted.downtimeMs)}${result === "completed" ? ` (was ${formatMs(downtimeMs ?? 0)})` : ""}`,
+    `${predicted.rounds} rounds (${rounds.length})`,
+    `total ${formatMs(predicted.movingMs)} (${formatMs(movingMs(report))})`,
+  ];
+  return [`  ${seen}: ${parts.join(", ")}`];
+}
+
 /** What the comparison of the two memories showed. */
 export function memoryLines({ memory }: MigrationReport): string[] {
   if (memory === null) return [];
@@ -45,17 +62,19 @@ export function memoryLines({ memory }: MigrationReport): string[] {
 }
 
 /** What the destination found. */
-export function destinationLines({ resumeMs, stamps, written }: DestinationReport): string[] {
+export function destinationLines({ resumeMs, stamps, requests, written }: DestinationReport): string[] {
   const lines: string[] = [];
   const on = Object.entries(written).map(([owner, units]) => `${owner} ${formatCount(units)}`);
   if (on.length > 0)
     lines.push(`  at the destination: resumed in ${formatMs(resumeMs)}, and wrote on: ${on.join(", ")}`);
-  if (stamps === null) return lines;
-  const problems = stamps.problems.map(({ owner, kind, count }) => `${owner}: ${formatCount(count)} ${kind}`);
-  lines.push(
-    `  stamps: ${formatCount(stamps.checked)} checked, ${problems.length === 0 ? "all whole" : problems.join(", ")}`,
-  );
+  if (stamps !== null) lines.push(findingsLine("stamps", stamps, "all whole"));
+  if (requests !== undefined) lines.push(findingsLine("requests", requests, "each done and completed once"));
   return lines;
+}
+
+function findingsLine(what: string, { checked, problems }: Findings, allRight: string): string {
+  const wrong = problems.map(({ owner, kind, count }) => `${owner}: ${formatCount(count)} ${kind}`);
+  return `  ${what}: ${formatCount(checked)} checked, ${wrong.length === 0 ? allRight : wrong.join(", ")}`;
 }
 
 function roundsTable(report: MigrationReport): string[] {

@@ -6,8 +6,9 @@ import { addressOf } from "./address.js";
 import { lastErrno, libc } from "./libc.js";
 
 /*
- * UNIX stream sockets that pass descriptors (unix(7)), which node:net can't receive. All calls are non-blocking: who waits,
- * waits in a PollSet. Structures and numbers are Linux's on x86-64 and arm64.
+ * UNIX stream sockets that pass descriptors (unix(7)), which node:net can't receive. Calls don't wait unless they are told
+ * to, and then for {@link WAIT_MS}: who waits longer does so in a PollSet. Structures and numbers are Linux's on x86-64 and
+ * arm64.
  */
 
 const socketCall = libc.func("int socket(int domain, int type, int protocol)");
@@ -16,6 +17,7 @@ const bindCall = libc.func("bind", "int", ["int", "void *", "unsigned int"]);
 const listenCall = libc.func("int listen(int fd, int backlog)");
 const connectCall = libc.func("connect", "int", ["int", "void *", "unsigned int"]);
 const acceptCall = libc.func("accept4", "int", ["int", "void *", "void *", "int"]);
+const setsockoptCall = libc.func("setsockopt", "int", ["int", "int", "int", "void *", "unsigned int"]);
 const shutdownCall = libc.func("int shutdown(int fd, int how)");
 /** By the header's address, which its owner keeps alive: to find it anew costs more than the rest of a call. */
 const recvmsgCall = libc.func("recvmsg", "int", ["int", "uintptr_t", "int"]);
@@ -26,6 +28,9 @@ const SOCK_STREAM = 1;
 const SOCK_NONBLOCK = 0o4000;
 const SOCK_CLOEXEC = 0o2000000;
 const SOL_SOCKET = 1;
+/** Options of include/uapi/asm-generic/socket.h that take a struct timeval. */
+const SO_RCVTIMEO = 20;
+const SO_SNDTIMEO = 21;
 const SHUT_RDWR = 2;
 const SCM_RIGHTS = 1;
 const MSG_CTRUNC = 0x08;
@@ -47,6 +52,9 @@ const msghdr = struct("msghdr", {
   msg_flags: "s32",
 });
 const cmsghdr = struct("cmsghdr", { cmsg_len: "u64", cmsg_level: "s32", cmsg_type: "s32" });
+
+/** How long a call on an accepted socket waits at most, where it is told to wait. */
+export const WAIT_MS = 10;
 
 /** SCM_MAX_FD of the kernel: descriptors in one message. */
 export const MAX_FDS = 253;
@@ -95,10 +103,20 @@ export function listenAt(path: string, backlog = 4): number {
   throw error;
 }
 
-/** Takes the next connection, or returns undefined where none waits. @throws UapiError */
+/** Takes the next connection, or returns undefined where none waits. Its calls can wait. @throws UapiError */
 export function accept(listener: number): UnixSocket | undefined {
-  const fd: number = acceptCall(listener, null, null, SOCK_NONBLOCK | SOCK_CLOEXEC);
-  if (fd >= 0) return new UnixSocket(fd);
+  const fd: number = acceptCall(listener, null, null, SOCK_CLOEXEC);
+  if (fd >= 0) {
+    // struct timeval: seconds and microseconds, 64 bits each.
+    const limit = BigInt64Array.of(0n, BigInt(WAIT_MS) * 1000n);
+    for (const option of [SO_RCVTIMEO, SO_SNDTIMEO]) {
+      if (setsockoptCall(fd, SOL_SOCKET, option, limit, limit.byteLength) === 0) continue;
+      const error = failure("setsockopt", "bound the waits of a connection");
+      closeSync(fd);
+      throw error;
+    }
+    return new UnixSocket(fd);
+  }
   // A peer that has gone before it was taken is no failure of the listener.
   if (wouldBlock() || lastErrno() === ERRNO.ECONNABORTED) return undefined;
   throw failure("accept4", "take a connection");
@@ -123,64 +141,105 @@ export function socketPair(): [UnixSocket, UnixSocket] {
   return [new UnixSocket(pair[0]), new UnixSocket(pair[1])];
 }
 
+/** Room for as many descriptors as a message can bring. */
+const CONTROL_BYTES = cmsghdr.size + Math.ceil((MAX_FDS * 4) / 8) * 8;
+
+const NO_FDS: readonly number[] = [];
+
+/** struct msghdr of one direction, over one part of memory. */
+class Header {
+  /** Of the structure, in this process. */
+  readonly address: number;
+  readonly view: DataView;
+  readonly #header = new Uint8Array(msghdr.size);
+  readonly #vector = new Uint8Array(iovec.size);
+  /** 64-bit fields by their halves: a bigint per call would be one allocation per call. */
+  readonly #halves = new Uint32Array(this.#vector.buffer);
+  /** Addresses of buffers that were used before: a connection has few. */
+  readonly #addresses = new WeakMap<ArrayBufferLike, number>();
+  /** The view that was used last, and its address. */
+  #lastView: Uint8Array | undefined;
+  #lastAddress = 0;
+
+  constructor(control: Uint8Array) {
+    this.address = Number(addressOf(this.#header));
+    this.view = new DataView(this.#header.buffer);
+    msghdr.encode({ msg_iov: addressOf(this.#vector), msg_iovlen: 1n, msg_control: addressOf(control) }, this.#header);
+  }
+
+  /** What is to be sent, or received into. */
+  point(memory: Uint8Array, at: number, bytes: number): void {
+    if (this.#lastView !== memory) {
+      let base = this.#addresses.get(memory.buffer);
+      if (base === undefined) {
+        // Exact: an address of a user is below 2^53.
+        base = Number(addressOf(memory)) - memory.byteOffset;
+        this.#addresses.set(memory.buffer, base);
+      }
+      this.#lastView = memory;
+      this.#lastAddress = base + memory.byteOffset;
+    }
+    const address = this.#lastAddress + at;
+    this.#halves[0] = address;
+    this.#halves[1] = Math.floor(address / 2 ** 32);
+    this.#halves[2] = bytes;
+    this.#halves[3] = 0;
+  }
+}
+
 /** A connected socket. Closed once; a descriptor that arrives belongs to who receives it. */
 export class UnixSocket implements Disposable {
   readonly fd: number;
-  readonly #vector = new Uint8Array(iovec.size);
-  readonly #header = new Uint8Array(msghdr.size);
-  /** 64-bit fields by their halves: a bigint per call would be one allocation per call. */
-  readonly #vectorHalves = new Uint32Array(this.#vector.buffer);
-  readonly #headerAddress = Number(addressOf(this.#header));
-  readonly #headerView = new DataView(this.#header.buffer);
-  readonly #control = new Uint8Array(cmsghdr.size + Math.ceil((MAX_FDS * 4) / 8) * 8);
-  /** Addresses of buffers that were used before: a connection has few. */
-  readonly #addresses = new WeakMap<ArrayBufferLike, number>();
-  /** The buffer that was used last, and its address. */
-  #lastBuffer: ArrayBufferLike | undefined;
-  #lastAddress = 0;
+  readonly #control = new Uint8Array(CONTROL_BYTES);
+  readonly #in = new Header(this.#control);
+  readonly #out = new Header(this.#control);
   #open = true;
 
   constructor(fd: number) {
     this.fd = fd;
-    msghdr.encode(
-      { msg_iov: addressOf(this.#vector), msg_iovlen: 1n, msg_control: addressOf(this.#control) },
-      this.#header,
-    );
   }
 
   /**
    * Reads into `into` from `at` on. Returns the bytes that came, 0 at the end of the stream, -1 where nothing waits.
    * @param fds descriptors that came along are added, close-on-exec; they belong to the last message that begins in what
    * was read, since a read ends behind the write that carried them
-   * @throws UapiError ECONNRESET …, EMSGSIZE where descriptors were cut off (those that came are closed)
+   * @param wait for something to come, up to {@link WAIT_MS}; of an accepted socket alone
+   * @throws UapiError ECONNRESET …, EBADF after it was closed, EMSGSIZE where descriptors were cut off (those that came are closed)
    */
-  receive(into: Uint8Array, at: number, fds: number[]): number {
-    this.#point(into, at, into.byteLength - at);
-    this.#headerView.setUint32(CONTROL_LENGTH, this.#control.byteLength, true);
-    const bytes: number = recvmsgCall(this.fd, this.#headerAddress, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  receive(into: Uint8Array, at: number, fds: number[], wait = false): number {
+    this.#checkOpen("recvmsg");
+    this.#in.point(into, at, into.length - at);
+    this.#in.view.setUint32(CONTROL_LENGTH, CONTROL_BYTES, true);
+    const bytes: number = recvmsgCall(
+      this.fd,
+      this.#in.address,
+      wait ? MSG_CMSG_CLOEXEC : MSG_DONTWAIT | MSG_CMSG_CLOEXEC,
+    );
     if (bytes < 0) {
       if (wouldBlock()) return -1;
       throw failure("recvmsg", "receive a message");
     }
-    if (this.#headerView.getUint32(CONTROL_LENGTH, true) > 0) this.#takeFds(fds);
+    if (this.#in.view.getUint32(CONTROL_LENGTH, true) > 0) this.#takeFds(fds);
     return bytes;
   }
 
   /**
    * Sends bytes, and descriptors with the first of them; what was sent may be closed at once. Returns how many bytes were
    * taken, 0 where the peer does not keep up (then no descriptor was sent either).
-   * @throws UapiError EPIPE, ECONNRESET
+   * @param wait for the peer to take what is left, up to {@link WAIT_MS} without any progress; of an accepted socket alone
+   * @throws UapiError EPIPE, ECONNRESET, EBADF after it was closed
    */
-  send(from: Uint8Array, at: number, end: number, fds: readonly number[] = []): number {
-    this.#point(from, at, end - at);
+  send(from: Uint8Array, at: number, end: number, fds: readonly number[] = NO_FDS, wait = false): number {
+    this.#checkOpen("sendmsg");
+    this.#out.point(from, at, end - at);
     let length = 0;
     if (fds.length > 0) {
       length = cmsghdr.size + fds.length * 4;
       cmsghdr.encode({ cmsg_len: BigInt(length), cmsg_level: SOL_SOCKET, cmsg_type: SCM_RIGHTS }, this.#control);
       new Int32Array(this.#control.buffer, cmsghdr.size, fds.length).set(fds);
     }
-    this.#headerView.setUint32(CONTROL_LENGTH, Math.ceil(length / 8) * 8, true);
-    const bytes: number = sendmsgCall(this.fd, this.#headerAddress, MSG_DONTWAIT | MSG_NOSIGNAL);
+    this.#out.view.setUint32(CONTROL_LENGTH, Math.ceil(length / 8) * 8, true);
+    const bytes: number = sendmsgCall(this.fd, this.#out.address, wait ? MSG_NOSIGNAL : MSG_DONTWAIT | MSG_NOSIGNAL);
     if (bytes >= 0) return bytes;
     if (wouldBlock()) return 0;
     throw failure("sendmsg", `send ${end - at} bytes`);
@@ -201,26 +260,13 @@ export class UnixSocket implements Disposable {
     closeSync(this.fd);
   }
 
-  #point(view: Uint8Array, at: number, bytes: number): void {
-    if (this.#lastBuffer !== view.buffer) {
-      let base = this.#addresses.get(view.buffer);
-      if (base === undefined) {
-        // Exact: an address of a user is below 2^53.
-        base = Number(addressOf(view)) - view.byteOffset;
-        this.#addresses.set(view.buffer, base);
-      }
-      this.#lastBuffer = view.buffer;
-      this.#lastAddress = base;
-    }
-    const address = this.#lastAddress + view.byteOffset + at;
-    this.#vectorHalves[0] = address;
-    this.#vectorHalves[1] = Math.floor(address / 2 ** 32);
-    this.#vectorHalves[2] = bytes;
-    this.#vectorHalves[3] = 0;
+  /** By then its descriptor may be another socket's. */
+  #checkOpen(syscall: string): void {
+    if (!this.#open) throw new UapiError("EBADF", { syscall, attempted: "use a socket that was closed" });
   }
 
   #takeFds(fds: number[]): void {
-    const end = this.#headerView.getUint32(CONTROL_LENGTH, true);
+    const end = this.#in.view.getUint32(CONTROL_LENGTH, true);
     const came: number[] = [];
     for (let at = 0; at + cmsghdr.size <= end; ) {
       const { cmsg_len, cmsg_level, cmsg_type } = cmsghdr.decode(this.#control, at);
@@ -232,7 +278,7 @@ export class UnixSocket implements Disposable {
       }
       at += Math.ceil(length / 8) * 8;
     }
-    if ((this.#headerView.getInt32(FLAGS, true) & MSG_CTRUNC) !== 0) {
+    if ((this.#in.view.getInt32(FLAGS, true) & MSG_CTRUNC) !== 0) {
       for (const fd of came) closeSync(fd);
       throw new UapiError("EMSGSIZE", {
         syscall: "recvmsg",

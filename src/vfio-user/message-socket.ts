@@ -18,6 +18,12 @@ const SMALL_BYTES = 65536;
 /** Memory for larger messages is kept for the next one, up to this size. */
 const KEPT_BYTES = 8 * 2 ** 20;
 
+/**
+ * Of a message that is larger than {@link SMALL_BYTES}, what is sent at once, waiting for the peer to take it: one that
+ * reads it does so in no time, and a poll for each part that fits the socket takes longer than that.
+ */
+const AT_ONCE_BYTES = 4 * 2 ** 20;
+
 /** Bytes that wait for a peer that does not read; above, it counts as gone. */
 const MAX_UNSENT_BYTES = 128 * 2 ** 20;
 
@@ -28,6 +34,8 @@ const FLAGS = vfio_user_header.offsetOf("flags");
 const ERROR = vfio_user_header.offsetOf("error");
 
 const NO_FDS: readonly number[] = [];
+/** Of a message that came without: nothing is ever put there. */
+const CAME_WITHOUT: number[] = [];
 
 /** A message as it came. */
 export interface Message {
@@ -62,11 +70,16 @@ export class MessageSocket implements Disposable {
   readonly #view: DataView;
   #start = 0;
   #end = 0;
+  /** The payload that was handed out last: most messages are as long as the one before, and lie in the same place. */
+  #payload: Uint8Array;
   /** Descriptors by the offset of the message that they came with, ascending. */
   #fds: { readonly at: number; readonly fds: number[] }[] = [];
   #arrived: number[] = [];
-  readonly #small = new Uint8Array(new SharedArrayBuffer(SMALL_BYTES));
-  readonly #smallView = new DataView(this.#small.buffer);
+  readonly #smallBuffer = new SharedArrayBuffer(SMALL_BYTES);
+  readonly #small = new Uint8Array(this.#smallBuffer);
+  readonly #smallView = new DataView(this.#smallBuffer);
+  /** The part of it that {@link outgoing} gave last. */
+  #outgoing = this.#small.subarray(HEADER_BYTES, HEADER_BYTES);
   #large: SharedArrayBuffer | undefined;
   readonly #frames = new Set<ArrayBufferLike>();
   #unsent: { readonly data: Uint8Array; at: number; readonly fds: readonly number[] }[] = [];
@@ -77,6 +90,7 @@ export class MessageSocket implements Disposable {
     this.#socket = socket;
     this.#buffer = new Uint8Array(HEADER_BYTES + maxPayload);
     this.#view = new DataView(this.#buffer.buffer);
+    this.#payload = this.#buffer.subarray(HEADER_BYTES, HEADER_BYTES);
   }
 
   get fd(): number {
@@ -90,14 +104,15 @@ export class MessageSocket implements Disposable {
 
   /**
    * The next message; undefined where none is whole yet; `closed` at the end of the stream.
+   * @param wait for one to come, for a moment: see {@link UnixSocket.receive}
    * @throws DirtmapError `PROTOCOL` for a header that can't be: the connection is of no more use; UapiError of the socket
    */
-  receive(): Message | undefined | "closed" {
+  receive(wait = false): Message | undefined | "closed" {
     for (;;) {
       const message = this.buffered();
       if (message !== undefined) return message;
       if (this.#start > 0) this.#compact();
-      const bytes = this.#socket.receive(this.#buffer, this.#end, this.#arrived);
+      const bytes = this.#socket.receive(this.#buffer, this.#end, this.#arrived, wait);
       if (bytes === -1) return undefined;
       if (bytes === 0) return "closed";
       this.#end += bytes;
@@ -113,7 +128,7 @@ export class MessageSocket implements Disposable {
   get hasBuffered(): boolean {
     if (this.#end - this.#start < HEADER_BYTES) return false;
     const size = this.#view.getUint32(this.#start + SIZE, true);
-    return size < HEADER_BYTES || size <= this.#end - this.#start || size > this.#buffer.byteLength;
+    return !this.#isPossible(size) || size <= this.#end - this.#start;
   }
 
   /**
@@ -130,6 +145,10 @@ export class MessageSocket implements Disposable {
       throw new DirtmapError(`a message of type ${type}`, { code: "PROTOCOL" });
     }
     this.#start = at + size;
+    const from = at + HEADER_BYTES;
+    if (this.#payload.byteOffset !== from || this.#payload.length !== size - HEADER_BYTES) {
+      this.#payload = this.#buffer.subarray(from, this.#start);
+    }
     const failed = (flags & VFIO_USER_F_ERROR) !== 0;
     return {
       id: this.#view.getUint16(at + ID, true),
@@ -137,7 +156,7 @@ export class MessageSocket implements Disposable {
       isReply: type === VFIO_USER_F_TYPE_REPLY,
       noReply: (flags & VFIO_USER_F_NO_REPLY) !== 0,
       error: failed ? this.#view.getUint32(at + ERROR, true) || -1 : 0,
-      payload: this.#buffer.subarray(at + HEADER_BYTES, this.#start),
+      payload: this.#payload,
       fds: this.#fdsAt(at),
     };
   }
@@ -148,7 +167,11 @@ export class MessageSocket implements Disposable {
    */
   outgoing(payloadBytes: number): Uint8Array<SharedArrayBuffer> {
     const size = HEADER_BYTES + payloadBytes;
-    if (size <= SMALL_BYTES) return this.#small.subarray(HEADER_BYTES, size);
+    if (size <= SMALL_BYTES) {
+      // Registers are read by the same size again and again.
+      if (this.#outgoing.length !== payloadBytes) this.#outgoing = this.#small.subarray(HEADER_BYTES, size);
+      return this.#outgoing;
+    }
     if (this.#large === undefined || this.#large.byteLength < size) {
       // By whole powers of two: a client that asks for a little more each time makes no more than a few.
       this.#large = new SharedArrayBuffer(2 ** Math.ceil(Math.log2(size)));
@@ -176,9 +199,9 @@ export class MessageSocket implements Disposable {
     payload: Uint8Array | null,
     fds: readonly number[] = NO_FDS,
   ): void {
-    const size = HEADER_BYTES + (payload?.byteLength ?? 0);
-    const buffer = payload === null ? this.#small.buffer : this.#inPlace(payload);
-    const isLarge = buffer !== this.#small.buffer;
+    const size = HEADER_BYTES + (payload?.length ?? 0);
+    const buffer = payload === null ? this.#smallBuffer : this.#inPlace(payload);
+    const isLarge = buffer !== this.#smallBuffer;
     const data = isLarge ? new Uint8Array(buffer, 0, size) : this.#small;
     const view = isLarge ? new DataView(buffer) : this.#smallView;
     view.setUint16(ID, id, true);
@@ -186,7 +209,7 @@ export class MessageSocket implements Disposable {
     view.setUint32(SIZE, size, true);
     view.setUint32(FLAGS, flags, true);
     view.setUint32(ERROR, error, true);
-    const at = this.unsent ? 0 : this.#socket.send(data, 0, size, fds);
+    const at = this.unsent ? 0 : this.#sendNow(data, size, fds);
     const isOurs = isLarge && buffer === this.#large;
     if (at < size) this.#keep(isOurs ? data : data.slice(0, size), at, fds);
     if (isOurs && (at < size || (this.#large?.byteLength ?? 0) > KEPT_BYTES)) this.#large = undefined;
@@ -226,9 +249,15 @@ export class MessageSocket implements Disposable {
     this.#socket[Symbol.dispose]();
   }
 
+  #sendNow(data: Uint8Array, size: number, fds: readonly number[]): number {
+    if (size <= SMALL_BYTES) return this.#socket.send(data, 0, size, fds);
+    return this.#socket.send(data, 0, Math.min(size, AT_ONCE_BYTES), fds, true);
+  }
+
   /** The buffer in which a payload lies behind room for the header: where it was put together, or a copy's. */
   #inPlace(payload: Uint8Array): SharedArrayBuffer {
-    if (payload.buffer === this.#small.buffer) return this.#small.buffer;
+    if (payload === this.#outgoing) return this.#smallBuffer;
+    if (payload.buffer === this.#smallBuffer) return this.#smallBuffer;
     if (payload.buffer === this.#large) return this.#large;
     if (this.#frames.has(payload.buffer)) return payload.buffer as SharedArrayBuffer;
     const place = this.outgoing(payload.byteLength);
@@ -248,7 +277,7 @@ export class MessageSocket implements Disposable {
   #sizeAt(at: number): number | undefined {
     if (this.#end - at < HEADER_BYTES) return undefined;
     const size = this.#view.getUint32(at + SIZE, true);
-    if (size >= HEADER_BYTES && size <= this.#buffer.byteLength) return size;
+    if (this.#isPossible(size)) return size;
     throw new DirtmapError(`a message of ${size} bytes`, {
       code: "PROTOCOL",
       remedy: `a message has ${HEADER_BYTES} to ${this.#buffer.byteLength} bytes`,
@@ -258,6 +287,7 @@ export class MessageSocket implements Disposable {
   /** Descriptors came with the last read: they belong to the last message of which anything has come. */
   #addFds(fds: number[]): void {
     const at = this.#lastBegun();
+    // First of all they are kept: whatever is thrown from here on, they will be closed.
     this.#fds.push({ at, fds });
     let count = 0;
     for (const entry of this.#fds) if (entry.at === at) count += entry.fds.length;
@@ -269,16 +299,23 @@ export class MessageSocket implements Disposable {
     }
   }
 
+  /** A header that can't be is the last one; it is refused when its turn comes, after the messages before it. */
   #lastBegun(): number {
     let at = this.#start;
-    for (;;) {
-      const size = this.#sizeAt(at);
-      if (size === undefined || at + size >= this.#end) return at;
+    while (this.#end - at >= HEADER_BYTES) {
+      const size = this.#view.getUint32(at + SIZE, true);
+      if (!this.#isPossible(size) || at + size >= this.#end) break;
       at += size;
     }
+    return at;
+  }
+
+  #isPossible(size: number): boolean {
+    return size >= HEADER_BYTES && size <= this.#buffer.byteLength;
   }
 
   #fdsAt(at: number): number[] {
+    if (this.#fds.length === 0) return CAME_WITHOUT;
     const fds: number[] = [];
     while (this.#fds.length > 0 && this.#fds[0].at <= at) fds.push(...(this.#fds.shift()?.fds ?? []));
     return fds;

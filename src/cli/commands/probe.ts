@@ -54,12 +54,14 @@ async function probeScenario({ json = false, ...options }: ProbeOptions): Promis
   const { checkMemory, readRequest } = await import("../request.js");
   const { scenario, description } = readRequest(options);
   checkMemory(description, 1);
-  const [{ openMachine }, { probeMachine }, { probeText }] = await Promise.all([
+  const [{ openMachine }, { withDisks }, { probeMachine }, { probeText }] = await Promise.all([
     import("../hosts.js"),
+    import("../disks.js"),
     import("../../tracking/probe.js"),
     import("../plan-text.js"),
   ]);
-  await using machine = await openMachine(description, { paused: true });
+  using disks = withDisks(description);
+  await using machine = await openMachine(disks.description, { paused: true });
   const devices = await probeMachine(machine);
   const { name: host } = machine.host;
   printResult({ scenario, host, devices }, { json, text: () => probeText(devices) });

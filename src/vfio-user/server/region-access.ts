@@ -17,6 +17,9 @@ const OFFSET = vfio_user_region_access.offsetOf("offset");
 const REGION = vfio_user_region_access.offsetOf("region");
 const COUNT = vfio_user_region_access.offsetOf("count");
 
+/** Registers are written by this many bytes at most. */
+const REGISTER_BYTES = 8;
+
 /** Bytes that an entry of VFIO_USER_REGION_WRITE_MULTI can write. */
 const MULTI_BYTES = 8;
 
@@ -34,6 +37,12 @@ interface Access {
 export class RegionAccess {
   readonly #device: ServedDevice;
   readonly #regions: readonly (RegionInfo | undefined)[];
+  /** Where the last answer to a read was put together, and the part of it that the device fills. */
+  #answer: Uint8Array = new Uint8Array(0);
+  #data: Uint8Array = this.#answer;
+  /** What a register is written with, by its size: memory that is used again, while no write is under way in a write. */
+  readonly #registers = Array.from({ length: REGISTER_BYTES + 1 }, (_, bytes) => new Uint8Array(bytes));
+  #writing = false;
 
   constructor(device: ServedDevice) {
     this.#device = device;
@@ -44,18 +53,22 @@ export class RegionAccess {
 
   /** VFIO_USER_REGION_READ */
   read({ payload }: Message, socket: MessageSocket): Uint8Array {
-    const { region, offset, count } = this.#access(payload, "VFIO_USER_REGION_READ", "readable");
-    const answer = socket.outgoing(HEAD + count);
-    answer.set(payload.byteLength === HEAD ? payload : payload.subarray(0, HEAD));
-    const data = answer.subarray(HEAD);
-    this.#device.model.regionRead(region, offset, data);
+    const access = this.#access(payload, 0, "VFIO_USER_REGION_READ", "readable");
+    const answer = socket.outgoing(HEAD + access.count);
+    if (answer !== this.#answer) {
+      this.#answer = answer;
+      this.#data = answer.subarray(HEAD);
+    }
+    writeHead(access, answer);
+    this.#device.model.regionRead(access.region, access.offset, this.#data);
     return answer;
   }
 
   /** VFIO_USER_REGION_WRITE */
   write({ payload }: Message, socket: MessageSocket): Uint8Array {
-    const { region, offset, count } = this.#access(payload, "VFIO_USER_REGION_WRITE", "writeable");
-    if (payload.byteLength !== HEAD + count) {
+    const access = this.#access(payload, 0, "VFIO_USER_REGION_WRITE", "writeable");
+    const { region, offset, count } = access;
+    if (payload.length !== HEAD + count) {
       throw refusal(
         "EINVAL",
         "VFIO_USER_REGION_WRITE",
@@ -64,10 +77,20 @@ export class RegionAccess {
       );
     }
     // A copy: a model that does DMA by messages meanwhile receives into the memory that the payload lies in.
-    const request = payload.slice();
-    this.#device.model.regionWrite(region, offset, request.subarray(HEAD));
+    if (count > REGISTER_BYTES || this.#writing) {
+      this.#device.model.regionWrite(region, offset, payload.slice(HEAD));
+    } else {
+      const data = this.#registers[count];
+      for (let i = 0; i < count; i++) data[i] = payload[HEAD + i];
+      this.#writing = true;
+      try {
+        this.#device.model.regionWrite(region, offset, data);
+      } finally {
+        this.#writing = false;
+      }
+    }
     const answer = socket.outgoing(HEAD);
-    answer.set(request.subarray(0, HEAD));
+    writeHead(access, answer);
     return answer;
   }
 
@@ -83,7 +106,7 @@ export class RegionAccess {
     const request = payload.slice();
     const writes = Array.from({ length: entries }, (_, i) => {
       const at = vfio_user_write_multi.size + i * each;
-      const access = this.#access(request.subarray(at), syscall, "writeable");
+      const access = this.#access(request, at, syscall, "writeable");
       if (access.count > MULTI_BYTES) {
         throw refusal("EINVAL", syscall, `write ${access.count} bytes at once`, `write ${MULTI_BYTES} at most`);
       }
@@ -94,13 +117,13 @@ export class RegionAccess {
   }
 
   /** @throws UapiError EINVAL */
-  #access(payload: Uint8Array, syscall: string, way: "readable" | "writeable"): Access {
-    if (payload.byteLength < HEAD) {
+  #access(payload: Uint8Array, at: number, syscall: string, way: "readable" | "writeable"): Access {
+    if (payload.length - at < HEAD) {
       throw refusal("EINVAL", syscall, `read a request of ${payload.byteLength} bytes`, `send ${HEAD} or more`);
     }
-    const offset = u64(payload, OFFSET);
-    const region = u32(payload, REGION);
-    const count = u32(payload, COUNT);
+    const offset = u64(payload, at + OFFSET);
+    const region = u32(payload, at + REGION);
+    const count = u32(payload, at + COUNT);
     const info = this.#regions[region];
     if (info === undefined || offset + count > info.bytes || !info[way] || count > MAX_TRANSFER) {
       throw refusal(
@@ -114,6 +137,21 @@ export class RegionAccess {
     }
     return { region, offset, count };
   }
+}
+
+/** struct vfio_user_region_access at an answer's start, as it came in the request. */
+function writeHead({ region, offset, count }: Access, answer: Uint8Array): void {
+  putU32(answer, OFFSET, offset);
+  putU32(answer, OFFSET + 4, Math.floor(offset / 2 ** 32));
+  putU32(answer, REGION, region);
+  putU32(answer, COUNT, count);
+}
+
+function putU32(bytes: Uint8Array, at: number, value: number): void {
+  bytes[at] = value;
+  bytes[at + 1] = value >>> 8;
+  bytes[at + 2] = value >>> 16;
+  bytes[at + 3] = value >>> 24;
 }
 
 /** Little-endian, whatever the alignment. */
