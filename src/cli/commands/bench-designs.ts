@@ -43,7 +43,7 @@ const MIGRATED_BYTES = 2 ** 28;
  * A migration takes seconds, so there are fewer repetitions. The limit lets every design stop after its first round, also one
  * that names all of memory again and again: compared is what is left to move then.
  */
-const MIGRATIONS = { most: 3, rate: 2, downtimeLimitMs: 30_000 };
+const MIGRATIONS = { most: 5, rate: 2, downtimeLimitMs: 30_000 };
 
 const EXAMPLES = `
 Workloads:
