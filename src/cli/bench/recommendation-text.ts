@@ -43,12 +43,14 @@ function figureCells({ downtimeMs, totalMs, roundMs, ...figures }: JudgedFigures
 function lossText({
   dmaLoss,
   dmaLossRange,
-  dmaDecided,
+  dmaLossAtLeast,
 }: Omit<JudgedFigures, "downtimeMs" | "totalMs" | "roundMs">): string {
   if (dmaLoss === null || dmaLossRange === null) return "?";
   const percent = (share: number) => Math.round(share * 100);
   const [low, high] = dmaLossRange;
-  return dmaDecided === true ? `${percent(dmaLoss)} %` : `${percent(low)} to ${percent(high)} %`;
+  return dmaLossAtLeast !== null && dmaLossAtLeast > 0
+    ? `${percent(dmaLoss)} %`
+    : `${percent(low)} to ${percent(high)} %`;
 }
 
 function secondText(margin: RecommendedDevice["margin"]): string {

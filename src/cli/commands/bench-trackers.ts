@@ -2,13 +2,16 @@ import { accessSync, constants } from "node:fs";
 import { dirname, resolve } from "node:path";
 import type { Command } from "commander";
 import { explain, UsageError } from "../../errors.js";
+import { reportPath } from "../../evidence/report/write-report.js";
 import type { BenchSite } from "../../evidence/trackers/site.js";
 import { EXIT_CODES } from "../exit-codes.js";
+import { leaveReport } from "../leave-report.js";
 import {
   addHostOptions,
   addLinkOptions,
   addMachineOptions,
   addStoreOption,
+  argument,
   checkHostOptions,
   type HostOptions,
   type LinkOptions,
@@ -21,6 +24,7 @@ import { printResult, runCommand } from "../output.js";
 
 interface BenchTrackersOptions extends HostOptions, MachineOptions, LinkOptions, StoreOption {
   readonly output?: string;
+  readonly report?: string;
   readonly quick?: boolean;
   readonly json?: boolean;
 }
@@ -52,6 +56,7 @@ export function addBenchTrackers(bench: Command): void {
   addHostOptions(addMachineOptions(command), "all that can be measured", { served: true, everywhere: true });
   addStoreOption(addLinkOptions(command), { optional: true })
     .option("-o, --output <file>", "write the benchmark to a file, for `dirtmap recommend --from`")
+    .option("--report <file>", "write a report with plots: FILE.md or FILE.html", argument(reportPath))
     .option("--quick", "few repetitions: seconds instead of minutes, and wider ranges")
     .option("--json", "print the benchmark as JSON")
     .addHelpText("after", NOTES)
@@ -100,6 +105,10 @@ async function run(options: BenchTrackersOptions, signal: AbortSignal): Promise<
   const kept = id === undefined ? [] : [`kept as benchmark ${id} of ${store?.path}`];
   const written = output === undefined ? [] : [`written to ${output}`];
   for (const line of [...kept, ...written]) process.stderr.write(`${line}\n`);
+  if (options.report !== undefined) {
+    const { trackersDocument } = await import("../bench/trackers-document.js");
+    leaveReport(options.report, trackersDocument(benchmark, link), (text) => process.stderr.write(`${text}\n`));
+  }
   const estimates = benchmark.devices.flatMap((device) =>
     device.trackers.map((figures) => {
       const { tracker, granule } = figures;

@@ -1,9 +1,11 @@
 import { type Command, Option } from "commander";
 import { explain } from "../../errors.js";
+import { reportPath } from "../../evidence/report/write-report.js";
 import type { PredictedOutcome } from "../../migration/report.js";
 import { MAX_CHANNELS } from "../choices.js";
 import { exitCodeOf, exitCodesHelp } from "../exit-codes.js";
 import type { EmulatedMachine } from "../hosts.js";
+import { leaveReport } from "../leave-report.js";
 import {
   addMachineOptions,
   addPolicyOptions,
@@ -33,6 +35,7 @@ interface MigrateOptions extends MachineOptions, PolicyOptions, TlsOptions, Stor
   readonly decide?: number;
   /** Milliseconds; true: the default. */
   readonly predict?: number | true;
+  readonly report?: string;
   readonly json?: boolean;
   readonly quiet?: boolean;
 }
@@ -90,6 +93,7 @@ export function addMigrate(program: Command): void {
       "watch the machine first (default: 2s) and foretell the migration; the report has both",
       durationWithin(OBSERVE_MS),
     )
+    .option("--report <file>", "write the report with plots, too: FILE.md or FILE.html", argument(reportPath))
     .option("--json", "print the report as JSON")
     .option("-q, --quiet", "show nothing while it runs")
     .addHelpText("after", `${EXAMPLES}\n${exitCodesHelp()}`)
@@ -189,6 +193,11 @@ async function run(options: MigrateOptions): Promise<void> {
     });
     view?.[Symbol.dispose]();
     await keepMigration(store, { header, report, reads: recorder.reads }, note);
+    if (options.report !== undefined) {
+      const { migrationDocument } = await import("../migration-document.js");
+      const context = { scenario, memoryBytes: description.memory, reads: recorder.reads };
+      leaveReport(options.report, migrationDocument(report, context), note);
+    }
     process.stdout.write(json ? `${JSON.stringify(report)}\n` : `${reportText(report)}\n`);
     return exitCodeOf(report);
   });

@@ -32,7 +32,7 @@ export function marginText(best: TrackerAt, { over, by, figure, overFigure }: Om
     case "total":
       return `would take longer to migrate: ${both}`;
     case "dma":
-      return `costs the device ${share(overFigure)} of its writes, against ${share(figure)}`;
+      return `costs the device at least ${share(overFigure)} of its writes, against ${share(figure)}`;
     case "round":
       return `costs each round more, in reading and in sending what nobody wrote: ${both}`;
     case "order":

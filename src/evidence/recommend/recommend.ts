@@ -29,8 +29,8 @@ export interface JudgedFigures {
   readonly dmaLoss: number | null;
   /** The loss lies between these with 95 % confidence. */
   readonly dmaLossRange: readonly [low: number, high: number] | null;
-  /** False: what was measured does not tell whether it is a loss at all. */
-  readonly dmaDecided: boolean | null;
+  /** What is certain of it: 0 where the measurement does not tell whether it is a loss at all. */
+  readonly dmaLossAtLeast: number | null;
   /** Milliseconds of a read at the device's work. */
   readonly readMs: number | null;
   /** The same, with the time of sending what the read names though nobody wrote it: what a round pays for the tracker. */
@@ -214,7 +214,7 @@ function contenderOf(
       downtimeMs: estimate?.downtimeMs ?? null,
       dmaLoss: dma === null ? null : 1 - dma.ratio,
       dmaLossRange: dma === null ? null : [1 - dma.high, 1 - dma.low],
-      dmaDecided: dma?.decides ?? null,
+      dmaLossAtLeast: dma === null ? null : dma.decides ? Math.max(0, 1 - dma.high) : 0,
       readMs: read?.median ?? null,
       roundMs: read === null ? null : read.median + needlessMs,
       precision: written === 0 ? null : reported / written,
@@ -302,16 +302,10 @@ function keepNear(
   });
 }
 
-/** Drops trackers that are known to cost their device writes, and more of them than the best one does. */
+/** Drops trackers that are known to cost their device more writes than another is. */
 function keepUnharmed(contenders: readonly Contender[]): Contender[] {
-  const best = contenders.reduce((a, b) => ((b.dma?.ratio ?? 0) > (a.dma?.ratio ?? 0) ? b : a));
-  if (best.dma === null) return [...contenders];
-  const { ratio, low } = best.dma;
-  return contenders.filter(({ dma }) => {
-    if (dma === null) return true;
-    const harms = dma.decides && dma.ratio < 1 && ratio - dma.ratio > DMA_SHARE;
-    return !(harms && dma.high < low);
-  });
+  const least = Math.min(...contenders.map((one) => figureBy(one, "dma") ?? 0));
+  return contenders.filter((one) => (figureBy(one, "dma") ?? least) - least <= DMA_SHARE);
 }
 
 /** Drops trackers that cost a round more than the cheapest does, beyond what reads vary by. */
@@ -333,7 +327,7 @@ function figureBy({ figures }: Contender, by: Criterion): number | null {
     case "total":
       return figures.totalMs;
     case "dma":
-      return figures.dmaLoss;
+      return figures.dmaLossAtLeast;
     case "round":
       return figures.roundMs;
     case "order":
