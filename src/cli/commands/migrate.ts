@@ -235,7 +235,13 @@ async function foretold(
   });
   signal.throwIfAborted();
   if (seen === null) throw new Error("a machine that was watched and never read");
-  const link = await estimateLink([], { channels: options.channels ?? defaults.channels, signal });
+  const { store } = options;
+  const link = await estimateLink({
+    ...(store === undefined ? {} : { store }),
+    channels: options.channels ?? defaults.channels,
+    scenario,
+    signal,
+  });
   const conditions = {
     ...predictedConditions(options, defaults, seen.readMs),
     verifyFirst: options.verify === "before",
