@@ -9,6 +9,7 @@ import { watchMachine } from "./machine.js";
 import { type MigrationRow, run as runMigration } from "./migration.js";
 import { run as runScan, type ScanRow } from "./scan.js";
 import type { Summary } from "./statistics.js";
+import { type NvmeRow, run as runNvme } from "./vfio-user/nvme.js";
 import { WAYS } from "./vfio-user/servers.js";
 import { run as runVfioUser, type VfioUserRow } from "./vfio-user.js";
 
@@ -22,7 +23,7 @@ import { run as runVfioUser, type VfioUserRow } from "./vfio-user.js";
 /** Raised when a field of the JSON changes its meaning. */
 const SCHEMA_VERSION = 1;
 
-type Row = ScanRow | LogRow | DmaRow | ChannelRow | MigrationRow | IoctlRow | VfioUserRow;
+type Row = ScanRow | LogRow | DmaRow | ChannelRow | MigrationRow | IoctlRow | VfioUserRow | NvmeRow;
 
 interface Options {
   readonly full: boolean;
@@ -39,7 +40,10 @@ const BENCHES: Readonly<Record<string, (options: Options) => Promise<readonly Ro
   channels: ({ full }) => runChannels(full ? { bytes: 2 * GiB, repetitions: 7 } : { bytes: GiB, repetitions: 3 }),
   migration: ({ full, qemu }) => runMigration({ repetitions: full ? 7 : 3, qemu }),
   ioctl: ({ full }) => runIoctl({ repetitions: full ? 2000 : 300 }),
-  "vfio-user": ({ full }) => runVfioUser({ turns: full ? 21 : 5 }),
+  "vfio-user": async ({ full }) => [
+    ...(await runVfioUser({ turns: full ? 21 : 5 })),
+    ...(await runNvme({ turns: full ? 11 : 5, seconds: 1 })),
+  ],
 };
 
 /** Numbers as a table shows them: three digits that count. */
@@ -129,6 +133,13 @@ function cells(row: Row): Readonly<Record<string, string>> {
         "/ libvfio-user": short(row.ratio),
         "/ its poll": short(row.pollRatio),
       };
+    case "nvme":
+      return {
+        "reads under way": String(row.depth),
+        "dirtmap, reads/s": spread(row.dirtmap),
+        "QEMU's nvme": spread(row.qemu),
+        "/ QEMU's": short(row.ratio),
+      };
   }
 }
 
@@ -163,7 +174,9 @@ async function main(): Promise<void> {
     process.stderr.write(`${name} …\n`);
     const rows = await BENCHES[name](options);
     results.push(...rows);
-    if (!values.json && rows.length > 0) print(rows);
+    if (values.json) continue;
+    // Rows of one kind have the same columns.
+    for (const kind of new Set(rows.map(({ bench }) => bench))) print(rows.filter(({ bench }) => bench === kind));
   }
   const machine = describe();
   if (values.json) {
