@@ -11,6 +11,7 @@ import { type MigrationRow, run as runMigration } from "./migration.js";
 import { type ObserveRow, run as runObserve } from "./observe.js";
 import { metShare, type PredictRow, run as runPredict } from "./predict.js";
 import { run as runScan, type ScanRow } from "./scan.js";
+import { type NvmeRow, run as runNvme } from "./vfio-user/nvme.js";
 import { WAYS } from "./vfio-user/servers.js";
 import { run as runVfioUser, type VfioUserRow } from "./vfio-user.js";
 
@@ -25,7 +26,17 @@ import { run as runVfioUser, type VfioUserRow } from "./vfio-user.js";
 /** Raised when a field of the JSON changes its meaning. */
 const SCHEMA_VERSION = 1;
 
-type Row = ScanRow | LogRow | DmaRow | ChannelRow | MigrationRow | IoctlRow | VfioUserRow | ObserveRow | PredictRow;
+type Row =
+  | ScanRow
+  | LogRow
+  | DmaRow
+  | ChannelRow
+  | MigrationRow
+  | IoctlRow
+  | VfioUserRow
+  | ObserveRow
+  | PredictRow
+  | NvmeRow;
 
 interface Options {
   readonly full: boolean;
@@ -43,7 +54,10 @@ const BENCHES: Readonly<Record<string, (options: Options) => Promise<readonly Ro
   migration: ({ full, qemu }) => runMigration({ repetitions: full ? 7 : 3, qemu }),
   ioctl: ({ full }) => runIoctl({ repetitions: full ? 2000 : 300 }),
   observe: ({ full }) => runObserve({ pairs: full ? 31 : 7, pageMs: full ? 30_000 : 10_000 }),
-  "vfio-user": ({ full }) => runVfioUser({ turns: full ? 21 : 5 }),
+  "vfio-user": async ({ full }) => [
+    ...(await runVfioUser({ turns: full ? 21 : 5 })),
+    ...(await runNvme({ turns: full ? 11 : 5, seconds: 1 })),
+  ],
   predict: ({ full }) => runPredict({ repetitions: full ? 5 : 1 }),
 };
 
@@ -158,6 +172,13 @@ function cells(row: Row): Readonly<Record<string, string>> {
         "/ libvfio-user": short(row.ratio),
         "/ its poll": short(row.pollRatio),
       };
+    case "nvme":
+      return {
+        "reads under way": String(row.depth),
+        "dirtmap, reads/s": spread(row.dirtmap),
+        "QEMU's nvme": spread(row.qemu),
+        "/ QEMU's": short(row.ratio),
+      };
   }
 }
 
@@ -194,7 +215,9 @@ async function main(): Promise<void> {
     process.stderr.write(`${name} …\n`);
     const rows = await BENCHES[name](options);
     results.push(...rows);
-    if (!values.json && rows.length > 0) print(rows);
+    if (values.json) continue;
+    // Rows of one kind have the same columns.
+    for (const kind of new Set(rows.map(({ bench }) => bench))) print(rows.filter(({ bench }) => bench === kind));
   }
   const machine = describe();
   if (values.json) {
