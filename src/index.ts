@@ -43,6 +43,11 @@ export {
   type WorkloadDevice,
 } from "./emulated/machine.js";
 export { DirtmapError, type ErrorDetails, explain, UsageError } from "./errors.js";
+export { type Bar, type BarSeries, barChart } from "./evidence/plot/bar-chart.js";
+export type { AxisText, FigureText } from "./evidence/plot/figure.js";
+export { type HeatRow, heatMap } from "./evidence/plot/heat-map.js";
+export { type LineSeries, lineChart, type PlotMark, type PlotPoint } from "./evidence/plot/line-chart.js";
+export type { ScaleKind } from "./evidence/plot/scale.js";
 export { type GrowthCurve, type GrowthPoint, growthCurve } from "./evidence/predict/growth.js";
 export { ASSUMED_LINK, type LinkEstimate, linkFromReports } from "./evidence/predict/link.js";
 export { measureLoopback } from "./evidence/predict/loopback.js";
@@ -55,6 +60,10 @@ export {
   predict,
   predictedOutcome,
 } from "./evidence/predict/predict.js";
+export type { Block, FigureBlock, ReportDocument, TableBlock } from "./evidence/report/document.js";
+export { htmlReport } from "./evidence/report/html.js";
+export { markdownReport } from "./evidence/report/markdown.js";
+export { writeReport } from "./evidence/report/write-report.js";
 export { readTrace, TraceFile, TraceWriter } from "./evidence/trace/file.js";
 export type { TraceHeader } from "./evidence/trace/format.js";
 export type { TraceInterval } from "./evidence/trace/interval.js";
