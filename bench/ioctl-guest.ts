@@ -1,5 +1,6 @@
 import { writeFileSync } from "node:fs";
 import { DirtyBitmap } from "../src/bitmap/dirty-bitmap.js";
+import { summarize } from "../src/evidence/statistics.js";
 import { LinuxIommufd } from "../src/linux/iommufd.js";
 import { GiB, KiB, MiB, PAGE_SIZE } from "../src/memory/address.js";
 import { DmaMemory } from "../src/memory/dma-memory.js";
@@ -20,7 +21,6 @@ import {
 } from "../src/uapi/iommufd.js";
 import { addMockDevice, replaceMockDomain } from "../test/kernel/mock-iommu.js";
 import type { IoctlRow } from "./ioctl.js";
-import { summarize } from "./statistics.js";
 
 /*
  * What the library adds to an ioctl of /dev/iommu, measured on the mock IOMMU: run by bench/ioctl.ts in a guest, as

@@ -1,9 +1,9 @@
 import { SharedLog } from "../src/bitmap/shared-log.js";
 import { DmaLog } from "../src/devices/dma-log.js";
 import { PinLog } from "../src/emulated/iommufd/pin-log.js";
+import { interleave, type Summary, summarize } from "../src/evidence/statistics.js";
 import { GiB, PAGE_SIZE } from "../src/memory/address.js";
 import { bitmapOf } from "../test/support/iommu.js";
-import { interleave, type Summary, summarize } from "./statistics.js";
 
 /*
  * What the logs cost to read and clear that are no page table: a device's own (DMA_LOGGING_REPORT), the vCPUs' and the

@@ -1,20 +1,21 @@
 import { parseArgs } from "node:util";
+import { watchMachine } from "../src/evidence/machine.js";
+import type { Comparison, Summary } from "../src/evidence/statistics.js";
 import { GiB, KiB, MiB, TiB } from "../src/memory/address.js";
 import { table } from "../src/observe/table.js";
 import { type ChannelRow, run as runChannels } from "./channels.js";
 import { type DmaRow, run as runDma } from "./dma.js";
 import { type IoctlRow, run as runIoctl } from "./ioctl.js";
 import { type LogRow, run as runLogs } from "./logs.js";
-import { watchMachine } from "./machine.js";
 import { type MigrationRow, run as runMigration } from "./migration.js";
+import { type ObserveRow, run as runObserve } from "./observe.js";
 import { run as runScan, type ScanRow } from "./scan.js";
-import type { Summary } from "./statistics.js";
 import { type NvmeRow, run as runNvme } from "./vfio-user/nvme.js";
 import { WAYS } from "./vfio-user/servers.js";
 import { run as runVfioUser, type VfioUserRow } from "./vfio-user.js";
 
 /*
- *   npm run bench -- [scan] [logs] [dma] [channels] [migration] [ioctl] [vfio-user] [--full] [--json] [--qemu | --qemu-root DIR]
+ *   npm run bench -- [scan] [logs] [dma] [channels] [migration] [ioctl] [observe] [vfio-user] [--full] [--json] [--qemu | --qemu-root DIR]
  *
  * All benches by default, in about three minutes on an idle machine; progress on standard error. --full maps up to 1 TiB and repeats more.
  * QEMU runs beside `migration` where it is asked for: from PATH, or from a Debian tree to chroot into.
@@ -23,7 +24,7 @@ import { run as runVfioUser, type VfioUserRow } from "./vfio-user.js";
 /** Raised when a field of the JSON changes its meaning. */
 const SCHEMA_VERSION = 1;
 
-type Row = ScanRow | LogRow | DmaRow | ChannelRow | MigrationRow | IoctlRow | VfioUserRow | NvmeRow;
+type Row = ScanRow | LogRow | DmaRow | ChannelRow | MigrationRow | IoctlRow | VfioUserRow | NvmeRow | ObserveRow;
 
 interface Options {
   readonly full: boolean;
@@ -40,6 +41,7 @@ const BENCHES: Readonly<Record<string, (options: Options) => Promise<readonly Ro
   channels: ({ full }) => runChannels(full ? { bytes: 2 * GiB, repetitions: 7 } : { bytes: GiB, repetitions: 3 }),
   migration: ({ full, qemu }) => runMigration({ repetitions: full ? 7 : 3, qemu }),
   ioctl: ({ full }) => runIoctl({ repetitions: full ? 2000 : 300 }),
+  observe: ({ full }) => runObserve({ pairs: full ? 31 : 7, pageMs: full ? 30_000 : 10_000 }),
   "vfio-user": async ({ full }) => [
     ...(await runVfioUser({ turns: full ? 21 : 5 })),
     ...(await runNvme({ turns: full ? 11 : 5, seconds: 1 })),
@@ -58,6 +60,10 @@ function spread({ median, min, max }: Summary): string {
 /** A figure, or why there is none. */
 function figure(value: Summary | string | undefined): string {
   return typeof value === "object" ? spread(value) : (value ?? "-");
+}
+
+function ratio({ ratio: median, low, high, pairs }: Comparison): string {
+  return `${short(median)} (${short(low)} to ${short(high)}, ${pairs} pairs)`;
 }
 
 const percent = (share: number) => `${short(share * 100)} %`;
@@ -124,6 +130,14 @@ function cells(row: Row): Readonly<Record<string, string>> {
         "added us": short(row.addedUs.median),
         "added, fastest": short(row.libraryUs.min - row.bareUs.min),
         "heap bytes": short(row.heapBytes),
+      };
+    case "observe":
+      return {
+        measured: row.what,
+        ms: spread(row.ms),
+        "observed / unseen": row.observedOver === undefined ? "-" : ratio(row.observedOver),
+        "99th percentile": short(row.frames?.p99Ms ?? null),
+        "late frames": row.frames === undefined ? "-" : `${row.frames.late} of ${row.frames.count}`,
       };
     case "vfio-user":
       return {

@@ -5,10 +5,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
+import { interleave, type Summary, summarize } from "../src/evidence/statistics.js";
 import { GiB, MiB } from "../src/memory/address.js";
 import { makeCertificates, writeCertificates } from "../src/migration/transport/certs.js";
 import { migrateWithQemu } from "./peers/qemu.js";
-import { interleave, type Summary, summarize } from "./statistics.js";
 
 /*
  * Whole migrations from process to process, by the program itself: a guest of random pages over two channels, plain and
@@ -147,7 +147,18 @@ async function migrate(scenario: string, folder: string, certificates?: string):
   try {
     const [line] = (await once(createInterface({ input: destination.stdout }), "line")) as [string];
     const { address } = JSON.parse(line) as { address: string };
-    const source = start(["migrate", "--scenario", scenario, "--to", address, "--json", "--quiet", ...journal, ...tls]);
+    const source = start([
+      "migrate",
+      "--scenario",
+      scenario,
+      "--to",
+      address,
+      "--json",
+      "--quiet",
+      "--no-store",
+      ...journal,
+      ...tls,
+    ]);
     const [text] = await Promise.all([source.stdout.setEncoding("utf8").toArray(), once(source, "exit")]);
     const report = JSON.parse(text.join("")) as Report;
     if (report.result !== "completed" || report.verified !== true || report.downtimeMs === null) {

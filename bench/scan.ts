@@ -1,11 +1,11 @@
 import type { EmulatedDomain } from "../src/emulated/iommu/domain.js";
 import { ADDRESS_LOW, ENTRIES, indexOf } from "../src/emulated/iommu/format.js";
 import { FORMATS } from "../src/emulated/iommu/formats.js";
+import { type Summary, summarize } from "../src/evidence/statistics.js";
 import type { IommuFormatName } from "../src/host/description.js";
 import { GiB, MiB, PAGE_SIZE, TiB } from "../src/memory/address.js";
 import { openArena } from "../src/memory/arena.js";
 import { ALL_FORMATS, bitmapOf, TestBench } from "../test/support/iommu.js";
-import { type Summary, summarize } from "./statistics.js";
 
 /*
  * How fast dirty bits are read and cleared from page tables with 4 KiB leaves, next to how fast the same memory streams.

@@ -1,7 +1,7 @@
-// Builds everything into dist/: the WebAssembly kernels (AssemblyScript), then the TypeScript.
+// Builds everything into dist/: the WebAssembly kernels (AssemblyScript), the TypeScript, and the dashboard's page.
 // Tests and workers run on this output; see docs/decisions.md.
 import { spawnSync } from "node:child_process";
-import { mkdirSync, readdirSync, rmSync, statSync } from "node:fs";
+import { copyFileSync, mkdirSync, readdirSync, rmSync, statSync } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -57,3 +57,22 @@ if (sources.some((source) => modified(source) > modified(wasm))) {
   ]);
 }
 run(programOf("typescript", "tsc"), ["-p", join(root, "tsconfig.json")]);
+
+// The page: its modules are served as they are compiled, beside what they import from elsewhere; there is no bundler.
+const page = join(root, "dist/web");
+const uplot = dirname(require.resolve("uplot/package.json"));
+mkdirSync(join(page, "vendor"), { recursive: true });
+for (const name of readdirSync(join(root, "web"))) {
+  if (/\.(html|css|svg)$/.test(name)) copyFileSync(join(root, "web", name), join(page, name));
+}
+for (const [from, to] of [
+  [join(uplot, "dist/uPlot.esm.js"), "vendor/uplot.js"],
+  [join(uplot, "dist/uPlot.d.ts"), "vendor/uplot.d.ts"],
+  [join(uplot, "dist/uPlot.min.css"), "vendor/uplot.css"],
+  [join(uplot, "LICENSE"), "vendor/uplot.LICENSE"],
+  [join(root, "dist/src/observe/format.js"), "format.js"],
+  [join(root, "dist/src/observe/format.d.ts"), "format.d.ts"],
+]) {
+  copyFileSync(from, join(page, to));
+}
+run(programOf("typescript", "tsc"), ["-p", join(root, "web/tsconfig.json")]);

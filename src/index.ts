@@ -43,6 +43,15 @@ export {
   type WorkloadDevice,
 } from "./emulated/machine.js";
 export { DirtmapError, type ErrorDetails, explain, UsageError } from "./errors.js";
+export { type Bar, type BarSeries, barChart } from "./evidence/plot/bar-chart.js";
+export type { AxisText, FigureText } from "./evidence/plot/figure.js";
+export { type HeatRow, heatMap } from "./evidence/plot/heat-map.js";
+export { type LineSeries, lineChart, type PlotMark, type PlotPoint } from "./evidence/plot/line-chart.js";
+export type { ScaleKind } from "./evidence/plot/scale.js";
+export type { Block, FigureBlock, ReportDocument, TableBlock } from "./evidence/report/document.js";
+export { htmlReport } from "./evidence/report/html.js";
+export { markdownReport } from "./evidence/report/markdown.js";
+export { writeReport } from "./evidence/report/write-report.js";
 export {
   type DeviceDescription,
   type DeviceModelName,
@@ -141,7 +150,6 @@ export { type LibvirtXml, libvirtText, libvirtXml } from "./tracking/vmm/libvirt
 export { noteText, type VmmNote } from "./tracking/vmm/notes.js";
 export { type QemuArgument, type QemuOptions, qemuOptions, qemuText } from "./tracking/vmm/qemu.js";
 export { type VmmAddress, type VmmDevice, vmmAddress } from "./tracking/vmm/vmm-device.js";
-export { type XmlElement, type XmlNode, xmlText } from "./tracking/vmm/xml.js";
 export { ERRNO, type ErrnoName, isErrno, UapiError, type UapiErrorDetails } from "./uapi/errno.js";
 export * from "./uapi/iommufd.js";
 export * from "./uapi/vfio.js";
@@ -153,3 +161,4 @@ export { ServedDevices, type ServedPlace } from "./vfio-user/client/served-devic
 export { controlPath } from "./vfio-user/control-path.js";
 export type { DmaMode } from "./vfio-user/server/client-memory.js";
 export { type DeviceServer, type ServeDeviceOptions, serveDevice } from "./vfio-user/server/server.js";
+export { type XmlElement, type XmlNode, xmlText } from "./xml.js";

@@ -1,6 +1,7 @@
 import { hex, type Iova, iovaOf, isPowerOfTwo, PAGE_SIZE, type PageNumber, pageOf } from "../memory/address.js";
 import { addressOf } from "../sys/address.js";
 import { UapiError } from "../uapi/errno.js";
+import { noteAllocation } from "./allocations.js";
 import { clearTail, countBits, forEachRun, setBits } from "./bits.js";
 
 /**
@@ -54,6 +55,7 @@ export class DirtyBitmap {
     const start = Number(addressOf(new Uint8Array(buffer)));
     this.address = Math.ceil(start / PAGE_SIZE) * PAGE_SIZE;
     this.words = new Uint32Array(buffer, this.address - start, bytes / 4);
+    noteAllocation({ holder: this, kind: "bitmap", bytes: buffer.byteLength });
   }
 
   /** Bytes that the bits stand for. */

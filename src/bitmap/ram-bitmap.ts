@@ -1,5 +1,6 @@
 import { PAGE_SIZE } from "../memory/address.js";
 import type { GuestMemory, MemoryRegion } from "../memory/guest-memory.js";
+import { noteAllocation } from "./allocations.js";
 import { countBits, setBits } from "./bits.js";
 
 /**
@@ -17,6 +18,12 @@ export class RamBitmap {
     this.arenas =
       arenas ??
       memory.arenas.map((arena) => new Uint32Array(new SharedArrayBuffer(Math.ceil(arena.ramPages / 32 / 16) * 64)));
+    if (arenas !== undefined) return;
+    noteAllocation({
+      holder: this,
+      kind: "bitmap",
+      bytes: this.arenas.reduce((sum, words) => sum + words.byteLength, 0),
+    });
   }
 
   /** Marks every page of RAM (of one region, if given). */

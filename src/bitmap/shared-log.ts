@@ -1,5 +1,6 @@
 import { UsageError } from "../errors.js";
 import { type Arena, createArena, openArena } from "../memory/arena.js";
+import { noteAllocation } from "./allocations.js";
 import { setBits } from "./bits.js";
 
 /** From this many blocks on, one call that copies them all is faster than a loop over their words. */
@@ -42,7 +43,10 @@ export class SharedLog {
       });
     }
     const summary = Math.ceil(bits / 32 / 16) * 64;
-    return new SharedLog(createArena(summary + Math.ceil(summary / 4 / 32) * 4), bits);
+    const bytes = summary + Math.ceil(summary / 4 / 32) * 4;
+    const log = new SharedLog(createArena(bytes), bits);
+    noteAllocation({ holder: log, kind: "log", bytes });
+    return log;
   }
 
   /** The log of another thread: its arena's memory and its size were posted here. */

@@ -10,6 +10,15 @@ export const HOSTS = ["emulated", "linux"] as const;
 /** What a plan for this machine can be printed for. */
 export const VMMS = ["qemu", "libvirt"] as const;
 export const POLICY_ORDERS = ["iommu-first", "device-first"] as const;
+/** Before the name of a file: the policy is what was measured. */
+export const MEASURED = "measured:";
+/** What happens to a device that was not measured: refuse, or an order to follow. */
+export const UNMEASURED = ["refuse", ...POLICY_ORDERS] as const;
+
+export function isMeasured(text: string): text is `${typeof MEASURED}${string}` {
+  return text.startsWith(MEASURED);
+}
+
 export const DOMAINS = ["shared", "per-device"] as const;
 export const P2P = ["all", "none", "table"] as const;
 /** Bounds of the downtime limit, in milliseconds. */

@@ -1,13 +1,20 @@
 import { readFileSync } from "node:fs";
 import { Command, CommanderError } from "commander";
+import { addBench } from "./commands/bench.js";
 import { addCerts } from "./commands/certs.js";
 import { addAbort, addResume } from "./commands/decide.js";
 import { addDevice } from "./commands/device.js";
 import { addMigrate } from "./commands/migrate.js";
 import { addPlan } from "./commands/plan.js";
+import { addPredict } from "./commands/predict.js";
 import { addProbe } from "./commands/probe.js";
 import { addReceive } from "./commands/receive.js";
+import { addRecommend } from "./commands/recommend.js";
+import { addRecord } from "./commands/record.js";
+import { addReplay } from "./commands/replay.js";
 import { addScenarios } from "./commands/scenarios.js";
+import { addServe } from "./commands/serve.js";
+import { addTop } from "./commands/top.js";
 import { EXIT_CODES, exitCodesHelp } from "./exit-codes.js";
 import { printError } from "./output.js";
 
@@ -27,12 +34,31 @@ const program = new Command("dirtmap")
   .exitOverride()
   .configureOutput({ outputError: () => {} })
   .addHelpText("after", `\n${exitCodesHelp()}`);
-for (const add of [addMigrate, addReceive, addPlan, addProbe, addScenarios, addCerts, addResume, addAbort])
+for (const add of [
+  addMigrate,
+  addReceive,
+  addPlan,
+  addProbe,
+  addPredict,
+  addRecord,
+  addServe,
+  addBench,
+  addRecommend,
+  addReplay,
+  addTop,
+  addScenarios,
+  addCerts,
+  addResume,
+  addAbort,
+]) {
   add(program);
+}
 // Its help lists the models, which take a while to load.
 const models = process.argv[2] === "device" ? (await import("../devices/servable-models.js")).SERVABLE_MODELS : [];
 addDevice(program, models);
-for (const command of program.commands) command.exitOverride().configureOutput({ outputError: () => {} });
+for (const command of program.commands.flatMap((each) => [each, ...each.commands])) {
+  command.exitOverride().configureOutput({ outputError: () => {} });
+}
 
 try {
   await program.parseAsync();

@@ -1,9 +1,21 @@
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { explain, UsageError } from "../errors.js";
 import type { Store } from "../evidence/store/store.js";
-import { DESIGNS, DEVICE_TRACKERS, DOMAINS, HOSTS, P2P, POLICY_ORDERS, UNTRACKED } from "./choices.js";
+import {
+  DESIGNS,
+  DEVICE_TRACKERS,
+  DOMAINS,
+  DOWNTIME_LIMIT_MS,
+  HOSTS,
+  isMeasured,
+  MEASURED,
+  P2P,
+  POLICY_ORDERS,
+  UNMEASURED,
+  UNTRACKED,
+} from "./choices.js";
 import { suggest } from "./nearest.js";
-import { parseSize } from "./units.js";
+import { parseBandwidth, parseDuration, parseSize } from "./units.js";
 
 /*
  * Options that several commands have. What is left out is the scenario's to say.
@@ -38,9 +50,14 @@ export interface MachineOptions {
   readonly p2p?: (typeof P2P)[number];
 }
 
+/** `--policy ORDER`, or `--policy measured:FILE`. */
+export type PolicyOption = (typeof POLICY_ORDERS)[number] | MeasuredPolicy;
+export type MeasuredPolicy = `${typeof MEASURED}${string}`;
+
 /** How its devices are to be tracked. */
 export interface PolicyOptions {
-  readonly policy?: (typeof POLICY_ORDERS)[number];
+  readonly policy?: PolicyOption;
+  readonly unmeasured?: (typeof UNMEASURED)[number];
   readonly tracker?: Readonly<Record<string, (typeof DEVICE_TRACKERS)[number]>>;
   readonly granule?: Readonly<Record<string, number>>;
   readonly domain?: (typeof DOMAINS)[number];
@@ -52,6 +69,68 @@ export interface PolicyOptions {
 export interface UntrackedOption {
   readonly all?: (typeof UNTRACKED)[number];
   readonly devices: Readonly<Record<string, (typeof UNTRACKED)[number]>>;
+}
+
+/** How long a machine is watched, and how often its trackers are read. Milliseconds. */
+export interface ObserveOption {
+  readonly observe: number;
+  readonly interval: number;
+}
+
+/** Bounds of an interval: a read takes a millisecond and more, and what happens within one can't be told apart. */
+const INTERVAL_MS = { min: 5, max: 60_000 } as const;
+/** Bounds of how long a machine is watched. */
+export const OBSERVE_MS = { min: 10, max: 24 * 3_600_000 } as const;
+
+/** A duration within bounds, both inclusive, in milliseconds. */
+export function durationWithin({ min, max }: { min: number; max: number }): (text: string) => number {
+  return argument((text) => {
+    const ms = parseDuration(text);
+    if (ms >= min && ms <= max) return ms;
+    throw new UsageError(`'${text}' is not possible`, { code: "BAD_OPTION", remedy: `give ${min}ms to ${max}ms` });
+  });
+}
+
+/** Adds `--interval`. */
+export function addIntervalOption(command: Command, interval: string): Command {
+  return command.option(
+    "--interval <duration>",
+    "from one read of the trackers to the next",
+    durationWithin(INTERVAL_MS),
+    parseDuration(interval),
+  );
+}
+
+/** Adds the options of {@link ObserveOption}. */
+export function addObserveOptions(command: Command, defaults: { observe: string; interval: string }): Command {
+  return addIntervalOption(
+    command.option(
+      "--observe <duration>",
+      "how long to watch the machine",
+      durationWithin(OBSERVE_MS),
+      parseDuration(defaults.observe),
+    ),
+    defaults.interval,
+  );
+}
+
+/** Options that only a scenario's machine goes with. */
+export const OF_SCENARIOS = [
+  ...["scenario", "memory", "seed", "p2p", "policy", "tracker", "granule", "domain", "untracked", "design"],
+  ...["observe", "interval"],
+] as const;
+
+/**
+ * Refuses options that don't go with another.
+ * @throws UsageError `WRONG_OPTION`
+ */
+export function refuseOptions(command: Command, names: readonly string[], why: string): void {
+  const given = names.find((name) => command.getOptionValueSource(name) === "cli");
+  if (given === undefined) return;
+  throw new UsageError(`--${given} can't be given here: ${why}`, {
+    code: "WRONG_OPTION",
+    remedy: "leave out one of the two",
+  });
 }
 
 /** Makes a parser's UsageError one that commander reports with the option's name. */
@@ -108,8 +187,13 @@ export function choice<Word extends string>(flags: string, words: readonly Word[
  * Adds the options of {@link HostOptions}.
  * @param devices which devices of this machine are meant by default
  * @param served the command also takes {@link ServedHost}
+ * @param everywhere `--device` also names devices of other hosts than this machine
  */
-export function addHostOptions(command: Command, devices: string, { served = false } = {}): Command {
+export function addHostOptions(
+  command: Command,
+  devices: string,
+  { served = false, everywhere = false }: { served?: boolean; everywhere?: boolean } = {},
+): Command {
   const hosts = served ? [...HOSTS, `${SERVED}PATH[,PATH…]`] : HOSTS;
   const whose = `whose devices: a scenario's, this machine's${served ? ", or those served at sockets" : ""}`;
   return command
@@ -118,7 +202,10 @@ export function addHostOptions(command: Command, devices: string, { served = fal
         .argParser(argument((text) => (served && isServed(text) ? servedHost(text) : oneOf(HOSTS, "host")(text))))
         .default("emulated"),
     )
-    .option("--device <id...>", `devices of this machine: 0000:3b:00.1, or an mdev's UUID (default: ${devices})`);
+    .option(
+      "--device <id...>",
+      `${everywhere ? "devices: a scenario's ids, of this machine" : "devices of this machine:"} 0000:3b:00.1, or an mdev's UUID (default: ${devices})`,
+    );
 }
 
 /** @throws UsageError `BAD_OPTION` for a list with nothing in it */
@@ -129,11 +216,12 @@ function servedHost(text: ServedHost): ServedHost {
 
 /**
  * Refuses options that go with the other host than the one that was asked for.
+ * @param anywhere options that the command has a meaning for on every host
  * @throws UsageError `WRONG_HOST`
  */
-export function checkHostOptions(command: Command, host: HostOptions["host"]): void {
-  const emulated = ["scenario", "memory", "seed", "p2p", "design"];
-  const linux = ["device", "only"];
+export function checkHostOptions(command: Command, host: HostOptions["host"], anywhere: readonly string[] = []): void {
+  const emulated = ["scenario", "memory", "seed", "p2p", "design"].filter((name) => !anywhere.includes(name));
+  const linux = ["device", "only"].filter((name) => !anywhere.includes(name));
   const others = host === "linux" ? emulated : host === "emulated" ? linux : [...emulated, ...linux];
   const given = others.find((name) => command.getOptionValueSource(name) === "cli");
   if (given === undefined) return;
@@ -156,10 +244,28 @@ export function addMachineOptions(command: Command): Command {
     .addOption(choice("--p2p <mode>", P2P, "P2P mode", "peer-to-peer DMA"));
 }
 
+/** @throws UsageError `BAD_OPTION` */
+function policyOption(text: string): PolicyOption {
+  if (!isMeasured(text)) return oneOf([...POLICY_ORDERS, `${MEASURED}FILE`], "policy")(text) as PolicyOption;
+  if (text.length > MEASURED.length) return text;
+  throw new UsageError(`'${text}' names no file`, {
+    code: "BAD_OPTION",
+    remedy: `write ${MEASURED}FILE, of \`dirtmap recommend --output FILE\``,
+  });
+}
+
 /** Adds the options of {@link PolicyOptions}. */
 export function addPolicyOptions(command: Command): Command {
   return command
-    .addOption(choice("--policy <order>", POLICY_ORDERS, "policy", "whom to ask first"))
+    .addOption(
+      new Option(
+        "--policy <order>",
+        `whom to ask first, or what was measured: ${[...POLICY_ORDERS, `${MEASURED}FILE`].join(", ")}`,
+      ).argParser(argument(policyOption)),
+    )
+    .addOption(
+      choice("--unmeasured <order>", UNMEASURED, "mode", "with --policy measured:FILE, devices without a benchmark"),
+    )
     .addOption(
       new Option(
         "--tracker <dev=tracker...>",
@@ -179,6 +285,30 @@ export function addPolicyOptions(command: Command): Command {
       ).argParser(untracked),
     )
     .addOption(choice("--design <design>", DESIGNS, "design", "who merges the trackers' answers"));
+}
+
+/** The migration that is estimated. */
+export interface LinkOptions {
+  /** Bytes per second; Infinity: no limit. */
+  readonly bandwidth?: number | undefined;
+  /** Milliseconds. */
+  readonly downtimeLimit?: number | undefined;
+}
+
+/** A downtime limit: a duration, brought into the range that is possible. */
+export function downtimeLimit(text: string): number {
+  return Math.min(Math.max(parseDuration(text), DOWNTIME_LIMIT_MS.min), DOWNTIME_LIMIT_MS.max);
+}
+
+/** Adds the options of {@link LinkOptions}. */
+export function addLinkOptions(command: Command): Command {
+  return command
+    .option(
+      "--bandwidth <rate>",
+      "of the link: 500M (bytes per second), 10Gbit, or unlimited",
+      argument(parseBandwidth),
+    )
+    .option("--downtime-limit <duration>", "that a migration must keep: 50ms", argument(downtimeLimit));
 }
 
 /** Where what is found out is kept; `store` is false with `--no-store`. */

@@ -47,6 +47,11 @@ function yesNo(flag: boolean): string {
   return flag ? "yes" : "no";
 }
 
+function policyText({ order, measured }: Policy): string {
+  if (measured === undefined) return order;
+  return `measured by ${measured.from}${measured.unmeasured === "refuse" ? "" : `, else ${order}`}`;
+}
+
 /**
  * What `dirtmap plan` prints: the choices as a table, then for each its reason and what was passed over.
  * @param remarks per device, a line more
@@ -71,5 +76,7 @@ export function planText(
     if (remark !== undefined) lines.push(`  ${remark}`);
     for (const { tracker, why } of alternatives) lines.push(`  not ${tracker}: ${why}`);
   }
-  return [`policy ${policy.order}, domain ${policy.domain}, untracked ${policy.untracked}`, "", ...lines].join("\n");
+  return [`policy ${policyText(policy)}, domain ${policy.domain}, untracked ${policy.untracked}`, "", ...lines].join(
+    "\n",
+  );
 }

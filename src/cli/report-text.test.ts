@@ -70,6 +70,7 @@ const REPORT: MigrationReport = {
     stamps: { checked: 5000, problems: [] },
     written: { vf0: 321 },
   },
+  predicted: null,
   warnings: [],
 };
 

@@ -3,8 +3,10 @@ import { type MachineDescription, platformOf } from "../host/description.js";
 import { layoutRegions } from "../memory/guest-memory.js";
 import { formatSize } from "../observe/format.js";
 import type { Policy } from "../tracking/choice.js";
+import { isMeasured } from "./choices.js";
+import { whoDecides } from "./measured.js";
 import { suggest } from "./nearest.js";
-import type { MachineOptions, PolicyOptions } from "./options.js";
+import type { LinkOptions, MachineOptions, PolicyOptions } from "./options.js";
 import { loadScenario, type MigrationDefaults } from "./scenario.js";
 
 /** A scenario with the command line's options over it. */
@@ -18,9 +20,10 @@ export interface Request {
 
 /**
  * Reads the scenario and puts the options over it.
- * @throws UsageError for an unknown or malformed scenario, an unknown device, memory that doesn't fit
+ * @throws UsageError for an unknown or malformed scenario, an unknown device, memory that doesn't fit, measurements that can't
+ * be followed
  */
-export function readRequest(options: MachineOptions & PolicyOptions): Request {
+export function readRequest(options: MachineOptions & PolicyOptions & LinkOptions): Request {
   const { name, machine, migration } = loadScenario(options.scenario);
   const description: MachineDescription = {
     ...machine,
@@ -29,10 +32,12 @@ export function readRequest(options: MachineOptions & PolicyOptions): Request {
     p2p: options.p2p ?? machine.p2p,
   };
   checkDevices(description, options);
+  // Measurements that the operator names are meant to be followed, also where the scenario names a tracker.
+  const measured = options.policy !== undefined && isMeasured(options.policy);
   const policy: Policy = {
-    order: options.policy ?? migration.policy,
-    trackers: { ...migration.trackers, ...options.tracker },
-    granules: { ...migration.granules, ...options.granule },
+    ...whoDecides(options, migration),
+    trackers: { ...(measured ? {} : migration.trackers), ...options.tracker },
+    granules: { ...(measured ? {} : migration.granules), ...options.granule },
     domain: options.domain ?? migration.domain,
     // A mode for all devices is meant for those too that the scenario names.
     untracked: options.untracked?.all ?? migration.untracked,

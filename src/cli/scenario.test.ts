@@ -68,6 +68,8 @@ describe("a scenario that is well-formed", () => {
   it("names a disk's file relative to its own folder", () => {
     const { machine } = parse(GOOD.replace("model: nic", "model: blk\n      file: disk.img"));
     expect(machine.devices[0]).toMatchObject({ model: "blk", file: "/somewhere/disk.img" });
+    const nvme = parse(GOOD.replace("model: nic", "model: nvme\n      file: disk.img"));
+    expect(nvme.machine.devices[0]).toMatchObject({ model: "nvme", file: "/somewhere/disk.img" });
   });
 });
 
@@ -96,13 +98,39 @@ describe("a malformed scenario is refused with file, line, column and field", ()
       "an unknown model",
       "model: nic",
       "model: nick",
-      /^s\.yaml:9:7: machine\.devices\[0\]\.model: 'nick' is not known; did you mean 'nic'\? \(there are: mlx5, nic, blk, vgpu\)/,
+      /^s\.yaml:9:7: machine\.devices\[0\]\.model: 'nick' is not known; did you mean 'nic'\? \(there are: mlx5, nic, blk, vgpu, replay, nvme, dma-engine\)/,
     ],
     [
       "a missing model",
       "model: nic",
       "p2pTargets: []",
-      /^s\.yaml:8:7: machine\.devices\[0\]\.model: is missing; one of mlx5, nic, blk, vgpu goes here/,
+      /^s\.yaml:8:7: machine\.devices\[0\]\.model: is missing; one of mlx5, nic, blk, vgpu, replay, nvme, dma-engine goes here/,
+    ],
+    [
+      "a driver's device that is to write to a peer",
+      "model: nic",
+      "model: nvme\n      p2pTargets: [nic0]",
+      /machine\.devices\[0\]\.p2pTargets: its driver queues nothing for peers/,
+    ],
+    [
+      "a driver's device with too little memory",
+      "model: nic\n      iommu: iommu0\n      load: { rate: 20, footprint: 8M }",
+      "model: dma-engine\n      iommu: iommu0\n      load: { rate: 20, footprint: 512K }",
+      /machine\.devices\[0\]\.load: its driver's rings and buffers take a footprint of 1M at least/,
+    ],
+    [
+      "a driver's device without a vCPU",
+      GOOD.slice(GOOD.indexOf("vcpus"), GOOD.indexOf("load")),
+      GOOD.slice(GOOD.indexOf("vcpus"), GOOD.indexOf("load"))
+        .replace("count: 1", "count: 0")
+        .replace("nic\n", "nvme\n"),
+      /machine\.devices\[0\]\.model: its driver runs on a vCPU, and there is none \(vcpus\.count\)/,
+    ],
+    [
+      "a BAR whose size is no power of two",
+      "model: nic",
+      "model: dma-engine\n      memory: 96K",
+      /machine\.devices\[0\]\.memory: a power of two/,
     ],
     [
       "an unknown format",
@@ -235,6 +263,8 @@ describe("the scenarios that come with Dirtmap", () => {
         "no-tracker",
         "out-of-process",
         "p2p",
+        "queued-io",
+        "queued-io-served",
         "quiesced-log",
         "shared-domain",
         "vgpu-pair",

@@ -10,13 +10,17 @@ import {
   DEVICE_TRACKERS,
   DOMAINS,
   DOWNTIME_LIMIT_MS,
+  isMeasured,
   MAX_CHANNELS,
+  MEASURED,
   POLICY_ORDERS,
+  UNMEASURED,
   UNTRACKED,
 } from "./choices.js";
 import { suggest } from "./nearest.js";
 import { issueText } from "./scenario-issue.js";
 import { withQuantities } from "./scenario-quantities.js";
+import { isTrace, traceScenario } from "./trace-scenario.js";
 
 /*
  * A scenario: a machine with its workload, and how it is to be migrated unless the command line says otherwise. YAML,
@@ -27,7 +31,14 @@ import { withQuantities } from "./scenario-quantities.js";
 const MAX_SCENARIO_BYTES = 1 << 20;
 
 const migrationSchema = z.strictObject({
-  policy: z.enum(POLICY_ORDERS).default("iommu-first"),
+  /** An order, or `measured:FILE`; a path in it is relative to the scenario. */
+  policy: z
+    .union([z.enum(POLICY_ORDERS), z.custom<`${typeof MEASURED}${string}`>((value) => isFileOf(value))], {
+      error: `write ${POLICY_ORDERS.join(", ")}, or ${MEASURED}FILE`,
+    })
+    .default("iommu-first"),
+  /** What happens to a device without a benchmark: refuse, or an order to follow. */
+  unmeasured: z.enum(UNMEASURED).default("refuse"),
   /** Per device: the tracker that it gets whatever the policy says. */
   trackers: z.record(z.string(), z.enum(DEVICE_TRACKERS)).default({}),
   /** Per device: bytes per dirty bit. */
@@ -45,6 +56,11 @@ const migrationSchema = z.strictObject({
   /** Milliseconds that the workload runs on at the destination before its stamps are checked. */
   runAfter: z.number().min(0).max(3_600_000).default(500),
 });
+
+/** `measured:` with a file behind it. */
+function isFileOf(value: unknown): boolean {
+  return typeof value === "string" && isMeasured(value) && value.length > MEASURED.length;
+}
 
 const scenarioSchema = z
   .strictObject({
@@ -87,11 +103,11 @@ export function scenarioNames(): string[] {
 
 /**
  * Reads a scenario: one that comes with Dirtmap by its name, or any file by its path (with a slash, or ending in .yaml
- * or .yml).
+ * or .yml). A trace (.dtrc) is one too: a machine that does what was recorded.
  * @throws UsageError `UNKNOWN_SCENARIO`, or `BAD_SCENARIO` with file, line, column and field
  */
 export function loadScenario(nameOrFile: string): Scenario {
-  const isFile = nameOrFile.includes("/") || /\.ya?ml$/.test(nameOrFile);
+  const isFile = nameOrFile.includes("/") || /\.(ya?ml|dtrc)$/.test(nameOrFile);
   const names = isFile ? [] : scenarioNames();
   if (!isFile && !names.includes(nameOrFile)) {
     throw new UsageError(`there is no scenario '${nameOrFile}'`, {
@@ -100,6 +116,7 @@ export function loadScenario(nameOrFile: string): Scenario {
     });
   }
   const path = resolve(isFile ? nameOrFile : `${SCENARIOS}${nameOrFile}.yaml`);
+  if (isFile && isTrace(path)) return ofTrace(path);
   let text: string;
   try {
     const { size } = statSync(path);
@@ -114,6 +131,11 @@ export function loadScenario(nameOrFile: string): Scenario {
   }
   const shown = relative(process.cwd(), path);
   return parseScenario(text, { file: shown.startsWith("../../..") ? path : shown, folder: dirname(path) });
+}
+
+function ofTrace(path: string): Scenario {
+  const { summary, machine, migration } = scenarioSchema.parse(traceScenario(path));
+  return { name: basename(path), summary, machine, migration };
 }
 
 /**
@@ -162,9 +184,14 @@ export function parseScenario(text: string, { file, folder }: { file: string; fo
       const path = device[field];
       if (path !== undefined) device[field] = resolve(folder, path);
     }
-    if (device.model === "blk" && device.file !== undefined && !isAbsolute(device.file)) {
+    if (device.model === "replay") device.trace = resolve(folder, device.trace);
+    const hasFile = device.model === "blk" || device.model === "nvme";
+    if (hasFile && device.file !== undefined && !isAbsolute(device.file)) {
       device.file = resolve(folder, device.file);
     }
+  }
+  if (isMeasured(migration.policy)) {
+    migration.policy = `${MEASURED}${resolve(folder, migration.policy.slice(MEASURED.length))}`;
   }
   return { name: basename(file).replace(/\.ya?ml$/, ""), summary, machine, migration };
 

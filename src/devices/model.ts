@@ -1,5 +1,6 @@
 import type { DmaLoggingLimits, IrqInfo, MigrationSupport, RegionInfo, TrackingFlags } from "../host/host.js";
 import type { PageNumber } from "../memory/address.js";
+import type { StampTrail } from "./stamp.js";
 
 /*
  * What a device model is, whoever hosts it: the emulated host's device threads, or a vfio-user server. A model runs on
@@ -95,4 +96,6 @@ export interface DeviceModel extends Disposable {
   regionWrite(region: number, offset: number, source: Uint8Array): void;
   /** Counters for reports: DMA writes, bytes, datagrams, sequence numbers … */
   counters(): Record<string, number>;
+  /** Of a model whose DMA is stamped: what its stamps in guest memory must be, once it has stopped. */
+  trail?(): StampTrail;
 }

@@ -1,11 +1,11 @@
 import { createSocket } from "node:dgram";
 import { afterEach, describe, expect, it } from "vitest";
-import type { DeviceDescription } from "../host/description.js";
+import type { ReplaySchedule } from "../host/replay-schedule.js";
 import { MiB, PAGE_SIZE } from "../memory/address.js";
 import { createGuestMemory } from "../memory/guest-memory.js";
 import { FlatContext, runUntil } from "./flat-host.test.helper.js";
 import { MLX5_QUEUES_REGISTER } from "./mlx5.js";
-import { createModel } from "./models.js";
+import { createWorkloadModel, type WorkloadDescription } from "./models.js";
 import { type ModelWiring, type PciModel, REGION, REGISTER } from "./pci-model.js";
 import { checkStamps, stampsIntact } from "./stamp.js";
 import { VGPU_WINDOW_PAGES } from "./vgpu.js";
@@ -16,7 +16,7 @@ const buffers = [
   { firstPage: 500, pages: PAGES - 120 },
 ];
 
-const descriptions: { [model in DeviceDescription["model"]]: DeviceDescription } = {
+const descriptions: { [model in WorkloadDescription["model"]]: WorkloadDescription } = {
   mlx5: {
     model: "mlx5",
     id: "mlx5-0",
@@ -35,7 +35,30 @@ const descriptions: { [model in DeviceDescription["model"]]: DeviceDescription }
     sharedTracker: false,
     vram: 64 * 1024,
   },
+  replay: {
+    model: "replay",
+    id: "replay0",
+    iommu: "iommu0",
+    load: { rate: 0, footprint: 0 },
+    p2pTargets: [],
+    trace: "unused.dtrc",
+    dmaLogging: { pageSizes: [4096], maxRanges: 8, addressWidth: 52, readableWhen: "always" },
+  },
 };
+
+/** All pages of the buffers, the last first, in two intervals of 4 ms and one between in which nothing happens. */
+function replayOf(pages: readonly number[]): ReplaySchedule {
+  const shared = new Uint32Array(new SharedArrayBuffer(4 * pages.length));
+  shared.set(pages);
+  const writes = new Uint32Array(new SharedArrayBuffer(12));
+  writes.set([pages.length >> 1, pages.length >> 1, pages.length]);
+  const endsUs = new Float64Array(new SharedArrayBuffer(24));
+  endsUs.set([4000, 6000, 10_000]);
+  return { pages: shared, writes, endsUs };
+}
+
+const allPages = buffers.flatMap(({ firstPage, pages }) => Array.from({ length: pages }, (_, i) => firstPage + i));
+const replay = replayOf(allPages.toReversed());
 
 const disposables: Disposable[] = [];
 afterEach(() => {
@@ -43,16 +66,16 @@ afterEach(() => {
 });
 
 function wiring(change: Partial<ModelWiring> = {}): ModelWiring {
-  return { incarnation: 1, seed: 1, memory: null, buffers, p2p: [], ...change };
+  return { incarnation: 1, seed: 1, memory: null, buffers, p2p: [], replay, ...change };
 }
 
 async function startModel(
-  name: DeviceDescription["model"],
+  name: WorkloadDescription["model"],
   memory = createGuestMemory(4 * MiB),
   change: Partial<ModelWiring> = {},
 ) {
   const vram = name === "vgpu" ? new Uint8Array(64 * 1024) : null;
-  const model = createModel(descriptions[name], wiring({ memory: vram, ...change }));
+  const model = createWorkloadModel(descriptions[name], wiring({ memory: vram, ...change }));
   disposables.push(model);
   const context = new FlatContext(memory);
   await model.start(context);
@@ -73,7 +96,7 @@ function feed(model: PciModel): void {
   });
 }
 
-describe.each(["mlx5", "nic", "blk", "vgpu"] as const)("the model %s", (name) => {
+describe.each(["mlx5", "nic", "blk", "vgpu", "replay"] as const)("the model %s", (name) => {
   it("writes stamped units into all of its buffers, and nowhere else", async () => {
     const { model, memory, context } = await startModel(name);
     if (name === "mlx5" || name === "nic") feed(model);
@@ -149,9 +172,10 @@ describe.each(["mlx5", "nic", "blk", "vgpu"] as const)("the model %s", (name) =>
     expect(stampsIntact(checkStamps(memory, model.trail()))).toBe(true);
   });
 
-  it("keeps to its rate", async () => {
-    const slow = { ...descriptions[name], load: { rate: 1, footprint: PAGES * PAGE_SIZE } } as DeviceDescription;
-    const model = createModel(slow, wiring({ memory: name === "vgpu" ? new Uint8Array(65536) : null }));
+  // A replay has none: its trace paces it (replay-order.test.ts).
+  it.skipIf(name === "replay")("keeps to its rate", async () => {
+    const slow = { ...descriptions[name], load: { rate: 1, footprint: PAGES * PAGE_SIZE } } as WorkloadDescription;
+    const model = createWorkloadModel(slow, wiring({ memory: name === "vgpu" ? new Uint8Array(65536) : null }));
     disposables.push(model);
     await model.start(new FlatContext(createGuestMemory(4 * MiB)));
     if (name === "mlx5" || name === "nic") feed(model);
@@ -249,10 +273,35 @@ describe("the disk", () => {
   });
 
   it("refuses a file that is not there", async () => {
-    const model = createModel({ ...descriptions.blk, file: "/nonexistent/disk.img" } as DeviceDescription, wiring());
+    const model = createWorkloadModel(
+      { ...descriptions.blk, file: "/nonexistent/disk.img" } as WorkloadDescription,
+      wiring(),
+    );
     disposables.push(model);
     await expect(model.start(new FlatContext(createGuestMemory(4 * MiB)))).rejects.toMatchObject({
       code: "BAD_DISK_FILE",
     });
+  });
+});
+
+describe("a replayed device", () => {
+  it("refuses the state of one that replays another trace", async () => {
+    const { model } = await startModel("replay");
+    const other = await startModel("replay", createGuestMemory(4 * MiB), { replay: replayOf([300, 301]) });
+    expect(() => model.load(other.model.save())).toThrow(expect.objectContaining({ code: "BAD_DEVICE_STATE" }));
+  });
+
+  it("is refused where the host has no trace for it", () => {
+    const { replay: _, ...without } = wiring();
+    expect(() => createWorkloadModel(descriptions.replay, without)).toThrow(
+      expect.objectContaining({ code: "NO_TRACE" }),
+    );
+  });
+
+  it("writes nothing where its trace has nothing", async () => {
+    const { model } = await startModel("replay", createGuestMemory(4 * MiB), { replay: replayOf([]) });
+    expect(model.run(1)).toBeGreaterThan(0);
+    expect(model.counters().lastSequence).toBe(0);
+    expect(checkStamps(createGuestMemory(4 * MiB), model.trail())).toMatchObject({ checked: 0 });
   });
 });

@@ -1,11 +1,10 @@
 import { randomInt } from "node:crypto";
 import { UsageError } from "../errors.js";
-import type { DeviceDescription } from "../host/description.js";
 import { PAGE_SIZE } from "../memory/address.js";
 import { DMA_ENGINE } from "./dma-engine/dma-engine.js";
 import { createSharedMemory } from "./memory-file.js";
 import type { DeviceModel } from "./model.js";
-import { createModel } from "./models.js";
+import { createWorkloadModel, type WorkloadDescription } from "./models.js";
 import { NVME } from "./nvme/nvme.js";
 import { type ModelOption, type ModelOptions, numberOption, type ServableModel, textOption } from "./servable.js";
 
@@ -42,10 +41,10 @@ const SEED: ModelOption = { name: "seed", about: "of contents that are made up",
 function workloadModel(
   { name, summary, options = [] }: { name: string; summary: string; options?: readonly ModelOption[] },
   describe: (
-    common: { id: string; load: DeviceDescription["load"]; p2pTargets: string[] },
+    common: { id: string; load: WorkloadDescription["load"]; p2pTargets: string[] },
     options: ModelOptions,
   ) => {
-    description: DeviceDescription;
+    description: WorkloadDescription;
     memoryBytes: number;
   },
 ): ServableModel {
@@ -68,7 +67,7 @@ function workloadModel(
           remedy: `give a multiple of ${PAGE_SIZE}`,
         });
       }
-      return createModel(description, {
+      return createWorkloadModel(description, {
         incarnation: (options.incarnation as number | undefined) ?? randomInt(1, 2 ** 32),
         seed: (options.seed as number | undefined) ?? 1,
         buffers: [],

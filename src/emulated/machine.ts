@@ -2,16 +2,20 @@ import { randomInt } from "node:crypto";
 import type { PageSpan } from "../devices/buffers.js";
 import { Feeder } from "../devices/feeder.js";
 import { checkStamps, type StampTrail } from "../devices/stamp.js";
-import { isServed, type MachineDescription, platformOf } from "../host/description.js";
+import { drivenModel, isServed, type MachineDescription, platformOf } from "../host/description.js";
 import type { AttachedDevice, Iommufd, Machine, ObjectId, VfioDevice } from "../host/host.js";
+import type { ReplaySchedule } from "../host/replay-schedule.js";
 import { iovaOf, PAGE_SIZE } from "../memory/address.js";
 import { fillMemory } from "../memory/fill.js";
 import { createGuestMemory, type GuestMemory } from "../memory/guest-memory.js";
 import { shareGuestMemory } from "../memory/shared-guest-memory.js";
 import { EmulatedDesigns } from "./designs/designs.js";
+import type { RequestReport } from "./guest/driver.js";
+import type { PostedDriver } from "./guest/drivers.js";
 import { EmulatedHost } from "./host.js";
 import { layoutWorkload, type WorkloadLayout } from "./layout.js";
 import type { DmaHold } from "./threads/hold.js";
+import type { MmioOperations } from "./threads/vcpu-protocol.js";
 import { EmulatedVcpus } from "./threads/vcpus.js";
 
 export interface EmulatedMachineOptions {
@@ -19,6 +23,8 @@ export interface EmulatedMachineOptions {
   readonly paused?: boolean;
   /** Which instance writes, in stamps; 32 bits. Default: a random one. */
   readonly incarnation?: number;
+  /** false: nobody sends to its NICs, at the port that their counter `udpPort` tells, but the caller. Default: true. */
+  readonly feed?: boolean;
   /** For tests: places to hold a device's DMA up, by device id. */
   readonly holds?: ReadonlyMap<string, DmaHold>;
   /**
@@ -26,13 +32,20 @@ export interface EmulatedMachineOptions {
    * own from then on, also where it can't be made.
    */
   readonly served?: ServedDevices;
+  /** What the description's `replay` devices write, by device id; needed for each of them. */
+  readonly replays?: ReadonlyMap<string, ReplaySchedule>;
 }
 
 /** A device with a workload, wherever it runs. */
 export interface WorkloadDevice extends VfioDevice {
   /** What the guest's driver does before it uses the device. */
   enableBusMaster(): Promise<void>;
-  /** What the guest's driver does before that, where it tells the device its buffers; absent: they were built in. */
+  /** read(2) and write(2) of a region: what a guest's driver does to registers. */
+  regionRead(region: number, offset: number, bytes: number): Promise<Uint8Array>;
+  regionWrite(region: number, offset: number, data: Uint8Array): Promise<void>;
+  /**
+   * What the guest's driver does before that, where it tells a device of the workload its buffers; absent: they were built in.
+   */
   setBuffers?(buffers: readonly PageSpan[]): Promise<void>;
   /** What its stamps in memory must be, once it has stopped; null: they are not known. */
   stamps(): Promise<StampTrail | null>;
@@ -46,13 +59,18 @@ export interface ServedDevices extends AsyncDisposable {
   openDevice(id: string): Promise<WorkloadDevice>;
 }
 
-/** What the stamps in memory say. */
+/** How many were looked at, and what is wrong with some. */
+interface Findings {
+  readonly checked: number;
+  readonly problems: readonly { readonly owner: string; readonly kind: string; readonly count: number }[];
+}
+
+/** What the stamps in memory say, and the guest's drivers of their requests. */
 export interface StampAudit {
-  readonly stamps: {
-    readonly checked: number;
-    readonly problems: readonly { readonly owner: string; readonly kind: string; readonly count: number }[];
-  };
-  /** Units that this instance has written, by device and vCPU. */
+  readonly stamps: Findings;
+  /** Absent: no device has a driver. */
+  readonly requests?: Findings;
+  /** Units that this instance has written, or requests that it has completed, by device and vCPU. */
   readonly written: Readonly<Record<string, number>>;
 }
 
@@ -69,17 +87,22 @@ export async function createEmulatedMachine(
   let machine: EmulatedMachine;
   try {
     const memory = createGuestMemory(description.memory, platformOf(description));
-    const layout = layoutWorkload(description, memory.regions);
+    const { replays = new Map<string, ReplaySchedule>() } = options;
+    const layout = layoutWorkload(
+      description,
+      memory.regions,
+      [...replays.values()].map(({ pages }) => pages),
+    );
     if (description.devices.some(isServed)) shared = shareGuestMemory(memory);
-    const { incarnation = randomInt(1, 2 ** 32), holds, served } = options;
-    machine = new EmulatedMachine(description, memory, layout, { incarnation, holds, served, shared });
+    const { incarnation = randomInt(1, 2 ** 32), holds, served, paused = false } = options;
+    machine = new EmulatedMachine(description, memory, layout, { incarnation, holds, served, shared, paused, replays });
   } catch (error) {
     shared?.[Symbol.dispose]();
     await options.served?.[Symbol.asyncDispose]();
     throw error;
   }
   try {
-    await machine.open();
+    await machine.open({ feed: options.feed ?? true });
     if (options.paused !== true) {
       fillMemory(machine.memory, description.fill, description.seed);
       await machine.powerOn();
@@ -120,11 +143,15 @@ export class EmulatedMachine implements Machine {
       holds,
       served,
       shared,
+      replays,
+      paused,
     }: {
       incarnation: number;
+      paused: boolean;
       holds: ReadonlyMap<string, DmaHold> | undefined;
       served: ServedDevices | undefined;
       shared: Disposable | undefined;
+      replays: ReadonlyMap<string, ReplaySchedule>;
     },
   ) {
     this.#served = served;
@@ -141,11 +168,15 @@ export class EmulatedMachine implements Machine {
       layout,
       memory,
       incarnation,
+      replays,
       onDeath,
+      incoming: paused,
       ...(holds === undefined ? {} : { holds }),
     });
     const { rate } = description.vcpus;
-    this.vcpus = new EmulatedVcpus({ memory, buffers: layout.vcpus, rate, incarnation, onDeath });
+    const drivers = driversOf(description, layout);
+    const mmio = this.#mmio();
+    this.vcpus = new EmulatedVcpus({ memory, buffers: layout.vcpus, rate, incarnation, drivers, mmio, onDeath });
     if (!description.devices.some(isServed)) {
       this.designs = new EmulatedDesigns({ memory, physical: this.host.physical });
     }
@@ -164,7 +195,7 @@ export class EmulatedMachine implements Machine {
   }
 
   /** Maps memory and BARs, and opens, binds and attaches the devices. */
-  async open(): Promise<void> {
+  async open({ feed }: { feed: boolean }): Promise<void> {
     const iommufd = await this.host.openIommufd();
     const ioas = await this.#mapRam(iommufd);
     for (const { device, firstPage, pages } of this.#layout.bars.values()) {
@@ -183,15 +214,19 @@ export class EmulatedMachine implements Machine {
     // A rehearsal, like the device threads': what a destination does in the downtime should not run for the first time.
     await this.vcpus.loadState(await this.vcpus.saveState());
     for (const { id } of await this.host.devices()) await this.#applyP2p(id);
-    await this.#startFeeder();
+    if (feed) await this.#startFeeder();
   }
 
   /** As at a guest's boot: drivers let their devices do DMA, and the vCPUs run. */
   async powerOn(): Promise<void> {
+    const driven: string[] = [];
     for (const { id, vfio } of this.devices) {
-      await vfio.setBuffers?.(this.#layout.devices.get(id)?.buffers ?? []);
+      const isDriven = drivenModel(vfio) !== undefined;
+      if (isDriven) driven.push(id);
+      else await vfio.setBuffers?.(this.#layout.devices.get(id)?.buffers ?? []);
       await vfio.enableBusMaster();
     }
+    await this.vcpus.startDrivers(driven);
     await this.vcpus.resume();
   }
 
@@ -210,10 +245,11 @@ export class EmulatedMachine implements Machine {
   }
 
   /**
-   * Checks every stamp in memory against how far its writer came. The machine is stopped for it, in the order in which a
-   * migration stops one, and runs on afterwards.
+   * Checks every stamp in memory against how far its writer came, and that each request of a driver was done and completed
+   * once. The machine is stopped for it, in the order in which a migration stops one, and runs on afterwards.
    */
   async audit(): Promise<StampAudit> {
+    const requests = await this.vcpus.drainDrivers();
     await this.vcpus.pause();
     const running = [];
     for (const { vfio } of this.devices) {
@@ -228,7 +264,7 @@ export class EmulatedMachine implements Machine {
         const trail = await vfio.stamps();
         if (trail !== null) trails.push(trail);
       }
-      return this.#checkTrails(trails);
+      return withRequests(this.#checkTrails(trails), requests);
     } finally {
       for (const vfio of running) if ((await vfio.migration()).p2p) await vfio.setState("RUNNING_P2P");
       for (const vfio of running) await vfio.setState("RUNNING");
@@ -242,6 +278,28 @@ export class EmulatedMachine implements Machine {
     await this.host[Symbol.asyncDispose]();
     await this.#served?.[Symbol.asyncDispose]();
     this.#shared?.[Symbol.dispose]();
+  }
+
+  /** Accesses to registers, by drivers on vCPUs. */
+  #mmio(): MmioOperations {
+    const vfio = (device: string): WorkloadDevice => {
+      const found = this.devices.find(({ id }) => id === device);
+      if (found === undefined) throw new Error(`a driver of '${device}', which there is not`);
+      return found.vfio;
+    };
+    return {
+      async read({ device, region, offset }) {
+        return Buffer.from(await vfio(device).regionRead(region, offset, 4)).readUInt32LE();
+      },
+      async write({ device, region, writes }) {
+        for (const { offset, value } of writes) {
+          const data = new Uint8Array(4);
+          new DataView(data.buffer).setUint32(0, value, true);
+          await vfio(device).regionWrite(region, offset, data);
+        }
+      },
+      counters: ({ device }) => vfio(device).counters(),
+    };
   }
 
   /** Maps RAM in an IOAS of its own. */
@@ -316,4 +374,33 @@ export class EmulatedMachine implements Machine {
       await this.#feeder.feed(udpPort, rate);
     }
   }
+}
+
+/** Drivers of the devices that take requests, each on a vCPU. */
+function driversOf({ devices, vcpus }: MachineDescription, layout: WorkloadLayout): PostedDriver[] {
+  return devices
+    .flatMap((device) => {
+      const model = drivenModel(device);
+      return model === undefined ? [] : [{ device, model }];
+    })
+    .map(({ device: { id, load }, model }, index) => ({
+      device: id,
+      model,
+      vcpu: index % vcpus.count,
+      rate: load.rate,
+      buffers: layout.devices.get(id)?.buffers ?? [],
+    }));
+}
+
+function withRequests(audit: StampAudit, requests: readonly RequestReport[]): StampAudit {
+  if (requests.length === 0) return audit;
+  const completed = requests.map(({ device, completedHere }) => [device, completedHere] as const);
+  return {
+    ...audit,
+    requests: {
+      checked: requests.reduce((sum, { queued }) => sum + queued, 0),
+      problems: requests.flatMap(({ device, problems }) => problems.map((problem) => ({ owner: device, ...problem }))),
+    },
+    written: { ...audit.written, ...Object.fromEntries(completed) },
+  };
 }

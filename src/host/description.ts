@@ -82,7 +82,54 @@ const device = z.discriminatedUnion("model", [
       .max(2 ** 30)
       .default(16 * 2 ** 20),
   }),
+  z.strictObject({
+    model: z.literal("replay"),
+    ...common,
+    ...behind,
+    /** What it writes, and when, its trace says. */
+    load: z
+      .strictObject({ rate: z.number().min(0).max(0), footprint: z.number().min(0).max(0) })
+      .prefault({ rate: 0, footprint: 0 }),
+    /** The file of the trace. */
+    trace: z.string().min(1).max(4096),
+    /** Whose writes of the trace, as it names them. Default: the device's id. */
+    owner: z.string().min(1).max(256).optional(),
+    dmaLogging: dmaLogging.prefault({}),
+  }),
+  z.strictObject({
+    model: z.literal("nvme"),
+    ...common,
+    ...behind,
+    /** The raw file with the disk's contents, which the destination must reach under the same name; absent: one is made. */
+    file: z.string().optional(),
+  }),
+  z.strictObject({
+    model: z.literal("dma-engine"),
+    ...common,
+    ...behind,
+    /** Bytes of its BAR 2, doorbells and local memory: a power of two. */
+    memory: z
+      .int()
+      .min(32 * 2 ** 10)
+      .max(2 ** 28)
+      .refine((bytes) => Number.isInteger(Math.log2(bytes)), "a power of two")
+      .default(2 ** 20),
+  }),
 ]);
+
+/** Bytes: more than any driver's rings, and buffers for as many requests as it keeps open. */
+const MIN_DRIVEN_FOOTPRINT = 2 ** 20;
+
+/**
+ * Models that do what their guest's driver queues, as real ones do. The others have no driver: their workload is built in.
+ */
+const DRIVEN_MODELS = ["nvme", "dma-engine"] as const;
+export type DrivenModelName = (typeof DRIVEN_MODELS)[number];
+
+/** The model's name, of a device that does what a driver of the guest's queues; undefined of others. */
+export function drivenModel({ model }: { readonly model: string }): DrivenModelName | undefined {
+  return DRIVEN_MODELS.find((driven) => driven === model);
+}
 
 /**
  * The platform that goes with a machine's IOMMUs: an SMMU keeps its MSI window where a PC has RAM.
@@ -99,15 +146,17 @@ export function isServed({ socket, serve }: Pick<z.output<typeof device>, "socke
 /** What one device's entry can't have. */
 function problemsOf(
   entry: z.output<typeof device>,
-  iommus: readonly { readonly id: string }[],
+  { iommus, vcpus }: { iommus: readonly { readonly id: string }[]; vcpus: { readonly count: number } },
 ): { field: string; message: string }[] {
   const behindOne = entry.model !== "vgpu";
+  const driven = drivenModel(entry) === undefined ? [] : drivenProblems(entry, vcpus);
   if (!isServed(entry)) {
     const lacks = behindOne && !iommus.some((candidate) => candidate.id === entry.iommu);
     const which = behindOne && entry.iommu !== undefined ? `there is no IOMMU '${entry.iommu}'` : "it is behind none";
     const there = iommus.map(({ id }) => id).join(", ") || "none";
     const needsSocket = "it is for a device in another process: give a socket as well";
     return [
+      ...driven,
       ...(lacks ? [{ field: "iommu", message: `${which} (there are: ${there})` }] : []),
       ...(entry.destinationSocket === undefined ? [] : [{ field: "destinationSocket", message: needsSocket }]),
       ...(entry.dma === undefined ? [] : [{ field: "dma", message: needsSocket }]),
@@ -115,6 +164,10 @@ function problemsOf(
   }
   const isElsewhere = "it is in another process";
   return [
+    ...(entry.model === "replay"
+      ? [{ field: "model", message: `${isElsewhere}, and traces are replayed in this one` }]
+      : []),
+    ...driven,
     ...(behindOne && entry.iommu !== undefined
       ? [{ field: "iommu", message: `${isElsewhere}, behind no IOMMU of this machine` }]
       : []),
@@ -128,6 +181,25 @@ function problemsOf(
     ...(entry.serve === true && entry.destinationSocket !== undefined
       ? [{ field: "destinationSocket", message: "a process is started for it (serve): leave out one of the two" }]
       : []),
+  ];
+}
+
+/** What the guest's driver of a device needs. */
+function drivenProblems(
+  { p2pTargets, load }: z.output<typeof device>,
+  { count }: { readonly count: number },
+): { field: string; message: string }[] {
+  return [
+    ...(count > 0 ? [] : [{ field: "model", message: "its driver runs on a vCPU, and there is none (vcpus.count)" }]),
+    ...(load.footprint >= MIN_DRIVEN_FOOTPRINT
+      ? []
+      : [
+          {
+            field: "load",
+            message: `its driver's rings and buffers take a footprint of ${MIN_DRIVEN_FOOTPRINT / 2 ** 20}M at least`,
+          },
+        ]),
+    ...(p2pTargets.length > 0 ? [{ field: "p2pTargets", message: "its driver queues nothing for peers" }] : []),
   ];
 }
 
@@ -164,7 +236,7 @@ export const machineSchema = z
         context.addIssue({ code: "custom", path: ["devices", index, "id"], message: `'${entry.id}' is used twice` });
       }
       seen.add(entry.id);
-      for (const { field, message } of problemsOf(entry, machine.iommus)) {
+      for (const { field, message } of problemsOf(entry, machine)) {
         context.addIssue({ code: "custom", path: ["devices", index, field], message });
       }
     });
@@ -174,11 +246,11 @@ export const machineSchema = z
     machine.devices.forEach((entry, index) => {
       for (const target of entry.p2pTargets) {
         const peer = machine.devices.find((candidate) => candidate.id === target);
-        if (peer !== undefined && !isServed(peer)) continue;
+        if (peer !== undefined && !isServed(peer) && drivenModel(peer) === undefined) continue;
         const message =
           peer === undefined
             ? `there is no device '${target}'`
-            : `'${target}' is in another process: no peer reaches it`;
+            : `'${target}' ${isServed(peer) ? "is in another process: no peer reaches it" : "has no memory for peers"}`;
         context.addIssue({ code: "custom", path: ["devices", index, "p2pTargets"], message });
       }
     });

@@ -2,6 +2,7 @@ import { UsageError } from "../errors.js";
 import type { PassthroughDescription } from "../host/description.js";
 import type { KernelDesigns } from "../host/designs.js";
 import type { AttachedDevice, Host, Iommufd, Machine, ObjectId, Vcpus, VfioDevice } from "../host/host.js";
+import { NO_VCPUS } from "../host/no-vcpus.js";
 import { iovaOf, PAGE_SIZE } from "../memory/address.js";
 import { createGuestMemory, type GuestMemory, type Platform } from "../memory/guest-memory.js";
 
@@ -25,18 +26,6 @@ export interface LinuxMachineOptions {
    */
   readonly mayP2p?: (initiator: string, target: string) => boolean;
 }
-
-/** A machine without vCPUs: nothing writes memory but its devices. */
-const NO_VCPUS: Vcpus = {
-  count: 0,
-  pause: async () => {},
-  resume: async () => {},
-  saveState: async () => new Uint8Array(0),
-  loadState: async () => {},
-  startDirtyLog: async () => {},
-  readAndClearDirtyLog: async () => {},
-  stopDirtyLog: async () => {},
-};
 
 /**
  * Makes a machine of devices of this host's kernel, for who writes a VMM: maps the guest's memory into an IOAS, binds the

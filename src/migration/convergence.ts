@@ -46,15 +46,32 @@ export type Verdict =
     };
 
 /** Speed assumed until a round has moved enough data to measure it: a conservative figure for loopback. */
-const ASSUMED_BYTES_PER_SECOND = 500e6;
+export const ASSUMED_BYTES_PER_SECOND = 500e6;
 /** All-zero pages are read and found to be zero at about the speed of memory, and never sent. */
-const ZERO_BYTES_PER_SECOND = 8e9;
+export const ZERO_BYTES_PER_SECOND = 8e9;
 /** Rounds that move less than this measure latency, not throughput. */
 const ENOUGH_BYTES = 8 * MiB;
 /** Rounds without progress after which there will be none. A busy machine has slow rounds in between. */
 const PATIENCE = 8;
 /** Progress is an expected downtime that is a tenth less. */
 const PROGRESS = 0.9;
+
+/**
+ * What stopping, loading device states, two flushed journals and starting took on an idle machine with two cores, both
+ * sides on it (docs/performance.md): with the pages that are left, the downtime.
+ */
+export const STOP_MS = 30;
+/** Bytes per second at which a memory is hashed, for the estimate where digests come before GO. */
+const DIGEST_BYTES_PER_SECOND = 5e9;
+
+/**
+ * {@link Conditions.fixedMs}.
+ * @param readMs what a read of the trackers takes
+ * @param digestedBytes of memory that is digested before GO; 0: the memories are compared afterwards
+ */
+export function fixedDowntime(readMs: number, digestedBytes: number): number {
+  return STOP_MS + readMs + (digestedBytes / DIGEST_BYTES_PER_SECOND) * 1000;
+}
 
 /** Bytes of non-zero pages per second: of the last round that was large enough to measure, never above the bandwidth. */
 export function throughput(history: readonly RoundFacts[], bandwidth: number): number {

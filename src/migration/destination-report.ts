@@ -9,13 +9,14 @@ import type { DestinationReport } from "./report.js";
 const owner = z.string().max(64);
 const count = z.int().min(0);
 
+const findings = z.strictObject({
+  checked: count,
+  problems: z.array(z.strictObject({ owner, kind: z.string().max(64), count })).max(4096),
+});
+
 const auditSchema = z.strictObject({
-  stamps: z
-    .strictObject({
-      checked: count,
-      problems: z.array(z.strictObject({ owner, kind: z.string().max(64), count })).max(4096),
-    })
-    .nullable(),
+  stamps: findings.nullable(),
+  requests: findings.optional(),
   written: z.record(owner, count),
 });
 

@@ -22,6 +22,14 @@ export interface DeviceReport {
   readonly suspendedMs: number;
 }
 
+/** The phases in which a migration moves the machine: from the first page sent until the destination runs. */
+const MOVING: readonly string[] = ["pre-copy", "pausing", "stop-copy", "handover"];
+
+/** Milliseconds from the first page sent until the destination ran, or the migration ended. */
+export function movingMs({ phases }: Pick<MigrationReport, "phases">): number {
+  return phases.reduce((sum, { phase, ms }) => sum + (MOVING.includes(phase) ? ms : 0), 0);
+}
+
 export interface RoundReport {
   readonly round: number;
   readonly phase: "pre-copy" | "stop-copy";
@@ -36,16 +44,21 @@ export interface RoundReport {
   readonly byDevice: Readonly<Record<string, { reported: number; exclusive: number; readMs: number }>>;
 }
 
+/** How many were looked at, and what is wrong with some. */
+export interface Findings {
+  readonly checked: number;
+  readonly problems: readonly { readonly owner: string; readonly kind: string; readonly count: number }[];
+}
+
 /** What the destination found after the workload had run on there. */
 export interface DestinationReport {
   /** From the arrival of GO until everything ran. */
   readonly resumeMs: number;
   /** Units that devices and vCPUs stamped, checked after the workload had run on; null: nobody could check. */
-  readonly stamps: {
-    readonly checked: number;
-    readonly problems: readonly { readonly owner: string; readonly kind: string; readonly count: number }[];
-  } | null;
-  /** Per device and vCPU, units written at the destination: the workload runs on. */
+  readonly stamps: Findings | null;
+  /** Requests that the guest's drivers have queued, at both ends, each of which must be done and completed once; absent: none. */
+  readonly requests?: Findings | undefined;
+  /** Per device and vCPU, units written or requests completed at the destination: the workload runs on. */
   readonly written: Readonly<Record<string, number>>;
 }
 
@@ -59,13 +72,28 @@ export interface MemoryComparison {
   readonly coveredBy: readonly string[];
 }
 
+/** What was foreseen of a migration before it began: what the report puts beside what happened. */
+export interface PredictedOutcome {
+  readonly converges: boolean;
+  /** Rounds, the one of the stop-copy included; of one that doesn't converge, the rounds until it gives up. */
+  readonly rounds: number;
+  /** null: it doesn't converge. */
+  readonly downtimeMs: number | null;
+  /** From the first page sent until the destination runs; null: it doesn't converge. */
+  readonly movingMs: number | null;
+  /** Tracker owners in the way, the worst first; empty where it converges. */
+  readonly inTheWay: readonly string[];
+  /** How long the machine was observed. */
+  readonly observedMs: number;
+}
+
 /** What `dirtmap migrate --json` prints. */
 export interface MigrationReport {
   readonly schemaVersion: 1;
   /** The id that `dirtmap resume` and `dirtmap abort` take. */
   readonly migration: string;
   readonly result: MigrationResult;
-  /** The destination's memory, read back, equals the source's, and the devices' stamps are whole; null: never compared. */
+  /** The destination's memory, read back, equals the source's, and what was written and requested is whole; null: never compared. */
   readonly verified: boolean | null;
   readonly totalMs: number;
   readonly downtimeMs: number | null;
@@ -81,6 +109,8 @@ export interface MigrationReport {
   readonly memory: MemoryComparison | null;
   /** null: the destination has not reported. */
   readonly destination: DestinationReport | null;
+  /** What was foreseen; null: nobody asked. */
+  readonly predicted: PredictedOutcome | null;
   /** What happened on the way that the operator should know of, though it did not end the migration. */
   readonly warnings: readonly string[];
   readonly error?: { readonly code: string; readonly message: string; readonly remedy?: string | undefined };

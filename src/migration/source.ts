@@ -4,14 +4,14 @@ import type { MachineDescription, PassthroughDescription } from "../host/descrip
 import type { Machine } from "../host/host.js";
 import { PAGE_SIZE } from "../memory/address.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
-import type { Policy, TrackingDesign } from "../tracking/choice.js";
+import { type Policy, policyName, type TrackingDesign } from "../tracking/choice.js";
 import { openDesign } from "../tracking/designs.js";
 import type { DirtyRead, DirtySource } from "../tracking/dirty-source.js";
 import { chooseTrackers } from "../tracking/policy.js";
 import { probeMachine } from "../tracking/probe.js";
 import { type Suspension, suspendDevices } from "../tracking/suspension.js";
 import { PhaseClock, round as rounded } from "./clock.js";
-import { type Conditions, doesNotConverge, judge, type RoundFacts } from "./convergence.js";
+import { type Conditions, doesNotConverge, fixedDowntime, judge, type RoundFacts } from "./convergence.js";
 import type { PageSender } from "./data-plane.js";
 import { DEFAULT_TIMEOUTS, type Timeouts, within } from "./deadline.js";
 import { decisionSocket } from "./decision.js";
@@ -22,7 +22,14 @@ import { defaultJournalDirectory, Journal, newMigrationId, type SourceRecord } f
 import { type MigratableDevice, migratableDevices, startPrecopy, stopAll, takeDevicesBack } from "./lock-step.js";
 import { type ControlLink, Peer, UNTIL_LOST } from "./peer.js";
 import { ProgressMeter } from "./progress.js";
-import type { DestinationReport, MemoryComparison, MigrationReport, MigrationResult, RoundReport } from "./report.js";
+import type {
+  DestinationReport,
+  MemoryComparison,
+  MigrationReport,
+  MigrationResult,
+  PredictedOutcome,
+  RoundReport,
+} from "./report.js";
 import { SOFTWARE } from "./software.js";
 import { problemOf, SourceHandover } from "./source-handover.js";
 import { MAX_MESSAGE_DATA, PROTOCOL_VERSION } from "./stream/messages.js";
@@ -65,6 +72,8 @@ export interface MigrateOptions {
   /** How long an undecided source waits for the operator; Infinity: until told. Default 0. */
   readonly decideMs?: number;
   readonly timeouts?: Partial<Timeouts>;
+  /** What was foreseen, for the report to put beside what happened. */
+  readonly predicted?: PredictedOutcome;
   readonly hooks?: MigrationHooks;
 }
 
@@ -75,13 +84,6 @@ export interface MigrationHooks {
   afterRead?(round: number, dirty: RamBitmap): void;
 }
 
-/**
- * What stopping, loading device states, two flushed journals and starting took on an idle machine with two cores, both
- * sides on it (docs/performance.md): with the pages that are left, the downtime.
- */
-const STOP_MS = 30;
-/** Bytes per second at which a memory is hashed, for the estimate where digests come before GO. */
-const DIGEST_BYTES_PER_SECOND = 5e9;
 /** The destination's check after the workload ran on. */
 const AUDIT_MS = 60_000;
 
@@ -484,14 +486,13 @@ class Source {
   async #conditions(read: DirtyRead): Promise<Conditions> {
     const asked = Promise.all(this.#devices.map(({ vfio }) => vfio.dataSize()));
     const sizes = await within(this.#timeouts.deviceMs, "the size of the devices' states", asked);
-    const digestMs =
-      this.#options.verify === "before" ? (this.#machine.memory.bytes / DIGEST_BYTES_PER_SECOND) * 1000 : 0;
+    const verifiedFirst = this.#options.verify === "before" ? this.#machine.memory.bytes : 0;
     return {
       downtimeLimitMs: this.#options.downtimeLimitMs ?? 300,
       maxRounds: this.#options.maxRounds ?? 30,
       bandwidth: this.#bandwidth,
       deviceStateBytes: sizes.reduce((sum, bytes) => sum + bytes, 0),
-      fixedMs: STOP_MS + read.ms + digestMs,
+      fixedMs: fixedDowntime(read.ms, verifiedFirst),
     };
   }
 
@@ -546,14 +547,14 @@ class Source {
     this.#progress.stop();
     this.#publishLastRead();
     const tracking = this.#tracking;
-    const stamps = this.#destination?.stamps;
-    const stampsWhole = stamps == null || stamps.problems.length === 0;
+    const { stamps, requests } = this.#destination ?? {};
+    const isWhole = [stamps, requests].every((found) => found == null || found.problems.length === 0);
     this.#clock.end(result, error === undefined ? undefined : explain(error));
     return {
       schemaVersion: 1,
       migration: this.#migration,
       result,
-      verified: this.#memory === null ? null : this.#memory.pagesDifferent === 0 && stampsWhole,
+      verified: this.#memory === null ? null : this.#memory.pagesDifferent === 0 && isWhole,
       totalMs: rounded(this.#clock.elapsedMs),
       downtimeMs: this.#downtimeMs === null ? null : rounded(this.#downtimeMs),
       bytes:
@@ -575,9 +576,10 @@ class Source {
         };
       }),
       design: this.#options.design,
-      policy: this.#options.policy.order,
+      policy: policyName(this.#options.policy),
       memory: this.#memory,
       destination: this.#destination,
+      predicted: this.#options.predicted ?? null,
       warnings: this.#warnings,
       ...(error === undefined ? {} : { error: reportedError(error) }),
     };

@@ -57,6 +57,17 @@ describe.runIf(process.platform === "linux")("a UNIX socket", () => {
     expect(() => left.send(block, 0, 1)).toThrow(expect.objectContaining({ code: "EPIPE" }));
   });
 
+  it("is of no use after it was closed, whatever has its descriptor by then: EBADF", () => {
+    const [left, right] = socketPair();
+    left[Symbol.dispose]();
+    const [next, other] = socketPair();
+    expect(next.fd).toBe(left.fd);
+    expect(() => left.send(new Uint8Array(1), 0, 1)).toThrow(expect.objectContaining({ code: "EBADF" }));
+    expect(() => left.receive(new Uint8Array(1), 0, [])).toThrow(expect.objectContaining({ code: "EBADF" }));
+    expect(other.receive(new Uint8Array(1), 0, [])).toBe(-1);
+    for (const socket of [right, next, other]) socket[Symbol.dispose]();
+  });
+
   it("ends a read behind the write that carried descriptors", () => {
     const [left, right] = socketPair();
     using _left = left;

@@ -204,9 +204,10 @@ export class UnixSocket implements Disposable {
    * @param fds descriptors that came along are added, close-on-exec; they belong to the last message that begins in what
    * was read, since a read ends behind the write that carried them
    * @param wait for something to come, up to {@link WAIT_MS}; of an accepted socket alone
-   * @throws UapiError ECONNRESET …, EMSGSIZE where descriptors were cut off (those that came are closed)
+   * @throws UapiError ECONNRESET …, EBADF after it was closed, EMSGSIZE where descriptors were cut off (those that came are closed)
    */
   receive(into: Uint8Array, at: number, fds: number[], wait = false): number {
+    this.#checkOpen("recvmsg");
     this.#in.point(into, at, into.length - at);
     this.#in.view.setUint32(CONTROL_LENGTH, CONTROL_BYTES, true);
     const bytes: number = recvmsgCall(
@@ -226,9 +227,10 @@ export class UnixSocket implements Disposable {
    * Sends bytes, and descriptors with the first of them; what was sent may be closed at once. Returns how many bytes were
    * taken, 0 where the peer does not keep up (then no descriptor was sent either).
    * @param wait for the peer to take what is left, up to {@link WAIT_MS} without any progress; of an accepted socket alone
-   * @throws UapiError EPIPE, ECONNRESET
+   * @throws UapiError EPIPE, ECONNRESET, EBADF after it was closed
    */
   send(from: Uint8Array, at: number, end: number, fds: readonly number[] = NO_FDS, wait = false): number {
+    this.#checkOpen("sendmsg");
     this.#out.point(from, at, end - at);
     let length = 0;
     if (fds.length > 0) {
@@ -256,6 +258,11 @@ export class UnixSocket implements Disposable {
     if (!this.#open) return;
     this.#open = false;
     closeSync(this.fd);
+  }
+
+  /** By then its descriptor may be another socket's. */
+  #checkOpen(syscall: string): void {
+    if (!this.#open) throw new UapiError("EBADF", { syscall, attempted: "use a socket that was closed" });
   }
 
   #takeFds(fds: number[]): void {

@@ -15,10 +15,37 @@ export type Untracked = (typeof UNTRACKED)[number];
 export const TRACKING_DESIGNS = ["split", "type1", "aggregated", "iterating"] as const;
 export type TrackingDesign = (typeof TRACKING_DESIGNS)[number];
 
+/** Whom to ask first. */
+export type PolicyOrder = "iommu-first" | "device-first";
+
+/** What was measured to be best for a device. */
+export interface MeasuredChoice {
+  /** The model that was measured. */
+  readonly model: string;
+  readonly tracker: DeviceTracker;
+  /** Bytes per dirty bit; null: the tracker's own choice, or there are no bits. */
+  readonly granule: number | null;
+  /** null: the tracker needs no domain. */
+  readonly domain: "per-device" | "shared" | null;
+  /** One sentence: which figures decided. */
+  readonly reason: string;
+}
+
+/** Choices that a recommendation made from measurements. */
+export interface MeasuredChoices {
+  /** Where it comes from, for messages: a file's name. */
+  readonly from: string;
+  readonly devices: Readonly<Record<string, MeasuredChoice>>;
+  /** What happens to a device that was not measured: refuse, or follow the policy's order. */
+  readonly unmeasured: "refuse" | "follow-order";
+}
+
 /** What the operator wants. */
 export interface Policy {
   /** `iommu-first`: ask the iommu_domain; where it can't, the device; where that can't either, no tracker. */
-  readonly order: "iommu-first" | "device-first";
+  readonly order: PolicyOrder;
+  /** Measurements, which go before the order. Absent: there are none. */
+  readonly measured?: MeasuredChoices;
   /** Per device: the tracker that it gets, whatever the order says. */
   readonly trackers: Readonly<Record<string, DeviceTracker>>;
   /** Per device: bytes per dirty bit. */
@@ -29,6 +56,11 @@ export interface Policy {
   readonly untracked: Untracked;
   /** Per device: what happens to it if it has no tracker. */
   readonly untrackedDevices: Readonly<Record<string, Untracked>>;
+}
+
+/** How reports call a policy. */
+export function policyName({ order, measured }: Policy): string {
+  return measured === undefined ? order : "measured";
 }
 
 export const DEFAULT_POLICY: Policy = {

@@ -115,7 +115,7 @@ function cpuRequests({ vcpus }: Machine): TrackerRequest[] {
 }
 
 /** One tracker per domain that tracks, per device log, and per device that nothing tracks and that goes on running. */
-function deviceRequests(
+export function deviceRequests(
   machine: Machine,
   choices: readonly TrackerChoice[],
   domains: readonly ArrangedDomain[],

@@ -216,3 +216,75 @@ describe("for all devices and policies", () => {
     );
   });
 });
+
+describe("measurements", () => {
+  const measured = (devices: Record<string, object>, unmeasured: "refuse" | "follow-order" = "refuse") => ({
+    from: "bench.json",
+    unmeasured,
+    devices: Object.fromEntries(
+      Object.entries(devices).map(([id, choice]) => {
+        const of = { model: "test", tracker: "device", granule: 65536, domain: "per-device", reason: "it was faster" };
+        return [id, { ...of, ...choice } as never];
+      }),
+    ),
+  });
+
+  test("go before the order, with their granule and their reason", () => {
+    const [choice] = choose([mlx0], { measured: measured({ mlx0: {} }) });
+    expect(choice).toMatchObject({ tracker: "device", granule: 65536, reason: "it was faster" });
+    expect(choice.alternatives).toContainEqual({
+      tracker: "iommu",
+      why: "the benchmark of bench.json found another better",
+    });
+  });
+
+  test("yield to what the operator asks for by name", () => {
+    const policy = { measured: measured({ mlx0: { model: "other" } }), trackers: { mlx0: "iommu" } } as const;
+    const [choice] = choose([mlx0], policy);
+    expect(choice).toMatchObject({ tracker: "iommu", granule: 4096 });
+    expect(choice.reason).toMatch(/^the operator asked/);
+    const { granule } = choose([mlx0], { measured: measured({ mlx0: {} }), granules: { mlx0: 4096 } })[0];
+    expect(granule).toBe(4096);
+  });
+
+  test("say per device who shares a domain", () => {
+    const shared = { tracker: "iommu", granule: 4096, domain: "shared" };
+    const choices = choose([mlx0, nic0, device("nic1", { iommu: true })], {
+      measured: measured({ mlx0: { ...shared, domain: "per-device" }, nic0: shared, nic1: shared }),
+    });
+    expect(choices.map(({ domain }) => domain?.key)).toEqual(["own:mlx0", "shared", "shared"]);
+  });
+
+  test("of no tracker leave to the policy what happens to the device", () => {
+    const none = { old0: { tracker: "everything", granule: null, domain: null } };
+    expect(choose([old0], { measured: measured(none), untracked: "suspend" })[0].suspend).toBe(true);
+    expect(refusal([old0], { measured: measured(none), untracked: "refuse" }).code).toBe("UNTRACKED_DEVICE");
+  });
+
+  test("that lack a device are refused, with the command that takes them, unless the order may be followed", () => {
+    const { code, message, remedy } = refusal([mlx0, nic0], { measured: measured({ mlx0: {} }) });
+    expect({ code, message }).toEqual({ code: "NOT_MEASURED", message: "bench.json has no benchmark of nic0" });
+    expect(remedy).toContain("dirtmap bench trackers --device nic0");
+    const choices = choose([mlx0, nic0], { measured: measured({ mlx0: {} }, "follow-order") });
+    expect(choices.map(({ tracker }) => tracker)).toEqual(["device", "iommu"]);
+    expect(choices[1].reason).toMatch(/^iommu-first/);
+  });
+
+  test.each([
+    ["of another model", { model: "mlx4" }, "MODEL_CHANGED", "mlx0 is now test, and what bench.json measured was mlx4"],
+    [
+      "of a tracker that is gone",
+      { tracker: "pinned" },
+      "TRACKER_GONE",
+      "bench.json recommends 'pinned' for mlx0, which it has no more: it has none",
+    ],
+    [
+      "of a granule that is gone",
+      { granule: 8192 },
+      "TRACKER_GONE",
+      "bench.json recommends a granule of 8K for mlx0, which its tracker 'device' has no more",
+    ],
+  ])("%s are refused", (_, choice, code, message) => {
+    expect(refusal([mlx0], { measured: measured({ mlx0: choice }) })).toMatchObject({ code, message });
+  });
+});

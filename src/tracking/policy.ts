@@ -1,7 +1,7 @@
 import { UsageError } from "../errors.js";
 import { isPowerOfTwo, PAGE_SIZE } from "../memory/address.js";
 import type { DeviceCapabilities, TrackerAvailable } from "./capabilities.js";
-import type { DeviceTracker, DomainChoice, Policy, TrackerChoice, Untracked } from "./choice.js";
+import type { DeviceTracker, DomainChoice, MeasuredChoice, Policy, TrackerChoice, Untracked } from "./choice.js";
 
 /** Names that the ledger gives to owners that are no devices. */
 const RESERVED_IDS = ["cpu", "container"];
@@ -14,12 +14,13 @@ type BitTracker = keyof typeof BITS;
  * Chooses a tracker, a granule and a domain for each device. A pure function: the same devices, in whatever order, and
  * the same policy give each device the same choice, and a tracker that a device lacks is never chosen.
  * @throws UsageError `UNKNOWN_DEVICE`, `UNKNOWN_TRACKER`, `TRACKER_LACKING`, `BAD_GRANULE`, `UNTRACKED_DEVICE`,
- * `CANNOT_SUSPEND`, each in one line that says what would work
+ * `CANNOT_SUSPEND`, and of measurements `NOT_MEASURED`, `MODEL_CHANGED`, `TRACKER_GONE`; each in one line that says what
+ * would work
  */
 export function chooseTrackers(probed: readonly DeviceCapabilities[], policy: Policy): TrackerChoice[] {
   checkDevices(probed, policy);
   const choices = probed.map((device) => chooseOne(device, policy));
-  return policy.domain === "shared" ? shareDomains(choices, probed) : choices;
+  return shareDomains(choices, probed, policy);
 }
 
 function checkDevices(probed: readonly DeviceCapabilities[], policy: Policy): void {
@@ -40,26 +41,74 @@ function checkDevices(probed: readonly DeviceCapabilities[], policy: Policy): vo
 
 function chooseOne(device: DeviceCapabilities, policy: Policy): TrackerChoice {
   const override = Object.hasOwn(policy.trackers, device.id) ? policy.trackers[device.id] : undefined;
+  const measured = measuredFor(device, policy);
   const order = trackersInOrder(device, policy.order);
-  const tracker = override ?? order.find((kind) => device.trackers[kind].available) ?? null;
+  const tracker = override ?? measured?.tracker ?? order.find((kind) => device.trackers[kind].available) ?? null;
   if (override !== undefined) checkOverride(device, override);
 
   const untracked = Object.hasOwn(policy.untrackedDevices, device.id) ? policy.untrackedDevices[device.id] : undefined;
   if (tracker === null || tracker === "everything") {
     // Asking for `everything` by name is the operator's answer to what happens to an untracked device.
-    const fate = untracked ?? (tracker === "everything" ? "everything" : policy.untracked);
-    return untrackedChoice(device, policy, fate, tracker === "everything");
+    const fate = untracked ?? (override === "everything" ? "everything" : policy.untracked);
+    return untrackedChoice(device, policy, fate, override === "everything");
   }
   const granule = chooseGranule(device, tracker, policy);
+  const passed = override === undefined && measured !== null ? `${measuredBy(policy)} found another better` : null;
   return {
     device: device.id,
     tracker,
     granule,
     domain: ownDomain(device, tracker, granule),
     suspend: false,
-    reason: reasonFor(device, tracker, policy, override !== undefined),
-    alternatives: alternatives(device, tracker, policy, override !== undefined),
+    reason: measured?.reason ?? reasonFor(device, tracker, policy, override !== undefined),
+    alternatives: alternatives(device, tracker, policy, passed ?? (override === undefined ? null : ASKED)),
   };
+}
+
+/** Why a tracker that a device has was not chosen. */
+const ASKED = "the operator asked for another";
+
+function measuredBy({ measured }: Policy): string {
+  return `the benchmark of ${measured?.from}`;
+}
+
+/**
+ * What was measured for a device that the operator asked nothing of; null: nothing was, and the order is to be followed.
+ * @throws UsageError `NOT_MEASURED`, `MODEL_CHANGED`, `TRACKER_GONE`
+ */
+function measuredFor(device: DeviceCapabilities, { measured, trackers }: Policy): MeasuredChoice | null {
+  const { id, model } = device;
+  if (measured === undefined || Object.hasOwn(trackers, id)) return null;
+  const choice = Object.hasOwn(measured.devices, id) ? measured.devices[id] : undefined;
+  const again = `measure it: dirtmap bench trackers --device ${id}; or name its tracker (--tracker ${id}=…)`;
+  if (choice === undefined) {
+    if (measured.unmeasured === "follow-order") return null;
+    throw new UsageError(`${measured.from} has no benchmark of ${id}`, {
+      code: "NOT_MEASURED",
+      remedy: `${again}, or let what was not measured follow the order (--unmeasured iommu-first)`,
+    });
+  }
+  if (choice.model !== model) {
+    throw new UsageError(`${id} is now ${model}, and what ${measured.from} measured was ${choice.model}`, {
+      code: "MODEL_CHANGED",
+      remedy: again,
+    });
+  }
+  const capability = device.trackers[choice.tracker];
+  if (!capability.available) {
+    throw new UsageError(
+      `${measured.from} recommends '${choice.tracker}' for ${id}, which it has no more: ${capability.why}`,
+      { code: "TRACKER_GONE", remedy: again },
+    );
+  }
+  const { granule } = choice;
+  if (granule !== null && capability.pageSizes.length > 0 && !capability.pageSizes.includes(granule)) {
+    throw new UsageError(
+      `${measured.from} recommends a granule of ${size(granule)} for ${id}, which its tracker '${choice.tracker}' has no more`,
+      { code: "TRACKER_GONE", remedy: again },
+    );
+  }
+  return choice;
 }
 
 /** Which trackers are asked, first to last. For an mdev the shared tracker is the answer of the IOMMU's side. */
@@ -86,7 +135,7 @@ function chooseGranule(device: DeviceCapabilities, tracker: BitTracker, policy: 
   const { pageSizes } = device.trackers[tracker] as TrackerAvailable;
   const asked = Object.hasOwn(policy.granules, device.id) ? policy.granules[device.id] : undefined;
   // The smallest by default: a coarser bit names pages that nobody wrote, and those are what a migration pays for.
-  if (asked === undefined) return pageSizes[0] ?? PAGE_SIZE;
+  if (asked === undefined) return measuredFor(device, policy)?.granule ?? pageSizes[0] ?? PAGE_SIZE;
   if (!Number.isSafeInteger(asked) || !isPowerOfTwo(asked)) {
     throw badGranule(device, `${asked} bytes is no power of two`, tracker, pageSizes);
   }
@@ -144,7 +193,7 @@ function untrackedChoice(device: DeviceCapabilities, policy: Policy, fate: Untra
       fate === "suspend"
         ? `untracked, since ${why}: suspended for the migration, so that it writes nothing`
         : `untracked, since ${why}: everything that it may write counts as dirty`,
-    alternatives: alternatives(device, "everything", policy, asked),
+    alternatives: alternatives(device, "everything", policy, asked ? ASKED : null),
   };
 }
 
@@ -170,13 +219,13 @@ function alternatives(
   device: DeviceCapabilities,
   chosen: DeviceTracker,
   policy: Policy,
-  asked: boolean,
+  passedOver: string | null,
 ): TrackerChoice["alternatives"] {
   const others = (Object.keys(BITS) as BitTracker[]).filter((kind) => kind !== chosen);
   return others.map((tracker) => {
     const capability = device.trackers[tracker];
     if (!capability.available) return { tracker, why: capability.why };
-    return { tracker, why: asked ? "the operator asked for another" : `${policy.order} asks ${chosen} before it` };
+    return { tracker, why: passedOver ?? `${policy.order} asks ${chosen} before it` };
   });
 }
 
@@ -197,16 +246,24 @@ function demandsSmallPages({ trackers }: DeviceCapabilities, granule: number): b
 }
 
 /**
- * Puts all devices that have an HWPT of their own into one. Its dirty tracking is on where one of them is tracked by
- * it; a device whose IOMMU can't track then stays out. One that needs small pages gives them to all.
+ * Puts devices that have an HWPT of their own, and are to share, into one. Its dirty tracking is on where one of them is
+ * tracked by it; a device whose IOMMU can't track then stays out. One that needs small pages gives them to all.
  */
-function shareDomains(choices: readonly TrackerChoice[], probed: readonly DeviceCapabilities[]): TrackerChoice[] {
-  const members = choices.flatMap(({ domain }) => (domain?.type === "hwpt" ? [domain] : []));
+function shareDomains(
+  choices: readonly TrackerChoice[],
+  probed: readonly DeviceCapabilities[],
+  policy: Policy,
+): TrackerChoice[] {
+  const shares = choices.map(({ domain }, index) => {
+    if (domain?.type !== "hwpt") return null;
+    const wanted = measuredFor(probed[index], policy)?.domain ?? policy.domain;
+    return wanted === "shared" ? domain : null;
+  });
+  const members = shares.filter((domain) => domain !== null);
   const dirtyTracking = members.some((domain) => domain.dirtyTracking);
   const hugePages = members.every((domain) => domain.hugePages);
   return choices.map((choice, index) => {
-    const { domain } = choice;
-    if (domain?.type !== "hwpt") return choice;
+    if (shares[index] === null) return choice;
     const tracks = dirtyTracking && probed[index].iommu?.dirtyTracking === true;
     return {
       ...choice,

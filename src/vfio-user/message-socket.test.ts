@@ -1,4 +1,4 @@
-import { closeSync, fstatSync, openSync } from "node:fs";
+import { closeSync, fstatSync, openSync, readdirSync } from "node:fs";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { socketPair } from "../sys/unix-socket.js";
@@ -108,6 +108,22 @@ describe.runIf(process.platform === "linux")("vfio-user messages over a socket",
     expect(right.receive()).toMatchObject({ id: 7, payload: new Uint8Array(3).fill(1) });
     left[Symbol.dispose]();
     right[Symbol.dispose]();
+  });
+
+  it("come before a header that can't be, whose descriptors are closed", () => {
+    const { left, right, raw } = pair();
+    const open = () => readdirSync("/proc/self/fd").length;
+    left.sendCommand(VFIO_USER_COMMAND.DEVICE_RESET, 5, null);
+    const file = openSync("/dev/null", "r");
+    const before = open();
+    raw.send(vfio_user_header.encode({ msg_size: 15 }), 0, HEADER_BYTES, [file, file]);
+    expect(right.receive()).toMatchObject({ id: 5, command: VFIO_USER_COMMAND.DEVICE_RESET, fds: [] });
+    expect(open()).toBe(before + 2);
+    expect(() => right.receive()).toThrow(expect.objectContaining({ code: "PROTOCOL" }));
+    right[Symbol.dispose]();
+    expect(open()).toBe(before - 1);
+    closeSync(file);
+    left[Symbol.dispose]();
   });
 
   it("end the connection where a header can't be", () => {

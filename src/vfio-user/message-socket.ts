@@ -128,7 +128,7 @@ export class MessageSocket implements Disposable {
   get hasBuffered(): boolean {
     if (this.#end - this.#start < HEADER_BYTES) return false;
     const size = this.#view.getUint32(this.#start + SIZE, true);
-    return size < HEADER_BYTES || size <= this.#end - this.#start || size > this.#buffer.byteLength;
+    return !this.#isPossible(size) || size <= this.#end - this.#start;
   }
 
   /**
@@ -277,7 +277,7 @@ export class MessageSocket implements Disposable {
   #sizeAt(at: number): number | undefined {
     if (this.#end - at < HEADER_BYTES) return undefined;
     const size = this.#view.getUint32(at + SIZE, true);
-    if (size >= HEADER_BYTES && size <= this.#buffer.length) return size;
+    if (this.#isPossible(size)) return size;
     throw new DirtmapError(`a message of ${size} bytes`, {
       code: "PROTOCOL",
       remedy: `a message has ${HEADER_BYTES} to ${this.#buffer.byteLength} bytes`,
@@ -287,6 +287,7 @@ export class MessageSocket implements Disposable {
   /** Descriptors came with the last read: they belong to the last message of which anything has come. */
   #addFds(fds: number[]): void {
     const at = this.#lastBegun();
+    // First of all they are kept: whatever is thrown from here on, they will be closed.
     this.#fds.push({ at, fds });
     let count = 0;
     for (const entry of this.#fds) if (entry.at === at) count += entry.fds.length;
@@ -298,13 +299,19 @@ export class MessageSocket implements Disposable {
     }
   }
 
+  /** A header that can't be is the last one; it is refused when its turn comes, after the messages before it. */
   #lastBegun(): number {
     let at = this.#start;
-    for (;;) {
-      const size = this.#sizeAt(at);
-      if (size === undefined || at + size >= this.#end) return at;
+    while (this.#end - at >= HEADER_BYTES) {
+      const size = this.#view.getUint32(at + SIZE, true);
+      if (!this.#isPossible(size) || at + size >= this.#end) break;
       at += size;
     }
+    return at;
+  }
+
+  #isPossible(size: number): boolean {
+    return size >= HEADER_BYTES && size <= this.#buffer.byteLength;
   }
 
   #fdsAt(at: number): number[] {

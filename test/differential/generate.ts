@@ -1,8 +1,8 @@
 import { U64_MAX } from "../../src/memory/address.js";
+import type { Random } from "../support/random.js";
 import { MEMORY_BYTES, type MockKind } from "./mock-kind.js";
 import type { Model, ModelArea, ModelObject } from "./model.js";
 import { ID_LAST, ID_ZERO, type Name, type Operation, type Permissions } from "./operation.js";
-import type { Random } from "./random.js";
 
 /*
  * Makes up the next operation of a sequence: mostly one that means something for what is there, and in a good share of

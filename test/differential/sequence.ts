@@ -1,8 +1,8 @@
+import { Random } from "../support/random.js";
 import { nextOperation, opening } from "./generate.js";
 import type { MockKind } from "./mock-kind.js";
 import { Model } from "./model.js";
 import { type Answer, describeOperation, type Operation } from "./operation.js";
-import { Random } from "./random.js";
 import type { Side } from "./side.js";
 
 /** Makes fresh sides: the emulated host, and what it is compared with. */

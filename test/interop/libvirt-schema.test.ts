@@ -3,7 +3,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { libvirtText, libvirtXml, QEMU_NAMESPACE } from "../../src/tracking/vmm/libvirt.js";
-import { element, xmlText } from "../../src/tracking/vmm/xml.js";
+import { element, xmlText } from "../../src/xml.js";
 import { CASES, caseDevices } from "./vmm-cases.js";
 
 /*

@@ -1,4 +1,5 @@
-import { chooseTrackers, createEmulatedMachine, DEFAULT_POLICY, loadScenario, probeMachine } from "dirtmap";
+import { chooseTrackers, createEmulatedMachine, probeMachine } from "dirtmap";
+import { readRequest } from "../../src/cli/request.js";
 import { vmmDevices } from "../../src/tracking/vmm/fake-devices.test.helper.js";
 import type { VmmAddress, VmmDevice } from "../../src/tracking/vmm/vmm-device.js";
 
@@ -17,11 +18,9 @@ export function caseDevices(name: CaseName): Promise<VmmDevice[]> {
 
 async function probeCase(name: CaseName): Promise<VmmDevice[]> {
   if (name === "all-options") return allOptions();
-  const { machine: description, migration } = loadScenario(name);
+  const { description, policy } = readRequest({ scenario: name });
   await using machine = await createEmulatedMachine(description, { paused: true });
   const capabilities = await probeMachine(machine);
-  const { policy: order, trackers, granules, domain, untracked, untrackedDevices } = migration;
-  const policy = { ...DEFAULT_POLICY, order, trackers, granules, domain, untracked, untrackedDevices };
   return chooseTrackers(capabilities, policy).map((choice, index) => ({
     choice,
     capabilities: capabilities[index],

@@ -151,6 +151,7 @@ export function expectMoved({ report, received }: Migrated): void {
   expect(received.outcome).toBe("running");
   expect(report.destination?.stamps?.problems).toEqual([]);
   expect(report.destination?.stamps?.checked).toBeGreaterThan(0);
+  expect(report.destination?.requests?.problems ?? []).toEqual([]);
   for (const units of Object.values(report.destination?.written ?? {})) expect(units).toBeGreaterThan(0);
 }
 
@@ -162,6 +163,7 @@ export async function expectRunning(machine: EmulatedMachine): Promise<void> {
     await pause(30);
     const now = await machine.audit();
     expect(now.stamps.problems).toEqual([]);
+    expect(now.requests?.problems ?? []).toEqual([]);
     if (Object.entries(now.written).every(([writer, units]) => units > before.written[writer])) return;
   }
   throw new Error("not all of the machine's devices and vCPUs write on");

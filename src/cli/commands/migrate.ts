@@ -1,13 +1,20 @@
 import { type Command, Option } from "commander";
 import { explain } from "../../errors.js";
-import { DOWNTIME_LIMIT_MS, MAX_CHANNELS } from "../choices.js";
+import { reportPath } from "../../evidence/report/write-report.js";
+import type { PredictedOutcome } from "../../migration/report.js";
+import { MAX_CHANNELS } from "../choices.js";
 import { exitCodeOf, exitCodesHelp } from "../exit-codes.js";
+import type { EmulatedMachine } from "../hosts.js";
+import { leaveReport } from "../leave-report.js";
 import {
   addMachineOptions,
   addPolicyOptions,
   addStoreOption,
   argument,
+  downtimeLimit,
+  durationWithin,
   type MachineOptions,
+  OBSERVE_MS,
   type PolicyOptions,
   type StoreOption,
   wholeNumber,
@@ -26,6 +33,10 @@ interface MigrateOptions extends MachineOptions, PolicyOptions, TlsOptions, Stor
   readonly runAfter?: number;
   readonly journal?: string;
   readonly decide?: number;
+  readonly feed: boolean;
+  /** Milliseconds; true: the default. */
+  readonly predict?: number | true;
+  readonly report?: string;
   readonly json?: boolean;
   readonly quiet?: boolean;
 }
@@ -56,7 +67,7 @@ export function addMigrate(program: Command): void {
       .option(
         "--downtime-limit <duration>",
         "expected downtime at which the machine may be stopped: 50ms",
-        argument(downtime),
+        argument(downtimeLimit),
       )
       .option("--bandwidth <rate>", "500M (bytes per second), 10Gbit, or unlimited", argument(parseBandwidth))
       .option("--channels <number>", "connections that pages travel over", wholeNumber(1, MAX_CHANNELS))
@@ -78,15 +89,20 @@ export function addMigrate(program: Command): void {
       "how long to wait for `resume` or `abort` where the handover was not confirmed (default: on a terminal until told, elsewhere 0s)",
       argument(parseDuration),
     )
+    .option(
+      "--predict [duration]",
+      "watch the machine first (default: 2s) and foretell the migration; the report has both",
+      durationWithin(OBSERVE_MS),
+    )
+    .option("--report <file>", "write the report with plots, too: FILE.md or FILE.html", argument(reportPath))
+    .option(
+      "--no-feed",
+      "publish no live feed: `dirtmap serve` and `dirtmap top` don't see the migration while it runs",
+    )
     .option("--json", "print the report as JSON")
     .option("-q, --quiet", "show nothing while it runs")
     .addHelpText("after", `${EXAMPLES}\n${exitCodesHelp()}`)
     .action(run);
-}
-
-function downtime(text: string): number {
-  const ms = parseDuration(text);
-  return Math.min(Math.max(ms, DOWNTIME_LIMIT_MS.min), DOWNTIME_LIMIT_MS.max);
 }
 
 async function run(options: MigrateOptions): Promise<void> {
@@ -98,8 +114,8 @@ async function run(options: MigrateOptions): Promise<void> {
   await runCommand({ json, onInterrupt }, async (signal) => {
     // All that may be wrong with what was asked for is found out before anything is started.
     const { checkMemory, readRequest } = await import("../request.js");
-    const { scenario, description, policy, design, defaults } = readRequest(options);
-    checkMemory(description, options.to === undefined ? 2 : 1);
+    const { scenario, description: wanted, policy, design, defaults } = readRequest(options);
+    checkMemory(wanted, options.to === undefined ? 2 : 1);
     const { checkStore, keepMigration, migrationHeader, ReadRecorder } = await import("../record-run.js");
     const store = await checkStore(options, note);
     const remote = options.to === undefined ? undefined : await readEndpoint(options.to, "client", options);
@@ -113,17 +129,28 @@ async function run(options: MigrateOptions): Promise<void> {
         import("../../migration/transport/network.js"),
       ],
     );
-    const [{ startLocalDestination }, { LiveView }, { publishFeed }, { newMigrationId }, { reportText }] =
-      await Promise.all([
-        import("../local-destination.js"),
-        import("../../observe/live-view.js"),
-        import("../../observe/feed/publish.js"),
-        import("../../migration/journal.js"),
-        import("../report-text.js"),
-      ]);
+    const [
+      { startLocalDestination },
+      { LiveView },
+      { publishFeed },
+      { newMigrationId },
+      { reportText },
+      { withDisks },
+    ] = await Promise.all([
+      import("../local-destination.js"),
+      import("../../observe/live-view.js"),
+      import("../../observe/feed/publish.js"),
+      import("../../migration/journal.js"),
+      import("../report-text.js"),
+      import("../disks.js"),
+    ]);
+    using disks = withDisks(wanted);
+    const { description } = disks;
     await using machine = await openMachine(description);
     const choices = chooseTrackers(await probeMachine(machine), policy);
     signal.throwIfAborted();
+    if (options.predict !== undefined && !quiet) note("watching the machine, to foretell its migration");
+    const predicted = options.predict === undefined ? undefined : await foretold(machine, options, signal);
 
     await using local = remote === undefined ? await startLocalDestination(signal, options.journal) : undefined;
     const destination = remote ?? (await readEndpoint(local?.address ?? "", "client", options));
@@ -144,11 +171,9 @@ async function run(options: MigrateOptions): Promise<void> {
       description,
       choices,
     );
-    await using _feed = await publishFeed(header).catch((error: unknown) => {
-      note(explain(error));
-      return undefined;
-    });
-    using recorder = new ReadRecorder();
+    await using _feed = options.feed ? await publishFeed(header).catch(noted(note)) : undefined;
+    // Where nobody listens, the migration counts nothing for it.
+    using recorder = store.store === false && options.report === undefined ? undefined : new ReadRecorder();
 
     const bandwidth = options.bandwidth ?? defaults.bandwidth;
     const report = await migrate({
@@ -166,11 +191,61 @@ async function run(options: MigrateOptions): Promise<void> {
       signal,
       migration,
       ...(options.journal === undefined ? {} : { journalDirectory: options.journal }),
+      ...(predicted === undefined ? {} : { predicted }),
       decideMs: options.decide ?? (process.stderr.isTTY ? Number.POSITIVE_INFINITY : 0),
     });
     view?.[Symbol.dispose]();
-    await keepMigration(store, { header, report, reads: recorder.reads }, note);
+    const reads = recorder?.reads ?? [];
+    await keepMigration(store, { header, report, reads }, note);
+    if (options.report !== undefined) {
+      const { migrationDocument } = await import("../migration-document.js");
+      const context = { scenario, memoryBytes: description.memory, reads };
+      leaveReport(options.report, migrationDocument(report, context), note);
+    }
     process.stdout.write(json ? `${JSON.stringify(report)}\n` : `${reportText(report)}\n`);
     return exitCodeOf(report);
   });
+}
+
+const PREDICT_MS = 2000;
+const PREDICT_INTERVAL_MS = 50;
+
+/** What the migration will be. The trackers are off again when it resolves. */
+async function foretold(
+  machine: EmulatedMachine,
+  options: MigrateOptions,
+  signal: AbortSignal,
+): Promise<PredictedOutcome> {
+  const [{ readRequest }, { estimateLink, observeForPrediction, predictedConditions }, { predict, predictedOutcome }] =
+    await Promise.all([
+      import("../request.js"),
+      import("../observe-machine.js"),
+      import("../../evidence/predict/predict.js"),
+    ]);
+  const { scenario, policy, design, defaults } = readRequest(options);
+  const seen = await observeForPrediction({
+    machine,
+    policy,
+    design,
+    intervalMs: PREDICT_INTERVAL_MS,
+    durationMs: options.predict === true || options.predict === undefined ? PREDICT_MS : options.predict,
+    signal,
+    host: machine.host.name,
+    scenario,
+  });
+  signal.throwIfAborted();
+  if (seen === null) throw new Error("a machine that was watched and never read");
+  const link = await estimateLink([], { channels: options.channels ?? defaults.channels, signal });
+  const conditions = {
+    ...predictedConditions(options, defaults, seen.readMs),
+    verifyFirst: options.verify === "before",
+  };
+  return predictedOutcome(predict(seen.observation, link, conditions));
+}
+
+/** Tells of an error, and goes on without. */
+function noted(note: (text: string) => void): (error: unknown) => undefined {
+  return (error) => {
+    note(explain(error));
+  };
 }

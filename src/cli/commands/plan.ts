@@ -8,12 +8,13 @@ import {
   checkHostOptions,
   choice,
   type HostOptions,
+  type LinkOptions,
   type MachineOptions,
   type PolicyOptions,
 } from "../options.js";
 import { printResult, runCommand } from "../output.js";
 
-interface PlanOptions extends HostOptions, MachineOptions, PolicyOptions {
+interface PlanOptions extends HostOptions, MachineOptions, PolicyOptions, LinkOptions {
   readonly only?: (typeof VMMS)[number];
   readonly json?: boolean;
 }
@@ -22,6 +23,7 @@ const NOTES = `
 Examples:
   dirtmap plan
   dirtmap plan --policy device-first
+  dirtmap plan --policy measured:recommendation.json
   dirtmap plan --scenario nic-pair --tracker vf0=iommu --granule vf0=4K
   dirtmap plan --scenario case-c --untracked nic0=everything --json
   dirtmap plan --host linux
@@ -72,13 +74,14 @@ async function planLinux({ json = false, ...options }: PlanOptions, signal: Abor
   const [{ openLinuxHost }, { hostPlanText, hostPlanWarnings, planHost }, { byDeviceId, deviceId }] = await Promise.all(
     [import("../hosts.js"), import("../linux/plan-host.js"), import("../linux/select.js")],
   );
-  const [{ DEFAULT_POLICY }, { libvirtText }, { qemuText }] = await Promise.all([
+  const [{ whoDecides }, { DEFAULT_POLICY }, { libvirtText }, { qemuText }] = await Promise.all([
+    import("../measured.js"),
     import("../../tracking/choice.js"),
     import("../../tracking/vmm/libvirt.js"),
     import("../../tracking/vmm/qemu.js"),
   ]);
   const policy = {
-    order: options.policy ?? DEFAULT_POLICY.order,
+    ...whoDecides(options),
     trackers: byDeviceId(options.tracker),
     granules: byDeviceId(options.granule),
     domain: options.domain ?? DEFAULT_POLICY.domain,

@@ -21,19 +21,15 @@ export interface DeviceProcess extends AsyncDisposable {
 /**
  * Starts `dirtmap device` with the load that is described. It ends with this process, however that ends.
  * @param seed of a disk that is made up
+ * @param side destination: the device is to take over from another, which still has what both use
  * @throws DirtmapError `DEVICE_PROCESS_FAILED` where it does not come up
  */
 export async function startDeviceProcess(
   description: DeviceDescription,
-  { socket, seed }: { socket: string; seed: number },
+  { socket, seed, side = "source" }: { socket: string; seed: number; side?: "source" | "destination" },
 ): Promise<DeviceProcess> {
-  const { id, model, dma = "auto", load } = description;
-  const options: Record<string, string | number> = { rate: load.rate };
-  if (description.model === "blk") {
-    options.seed = seed;
-    if (description.file !== undefined) options.file = description.file;
-  }
-  if (description.model === "vgpu") options.vram = description.vram;
+  const { id, model, dma = "auto" } = description;
+  const options = optionsOf(description, { seed, side });
   const given = Object.entries(options).flatMap(([name, value]) => ["--option", `${name}=${value}`]);
   const args = [
     "device",
@@ -80,5 +76,27 @@ export async function startDeviceProcess(
       code: "DEVICE_PROCESS_FAILED",
       cause,
     });
+  }
+}
+
+function optionsOf(
+  description: DeviceDescription,
+  { seed, side }: { seed: number; side: "source" | "destination" },
+): Record<string, string | number> {
+  const { rate } = description.load;
+  switch (description.model) {
+    case "nvme":
+      return {
+        ...(description.file === undefined ? {} : { file: description.file }),
+        incoming: side === "destination" ? 1 : 0,
+      };
+    case "dma-engine":
+      return { memory: description.memory };
+    case "vgpu":
+      return { rate, vram: description.vram };
+    case "blk":
+      return { rate, seed, ...(description.file === undefined ? {} : { file: description.file }) };
+    default:
+      return { rate };
   }
 }

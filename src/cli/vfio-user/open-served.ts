@@ -35,7 +35,7 @@ export async function openServed(
     places.push({ description, socket });
   }
   for (const { description, socket } of places) {
-    if (description.serve === true) starting.push(startDeviceProcess(description, { socket, seed }));
+    if (description.serve === true) starting.push(startDeviceProcess(description, { socket, seed, side }));
   }
   const started = await Promise.allSettled(starting);
   const processes = started.flatMap((result) => (result.status === "fulfilled" ? result.value : []));

@@ -35,6 +35,11 @@ async function move(guest: EngineGuest): Promise<void> {
   guest.device = target;
 }
 
+/** Lets the device work until it has nothing to do. */
+function finish({ device }: EngineGuest): void {
+  while (device.run(1) === 0);
+}
+
 const copy = (source: number, destination: number, length: number, flags = 0): DescriptorFields => ({
   opcode: OPCODE.COPY,
   source,
@@ -167,7 +172,7 @@ describe("a DMA engine's work", () => {
     const page = guest.allocate(PAGE_SIZE);
     const tag = guest.queueChain([fill(1n, page, 8), fill(2n, page + 8, 8), fill(3n, page + 16, 8)]);
     guest.ringDoorbell();
-    guest.device.run(5);
+    finish(guest);
     expect(guest.take()).toEqual([{ tag, bytes: 8, descriptors: 3, status: 0, pass: 1 }]);
     expect(guest.device.counters()).toMatchObject({ chains: 1, failedChains: 0, bytes: 24 });
   });
@@ -177,7 +182,7 @@ describe("a DMA engine's work", () => {
     const page = guest.allocate(PAGE_SIZE);
     guest.queue(fill(1n, page, 8, FLAG.CHAIN));
     guest.ringDoorbell();
-    guest.device.run(1);
+    finish(guest);
     expect(guest.take()).toEqual([]);
     expect(guest.register(REGISTER.STATUS)).toBe(STATUS.READY | STATUS.BUSY);
     expect(guest.execute(fill(2n, page + 8, 8))).toMatchObject({ status: 0, descriptors: 2 });
@@ -189,13 +194,13 @@ describe("a DMA engine's work", () => {
     const page = guest.allocate(PAGE_SIZE);
     const tags = Array.from({ length: 5 }, (_, i) => guest.queue(fill(BigInt(i), page + i * 8, 8)));
     guest.ringDoorbell();
-    guest.device.run(1);
+    finish(guest);
     expect(guest.register(REGISTER.RING_HEAD)).toBe(2);
     expect(guest.at(page + 16, 8)).toEqual(new Uint8Array(8));
     const seen: number[] = [];
     for (let round = 0; round < 5; round++) {
       seen.push(...guest.take(1).map(({ tag }) => tag));
-      guest.device.run(1);
+      finish(guest);
     }
     expect(seen).toEqual(tags);
   });
@@ -207,7 +212,7 @@ describe("a DMA engine's work", () => {
     expect(guest.context.vectors).toEqual([]);
     for (let i = 0; i < 3; i++) guest.queue(fill(1n, page, 8, FLAG.INTERRUPT));
     guest.ringDoorbell();
-    guest.device.run(5);
+    finish(guest);
     expect(guest.context.vectors).toEqual([VECTOR.COMPLETION]);
     guest.execute({ opcode: 9 });
     expect(guest.context.vectors).toEqual([VECTOR.COMPLETION, VECTOR.COMPLETION]);
@@ -223,7 +228,7 @@ describe("a DMA engine's work", () => {
     for (let pieces = 0; pieces < 4; pieces++) expect(guest.device.run(0)).toBe(0);
     expect(guest.device.counters().bytes).toBe(3 * PAGE_SIZE);
     expect(guest.register(REGISTER.STATUS)).toBe(STATUS.READY | STATUS.BUSY);
-    while (guest.device.run(1) === 0);
+    finish(guest);
     expect(guest.take()).toMatchObject([{ status: 0, bytes }]);
     expect(guest.context.dma.written.length).toBe(bytes / PAGE_SIZE + 2);
   });
@@ -258,7 +263,7 @@ describe("a bad descriptor", () => {
     const before = Buffer.from(guest.at(0x10_0000, 2 ** 20));
     const tag = guest.queue({ ...copy(source, destination, 16), ...fields });
     guest.ringDoorbell();
-    guest.device.run(1);
+    finish(guest);
     expect(guest.take()).toEqual([{ tag, bytes: 0, descriptors: 0, status, pass: 1 }]);
     expect(guest.at(destination, 16)).toEqual(new Uint8Array(before.subarray(destination - 0x10_0000).subarray(0, 16)));
     expect(guest.execute(copy(source, destination, 16))).toMatchObject({ status: 0 });
@@ -270,7 +275,7 @@ describe("a bad descriptor", () => {
     guest.queueChain([fill(1n, page, 8), { ...fill(2n, page + 8, 8), length: 0, tag: 77 }, fill(3n, page + 16, 8)]);
     const next = guest.queue(fill(4n, page + 24, 8));
     guest.ringDoorbell();
-    guest.device.run(5);
+    finish(guest);
     expect(guest.take()).toMatchObject([
       { tag: 77, descriptors: 1, status: CHAIN_STATUS.BAD_LENGTH },
       { tag: next, descriptors: 1, status: CHAIN_STATUS.SUCCESS },
@@ -336,7 +341,7 @@ describe("a DMA engine that halts", () => {
     guest.setRegister(REGISTER.RING_BASE + 4, 0x100);
     guest.setRegister(REGISTER.CONTROL, CONTROL.ENABLE);
     guest.ringDoorbell();
-    guest.device.run(1);
+    finish(guest);
     expect(guest.register(REGISTER.ERROR)).toBe(HALT.RING_FAULT);
     guest.setRegister(REGISTER.CONTROL, 0);
     expect(guest.register(REGISTER.ERROR)).toBe(HALT.NONE);
@@ -344,7 +349,7 @@ describe("a DMA engine that halts", () => {
     guest.setRegister(REGISTER.COMPLETION_BASE + 4, 0x100);
     guest.setRegister(REGISTER.CONTROL, CONTROL.ENABLE);
     guest.ringDoorbell();
-    guest.device.run(1);
+    finish(guest);
     expect(guest.register(REGISTER.ERROR)).toBe(HALT.COMPLETION_FAULT);
     expect(guest.context.vectors).toEqual([VECTOR.ERROR, VECTOR.ERROR]);
   });
@@ -377,7 +382,7 @@ describe("registers that are written in the middle of a DMA", () => {
     });
     expect(guest.register(REGISTER.STATUS)).toBe(0);
     expect(guest.register(REGISTER.RING_BASE)).toBe(guest.ring.base);
-    while (guest.device.run(1) === 0);
+    finish(guest);
     expect(guest.at(page + PAGE_SIZE, 1)[0]).toBe(0);
     expect(guest.take()).toEqual([]);
   });
@@ -394,7 +399,7 @@ describe("registers that are written in the middle of a DMA", () => {
       inside.queue(fill(5n, inside.ring.base - PAGE_SIZE, 8));
       inside.ringDoorbell();
     });
-    while (guest.device.run(1) === 0);
+    finish(guest);
     expect(guest.take()).toMatchObject([{ status: 0 }, { status: 0 }]);
     expect(guest.at(page + PAGE_SIZE, 1)[0]).toBe(1);
   });
@@ -518,10 +523,10 @@ describe("a DMA engine's state", () => {
     const guest = await EngineGuest.start();
     guest.queue(fill(1n, guest.allocate(PAGE_SIZE), 8));
     guest.ringDoorbell();
-    guest.device.run(1);
+    finish(guest);
     expect(guest.context.vectors).toEqual([]);
     await move(guest);
-    guest.device.run(1);
+    finish(guest);
     expect(guest.context.vectors).toEqual([VECTOR.COMPLETION]);
   });
 

@@ -22,7 +22,7 @@ const CLASS_CODE = 0x01_08_02;
 const BAR0 = VFIO_PCI_REGION_INDEX.BAR0;
 const CONFIG = VFIO_PCI_REGION_INDEX.CONFIG;
 
-const INFO: ModelInfo = {
+export const NVME_INFO: ModelInfo = {
   model: "nvme",
   stateVersion: 1,
   mdev: false,
@@ -78,7 +78,7 @@ export interface NvmeOptions {
  * file of a device that migrates is free for the destination's when that begins to work.
  */
 export class Nvme implements DeviceModel {
-  readonly info = INFO;
+  readonly info = NVME_INFO;
   readonly registersDuringDma = true;
   readonly #options: NvmeOptions;
   readonly #disk: Disk;

@@ -53,7 +53,8 @@ export type DeviceOperations = {
    */
   dropPins(args: { device: DeviceNumber; page: PageNumber; pages: number; epoch: number }): void;
   counters(args: { device: DeviceNumber }): Record<string, number>;
-  trail(args: { device: DeviceNumber }): StampTrail;
+  /** null: its DMA is not stamped. */
+  trail(args: { device: DeviceNumber }): StampTrail | null;
 };
 
 /** Answered by the main thread. */

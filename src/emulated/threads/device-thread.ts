@@ -70,7 +70,7 @@ const operations: DeviceOperations = {
   },
   save({ device: number }) {
     const state = device(number).model.save();
-    return new Moved<Uint8Array>(state, [state.buffer]);
+    return new Moved<Uint8Array>(state, [state.buffer as ArrayBuffer]);
   },
   load({ device: number, state }) {
     device(number).model.load(state);
@@ -85,7 +85,10 @@ const operations: DeviceOperations = {
     return data;
   },
   regionWrite({ device: number, region, offset, data }) {
-    device(number).model.regionWrite(region, offset, data);
+    const hosted = device(number);
+    hosted.model.regionWrite(region, offset, data);
+    // It may have been a doorbell.
+    hosted.dueAt = 0;
     wake();
   },
   setLog({ device: number, log }) {
@@ -101,7 +104,7 @@ const operations: DeviceOperations = {
     return device(number).model.counters();
   },
   trail({ device: number }) {
-    return device(number).model.trail();
+    return device(number).model.trail?.() ?? null;
   },
 };
 

@@ -110,8 +110,8 @@ export class DeviceClient {
     };
   }
 
-  /** What its stamps in memory must be; meaningful once it has stopped. */
-  async trail(): Promise<StampTrail> {
+  /** What its stamps in memory must be; meaningful once it has stopped. null: its DMA is not stamped. */
+  async trail(): Promise<StampTrail | null> {
     return this.#call("trail", {});
   }
 

@@ -2,7 +2,7 @@ import { afterEach, describe, expect, it } from "vitest";
 import { Feeder } from "../../devices/feeder.js";
 import { checkStamps, stampsIntact } from "../../devices/stamp.js";
 import { PAGE_SIZE } from "../../memory/address.js";
-import { describeMachine, eventually, openBench } from "../vfio/bench.test.helper.js";
+import { describeMachine, eventually, openBench, stampsOf } from "../vfio/bench.test.helper.js";
 
 const open: AsyncDisposable[] = [];
 afterEach(async () => {
@@ -42,7 +42,7 @@ describe("the feeder", () => {
     for (const id of ["nic0", "mlx0"]) {
       await bench.device(id).setState("STOP");
       expect((await bench.device(id).counters()).datagrams).toBeGreaterThan(10);
-      expect(stampsIntact(checkStamps(bench.memory, await bench.device(id).stamps()))).toBe(true);
+      expect(stampsIntact(checkStamps(bench.memory, await stampsOf(bench.device(id))))).toBe(true);
     }
     expect(await feeder.sent()).toBeGreaterThan(50);
   });

@@ -1,9 +1,8 @@
 import { clockMonotonic } from "../../devices/clock.js";
 import { DmaLog, type PostedDmaLog } from "../../devices/dma-log.js";
 import type { RunMode } from "../../devices/driver/migration-driver.js";
-import type { DeviceContext, DmaFault, DmaPort } from "../../devices/model.js";
+import type { DeviceContext, DeviceModel, DmaFault, DmaPort } from "../../devices/model.js";
 import { createModel } from "../../devices/models.js";
-import type { PciModel } from "../../devices/pci-model.js";
 import type { PageNumber } from "../../memory/address.js";
 import { openArena } from "../../memory/arena.js";
 import type { RpcClient } from "../../threads/rpc.js";
@@ -16,7 +15,7 @@ import { DmaHold } from "./hold.js";
 
 /** One device on a device thread: its model, its port, and what it may do at the moment. */
 export class HostedDevice implements DeviceContext {
-  readonly model: PciModel;
+  readonly model: DeviceModel;
   /** When it wants to run again, by performance.now(). */
   dueAt = 0;
   readonly #number: number;

@@ -7,8 +7,10 @@ import { TokenBucket } from "../../devices/token-bucket.js";
 import { PAGE_SHIFT, PAGE_SIZE, type PageNumber } from "../../memory/address.js";
 import { openArena } from "../../memory/arena.js";
 import { InFlight } from "../../memory/in-flight.js";
-import { serve } from "../../threads/rpc.js";
-import type { PostedVcpus, VcpuOperations } from "./vcpu-protocol.js";
+import { RpcClient, serve } from "../../threads/rpc.js";
+import type { DriverHost } from "../guest/driver.js";
+import { createDriver, type PostedDriver } from "../guest/drivers.js";
+import type { MmioOperations, PostedVcpus, VcpuOperations } from "./vcpu-protocol.js";
 
 /*
  * The entry of a vCPU thread: vCPUs that write stamped pages to guest memory, as a guest's programs would. A store is
@@ -23,7 +25,7 @@ const IDLE_MS = 2;
 const UNITS_PER_LOOK = 8;
 
 const posted = workerData as PostedVcpus;
-const arenas = posted.arenas.map((memory) => openArena(memory).u8);
+const arenas = posted.arenas.map((memory) => openArena(memory));
 const inFlight = new InFlight(posted.inFlight);
 const log = SharedLog.open(posted.log.memory, posted.log.bits);
 const { logging } = posted;
@@ -35,24 +37,49 @@ const vcpus = posted.vcpus.map(({ number, buffers }) => ({
   pattern: number + 1,
 }));
 type Vcpu = (typeof vcpus)[number];
+const mmio = new RpcClient<MmioOperations>(posted.mmio);
+const drivers = posted.drivers.map((driver) => createDriver(driver, driverHost(driver)));
 
 let timer: NodeJS.Timeout | NodeJS.Immediate | undefined;
 let running = false;
 
-function store(owner: number, page: PageNumber, unit: Uint8Array, bytes: number): void {
+/** Where a page of RAM lies: its arena, and the offset of its first byte there. */
+function locate(page: PageNumber): { arena: (typeof arenas)[number]; at: number } {
   const { regions } = posted;
   for (let i = 0; i < regions.length; i++) {
     const region = regions[i];
     const index = page - region.firstPage;
     if (index < 0 || index >= region.pages) continue;
-    const at = (region.arenaPage + index) * 2 ** PAGE_SHIFT;
-    inFlight.begin(owner);
-    arenas[region.arena].set(bytes === PAGE_SIZE ? unit : unit.subarray(0, bytes), at);
-    if (Atomics.load(logging, 0) !== 0) log.mark(page);
-    inFlight.end(owner);
-    return;
+    return { arena: arenas[region.arena], at: (region.arenaPage + index) * 2 ** PAGE_SHIFT };
   }
-  throw new RangeError(`vCPU ${owner} stores to guest page 0x${page.toString(16)}, which is no RAM`);
+  throw new RangeError(`a vCPU reaches for guest page 0x${page.toString(16)}, which is no RAM`);
+}
+
+/** A vCPU's store. @param data inside one page */
+function store(owner: number, page: PageNumber, offset: number, data: Uint8Array): void {
+  const { arena, at } = locate(page);
+  inFlight.begin(owner);
+  arena.u8.set(data, at + offset);
+  if (Atomics.load(logging, 0) !== 0) log.mark(page);
+  inFlight.end(owner);
+}
+
+function driverHost({ device, vcpu }: PostedDriver): DriverHost {
+  return {
+    store: (page, offset, data) => store(vcpu, page, offset, data),
+    page(page) {
+      const { arena, at } = locate(page);
+      return arena.u8.subarray(at, at + PAGE_SIZE);
+    },
+    word(page, offset) {
+      const { arena, at } = locate(page);
+      return Atomics.load(arena.u32, (at + offset) / 4);
+    },
+    now: clockMonotonic,
+    read: (region, offset) => mmio.call("read", { device, region, offset }),
+    write: (region, writes) => mmio.call("write", { device, region, writes }),
+    counters: () => mmio.call("counters", { device }),
+  };
 }
 
 /** Returns how many milliseconds may pass before the next slice. */
@@ -64,7 +91,7 @@ function slice({ number, writer, bucket }: Vcpu): number {
   for (let units = 1; bucket.take(PAGE_SIZE); units++) {
     render(number, writer.staging, writer.lastSequence);
     const bytes = writer.stamp(PAYLOAD_BYTES);
-    store(number, writer.nextPage, writer.staging, bytes);
+    store(number, writer.nextPage, 0, bytes === PAGE_SIZE ? writer.staging : writer.staging.subarray(0, bytes));
     writer.commit();
     if (units % UNITS_PER_LOOK === 0 && performance.now() > until) return 0;
   }
@@ -81,6 +108,7 @@ function turn(): void {
   if (!running) return;
   let wait = IDLE_MS;
   for (const vcpu of vcpus) wait = Math.min(wait, slice(vcpu));
+  for (const driver of drivers) wait = Math.min(wait, driver.slice());
   timer = wait > 0 ? setTimeout(turn, Math.max(wait, 0.2)) : setImmediate(turn);
 }
 
@@ -89,19 +117,43 @@ const operations: VcpuOperations = {
     running = true;
     if (timer === undefined) timer = setImmediate(turn);
   },
-  pause() {
+  async pause() {
     running = false;
     for (const { bucket } of vcpus) bucket.pause();
+    for (const driver of drivers) await driver.pause();
   },
-  save: () =>
-    vcpus.map(({ number, writer: { lastSequence, epochs } }) => ({ number, progress: { lastSequence, epochs } })),
+  save: () => ({
+    vcpus: vcpus.map(({ number, writer: { lastSequence, epochs } }) => ({
+      number,
+      progress: { lastSequence, epochs },
+    })),
+    drivers: drivers.map((driver) => driver.save()),
+  }),
   load(states) {
-    for (const { number, progress } of states) {
+    for (const { number, progress } of states.vcpus) {
       const vcpu = vcpus.find((candidate) => candidate.number === number);
       vcpu?.writer.resumeAfter(progress.lastSequence, progress.epochs);
     }
+    for (const state of states.drivers) drivers.find(({ device }) => device === state.device)?.load(state);
   },
   trails: () => vcpus.map(({ writer }) => writer.trail()),
+  async startDrivers(devices) {
+    for (const driver of drivers) if (devices.includes(driver.device)) await driver.start();
+  },
+  async drainDrivers({ limitMs }) {
+    for (const driver of drivers) driver.draining = true;
+    try {
+      const until = performance.now() + limitMs;
+      while (drivers.some((driver) => driver.busy) && performance.now() < until) {
+        await new Promise((resolve) => setTimeout(resolve, IDLE_MS));
+      }
+      const reports = [];
+      for (const driver of drivers) reports.push(await driver.report());
+      return reports;
+    } finally {
+      for (const driver of drivers) driver.draining = false;
+    }
+  },
 };
 
 serve(parentPort, operations);

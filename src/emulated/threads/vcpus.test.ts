@@ -4,6 +4,7 @@ import { checkStamps, stampsIntact } from "../../devices/stamp.js";
 import { MiB, PAGE_SIZE } from "../../memory/address.js";
 import { createGuestMemory, type GuestMemory } from "../../memory/guest-memory.js";
 import { eventually } from "../vfio/bench.test.helper.js";
+import type { MmioOperations } from "./vcpu-protocol.js";
 import { EmulatedVcpus } from "./vcpus.js";
 
 const MEMORY = 8 * MiB;
@@ -17,6 +18,12 @@ const buffers = [
   ],
 ];
 
+/** There are no devices to drive. */
+const nobody = async (): Promise<never> => {
+  throw new Error("no such device");
+};
+const mmio: MmioOperations = { read: nobody, write: nobody, counters: nobody };
+
 const open: AsyncDisposable[] = [];
 afterEach(async () => {
   for (const each of open.splice(0)) await each[Symbol.asyncDispose]();
@@ -28,6 +35,8 @@ function start(memory: GuestMemory, incarnation = 1, rate = 20): EmulatedVcpus {
     buffers,
     rate,
     incarnation,
+    drivers: [],
+    mmio,
     onDeath(error) {
       throw error;
     },
@@ -88,7 +97,13 @@ describe("emulated vCPUs", () => {
     const vcpus = start(createGuestMemory(MEMORY));
     const state = JSON.parse(new TextDecoder().decode(await vcpus.saveState()));
     const load = (value: unknown) => vcpus.loadState(new TextEncoder().encode(JSON.stringify(value)));
-    for (const bad of [null, {}, { ...state, version: 2 }, { ...state, vcpus: state.vcpus.slice(1) }]) {
+    for (const bad of [
+      null,
+      {},
+      { ...state, version: 1 },
+      { ...state, vcpus: state.vcpus.slice(1) },
+      { ...state, drivers: [{}] },
+    ]) {
       await expect(load(bad)).rejects.toMatchObject({ code: "BAD_VCPU_STATE" });
     }
     await expect(vcpus.loadState(Uint8Array.of(1, 2))).rejects.toMatchObject({ code: "BAD_VCPU_STATE" });

@@ -1,4 +1,4 @@
-import { Worker } from "node:worker_threads";
+import { MessageChannel, Worker } from "node:worker_threads";
 import { z } from "zod";
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import { SharedLog } from "../../bitmap/shared-log.js";
@@ -10,20 +10,27 @@ import type { Vcpus } from "../../host/host.js";
 import { iovaOf, PAGE_SIZE, type PageNumber } from "../../memory/address.js";
 import type { GuestMemory } from "../../memory/guest-memory.js";
 import { InFlight } from "../../memory/in-flight.js";
-import { RpcClient } from "../../threads/rpc.js";
+import { RpcClient, serve } from "../../threads/rpc.js";
 import { within } from "../../threads/within.js";
 import { UapiError } from "../../uapi/errno.js";
-import type { PostedVcpus, VcpuOperations } from "./vcpu-protocol.js";
+import { driverStateSchema, type RequestReport } from "../guest/driver.js";
+import type { PostedDriver } from "../guest/drivers.js";
+import type { MmioOperations, PostedVcpus, VcpuOperations } from "./vcpu-protocol.js";
 
 /** Threads that vCPUs are spread over, at most: more only take turns on the same cores. */
 const MAX_THREADS = 4;
 const LIMIT_MS = 10_000;
-/** A state has about 100 bytes per vCPU and epoch; more than this is none. */
-const MAX_STATE_BYTES = 1 << 20;
+/** A request that is open for longer is lost; less than {@link LIMIT_MS}. */
+const DRAIN_MS = 5000;
+/** A state has about 100 bytes per vCPU and epoch, and a few KiB per driver; more than this is none. */
+const MAX_STATE_BYTES = 4 << 20;
+/** Drivers at most: as many as devices. */
+const MAX_DRIVERS = 256;
 
 const stateSchema = z.strictObject({
-  version: z.literal(1),
+  version: z.literal(2),
   vcpus: z.array(z.strictObject({ number: z.int().min(0), progress: progressSchema })).max(64),
+  drivers: z.array(driverStateSchema).max(MAX_DRIVERS),
 });
 
 export interface EmulatedVcpusOptions {
@@ -34,11 +41,18 @@ export interface EmulatedVcpusOptions {
   readonly rate: number;
   /** Of the machine instance. */
   readonly incarnation: number;
+  /** Drivers that run on them; where there are some, so are vCPUs. */
+  readonly drivers: readonly PostedDriver[];
+  /** The registers of the devices that are driven. */
+  readonly mmio: MmioOperations;
   /** Called when a thread ends that should not have: the machine has failed. */
   readonly onDeath: (error: Error) => void;
 }
 
-/** The vCPUs of an emulated machine: threads that write guest memory, and the dirty log that KVM would keep of them. */
+/**
+ * The vCPUs of an emulated machine: threads that write guest memory and drive devices, and the dirty log that KVM would keep of
+ * them.
+ */
 export class EmulatedVcpus implements Vcpus, AsyncDisposable {
   readonly count: number;
   readonly #inFlight: InFlight;
@@ -47,12 +61,14 @@ export class EmulatedVcpus implements Vcpus, AsyncDisposable {
   readonly #logging = new Int32Array(new SharedArrayBuffer(4));
   readonly #threads: readonly { readonly worker: Worker; readonly rpc: RpcClient<VcpuOperations> }[];
   readonly #numbers: readonly number[][];
+  readonly #drivers: readonly PostedDriver[];
   #paused = true;
   #disposed = false;
 
   /** The vCPUs are paused at first. */
-  constructor({ memory, buffers, rate, incarnation, onDeath }: EmulatedVcpusOptions) {
+  constructor({ memory, buffers, rate, incarnation, drivers, mmio, onDeath }: EmulatedVcpusOptions) {
     this.count = buffers.length;
+    this.#drivers = drivers;
     this.#inFlight = InFlight.allocate(Math.max(1, this.count));
     this.#log = SharedLog.create(Math.max(...memory.regions.map(({ firstPage, pages }) => firstPage + pages)));
     const threads = Math.min(this.count, MAX_THREADS);
@@ -60,7 +76,13 @@ export class EmulatedVcpus implements Vcpus, AsyncDisposable {
       buffers.map((_, number) => number).filter((number) => number % threads === thread),
     );
     this.#threads = this.#numbers.map((numbers) => {
+      const { port1, port2 } = new MessageChannel();
+      serve(port1, mmio);
+      // The worker's own life keeps the process alive; this port must not outlive it.
+      port1.unref();
       const posted: PostedVcpus = {
+        drivers: drivers.filter(({ vcpu }) => numbers.includes(vcpu)),
+        mmio: port2,
         vcpus: numbers.map((number) => ({ number, buffers: buffers[number] })),
         rate,
         incarnation,
@@ -70,7 +92,10 @@ export class EmulatedVcpus implements Vcpus, AsyncDisposable {
         log: { memory: this.#log.arena.memory, bits: this.#log.bits },
         logging: this.#logging,
       };
-      const worker = new Worker(new URL("./vcpu-thread.js", import.meta.url), { workerData: posted });
+      const worker = new Worker(new URL("./vcpu-thread.js", import.meta.url), {
+        workerData: posted,
+        transferList: [port2],
+      });
       let over = false;
       const ended = (cause?: Error) => {
         if (this.#disposed || over) return;
@@ -96,8 +121,10 @@ export class EmulatedVcpus implements Vcpus, AsyncDisposable {
 
   async saveState(): Promise<Uint8Array> {
     this.#checkPaused("KVM_GET_REGS");
-    const vcpus = (await this.#all("save", null)).flat().sort((a, b) => a.number - b.number);
-    return new TextEncoder().encode(JSON.stringify({ version: 1, vcpus }));
+    const saved = await this.#all("save", null);
+    const vcpus = saved.flatMap((each) => each.vcpus).sort((a, b) => a.number - b.number);
+    const drivers = saved.flatMap((each) => each.drivers);
+    return new TextEncoder().encode(JSON.stringify({ version: 2, vcpus, drivers }));
   }
 
   /** @throws DirtmapError `BAD_VCPU_STATE`; then nothing is loaded */
@@ -114,16 +141,50 @@ export class EmulatedVcpus implements Vcpus, AsyncDisposable {
     }
     const parsed = stateSchema.safeParse(json);
     if (!parsed.success) throw bad("it is malformed", parsed.error);
-    const { vcpus } = parsed.data;
+    const { vcpus, drivers } = parsed.data;
     if (vcpus.length !== this.count || vcpus.some(({ number }, index) => number !== index)) {
       throw bad(`it is of ${vcpus.length} vCPUs, and there are ${this.count}`);
     }
+    const driven = new Set(drivers.map(({ device }) => device));
+    if (driven.size !== drivers.length || driven.size !== this.#drivers.length) {
+      throw bad(`it is of ${drivers.length} drivers, and there are ${this.#drivers.length}`);
+    }
+    const missing = this.#drivers.find(({ device }) => !driven.has(device));
+    if (missing !== undefined) throw bad(`it has nothing of the driver of '${missing.device}'`);
     await Promise.all(
       this.#threads.map(({ rpc }, thread) => {
-        const own = this.#numbers[thread].map((number) => vcpus[number]);
-        return within(rpc.call("load", own), LIMIT_MS, "loading vCPUs");
+        const numbers = this.#numbers[thread];
+        const here = (device: string) =>
+          this.#drivers.some((driver) => driver.device === device && numbers.includes(driver.vcpu));
+        const own = {
+          vcpus: numbers.map((number) => vcpus[number]),
+          drivers: drivers.filter(({ device }) => here(device)),
+        };
+        return within(rpc.call("load", own), LIMIT_MS, "loading vCPUs").catch((cause: unknown) => {
+          throw bad("a driver's part can't be", cause);
+        });
       }),
     );
+  }
+
+  /** What drivers do at a guest's boot. @throws Error where a device does not answer as its kind does */
+  async startDrivers(devices: readonly string[]): Promise<void> {
+    await Promise.all(
+      this.#threads.map(({ rpc }) => within(rpc.call("startDrivers", devices), LIMIT_MS, "starting drivers")),
+    );
+  }
+
+  /**
+   * Has the drivers queue nothing until what they have queued is done, for a limited time, and tells what became of it. The
+   * vCPUs and the devices must be running.
+   */
+  async drainDrivers(): Promise<RequestReport[]> {
+    if (this.#paused || this.#drivers.length === 0) return [];
+    const limitMs = DRAIN_MS;
+    const asked = this.#threads.map(({ rpc }) =>
+      within(rpc.call("drainDrivers", { limitMs }), LIMIT_MS, "draining drivers"),
+    );
+    return (await Promise.all(asked)).flat();
   }
 
   async startDirtyLog(): Promise<void> {

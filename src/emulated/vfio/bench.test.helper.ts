@@ -1,5 +1,6 @@
 import { afterEach } from "vitest";
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
+import type { StampTrail } from "../../devices/stamp.js";
 import type { DeviceDescription, MachineDescription } from "../../host/description.js";
 import { machineSchema } from "../../host/description.js";
 import type { DataStream, ResumingStream, SavingStream } from "../../host/host.js";
@@ -68,6 +69,13 @@ export async function bench(
   const opened = await openBench(describeMachine(devices), options);
   open.push(opened);
   return opened;
+}
+
+/** What a stopped device's stamps in memory must be. */
+export async function stampsOf(device: EmulatedVfioDevice): Promise<StampTrail> {
+  const trail = await device.stamps();
+  if (trail === null) throw new Error(`${device.id} writes no stamps`);
+  return trail;
 }
 
 export function saving(stream: DataStream | null): SavingStream {

@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { MLX5_QUEUES_REGISTER } from "../../devices/mlx5.js";
 import { REGION } from "../../devices/pci-model.js";
 import { checkStamps, stampsIntact } from "../../devices/stamp.js";
-import { BLK, bench, eventually, MLX5, NIC, readAll, resuming, saving, VGPU } from "./bench.test.helper.js";
+import { BLK, bench, eventually, MLX5, NIC, readAll, resuming, saving, stampsOf, VGPU } from "./bench.test.helper.js";
 
 describe("the migration states of a device", () => {
   it("stop only P2P in RUNNING_P2P where the device can tell P2P apart, and everything where it can't", async () => {
@@ -61,7 +61,7 @@ describe("the migration states of a device", () => {
       await to.setState("RUNNING");
       await eventually(async () => (await to.counters()).lastSequence > lastSequence + 20);
       await to.setState("STOP");
-      expect(stampsIntact(checkStamps(destination.memory, await to.stamps()))).toBe(true);
+      expect(stampsIntact(checkStamps(destination.memory, await stampsOf(to)))).toBe(true);
     }
   });
 

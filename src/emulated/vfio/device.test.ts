@@ -16,6 +16,7 @@ import {
   readAll,
   resuming,
   saving,
+  stampsOf,
   VGPU,
 } from "./bench.test.helper.js";
 
@@ -29,7 +30,7 @@ describe("an emulated VFIO device", () => {
     await eventually(async () => (await blk.counters()).units > 150);
     await blk.setState("STOP");
     const stopped = await blk.counters();
-    expect(stampsIntact(checkStamps(memory, await blk.stamps()))).toBe(true);
+    expect(stampsIntact(checkStamps(memory, await stampsOf(blk)))).toBe(true);
     await new Promise((resolve) => setTimeout(resolve, 30));
     expect((await blk.counters()).units).toBe(stopped.units);
     expect(stopped.faults).toBe(0);

@@ -234,8 +234,8 @@ export class EmulatedVfioDevice implements VfioDevice {
     await this.regionWrite(REGION.CONFIG, PCI_COMMAND, Uint8Array.of(command | PCI_COMMAND_MASTER));
   }
 
-  /** What its stamps in memory must be, once it has stopped. */
-  stamps(): Promise<StampTrail> {
+  /** What its stamps in memory must be, once it has stopped; null of a device whose DMA is not stamped. */
+  stamps(): Promise<StampTrail | null> {
     return this.#client.trail();
   }
 

@@ -2,7 +2,7 @@ import { createSocket } from "node:dgram";
 import { describe, expect, it } from "vitest";
 import { checkStamps, stampsIntact } from "../../devices/stamp.js";
 import { MiB, PAGE_SIZE } from "../../memory/address.js";
-import { BLK, bench, eventually, MLX5, RAM, ramBitmap } from "./bench.test.helper.js";
+import { BLK, bench, eventually, MLX5, RAM, ramBitmap, stampsOf } from "./bench.test.helper.js";
 
 describe("the DMA logging of a device", () => {
   const start = (pageSize: number, ranges: { iova: bigint; length: bigint }[] = [RAM]) => ({ pageSize, ranges });
@@ -22,7 +22,7 @@ describe("the DMA logging of a device", () => {
     await mlx5.setState("STOP");
     const into = ramBitmap();
     await mlx5.reportDmaLogging({ ...RAM, pageSize: 4096, into });
-    const { spans, lastSequence } = await mlx5.stamps();
+    const { spans, lastSequence } = await stampsOf(mlx5);
     expect(into.count()).toBe(Math.min(lastSequence, 100));
     into.forEachPageRun((first, pages) => {
       expect(spans.some((s) => first >= s.firstPage && first + pages <= s.firstPage + s.pages)).toBe(true);
@@ -30,7 +30,7 @@ describe("the DMA logging of a device", () => {
     const again = ramBitmap();
     await mlx5.reportDmaLogging({ ...RAM, pageSize: 4096, into: again });
     expect(again.count()).toBe(0);
-    expect(stampsIntact(checkStamps(memory, await mlx5.stamps()))).toBe(true);
+    expect(stampsIntact(checkStamps(memory, await stampsOf(mlx5)))).toBe(true);
   });
 
   it("chooses a page size that the device has, up to the one asked for", async () => {

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { checkStamps, stampsIntact } from "../../devices/stamp.js";
 import { MiB, PAGE_SIZE } from "../../memory/address.js";
-import { bench, eventually, RAM, ramBitmap, VGPU } from "./bench.test.helper.js";
+import { bench, eventually, RAM, ramBitmap, stampsOf, VGPU } from "./bench.test.helper.js";
 
 describe("the DMA logging of an mdev", () => {
   it("reports what is pinned, and what was pinned since the last read", async () => {
@@ -28,7 +28,7 @@ describe("the DMA logging of an mdev", () => {
     await eventually(async () => (await vgpu.counters()).windowsPinned >= 2);
     await iommufd.unmap(ioas, BigInt(MiB), BigInt(7 * MiB));
     const { units } = await vgpu.counters();
-    const { spans } = await vgpu.stamps();
+    const { spans } = await stampsOf(vgpu);
     const pages = () =>
       spans.map(({ firstPage, pages: count }) =>
         Buffer.from(memory.arenas[0].u8.slice(firstPage * PAGE_SIZE, (firstPage + count) * PAGE_SIZE)),
@@ -41,7 +41,7 @@ describe("the DMA logging of an mdev", () => {
     await iommufd.map(ioas, span, { iova: BigInt(MiB), readable: true, writeable: true });
     await eventually(async () => (await vgpu.counters()).units > units + 5);
     await vgpu.setState("STOP");
-    expect(stampsIntact(checkStamps(memory, await vgpu.stamps()))).toBe(true);
+    expect(stampsIntact(checkStamps(memory, await stampsOf(vgpu)))).toBe(true);
   });
 
   it("is shared with other mdevs where they attach to an emulated IOMMU", async () => {

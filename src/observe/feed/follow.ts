@@ -19,9 +19,7 @@ export interface FollowedFeed extends AsyncIterable<FeedEvent>, Disposable {
  * @throws DirtmapError `FEED_FOLDER`
  */
 export async function openFeeds({ folder = defaultFeedFolder() }: { folder?: string } = {}): Promise<FeedHeader[]> {
-  ownFeedFolder(folder);
-  const runs = readdirSync(folder).flatMap((file) => runOfFile(file) ?? []);
-  const asked = runs.map(async (run) => {
+  const asked = runsWithFeed(folder).map(async (run) => {
     try {
       using feed = await followFeed(run, { folder });
       return [feed.header];
@@ -31,6 +29,12 @@ export async function openFeeds({ folder = defaultFeedFolder() }: { folder?: str
   });
   const headers = (await Promise.all(asked)).flat();
   return headers.sort((a, b) => (a.startedAt < b.startedAt ? 1 : -1));
+}
+
+/** The runs that have a feed, or had one when their process was killed. @throws DirtmapError `FEED_FOLDER` */
+export function runsWithFeed(folder: string): string[] {
+  ownFeedFolder(folder);
+  return readdirSync(folder).flatMap((file) => runOfFile(file) ?? []);
 }
 
 /**

@@ -2,6 +2,7 @@ import { chmodSync, rmSync } from "node:fs";
 import { createServer, type Server, type Socket } from "node:net";
 import { DirtmapError } from "../../errors.js";
 import { type MigrationEvent, migrationEvents } from "../../migration/events.js";
+import { Backlog, lostLine } from "./backlog.js";
 import { defaultFeedFolder, feedSocket, ownFeedFolder } from "./folder.js";
 import { FEED_VERSION, type FeedHeader } from "./schema.js";
 
@@ -36,7 +37,7 @@ export async function publishFeed(
   try {
     ownFeedFolder(folder);
     const path = feedSocket(folder, header.run);
-    const feed = new Feed(path, `${JSON.stringify({ schemaVersion: FEED_VERSION, ...header })}\n`);
+    const feed = new Feed(path, ended(JSON.stringify({ schemaVersion: FEED_VERSION, ...header })));
     await feed.listen();
     return feed;
   } catch (cause) {
@@ -55,11 +56,7 @@ class Feed implements PublishedFeed {
   readonly #header: string;
   readonly #server: Server;
   readonly #readers = new Set<Reader>();
-  readonly #kept: string[] = [];
-  #keptBytes = 0;
-  #left = 0;
-  /** Only the newest is of use to those who come later. */
-  #progress = "";
+  readonly #backlog = new Backlog(MAX_KEPT_BYTES);
   readonly #listener = (event: unknown) => this.#tell(event as MigrationEvent);
 
   constructor(path: string, header: string) {
@@ -102,35 +99,24 @@ class Feed implements PublishedFeed {
     // Nothing that a reader says is of interest; what goes wrong with it is its end.
     socket.on("error", () => {}).once("close", () => this.#readers.delete(reader));
     socket.resume().unref();
-    const left = this.#left === 0 ? "" : lostLine(this.#left);
-    socket.write(this.#header + left + this.#kept.join("") + this.#progress);
+    socket.write(this.#header + this.#backlog.lines().map(ended).join(""));
   }
 
   #tell(event: MigrationEvent): void {
-    const line = `${JSON.stringify(event)}\n`;
-    if (event.type === "progress") this.#progress = line;
-    else this.#keep(line);
+    const line = JSON.stringify(event);
+    this.#backlog.add(event.type, line);
     for (const reader of this.#readers) {
       if (reader.socket.writableLength + line.length > MAX_BEHIND_BYTES) {
         reader.lost++;
         continue;
       }
-      const lost = reader.lost === 0 ? "" : lostLine(reader.lost);
+      const lost = reader.lost === 0 ? "" : ended(lostLine(reader.lost));
       reader.lost = 0;
-      reader.socket.write(lost + line);
-    }
-  }
-
-  #keep(line: string): void {
-    this.#kept.push(line);
-    this.#keptBytes += line.length;
-    while (this.#keptBytes > MAX_KEPT_BYTES) {
-      this.#keptBytes -= this.#kept.shift()?.length ?? 0;
-      this.#left++;
+      reader.socket.write(lost + ended(line));
     }
   }
 }
 
-function lostLine(events: number): string {
-  return `${JSON.stringify({ type: "lost", events })}\n`;
+function ended(line: string): string {
+  return `${line}\n`;
 }

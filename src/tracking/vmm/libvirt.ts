@@ -1,8 +1,8 @@
+import { element, type XmlElement, type XmlNode, xmlText } from "../../xml.js";
 import { IOMMUFD_CONTAINERS, type Placement, placeDevices } from "./containers.js";
 import { noteText, qemuNotes, type VmmNote } from "./notes.js";
 import { IOMMUFD_IDS, oldestQemu } from "./qemu.js";
 import { mdevUuid, pciAddress, type VmmDevice, vmmNames } from "./vmm-device.js";
-import { element, type XmlElement, type XmlNode, xmlText } from "./xml.js";
 
 /** The namespace of what libvirt hands on to QEMU without looking at it. */
 export const QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0";

@@ -54,7 +54,6 @@ export function setFeature(
   return send(connection, feature, VFIO_DEVICE_FEATURE_SET, { data, room: data.byteLength });
 }
 
-
 async function send(
   connection: Connection,
   feature: DeviceFeature,

@@ -1,4 +1,3 @@
-import { PciModel } from "../../devices/pci-model.js";
 import { hex, iovaOf, PAGE_SIZE } from "../../memory/address.js";
 import { dirtmap_counters } from "../../uapi/vfio-user.js";
 import type { Message } from "../message-socket.js";
@@ -39,7 +38,7 @@ function report(device: ServedDevice): object {
     messages: device.messages,
     device: model.counters(),
     // What its stamps in memory must be: of models whose DMA is stamped.
-    trail: model instanceof PciModel ? model.trail() : null,
+    trail: model.trail?.() ?? null,
   };
 }
 

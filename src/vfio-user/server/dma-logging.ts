@@ -50,6 +50,11 @@ export class ServedLog {
     return this.#logging !== null;
   }
 
+  /** What is mapped from now on has to be told to {@link mapped}. */
+  get logsEverything(): boolean {
+    return this.#everything !== null;
+  }
+
   /** VFIO_DEVICE_FEATURE_DMA_LOGGING_START; returns the granule. */
   async start(pageSize: number, ranges: readonly LoggedRange[], user: DmaLogUser): Promise<number> {
     const logging = this.#supported("start");
@@ -98,6 +103,8 @@ export class ServedLog {
    * log ends, and the next report is refused: an error means that all is dirty.
    */
   async mapped(): Promise<void> {
+    // It may have been mapped in the middle of a DMA, whose mark is still to come: this goes on when that has ended.
+    await null;
     try {
       await this.#extend();
     } catch (error) {

@@ -268,6 +268,11 @@ describe.runIf(process.platform === "linux")("DMA by messages", () => {
       message.payload.slice(0, vfio_user_dma_access.size),
     );
     expect(client.readRegister(0, TEST_REGISTER.RESULT)).toBe(1);
+    client.writeRegister(0, TEST_REGISTER.COMMAND, 1);
+    twin.next();
+    twin.send(VFIO_USER_COMMAND.DEVICE_RESET, null);
+    expect(() => client.next()).toThrow(expect.objectContaining({ code: "CLOSED" }));
+    await served.logged(/command on the socket that is for the server's own/);
   });
 
   it("ends the connection of a client that does not answer, and the device's state stays", async () => {

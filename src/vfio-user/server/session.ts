@@ -9,7 +9,7 @@ import { getCounters } from "./counters.js";
 import { deviceFeature } from "./device-feature.js";
 import { getInfo, getRegionInfo, getRegionIoFds } from "./device-info.js";
 import { DmaChannel } from "./dma-channel.js";
-import { mapDma, unmapDma } from "./dma-commands.js";
+import { leavesMapped, mapDma, unmapDma } from "./dma-commands.js";
 import type { DmaLogUser } from "./dma-logging.js";
 import { getIrqInfo, setIrqs } from "./irq-commands.js";
 import { MigrationReader, writeMigrationData } from "./migration-data.js";
@@ -53,6 +53,14 @@ const CONTROL_COMMANDS: ReadonlySet<number> = new Set([
   DIRTMAP_COMMAND.PRECOPY_INFO,
 ]);
 
+/**
+ * A client that waits for the answer to a command before it serves DMA, as QEMU's main loop does while a vCPU waits, and a
+ * command that can't be answered during DMA: after this long the DMA is given up. Less than what QEMU waits (5 s).
+ */
+const HELD_LIMIT_MS = 2000;
+/** The same for a reset, which gives up whatever the DMA was for: long enough for a client that does answer meanwhile. */
+const RESET_LIMIT_MS = 100;
+
 /** Commands that don't meet the device's own work: they are answered even while its DMA waits for the client. */
 const DURING_DMA: ReadonlySet<number> = new Set([
   VFIO_USER_COMMAND.DMA_MAP,
@@ -91,6 +99,8 @@ export class Session implements DmaLogUser {
   /** The client's end of the twin socket, until it is sent. */
   #twinEnd = -1;
   #held: Message[] = [];
+  /** A command that was begun during a DMA and takes longer: nothing else is done before it is. */
+  #begun: Promise<void> | undefined;
   #heldBytes = 0;
   #negotiated = false;
   #over = false;
@@ -135,7 +145,8 @@ export class Session implements DmaLogUser {
 
   /** Commands wait that came during a DMA, or together with its answer: no poll will tell of them. */
   get hasHeld(): boolean {
-    return !this.#socket.unsent && (this.#held.length > 0 || this.#socket.hasBuffered);
+    const waits = this.#held.length > 0 || this.#begun !== undefined || this.#socket.hasBuffered;
+    return !this.#socket.unsent && waits;
   }
 
   /**
@@ -143,6 +154,7 @@ export class Session implements DmaLogUser {
    * @param wait for the first of them to come, for a moment
    */
   serve(wait = false): Turn | Promise<Turn> {
+    if (this.#begun !== undefined) return this.#finishBegun().then(() => (this.#over ? "over" : "more"));
     this.#channel?.resume();
     try {
       for (let turn = 0; turn < MAX_PER_TURN; turn++) {
@@ -168,6 +180,7 @@ export class Session implements DmaLogUser {
   /** Closes the connection, and ends what the client had: its log and, of the device's client, memory and interrupts. */
   async close(): Promise<void> {
     this.#over = true;
+    await this.#finishBegun();
     await this.#device.logging.release(this);
     if (this.kind === "main") this.#device.forgetClient();
     for (const { fds } of this.#held) closeFds(fds);
@@ -275,7 +288,7 @@ export class Session implements DmaLogUser {
       socket,
       maxTransfer: agreement.maxTransfer,
       stop: this.#stop,
-      take: (message) => this.#takeDuringDma(message),
+      take: canTwin ? null : (message) => this.#takeDuringDma(message),
       broken: (why) => {
         this.#over = true;
         this.#log(`${this.name} is closed: ${why}`);
@@ -293,18 +306,34 @@ export class Session implements DmaLogUser {
 
   /**
    * A command came while a DMA's answer was waited for: answers it if that touches nothing that the DMA is part of, else
-   * holds it. Returns false for one that the client waits for, maybe without serving DMA.
+   * holds it. Returns how long the DMA may be waited for, in milliseconds: a client may wait for a command that is held
+   * without serving DMA.
    */
-  #takeDuringDma(message: Message): boolean {
-    const { command } = message;
-    const isFree =
-      DURING_DMA.has(command) || (REGISTERS.has(command) && this.#device.model.registersDuringDma === true);
-    if (isFree && this.#held.length === 0) {
-      this.#answer(message);
-      return true;
+  #takeDuringDma(message: Message): number {
+    if (this.#isFree(message) && this.#held.length === 0 && this.#begun === undefined) {
+      this.#begun = this.#answer(message);
+      return Number.POSITIVE_INFINITY;
     }
     this.#hold(message);
-    return message.noReply;
+    if (message.noReply) return Number.POSITIVE_INFINITY;
+    return message.command === VFIO_USER_COMMAND.DEVICE_RESET ? RESET_LIMIT_MS : HELD_LIMIT_MS;
+  }
+
+  /** A command that can be done in the middle of the DMA that is under way. */
+  #isFree(message: Message): boolean {
+    const { command } = message;
+    if (command === VFIO_USER_COMMAND.DMA_UNMAP) return leavesMapped(message, this.#dmaChannel.address);
+    return DURING_DMA.has(command) || (REGISTERS.has(command) && this.#device.model.registersDuringDma === true);
+  }
+
+  async #finishBegun(): Promise<void> {
+    try {
+      await this.#begun;
+    } catch (error) {
+      // The client may be gone by now.
+      this.#end(error);
+    }
+    this.#begun = undefined;
   }
 
   /** @throws DirtmapError `PROTOCOL` for too many */

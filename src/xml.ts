@@ -5,7 +5,7 @@ export interface XmlElement {
   readonly children: readonly XmlNode[];
 }
 
-export type XmlNode = XmlElement | { readonly comment: string };
+export type XmlNode = XmlElement | { readonly comment: string } | { readonly text: string };
 
 /** An element, for building trees of them. */
 export function element(
@@ -16,12 +16,19 @@ export function element(
   return { name, attributes, children };
 }
 
-/** The tree as text, two spaces a level, attributes in single quotes as libvirt writes them. Ends without a newline. */
+/**
+ * The tree as text, two spaces a level, attributes in single quotes as libvirt writes them. Ends without a newline. An
+ * element with text in it stands on one line, since blanks beside text count.
+ */
 export function xmlText(node: XmlNode, indent = ""): string {
-  if (!("name" in node)) return `${indent}<!-- ${commentText(node.comment)} -->`;
+  if ("text" in node) return `${indent}${escaped(node.text)}`;
+  if ("comment" in node) return `${indent}<!-- ${commentText(node.comment)} -->`;
   const { name, attributes, children } = node;
   const open = Object.entries(attributes).reduce((text, [key, value]) => `${text} ${key}='${escaped(value)}'`, name);
   if (children.length === 0) return `${indent}<${open}/>`;
+  if (children.some((child) => "text" in child)) {
+    return `${indent}<${open}>${children.map((child) => xmlText(child)).join("")}</${name}>`;
+  }
   const inner = children.map((child) => xmlText(child, `${indent}  `));
   return [`${indent}<${open}>`, ...inner, `${indent}</${name}>`].join("\n");
 }
@@ -34,7 +41,8 @@ const ENTITIES: Readonly<Record<string, string>> = {
   '"': "&quot;",
 };
 
-function escaped(value: string): string {
+/** Text as it stands in XML and in HTML, in an element or an attribute's value. */
+export function escaped(value: string): string {
   return printable(value).replace(/[&<>'"]/g, (character) => ENTITIES[character] ?? character);
 }
 

@@ -1,5 +1,5 @@
 import { readFileSync } from "node:fs";
-import { availableParallelism, cpus, loadavg, totalmem } from "node:os";
+import { availableParallelism, cpus, loadavg, release, totalmem, type } from "node:os";
 
 /** The machine that figures were taken on, and how much of it others took meanwhile. */
 export interface MachineReport {
@@ -7,6 +7,8 @@ export interface MachineReport {
   readonly cores: number;
   readonly memoryBytes: number;
   readonly node: string;
+  /** Of this machine: `Linux 7.2.13`. */
+  readonly kernel: string;
   /** Load average of the last minute, at the end. */
   readonly load: number;
   /** Share of processor time that the hypervisor gave to others while the benches ran; null where /proc can't tell. */
@@ -24,6 +26,7 @@ export function watchMachine(): () => MachineReport {
       cores: availableParallelism(),
       memoryBytes: totalmem(),
       node: process.version,
+      kernel: `${type()} ${release()}`,
       load: loadavg()[0],
       stealShare: before === null || after === null || all === 0 ? null : (after.steal - before.steal) / all,
     };

@@ -1,0 +1,167 @@
+import { accessSync, constants } from "node:fs";
+import { dirname, resolve } from "node:path";
+import type { Command } from "commander";
+import { explain, UsageError } from "../../errors.js";
+import type { BenchSite } from "../../evidence/trackers/site.js";
+import { EXIT_CODES } from "../exit-codes.js";
+import {
+  addHostOptions,
+  addLinkOptions,
+  addMachineOptions,
+  addStoreOption,
+  checkHostOptions,
+  type HostOptions,
+  type LinkOptions,
+  type MachineOptions,
+  openStoreOf,
+  type StoreOption,
+  servedSockets,
+} from "../options.js";
+import { printResult, runCommand } from "../output.js";
+
+interface BenchTrackersOptions extends HostOptions, MachineOptions, LinkOptions, StoreOption {
+  readonly output?: string;
+  readonly report?: string;
+  readonly quick?: boolean;
+  readonly json?: boolean;
+}
+
+/** Memory that is mapped for devices of which no scenario says how much there is. */
+const MAPPED_BYTES = 256 * 2 ** 20;
+
+const NOTES = `
+Examples:
+  dirtmap bench trackers
+  dirtmap bench trackers --scenario nic-pair --quick --output bench.json
+  dirtmap bench trackers --device vf0 --bandwidth 25Gbit --downtime-limit 50ms
+  dirtmap bench trackers --host linux --device 3b:00.1 --memory 4G
+  dirtmap bench trackers --host vfio-user:/run/user/1000/mlx5 --json
+
+For each device and each tracker that it has: what it costs to start, to read and to stop, how many of its DMA writes the
+device loses while it is tracked, and how exact the tracker is; from that, what a migration would make of it. \`dirtmap
+recommend\` decides by it. It is kept in the store, and with --output also in a file.
+
+On the emulated host a model is measured. With --host linux devices are opened that are on a VFIO driver and in nobody's use,
+which resets them; no driver tells them to do DMA, so that only what costs a reader can be measured.
+`;
+
+/** `dirtmap bench trackers`: what each tracker of each device costs, and how exact it is. */
+export function addBenchTrackers(bench: Command): void {
+  const command = bench
+    .command("trackers")
+    .description("Measures each tracker of each device: what it costs, and how exact it is");
+  addHostOptions(addMachineOptions(command), "all that can be measured", { served: true, everywhere: true });
+  addStoreOption(addLinkOptions(command), { optional: true })
+    .option("-o, --output <file>", "write the benchmark to a file, for `dirtmap recommend --from`")
+    .option("--report <file>", "write a report with plots: FILE.md or FILE.html")
+    .option("--quick", "few repetitions: seconds instead of minutes, and wider ranges")
+    .option("--json", "print the benchmark as JSON")
+    .addHelpText("after", NOTES)
+    .action((options: BenchTrackersOptions) =>
+      runCommand({ json: options.json === true }, async (signal) => {
+        checkHostOptions(command, options.host, ["device", "memory"]);
+        await run(options, signal);
+        return EXIT_CODES.done.code;
+      }),
+    );
+}
+
+async function run(options: BenchTrackersOptions, signal: AbortSignal): Promise<void> {
+  const { output, report, quick = false, json = false } = options;
+  // What can't be kept is found out before it is measured.
+  if (report !== undefined) (await import("../../evidence/report/write-report.js")).reportPath(report);
+  for (const file of [output, report]) if (file !== undefined) checkWriteable(file);
+  (await openStoreOf(options))?.[Symbol.dispose]();
+  const [{ benchTrackers }, { estimateMigration }, { writeBenchmark }, { trackersText }, { progressText }, { linkOf }] =
+    await Promise.all([
+      import("../../evidence/trackers/bench.js"),
+      import("../../evidence/trackers/estimate.js"),
+      import("../../evidence/trackers/file.js"),
+      import("../bench/trackers-text.js"),
+      import("../bench/progress.js"),
+      import("../bench/link.js"),
+    ]);
+  await using opened = await openSite(options, signal);
+  const link = linkOf(options, opened.defaults);
+  const benchmark = await benchTrackers({
+    site: opened.site,
+    quick,
+    signal,
+    progress: (progress) => process.stderr.write(`${progressText(progress)}\n`),
+  });
+  if (output !== undefined) writeBenchmark(output, benchmark);
+  const { kind, host, machine, takenAt } = benchmark;
+  using store = await openStoreOf(options);
+  const id = store?.saveBenchmark({
+    kind,
+    host,
+    scenario: benchmark.scenario ?? "",
+    machine,
+    takenAt,
+    result: benchmark,
+  });
+  const kept = id === undefined ? [] : [`kept as benchmark ${id} of ${store?.path}`];
+  const files = [...(output === undefined ? [] : [output])];
+  if (report !== undefined) {
+    const [{ writeReport }, { trackersReport }] = await Promise.all([
+      import("../../evidence/report/write-report.js"),
+      import("../bench/trackers-report.js"),
+    ]);
+    files.push(...writeReport(report, trackersReport(benchmark, link)));
+  }
+  const written = files.map((file) => `written to ${file}`);
+  for (const line of [...kept, ...written]) process.stderr.write(`${line}\n`);
+  const estimates = benchmark.devices.flatMap((device) =>
+    device.trackers.map((figures) => {
+      const { tracker, granule } = figures;
+      return { device: device.id, tracker, granule, estimate: estimateMigration(benchmark, device, figures, link) };
+    }),
+  );
+  printResult({ ...benchmark, link, estimates }, { json, text: () => trackersText(benchmark, link) });
+}
+
+/** Where to measure; what was opened for it is disposed. */
+interface OpenedSite extends AsyncDisposable {
+  readonly site: BenchSite;
+  readonly defaults: LinkOptions;
+}
+
+async function openSite(options: BenchTrackersOptions, signal: AbortSignal): Promise<OpenedSite> {
+  const { host, device, memory: memoryBytes = MAPPED_BYTES } = options;
+  const nothing = { defaults: {}, [Symbol.asyncDispose]: async () => {} };
+  const sockets = servedSockets(host);
+  if (sockets !== null) {
+    const { servedSite } = await import("../bench/served-site.js");
+    return { ...nothing, site: await servedSite(sockets, { only: device, memoryBytes }) };
+  }
+  if (host === "linux") {
+    const [{ openLinuxHost }, { linuxSite }, { deviceId }] = await Promise.all([
+      import("../hosts.js"),
+      import("../bench/linux-site.js"),
+      import("../linux/select.js"),
+    ]);
+    const linux = await openLinuxHost();
+    const site = await linuxSite(linux, { ids: device?.map(deviceId), memoryBytes, signal });
+    return { defaults: {}, site, [Symbol.asyncDispose]: () => linux[Symbol.asyncDispose]() };
+  }
+  const [{ checkMemory, readRequest }, { emulatedSite }] = await Promise.all([
+    import("../request.js"),
+    import("../bench/emulated-site.js"),
+  ]);
+  const { scenario, description, defaults } = readRequest(options);
+  checkMemory(description, 1);
+  return { ...nothing, defaults, site: emulatedSite(scenario, description, { only: device }) };
+}
+
+/** @throws UsageError `CANNOT_WRITE` */
+function checkWriteable(path: string): void {
+  try {
+    accessSync(dirname(resolve(path)), constants.W_OK);
+  } catch (cause) {
+    throw new UsageError(`can't write to ${path}: ${explain(cause)}`, {
+      code: "CANNOT_WRITE",
+      remedy: "give a file in a folder that is there and may be written to",
+      cause,
+    });
+  }
+}

@@ -1,0 +1,117 @@
+import type { Command } from "commander";
+import { MAX_CHANNELS } from "../choices.js";
+import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
+import {
+  addMachineOptions,
+  addObserveOptions,
+  addPolicyOptions,
+  argument,
+  downtimeLimit,
+  type MachineOptions,
+  type ObserveOption,
+  OF_SCENARIOS,
+  type PolicyOptions,
+  refuseOptions,
+  wholeNumber,
+} from "../options.js";
+import { printResult, runCommand } from "../output.js";
+import { parseBandwidth } from "../units.js";
+
+interface PredictOptions extends MachineOptions, PolicyOptions, ObserveOption {
+  readonly trace?: string;
+  readonly downtimeLimit?: number;
+  readonly bandwidth?: number;
+  readonly channels?: number;
+  readonly maxRounds?: number;
+  readonly run?: readonly string[];
+  readonly json?: boolean;
+}
+
+const NOTES = `
+Examples:
+  dirtmap predict
+  dirtmap predict --scenario no-tracker --downtime-limit 50ms
+  dirtmap predict --bandwidth 1Gbit --observe 5s --json
+  dirtmap predict --trace production.dtrc --bandwidth 10Gbit --downtime-limit 300ms
+  dirtmap migrate --json > run.json; dirtmap predict --run run.json
+
+The speed of the link is measured on loopback, or taken from earlier migrations' reports (--run); --bandwidth limits it. Nothing
+is moved: trackers are switched on, read at an interval, and switched off again.
+`;
+
+/** `dirtmap predict`: what a migration would be. */
+export function addPredict(program: Command): void {
+  const command = program
+    .command("predict")
+    .description(
+      "Says whether a migration converges, in how many rounds and with what downtime, and who is in its way",
+    );
+  addObserveOptions(addPolicyOptions(addMachineOptions(command)), { observe: "2s", interval: "50ms" })
+    .option("--trace <file>", "predict from what `dirtmap record` wrote, instead of from a scenario")
+    .option(
+      "--downtime-limit <duration>",
+      "expected downtime at which the machine may be stopped: 50ms",
+      argument(downtimeLimit),
+    )
+    .option("--bandwidth <rate>", "500M (bytes per second), 10Gbit, or unlimited", argument(parseBandwidth))
+    .option("--channels <number>", "connections that pages travel over", wholeNumber(1, MAX_CHANNELS))
+    .option("--max-rounds <number>", "pre-copy rounds at most", wholeNumber(1, 10_000))
+    .option("--run <file...>", "reports of earlier migrations over the same link (`migrate --json`)")
+    .option("--json", "print the result as JSON")
+    .addHelpText("after", `${NOTES}\n${exitCodesHelp()}`)
+    .action((options: PredictOptions) =>
+      runCommand({ json: options.json === true }, async (signal) => {
+        if (options.trace !== undefined) {
+          refuseOptions(command, OF_SCENARIOS, "--trace has what was observed of a machine already");
+        }
+        const { prediction, scenario } = await predicted(options, signal);
+        const { predictText } = await import("../predict-text.js");
+        printResult(
+          { scenario, trace: options.trace ?? null, ...prediction },
+          { json: options.json === true, text: () => predictText(prediction) },
+        );
+        return EXIT_CODES.done.code;
+      }),
+    );
+}
+
+async function predicted(options: PredictOptions, signal: AbortSignal) {
+  const [{ checkMemory, readRequest }, { estimateLink, observeForPrediction, predictedConditions }, { predict }] =
+    await Promise.all([
+      import("../request.js"),
+      import("../observe-machine.js"),
+      import("../../evidence/predict/predict.js"),
+    ]);
+  if (options.trace !== undefined) {
+    const { readTrace } = await import("../../evidence/trace/file.js");
+    const { header, intervals } = await readTrace(options.trace);
+    const channels = options.channels ?? TRACE_DEFAULTS.channels;
+    const link = await estimateLink(options.run ?? [], { channels, signal });
+    const conditions = predictedConditions(options, TRACE_DEFAULTS, TRACE_DEFAULTS.readMs);
+    return { prediction: predict({ ...header, intervals }, link, conditions), scenario: header.scenario };
+  }
+  const { scenario, description, policy, design, defaults } = readRequest(options);
+  checkMemory(description, 1);
+  const [{ openMachine }, { withDisks }] = await Promise.all([import("../hosts.js"), import("../disks.js")]);
+  using disks = withDisks(description);
+  await using machine = await openMachine(disks.description);
+  const { observe: durationMs, interval: intervalMs } = options;
+  const seen = await observeForPrediction({
+    machine,
+    policy,
+    design,
+    intervalMs,
+    durationMs,
+    signal,
+    host: "emulated",
+    scenario,
+  });
+  signal.throwIfAborted();
+  if (seen === null) throw new Error("a machine that was watched and never read");
+  const link = await estimateLink(options.run ?? [], { channels: options.channels ?? defaults.channels, signal });
+  const conditions = predictedConditions(options, defaults, seen.readMs);
+  return { prediction: predict(seen.observation, link, conditions), scenario };
+}
+
+/** What a scenario would say of a migration; a trace says nothing of it. */
+const TRACE_DEFAULTS = { downtimeLimit: 300, channels: 2, readMs: 1 } as const;

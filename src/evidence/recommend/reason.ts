@@ -1,0 +1,68 @@
+import type { BenchedDevice } from "../trackers/result.js";
+import type { Contender, Margin, RecommendedDevice, TrackerAt } from "./recommend.js";
+
+/*
+ * Recommendations in words.
+ */
+
+/** One sentence: what decided for a device. */
+export function reasonText(
+  device: BenchedDevice,
+  best: Contender,
+  alternatives: RecommendedDevice["alternatives"],
+): string {
+  const { tracker, figures } = best;
+  if (tracker === "everything") return `no tracker of ${device.id} works here: ${missing(device)}`;
+  const unknown = figures.converges === null ? "nobody knows here what the device writes; " : "";
+  // Of its own granules the table tells; what an operator asks is why not the other tracker.
+  const other = alternatives.find(({ over }) => over.tracker !== tracker) ?? alternatives.at(0);
+  return other === undefined
+    ? `${unknown}'${tracker}' is the only tracker that it has`
+    : `${unknown}${called(best)}, since ${called(other.over)} ${other.text}`;
+}
+
+/** What speaks against another tracker, as a clause whose subject it is. */
+export function marginText(best: TrackerAt, { over, by, figure, overFigure }: Omit<Margin, "text">): string {
+  const both = figure === null || overFigure === null ? "not known" : `${ms(overFigure)} against ${ms(figure)}`;
+  switch (by) {
+    case "converges":
+      return `would miss the downtime limit: ${both}`;
+    case "downtime":
+      return `would have more downtime: ${both}`;
+    case "total":
+      return `would take longer to migrate: ${both}`;
+    case "dma":
+      return `costs the device at least ${share(overFigure)} of its writes, against ${share(figure)}`;
+    case "round":
+      return `costs each round more, in reading and in sending what nobody wrote: ${both}`;
+    case "order":
+      return best.tracker === over.tracker
+        ? "is as good, and coarser"
+        : "is as good as far as was measured, and the policy's order decides";
+  }
+}
+
+/** "device at 64K" */
+export function called({ tracker, granule }: TrackerAt): string {
+  return granule === null ? `'${tracker}'` : `'${tracker}' at ${size(granule)}`;
+}
+
+function missing({ trackers, capabilities }: BenchedDevice): string {
+  const problems = trackers.flatMap(({ problem, tracker }) => (problem === null ? [] : [`'${tracker}': ${problem}`]));
+  if (problems.length > 0) return problems.join("; ");
+  const lacking = Object.values(capabilities.trackers).flatMap((one) => (one.available ? [] : [one.why]));
+  return [...new Set(lacking)].join("; ");
+}
+
+function ms(value: number): string {
+  return `${value < 10 ? value.toFixed(2) : value.toFixed(0)} ms`;
+}
+
+function share(value: number | null): string {
+  return value === null ? "an unknown part" : `${Math.round(Math.max(0, value) * 100)} %`;
+}
+
+function size(bytes: number): string {
+  const unit = bytes >= 2 ** 30 ? "G" : bytes >= 2 ** 20 ? "M" : "K";
+  return `${bytes / { G: 2 ** 30, M: 2 ** 20, K: 2 ** 10 }[unit]}${unit}`;
+}

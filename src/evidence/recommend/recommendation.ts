@@ -1,0 +1,118 @@
+import { z } from "zod";
+import { UsageError } from "../../errors.js";
+import { DEVICE_TRACKERS, type MeasuredChoices, type PolicyOrder } from "../../tracking/choice.js";
+import { readJson, writeJson } from "../json-file.js";
+import type { Link } from "../trackers/estimate.js";
+import { checkBenchmark } from "../trackers/file.js";
+import type { TrackerBenchmark } from "../trackers/result.js";
+import { type RecommendedDevice, recommend } from "./recommend.js";
+
+/*
+ * A recommendation as a file, and as a policy.
+ */
+
+/** Raised when the file changes so that a reader of the old could misread it. */
+export const RECOMMENDATION_VERSION = 1;
+
+/** What `dirtmap recommend --output FILE` writes. */
+export interface Recommendation {
+  readonly schemaVersion: typeof RECOMMENDATION_VERSION;
+  readonly kind: "recommendation";
+  /** When the benchmark was taken: ISO 8601, UTC. */
+  readonly takenAt: string;
+  readonly host: string;
+  readonly scenario: string | null;
+  /** The migration that it is for. */
+  readonly link: Link;
+  /** Whom ties went to. */
+  readonly order: PolicyOrder;
+  readonly devices: readonly RecommendedDevice[];
+}
+
+/** Makes a recommendation of a benchmark. */
+export function recommendationOf(benchmark: TrackerBenchmark, link: Link, order: PolicyOrder): Recommendation {
+  const { takenAt, host, scenario } = benchmark;
+  return {
+    schemaVersion: RECOMMENDATION_VERSION,
+    kind: "recommendation",
+    takenAt,
+    host,
+    scenario,
+    link,
+    order,
+    devices: recommend(benchmark, link, order),
+  };
+}
+
+/** What a policy needs of a recommendation's file; the figures beside it are for people. */
+const schema = z.object({
+  schemaVersion: z.literal(RECOMMENDATION_VERSION),
+  kind: z.literal("recommendation"),
+  devices: z
+    .array(
+      z.object({
+        id: z.string().min(1).max(256),
+        model: z.string().min(1).max(256),
+        tracker: z.enum(DEVICE_TRACKERS),
+        granule: z.int().min(1).nullable(),
+        domain: z.enum(["per-device", "shared"]).nullable(),
+        reason: z.string().max(4096),
+      }),
+    )
+    .max(1024),
+});
+
+/** A recommendation as what a policy follows. */
+export function measuredChoices(
+  devices: readonly Pick<RecommendedDevice, "id" | "model" | "tracker" | "granule" | "domain" | "reason">[],
+  { from, unmeasured = "refuse" }: { from: string; unmeasured?: MeasuredChoices["unmeasured"] },
+): MeasuredChoices {
+  return {
+    from,
+    unmeasured,
+    devices: Object.fromEntries(
+      devices.map(({ id, model, tracker, granule, domain, reason }) => [
+        id,
+        { model, tracker, granule, domain, reason: `measured: ${reason}` },
+      ]),
+    ),
+  };
+}
+
+/**
+ * Reads what `--policy measured:FILE` names: a recommendation, or a benchmark, of which one is made.
+ * @param link for a benchmark: the migration that it is for
+ * @throws UsageError `NO_BENCHMARK`, `BAD_BENCHMARK`, `BENCHMARK_TOO_NEW`: one line
+ */
+export function readMeasured(
+  path: string,
+  { link, order, unmeasured }: { link: Link; order: PolicyOrder; unmeasured: MeasuredChoices["unmeasured"] },
+): MeasuredChoices {
+  const value = readJson(path);
+  const head = z.object({ schemaVersion: z.int(), kind: z.literal("recommendation") }).safeParse(value);
+  if (!head.success) {
+    const devices = recommend(checkBenchmark(value, path), link, order);
+    return measuredChoices(devices, { from: path, unmeasured });
+  }
+  if (head.data.schemaVersion > RECOMMENDATION_VERSION) {
+    throw new UsageError(
+      `${path} has version ${head.data.schemaVersion}, and this Dirtmap knows ${RECOMMENDATION_VERSION} and older`,
+      {
+        code: "BENCHMARK_TOO_NEW",
+        remedy: "use the Dirtmap that wrote it, or make it again: dirtmap recommend --output FILE",
+      },
+    );
+  }
+  const parsed = schema.safeParse(value);
+  if (parsed.success) return measuredChoices(parsed.data.devices, { from: path, unmeasured });
+  const [{ path: field, message }] = parsed.error.issues;
+  throw new UsageError(`${path} is a damaged recommendation: ${field.map(String).join(".") || "it"}: ${message}`, {
+    code: "BAD_BENCHMARK",
+    remedy: "make it again: dirtmap recommend --output FILE",
+  });
+}
+
+/** Writes a recommendation's file. @throws UsageError `CANNOT_WRITE` */
+export function writeRecommendation(path: string, recommendation: Recommendation): void {
+  writeJson(path, recommendation);
+}

@@ -1,0 +1,40 @@
+/** A report before it is written down: blocks in the order in which they are read. All text is plain. */
+export interface ReportDocument {
+  readonly title: string;
+  readonly blocks: readonly Block[];
+}
+
+export type Block =
+  | { readonly kind: "heading"; readonly text: string }
+  | { readonly kind: "text"; readonly text: string }
+  /** What a reader must know before trusting the figures. */
+  | { readonly kind: "warning"; readonly text: string }
+  | { readonly kind: "list"; readonly items: readonly string[] }
+  /** A command, or output. */
+  | { readonly kind: "code"; readonly text: string }
+  | TableBlock
+  | FigureBlock;
+
+export interface TableBlock {
+  readonly kind: "table";
+  readonly caption: string;
+  readonly head: readonly string[];
+  /** A row shorter than the head leaves its last cells empty. */
+  readonly rows: readonly (readonly string[])[];
+  /** Columns of quantities stand to the right; default: all but the first do. */
+  readonly left?: readonly number[];
+}
+
+export interface FigureBlock {
+  readonly kind: "figure";
+  /** Names its file where it gets one: small letters, digits and '-'. */
+  readonly name: string;
+  /** As the functions of plot/ make it. */
+  readonly svg: string;
+  readonly caption: string;
+}
+
+/** True where a table's column holds text rather than quantities. */
+export function isLeft({ left = [0] }: TableBlock, column: number): boolean {
+  return left.includes(column);
+}

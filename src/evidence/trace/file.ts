@@ -1,0 +1,148 @@
+import { createReadStream } from "node:fs";
+import { type FileHandle, open } from "node:fs/promises";
+import { UsageError } from "../../errors.js";
+import { TraceDecoder } from "./decoder.js";
+import { TraceEncoder } from "./encoder.js";
+import type { TraceHeader } from "./format.js";
+import type { TraceInterval } from "./interval.js";
+
+/** Writes a trace to a file as it is recorded. A trace that is disposed before {@link end} is cut off, and says so when read. */
+export class TraceWriter implements AsyncDisposable {
+  readonly #file: FileHandle;
+  readonly #encoder: TraceEncoder;
+  #bytes = 0;
+
+  private constructor(file: FileHandle, encoder: TraceEncoder) {
+    this.#file = file;
+    this.#encoder = encoder;
+  }
+
+  /** @throws UsageError `CANNOT_WRITE_TRACE` */
+  static async create(path: string, header: TraceHeader): Promise<TraceWriter> {
+    let file: FileHandle;
+    try {
+      file = await open(path, "w", 0o600);
+    } catch (cause) {
+      throw new UsageError(`can't write ${path}: ${(cause as Error).message}`, {
+        code: "CANNOT_WRITE_TRACE",
+        remedy: "name a file in a folder that can be written",
+        cause,
+      });
+    }
+    const writer = new TraceWriter(file, new TraceEncoder(header));
+    await writer.#write(writer.#encoder.begin());
+    return writer;
+  }
+
+  /** Bytes written so far. */
+  get bytes(): number {
+    return this.#bytes;
+  }
+
+  get intervals(): number {
+    return this.#encoder.intervals;
+  }
+
+  async add(interval: TraceInterval): Promise<void> {
+    await this.#write(this.#encoder.add(interval));
+  }
+
+  /** The trace is whole. */
+  async end(): Promise<void> {
+    await this.#write(this.#encoder.end());
+    await this.#file.datasync();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#file.close();
+  }
+
+  async #write(bytes: Uint8Array): Promise<void> {
+    for (let done = 0; done < bytes.length; ) {
+      const { bytesWritten } = await this.#file.write(bytes, done);
+      done += bytesWritten;
+    }
+    this.#bytes += bytes.length;
+  }
+}
+
+/** A trace file, read as a stream: {@link header} first, {@link intervals} once. */
+export class TraceFile implements AsyncDisposable {
+  readonly header: TraceHeader;
+  /** Decoded with the header, and kept. */
+  readonly #first: IteratorResult<TraceInterval>;
+  readonly #rest: AsyncGenerator<TraceInterval>;
+
+  private constructor(header: TraceHeader, first: IteratorResult<TraceInterval>, rest: AsyncGenerator<TraceInterval>) {
+    this.header = header;
+    this.#first = first;
+    this.#rest = rest;
+  }
+
+  /**
+   * Reads the trace's header.
+   * @throws UsageError `BAD_TRACE`, `TRACE_TOO_NEW`; `NO_TRACE` where the file can't be read
+   */
+  static async open(path: string): Promise<TraceFile> {
+    const decoder = new TraceDecoder(path);
+    const intervals = decode(path, decoder);
+    const first = await intervals.next();
+    const { header } = decoder;
+    if (header === undefined) throw new Error("a trace that was read to its end without a header");
+    return new TraceFile(header, first, intervals);
+  }
+
+  /** The intervals in order; once. */
+  async *intervals(): AsyncGenerator<TraceInterval> {
+    if (this.#first.done === true) return;
+    yield this.#first.value;
+    yield* this.#rest;
+  }
+
+  /** Closes the file, which a reading to the end does as well. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#rest.return(undefined);
+  }
+}
+
+/** Stretches of dirty memory that {@link readTrace} keeps: 256 MiB. */
+const MAX_RUNS_KEPT = 1 << 25;
+const MAX_INTERVALS_KEPT = 1_000_000;
+
+/**
+ * Reads a whole trace.
+ * @throws UsageError as {@link TraceFile.open}, also for damage further on; `TRACE_TOO_LARGE`
+ */
+export async function readTrace(path: string): Promise<{ header: TraceHeader; intervals: TraceInterval[] }> {
+  await using file = await TraceFile.open(path);
+  const intervals: TraceInterval[] = [];
+  let runs = 0;
+  for await (const interval of file.intervals()) {
+    for (const pages of interval.owners.values()) runs += pages.length / 2;
+    if (runs > MAX_RUNS_KEPT || intervals.length >= MAX_INTERVALS_KEPT) {
+      throw new UsageError(`${path} is too long a trace to be held in memory`, {
+        code: "TRACE_TOO_LARGE",
+        remedy: "record a shorter one, or one with longer intervals",
+      });
+    }
+    intervals.push(interval);
+  }
+  return { header: file.header, intervals };
+}
+
+async function* decode(path: string, decoder: TraceDecoder): AsyncGenerator<TraceInterval> {
+  const stream = createReadStream(path);
+  try {
+    for await (const piece of stream as AsyncIterable<Buffer>) yield* decoder.push(piece);
+  } catch (cause) {
+    if (cause instanceof UsageError) throw cause;
+    throw new UsageError(`can't read ${path}: ${(cause as Error).message}`, {
+      code: "NO_TRACE",
+      remedy: "name a file that `dirtmap record` wrote",
+      cause,
+    });
+  } finally {
+    stream.destroy();
+  }
+  decoder.finish();
+}

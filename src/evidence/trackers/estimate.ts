@@ -1,0 +1,144 @@
+import { PAGE_SIZE } from "../../memory/address.js";
+import { fixedDowntime } from "../../migration/convergence.js";
+import { type Point, valueAt } from "../curve.js";
+import { simulate } from "../predict/simulate.js";
+import type { BenchedDevice, TrackerBenchmark, TrackerFigures } from "./result.js";
+
+/*
+ * What a migration would be like whose only writer is this device, followed by this tracker: the prediction's simulation, fed
+ * with what was measured here.
+ */
+
+/** What a migration is given. */
+export interface Link {
+  /** Bytes per second, finite. */
+  readonly bandwidth: number;
+  readonly downtimeLimitMs: number;
+}
+
+/** Where nobody says more: a common link, and the limit of a migration without one. */
+export const DEFAULT_LINK: Link = { bandwidth: 1.25e9, downtimeLimitMs: 100 };
+
+/** What a link without a limit is taken to carry: what two processes of one machine were measured to. */
+export const UNLIMITED_BANDWIDTH = 2.5e9;
+
+/** How the migration of a machine would go. */
+export interface MigrationEstimate {
+  /** The machine can be stopped within the downtime limit. */
+  readonly converges: boolean;
+  /** Rounds that are sent while the machine runs. */
+  readonly rounds: number;
+  /** Milliseconds from the first byte to the machine running at the destination. */
+  readonly totalMs: number;
+  /** Where it doesn't converge: of the round in which it came nearest. */
+  readonly downtimeMs: number;
+  /** How far the downtime may be off because reads took now longer, now shorter; milliseconds. */
+  readonly noiseMs: number;
+}
+
+const MAX_ROUNDS = 30;
+
+/** Plays a migration through. null where it is not known what the device writes, or what the tracker names. */
+export function estimateMigration(
+  { memoryBytes }: Pick<TrackerBenchmark, "memoryBytes">,
+  device: BenchedDevice,
+  figures: TrackerFigures,
+  { bandwidth, downtimeLimitMs }: Link,
+): MigrationEstimate | null {
+  const ramPages = memoryBytes / PAGE_SIZE;
+  const named = namedCurve(device, figures, ramPages);
+  const cost = readCurve(figures, memoryBytes);
+  if (named === null || cost === null) return null;
+  const untracked = figures.tracker === "everything";
+  const unread = figures.readableWhen === "quiesced";
+  const msOf = (bytes: number) => (bytes * 1000) / bandwidth;
+  // The read that finds the most: the one after the first, and longest, round.
+  const readMs = valueAt(cost, named(msOf(memoryBytes)));
+  const stateBytes = device.stateBytes ?? 0;
+  const fixedMs = fixedDowntime(readMs, 0);
+  const { verdict, rounds, downtimeMs, movingMs } = simulate(
+    {
+      ramPages,
+      zeroPages: 0,
+      // A log that can't be read before the device is stopped names nothing until then.
+      dirtied: (ms) => (untracked || unread ? 0 : named(ms)),
+      alwaysPages: untracked ? ramPages : 0,
+      owners: () => [],
+    },
+    {
+      source: "assumed",
+      firstBytesPerSecond: bandwidth,
+      bytesPerSecond: bandwidth,
+      betweenMs: readMs,
+      stopMs: fixedMs,
+    },
+    { downtimeLimitMs, maxRounds: MAX_ROUNDS, bandwidth, deviceStateBytes: stateBytes, fixedMs },
+  );
+  const copied = rounds.filter(({ phase }) => phase === "pre-copy");
+  const copiedMs = copied.reduce((sum, { ms }) => sum + ms + readMs, 0);
+  const noiseMs = readNoise(figures);
+  if (unread) {
+    const restMs = msOf(named(copiedMs) * PAGE_SIZE + stateBytes) + fixedMs;
+    const totalMs = copiedMs + restMs;
+    return { converges: restMs <= downtimeLimitMs, rounds: copied.length, totalMs, downtimeMs: restMs, noiseMs };
+  }
+  const least = Math.min(...copied.map(({ remaining }) => remaining));
+  const nearestMs = downtimeMs ?? msOf(least + stateBytes) + fixedMs;
+  return {
+    converges: verdict.kind === "switch-over",
+    rounds: copied.length,
+    totalMs: movingMs ?? copiedMs + nearestMs,
+    downtimeMs: nearestMs,
+    noiseMs,
+  };
+}
+
+/** Pages that the tracker names of so many milliseconds of the device's untracked work; null: not known. */
+function namedCurve(
+  { writes }: BenchedDevice,
+  { tracker, precision, reads }: TrackerFigures,
+  allPages: number,
+): ((ms: number) => number) | null {
+  if (tracker === "everything") return () => allPages;
+  if (writes === null || writes.length === 0 || precision.length === 0) return null;
+  // Of the device untracked: a tracker that slows it down is not to gain from that.
+  const written = [{ x: 0, y: 0 }, ...writes.map(({ ms, pages }) => ({ x: ms, y: pages }))];
+  const still = reads.find(({ writtenPages }) => writtenPages === 0)?.reportedPages ?? 0;
+  const named = ascending([
+    { x: 0, y: still },
+    ...precision.map(({ writtenPages, reportedPages }) => ({ x: writtenPages, y: reportedPages })),
+  ]);
+  return (ms) => {
+    const pages = valueAt(written, ms);
+    // No tracker names less than was written, and none more than there is.
+    return Math.min(allPages, Math.max(pages, valueAt(named, pages)));
+  };
+}
+
+/** Milliseconds of a read by pages that it names, on memory of this size; null: not measured. */
+export function readCurve({ reads }: TrackerFigures, memoryBytes: number): Point[] | null {
+  const largest = Math.max(...reads.map((read) => read.memoryBytes));
+  const scale = memoryBytes / largest;
+  const points = reads
+    .filter((read) => read.memoryBytes === largest)
+    .map(({ reportedPages, ms }) => ({ x: reportedPages * scale, y: ms.median * scale }));
+  return points.length === 0 ? null : ascending(points);
+}
+
+/** Half of the middle half of what reads took, of the widest of them. */
+function readNoise({ reads }: TrackerFigures): number {
+  return Math.max(0, ...reads.map(({ ms }) => (ms.q3 - ms.q1) / 2));
+}
+
+/** In order of x, each x once (with the greatest y), and y never falling: noise must not make more pages cost less. */
+function ascending(points: readonly Point[]): Point[] {
+  const sorted = points.toSorted((a, b) => a.x - b.x || a.y - b.y);
+  const rising: Point[] = [];
+  for (const { x, y } of sorted) {
+    const last = rising.at(-1);
+    const point = { x, y: Math.max(y, last?.y ?? 0) };
+    if (last?.x === x) rising[rising.length - 1] = point;
+    else rising.push(point);
+  }
+  return rising;
+}

@@ -1,0 +1,21 @@
+/** A label's values, bounded: Prometheus keeps a series for each one that it ever saw. */
+export class LabelBound {
+  readonly #max: number;
+  readonly #known = new Set<string>();
+
+  constructor(max: number) {
+    this.#max = max;
+  }
+
+  /** The value, shortened; or `(other)` once there are too many. */
+  label(value: string): string {
+    const short = value.length > MAX_LENGTH ? `${value.slice(0, MAX_LENGTH - 1)}…` : value;
+    if (this.#known.has(short)) return short;
+    if (this.#known.size >= this.#max) return OTHER;
+    this.#known.add(short);
+    return short;
+  }
+}
+
+const MAX_LENGTH = 128;
+const OTHER = "(other)";

@@ -1,0 +1,143 @@
+import { get, type RunSummary } from "../api.js";
+import { type Column, dataTable, emptyState, h, section } from "../dom.js";
+import { formatCount, formatMs, formatSize } from "../format.js";
+import { HeatMap } from "../plots/heat-map.js";
+import { LineChart } from "../plots/line-chart.js";
+import { modelOf, type Owner, type PastRun, type RunModel } from "../run-model.js";
+import { badge, type Shown, signed, timeOf, type ViewContext } from "./view.js";
+
+/** Two runs side by side. */
+export async function compareView({ signal, parameters }: ViewContext): Promise<Shown> {
+  const [a, b] = parameters;
+  const { runs } = await get<{ runs: RunSummary[] }>("/api/runs?limit=1000", signal);
+  const content = h("div", {}, h("h1", {}, "Compare two runs"));
+  if (runs.length < 2) {
+    content.append(
+      emptyState(
+        "There are not two runs yet",
+        "Each migration is kept. Start another: ",
+        h("code", {}, "npx dirtmap migrate --policy device-first"),
+        ".",
+      ),
+    );
+    return { title: "Compare", content };
+  }
+  const first = Number(a ?? runs[1]?.id);
+  const second = Number(b ?? runs[0]?.id);
+  content.append(choice(runs, first, second));
+  const [left, right] = await Promise.all(
+    [first, second].map(async (id) => (await get<{ run: PastRun }>(`/api/runs/${id}`, signal)).run),
+  );
+  if (left === undefined || right === undefined) throw new Error("two runs were asked for");
+  const models = [modelOf(left), modelOf(right)] as const;
+  const chart = leftOverChart(models, [left, right], signal);
+  const heats = models.map((model) => new HeatMap(model, signal));
+  content.append(
+    section("Figures", null, figuresTable(left, right)),
+    section("What each round left", "Bytes that were dirty at the end of each round.", chart.element),
+    section("Devices", "Pages that each tracker reported, over all reads.", devicesTable(models, [left, right])),
+    h(
+      "div",
+      { class: "side-by-side" },
+      ...heats.map((heat, index) => section(`Heat of run ${[first, second][index]}`, null, heat.element)),
+    ),
+  );
+  requestAnimationFrame(() => {
+    const rounds = Math.max(...models.map((model) => model.rounds.length));
+    const remaining = (model: RunModel) => Array.from({ length: rounds }, (_, i) => model.rounds[i]?.remaining ?? null);
+    chart.draw([Array.from({ length: rounds }, (_, i) => i), ...models.map(remaining)]);
+    for (const heat of heats) heat.draw();
+  });
+  return { title: `Runs ${first} and ${second}`, content };
+}
+
+function choice(runs: readonly RunSummary[], first: number, second: number): HTMLElement {
+  const select = (name: string, chosen: number) =>
+    h(
+      "label",
+      {},
+      `${name} `,
+      h(
+        "select",
+        { onchange: go },
+        ...runs.map(({ id, scenario, result }) =>
+          h("option", { value: id, selected: id === chosen }, `${id} ${scenario}, ${result}`),
+        ),
+      ),
+    );
+  function go(event: Event): void {
+    const form = (event.target as HTMLElement).closest("form");
+    const [a, b] = [...(form?.querySelectorAll("select") ?? [])].map(({ value }) => value);
+    location.assign(`#/compare/${a}/${b}`);
+  }
+  return h("form", { class: "controls" }, select("Run", first), select("with run", second));
+}
+
+function figuresTable(left: PastRun, right: PastRun): HTMLElement {
+  type Row = readonly [name: string, left: Node | string, right: Node | string, difference: string];
+  const amount = (
+    name: string,
+    of: (run: PastRun) => number | null | undefined,
+    format: (value: number) => string,
+  ): Row => {
+    const [a, b] = [of(left), of(right)];
+    const both = a != null && b != null;
+    const change = both && a !== 0 ? signed(Math.round(((b - a) / a) * 100), " %") : "";
+    return [name, a == null ? "–" : format(a), b == null ? "–" : format(b), change];
+  };
+  const rows: Row[] = [
+    ["Scenario", left.scenario, right.scenario, ""],
+    ["Result", badge(left.result), badge(right.result), ""],
+    ["When", timeOf(left.startedAt), timeOf(right.startedAt), ""],
+    ["Design", left.report.design ?? "–", right.report.design ?? "–", ""],
+    ["Policy", left.report.policy ?? "–", right.report.policy ?? "–", ""],
+    amount("Downtime", ({ downtimeMs }) => downtimeMs, formatMs),
+    amount("Predicted downtime", ({ report }) => report.predicted?.downtimeMs, formatMs),
+    amount("Total", ({ totalMs }) => totalMs, formatMs),
+    amount("Sent", ({ report }) => report.bytes, formatSize),
+    amount("Rounds", ({ report }) => report.rounds?.length, formatCount),
+    amount("Reading trackers", ({ report }) => report.devices?.reduce((sum, { readMs }) => sum + readMs, 0), formatMs),
+  ];
+  const columns: Column<Row>[] = [
+    { title: "Figure", cell: ([name]) => name },
+    { title: `Run ${left.id}`, numeric: true, cell: ([, value]) => value },
+    { title: `Run ${right.id}`, numeric: true, cell: ([, , value]) => value },
+    { title: "Difference", numeric: true, cell: ([, , , value]) => value },
+  ];
+  return dataTable(`Runs ${left.id} and ${right.id}`, columns, rows);
+}
+
+function leftOverChart(
+  models: readonly [RunModel, RunModel],
+  [a, b]: readonly [PastRun, PastRun],
+  signal: AbortSignal,
+): LineChart {
+  return new LineChart(
+    {
+      label: `Bytes left after each round of runs ${a.id} and ${b.id}: ${models.map(({ rounds }) => `${rounds.length} rounds`).join(" and ")}`,
+      lines: [
+        { label: `run ${a.id}`, color: "series-0" },
+        { label: `run ${b.id}`, color: "series-1", dash: [6, 4] },
+      ],
+      formatX: (value) => (Number.isInteger(value) ? String(value) : ""),
+      formatY: formatSize,
+    },
+    signal,
+  );
+}
+
+function devicesTable(models: readonly [RunModel, RunModel], [a, b]: readonly [PastRun, PastRun]): HTMLElement {
+  const keys = [...new Set(models.flatMap((model) => [...model.owners.keys()]))];
+  const rows = keys.map((key) => ({ key, left: models[0].owners.get(key), right: models[1].owners.get(key) }));
+  const of = (owner: Owner | undefined, what: (owner: Owner) => string) => (owner === undefined ? "–" : what(owner));
+  const columns: Column<(typeof rows)[number]>[] = [
+    { title: "Device", cell: ({ key, left, right }) => (left ?? right)?.label ?? key },
+    { title: `Tracker, ${a.id}`, cell: ({ left }) => of(left, ({ tracker }) => tracker) },
+    { title: `Tracker, ${b.id}`, cell: ({ right }) => of(right, ({ tracker }) => tracker) },
+    { title: `Pages, ${a.id}`, numeric: true, cell: ({ left }) => of(left, ({ reported }) => formatCount(reported)) },
+    { title: `Pages, ${b.id}`, numeric: true, cell: ({ right }) => of(right, ({ reported }) => formatCount(reported)) },
+    { title: `Reading, ${a.id}`, numeric: true, cell: ({ left }) => of(left, ({ readMs }) => formatMs(readMs)) },
+    { title: `Reading, ${b.id}`, numeric: true, cell: ({ right }) => of(right, ({ readMs }) => formatMs(readMs)) },
+  ];
+  return dataTable("Devices of both runs", columns, rows);
+}

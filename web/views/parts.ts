@@ -1,0 +1,210 @@
+import { type Column, dataTable, h, setText } from "../dom.js";
+import { formatCount, formatMs, formatRate, formatShare, formatSize } from "../format.js";
+import { type Line, LineChart, type LineData } from "../plots/line-chart.js";
+import { SERIES_COLORS } from "../plots/theme.js";
+import { type Owner, PAGE_SIZE, type RoundReport, type RunModel, rateOf } from "../run-model.js";
+
+/*
+ * The parts that views of a run share: rounds, devices, dirty rates.
+ */
+
+/** The tables of devices and of rates are brought up to date so often: faster is no easier to read. */
+const TABLE_MS = 500;
+
+/** Dirty rates over time, the owners with most pages each with a line, the rest as one. */
+export class RateChart {
+  readonly element = h("div");
+  readonly #model: RunModel;
+  readonly #signal: AbortSignal;
+  #chart: LineChart | null = null;
+  #owners = "";
+  #top: Owner[] = [];
+  #rest: Owner[] = [];
+
+  constructor(model: RunModel, signal: AbortSignal) {
+    this.#model = model;
+    this.#signal = signal;
+  }
+
+  draw(): void {
+    const { columns, owners } = this.#model;
+    this.#choose([...owners.values()]);
+    const x = columns.map(({ atMs }) => atMs / 1000);
+    const lines = this.#top.map(({ key }) => columns.map((column) => rateOf(column, key)));
+    const rest = columns.map((column) => this.#rest.reduce((sum, { key }) => sum + rateOf(column, key), 0));
+    const data: LineData = [x, ...lines, ...(this.#rest.length === 0 ? [] : [rest])];
+    this.#chart?.draw(data);
+  }
+
+  /** Decides once who gets a line, and again when there are more owners. */
+  #choose(owners: Owner[]): void {
+    const names = owners.map(({ key }) => key).join("\n");
+    if (names === this.#owners) return;
+    this.#owners = names;
+    const fits = owners.length <= SERIES_COLORS ? owners.length : SERIES_COLORS - 1;
+    const ranked = [...owners].sort((a, b) => b.reported - a.reported);
+    this.#top = ranked.slice(0, fits);
+    this.#rest = ranked.slice(fits);
+    const lines: Line[] = this.#top.map(({ label }, index) => ({
+      label,
+      color: `series-${index}`,
+      ...(index < 4 ? {} : { dash: [6, 4] }),
+    }));
+    if (this.#rest.length > 0) lines.push({ label: `${this.#rest.length} others`, color: "muted", dash: [2, 3] });
+    const chart = new LineChart(
+      {
+        label: "Dirty bytes per second of each tracker's owner over time; the table of devices has the figures",
+        lines,
+        formatX: (value) => formatMs(value * 1000),
+        formatY: formatRate,
+      },
+      this.#signal,
+    );
+    this.#chart = chart;
+    this.element.replaceChildren(chart.element);
+  }
+}
+
+/** What each round sent, and what it left. */
+export class RoundsChart {
+  readonly element: HTMLElement;
+  readonly #model: RunModel;
+  readonly #chart: LineChart;
+  readonly #table = h("details", {}, h("summary", {}, "As a table"), h("div"));
+  #rounds = -1;
+
+  constructor(model: RunModel, signal: AbortSignal) {
+    this.#model = model;
+    this.#chart = new LineChart(
+      {
+        label: "Bytes sent in each round, and bytes left after it; the figures are in the table below",
+        lines: [
+          { label: "sent", color: "series-0", bars: true },
+          { label: "left", color: "series-1" },
+        ],
+        formatX: (value) => (Number.isInteger(value) ? String(value) : ""),
+        formatY: formatSize,
+      },
+      signal,
+    );
+    this.element = h("div", {}, this.#chart.element, this.#table);
+  }
+
+  draw(): void {
+    const { rounds } = this.#model;
+    if (rounds.length === this.#rounds) return;
+    this.#rounds = rounds.length;
+    this.#chart.draw([
+      rounds.map(({ round }) => round),
+      rounds.map(({ bytes }) => bytes),
+      rounds.map(({ remaining }) => remaining),
+    ]);
+    this.#table.lastElementChild?.replaceChildren(roundsTable(rounds));
+  }
+}
+
+function roundsTable(rounds: readonly RoundReport[]): HTMLElement {
+  const columns: Column<RoundReport>[] = [
+    { title: "Round", cell: ({ round }) => String(round) },
+    { title: "Phase", cell: ({ phase }) => phase },
+    { title: "Pages", numeric: true, cell: ({ pages }) => formatCount(pages) },
+    { title: "Zero pages", numeric: true, cell: ({ zeroPages }) => formatCount(zeroPages) },
+    { title: "Sent", numeric: true, cell: ({ bytes }) => formatSize(bytes) },
+    { title: "Time", numeric: true, cell: ({ ms }) => formatMs(ms) },
+    { title: "Left", numeric: true, cell: ({ remaining }) => formatSize(remaining) },
+  ];
+  return dataTable("Rounds", columns, rounds);
+}
+
+/** A row per tracker's owner, kept up to date in place. */
+export class OwnersTable {
+  readonly element: HTMLElement;
+  readonly #model: RunModel;
+  #rows = new Map<
+    string,
+    { owner: Owner; cells: Record<"rate" | "share" | "reported" | "exclusive" | "reading", HTMLElement> }
+  >();
+  #drawnAt = Number.NEGATIVE_INFINITY;
+
+  constructor(model: RunModel) {
+    this.#model = model;
+    this.element = h("div");
+  }
+
+  /** @param now at once, however short ago the last time was */
+  draw(now = false): void {
+    if (!now && performance.now() - this.#drawnAt < TABLE_MS) return;
+    this.#drawnAt = performance.now();
+    const { owners, columns } = this.#model;
+    if (owners.size !== this.#rows.size) this.#make();
+    const last = columns.at(-1);
+    const all = [...owners.values()].reduce((sum, { reported }) => sum + reported, 0);
+    for (const { owner, cells } of this.#rows.values()) {
+      const share = all > 0 ? owner.reported / all : 0;
+      setText(cells.rate, last === undefined ? "" : formatRate(rateOf(last, owner.key)));
+      setText(cells.share.lastElementChild ?? cells.share, formatShare(share));
+      (cells.share.firstElementChild as HTMLElement).style.setProperty("--share", String(share));
+      setText(cells.reported, formatCount(owner.reported));
+      setText(cells.exclusive, formatCount(owner.exclusive));
+      setText(cells.reading, formatMs(owner.readMs / Math.max(1, owner.reads)));
+    }
+  }
+
+  #make(): void {
+    const owners = [...this.#model.owners.values()];
+    this.#rows = new Map(
+      owners.map((owner) => {
+        const share = h("span", { class: "share" }, h("span", { class: "bar" }), h("span"));
+        const cells = { rate: h("span"), share, reported: h("span"), exclusive: h("span"), reading: h("span") };
+        return [owner.key, { owner, cells }];
+      }),
+    );
+    const rows = [...this.#rows.values()];
+    const columns: Column<(typeof rows)[number]>[] = [
+      { title: "Device", cell: ({ owner }) => owner.label },
+      { title: "Model", cell: ({ owner }) => owner.model || "–" },
+      { title: "Tracker", cell: ({ owner }) => owner.tracker },
+      {
+        title: "Granule",
+        hint: "bytes per dirty bit that were asked for",
+        numeric: true,
+        cell: ({ owner }) => (owner.granule === null ? "–" : formatSize(owner.granule)),
+      },
+      { title: "Dirty rate", numeric: true, cell: ({ cells }) => cells.rate },
+      { title: "Share", hint: "of all pages reported", cell: ({ cells }) => cells.share },
+      { title: "Pages", hint: "reported, over all reads", numeric: true, cell: ({ cells }) => cells.reported },
+      {
+        title: "Only by it",
+        hint: "pages that no other tracker reported in the same read",
+        numeric: true,
+        cell: ({ cells }) => cells.exclusive,
+      },
+      { title: "A read takes", hint: "on average", numeric: true, cell: ({ cells }) => cells.reading },
+    ];
+    this.element.replaceChildren(dataTable("Devices, vCPUs and their trackers", columns, rows));
+  }
+}
+
+/** What the trackers cost: time of reading, of the time of the run, and per page. */
+export function costTable(model: RunModel): HTMLElement {
+  const seconds = model.columns.reduce((sum, column) => sum + column.seconds, 0);
+  const columns: Column<Owner>[] = [
+    { title: "Device", cell: ({ label }) => label },
+    { title: "Tracker", cell: ({ tracker }) => tracker },
+    { title: "Reads", numeric: true, cell: ({ reads }) => formatCount(reads) },
+    { title: "Reading", hint: "all reads together", numeric: true, cell: ({ readMs }) => formatMs(readMs) },
+    {
+      title: "Of the time",
+      hint: "while trackers were on",
+      numeric: true,
+      cell: ({ readMs }) => (seconds > 0 ? `${((readMs / 1000 / seconds) * 100).toFixed(1)} %` : "–"),
+    },
+    {
+      title: "Per dirty MB",
+      hint: "reading, per 10⁶ bytes that were reported",
+      numeric: true,
+      cell: ({ readMs, reported }) => (reported > 0 ? formatMs(readMs / ((reported * PAGE_SIZE) / 1e6)) : "–"),
+    },
+  ];
+  return dataTable("What the trackers cost", columns, [...model.owners.values()]);
+}
