@@ -2,13 +2,13 @@ import { closeSync, mkdtempSync, openSync, rmSync, writeSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { interleave, type Summary, summarize } from "../../src/evidence/statistics.js";
 import { MiB } from "../../src/memory/address.js";
 import { serveDevice } from "../../src/vfio-user/server/server.js";
 import { makeShellInitramfs, ShellGuest } from "../../test/interop/guest-shell.js";
 import { findKernel } from "../../test/vm/kernel-image.js";
 import { MissingError } from "../../test/vm/missing.js";
 import { findQemu } from "../../test/vm/qemu.js";
-import { interleave, type Summary, summarize } from "../statistics.js";
 
 /*
  * Random reads of 4 KiB from an NVMe disk, as a guest sees them: Dirtmap's nvme, served to QEMU, next to QEMU's own, in the
