@@ -48,7 +48,9 @@ export async function pastRunView({ signal, parameters }: ViewContext): Promise<
   );
   // Once they are in the page and have a width.
   requestAnimationFrame(() => {
-    for (const part of [...charts, heat]) part.draw();
+    charts[0].draw();
+    charts[1].draw(true);
+    heat.draw();
     owners.draw(true);
   });
   return { title: `Run ${run.id}`, content };
