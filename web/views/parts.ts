@@ -213,12 +213,14 @@ export function costTable(model: RunModel): HTMLElement {
 /** Lets something through at most so often. What was held back comes at the end of the pause. */
 function paced(ms: number, draw: () => void): (now?: boolean) => void {
   let drawnAt = Number.NEGATIVE_INFINITY;
-  let later: number | undefined;
+  let isHeld = false;
   return (now = false) => {
     const wait = drawnAt + ms - performance.now();
     if (!now && wait > 0) {
-      later ??= setTimeout(() => {
-        later = undefined;
+      if (isHeld) return;
+      isHeld = true;
+      setTimeout(() => {
+        isHeld = false;
         drawnAt = performance.now();
         draw();
       }, wait);
