@@ -9,12 +9,15 @@ import { type IoctlRow, run as runIoctl } from "./ioctl.js";
 import { type LogRow, run as runLogs } from "./logs.js";
 import { type MigrationRow, run as runMigration } from "./migration.js";
 import { type ObserveRow, run as runObserve } from "./observe.js";
+import { metShare, type PredictRow, run as runPredict } from "./predict.js";
 import { run as runScan, type ScanRow } from "./scan.js";
+import { type NvmeRow, run as runNvme } from "./vfio-user/nvme.js";
 import { WAYS } from "./vfio-user/servers.js";
 import { run as runVfioUser, type VfioUserRow } from "./vfio-user.js";
 
 /*
- *   npm run bench -- [scan] [logs] [dma] [channels] [migration] [ioctl] [observe] [vfio-user] [--full] [--json] [--qemu | --qemu-root DIR]
+ *   npm run bench -- [scan] [logs] [dma] [channels] [migration] [ioctl] [observe] [vfio-user] [predict]
+ *                    [--full] [--json] [--qemu | --qemu-root DIR]
  *
  * All benches by default, in about three minutes on an idle machine; progress on standard error. --full maps up to 1 TiB and repeats more.
  * QEMU runs beside `migration` where it is asked for: from PATH, or from a Debian tree to chroot into.
@@ -23,7 +26,17 @@ import { run as runVfioUser, type VfioUserRow } from "./vfio-user.js";
 /** Raised when a field of the JSON changes its meaning. */
 const SCHEMA_VERSION = 1;
 
-type Row = ScanRow | LogRow | DmaRow | ChannelRow | MigrationRow | IoctlRow | VfioUserRow | ObserveRow;
+type Row =
+  | ScanRow
+  | LogRow
+  | DmaRow
+  | ChannelRow
+  | MigrationRow
+  | IoctlRow
+  | VfioUserRow
+  | ObserveRow
+  | PredictRow
+  | NvmeRow;
 
 interface Options {
   readonly full: boolean;
@@ -41,7 +54,11 @@ const BENCHES: Readonly<Record<string, (options: Options) => Promise<readonly Ro
   migration: ({ full, qemu }) => runMigration({ repetitions: full ? 7 : 3, qemu }),
   ioctl: ({ full }) => runIoctl({ repetitions: full ? 2000 : 300 }),
   observe: ({ full }) => runObserve({ pairs: full ? 31 : 7, pageMs: full ? 30_000 : 10_000 }),
-  "vfio-user": ({ full }) => runVfioUser({ turns: full ? 21 : 5 }),
+  "vfio-user": async ({ full }) => [
+    ...(await runVfioUser({ turns: full ? 21 : 5 })),
+    ...(await runNvme({ turns: full ? 11 : 5, seconds: 1 })),
+  ],
+  predict: ({ full }) => runPredict({ repetitions: full ? 5 : 1 }),
 };
 
 /** Numbers as a table shows them: three digits that count. */
@@ -107,6 +124,18 @@ function cells(row: Row): Readonly<Record<string, string>> {
         "CPU s": spread(row.cpuSeconds),
         "GB/s": short(row.gbPerSecond),
       };
+    case "predict":
+      return {
+        scenario: row.scenario,
+        "downtime ms": short(row.downtimeMs),
+        predicted: short(row.predictedDowntimeMs),
+        error: row.downtimeError === null ? "-" : percent(row.downtimeError),
+        rounds: String(row.rounds),
+        "predicted rounds": String(row.predictedRounds),
+        "total ms": short(row.movingMs),
+        "predicted total": short(row.predictedMovingMs),
+        "within 20 %, one round": row.met ? "yes" : "no",
+      };
     case "migration":
       return {
         way: row.way,
@@ -144,6 +173,13 @@ function cells(row: Row): Readonly<Record<string, string>> {
         "/ libvfio-user": short(row.ratio),
         "/ its poll": short(row.pollRatio),
       };
+    case "nvme":
+      return {
+        "reads under way": String(row.depth),
+        "dirtmap, reads/s": spread(row.dirtmap),
+        "QEMU's nvme": spread(row.qemu),
+        "/ QEMU's": short(row.ratio),
+      };
   }
 }
 
@@ -152,6 +188,8 @@ function print(rows: readonly Row[]): void {
   const columns = Object.keys(shown[0]);
   const lines = table([columns, ...shown.map((row) => Object.values(row))]);
   process.stdout.write(`\n${rows[0].bench}\n${lines.join("\n")}\n`);
+  const predicted = rows.filter((row) => row.bench === "predict");
+  if (predicted.length > 0) process.stdout.write(`met: ${percent(metShare(predicted))}, of which the aim is 90 %\n`);
 }
 
 async function main(): Promise<void> {
@@ -178,7 +216,9 @@ async function main(): Promise<void> {
     process.stderr.write(`${name} …\n`);
     const rows = await BENCHES[name](options);
     results.push(...rows);
-    if (!values.json && rows.length > 0) print(rows);
+    if (values.json) continue;
+    // Rows of one kind have the same columns.
+    for (const kind of new Set(rows.map(({ bench }) => bench))) print(rows.filter(({ bench }) => bench === kind));
   }
   const machine = describe();
   if (values.json) {

@@ -56,7 +56,9 @@ for (const add of [
 // Its help lists the models, which take a while to load.
 const models = process.argv[2] === "device" ? (await import("../devices/servable-models.js")).SERVABLE_MODELS : [];
 addDevice(program, models);
-for (const command of program.commands) command.exitOverride().configureOutput({ outputError: () => {} });
+for (const command of program.commands.flatMap((each) => [each, ...each.commands])) {
+  command.exitOverride().configureOutput({ outputError: () => {} });
+}
 
 try {
   await program.parseAsync();

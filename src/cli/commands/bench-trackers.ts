@@ -21,6 +21,7 @@ import { printResult, runCommand } from "../output.js";
 
 interface BenchTrackersOptions extends HostOptions, MachineOptions, LinkOptions, StoreOption {
   readonly output?: string;
+  readonly report?: string;
   readonly quick?: boolean;
   readonly json?: boolean;
 }
@@ -52,6 +53,7 @@ export function addBenchTrackers(bench: Command): void {
   addHostOptions(addMachineOptions(command), "all that can be measured", { served: true, everywhere: true });
   addStoreOption(addLinkOptions(command), { optional: true })
     .option("-o, --output <file>", "write the benchmark to a file, for `dirtmap recommend --from`")
+    .option("--report <file>", "write a report with plots: FILE.md or FILE.html")
     .option("--quick", "few repetitions: seconds instead of minutes, and wider ranges")
     .option("--json", "print the benchmark as JSON")
     .addHelpText("after", NOTES)
@@ -65,9 +67,10 @@ export function addBenchTrackers(bench: Command): void {
 }
 
 async function run(options: BenchTrackersOptions, signal: AbortSignal): Promise<void> {
-  const { output, quick = false, json = false } = options;
+  const { output, report, quick = false, json = false } = options;
   // What can't be kept is found out before it is measured.
-  if (output !== undefined) checkWriteable(output);
+  if (report !== undefined) (await import("../../evidence/report/write-report.js")).reportPath(report);
+  for (const file of [output, report]) if (file !== undefined) checkWriteable(file);
   (await openStoreOf(options))?.[Symbol.dispose]();
   const [{ benchTrackers }, { estimateMigration }, { writeBenchmark }, { trackersText }, { progressText }, { linkOf }] =
     await Promise.all([
@@ -98,7 +101,15 @@ async function run(options: BenchTrackersOptions, signal: AbortSignal): Promise<
     result: benchmark,
   });
   const kept = id === undefined ? [] : [`kept as benchmark ${id} of ${store?.path}`];
-  const written = output === undefined ? [] : [`written to ${output}`];
+  const files = [...(output === undefined ? [] : [output])];
+  if (report !== undefined) {
+    const [{ writeReport }, { trackersReport }] = await Promise.all([
+      import("../../evidence/report/write-report.js"),
+      import("../bench/trackers-report.js"),
+    ]);
+    files.push(...writeReport(report, trackersReport(benchmark, link)));
+  }
+  const written = files.map((file) => `written to ${file}`);
   for (const line of [...kept, ...written]) process.stderr.write(`${line}\n`);
   const estimates = benchmark.devices.flatMap((device) =>
     device.trackers.map((figures) => {

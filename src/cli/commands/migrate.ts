@@ -1,9 +1,11 @@
 import { type Command, Option } from "commander";
 import { explain } from "../../errors.js";
+import { reportPath } from "../../evidence/report/write-report.js";
 import type { PredictedOutcome } from "../../migration/report.js";
 import { MAX_CHANNELS } from "../choices.js";
 import { exitCodeOf, exitCodesHelp } from "../exit-codes.js";
 import type { EmulatedMachine } from "../hosts.js";
+import { leaveReport } from "../leave-report.js";
 import {
   addMachineOptions,
   addPolicyOptions,
@@ -34,6 +36,7 @@ interface MigrateOptions extends MachineOptions, PolicyOptions, TlsOptions, Stor
   readonly feed: boolean;
   /** Milliseconds; true: the default. */
   readonly predict?: number | true;
+  readonly report?: string;
   readonly json?: boolean;
   readonly quiet?: boolean;
 }
@@ -91,6 +94,7 @@ export function addMigrate(program: Command): void {
       "watch the machine first (default: 2s) and foretell the migration; the report has both",
       durationWithin(OBSERVE_MS),
     )
+    .option("--report <file>", "write the report with plots, too: FILE.md or FILE.html", argument(reportPath))
     .option(
       "--no-feed",
       "publish no live feed: `dirtmap serve` and `dirtmap top` don't see the migration while it runs",
@@ -169,7 +173,7 @@ async function run(options: MigrateOptions): Promise<void> {
     );
     await using _feed = options.feed ? await publishFeed(header).catch(noted(note)) : undefined;
     // Where nobody listens, the migration counts nothing for it.
-    using recorder = store.store === false ? undefined : new ReadRecorder();
+    using recorder = store.store === false && options.report === undefined ? undefined : new ReadRecorder();
 
     const bandwidth = options.bandwidth ?? defaults.bandwidth;
     const report = await migrate({
@@ -191,7 +195,13 @@ async function run(options: MigrateOptions): Promise<void> {
       decideMs: options.decide ?? (process.stderr.isTTY ? Number.POSITIVE_INFINITY : 0),
     });
     view?.[Symbol.dispose]();
-    await keepMigration(store, { header, report, reads: recorder?.reads ?? [] }, note);
+    const reads = recorder?.reads ?? [];
+    await keepMigration(store, { header, report, reads }, note);
+    if (options.report !== undefined) {
+      const { migrationDocument } = await import("../migration-document.js");
+      const context = { scenario, memoryBytes: description.memory, reads };
+      leaveReport(options.report, migrationDocument(report, context), note);
+    }
     process.stdout.write(json ? `${JSON.stringify(report)}\n` : `${reportText(report)}\n`);
     return exitCodeOf(report);
   });
@@ -225,7 +235,13 @@ async function foretold(
   });
   signal.throwIfAborted();
   if (seen === null) throw new Error("a machine that was watched and never read");
-  const link = await estimateLink([], { channels: options.channels ?? defaults.channels, signal });
+  const { store } = options;
+  const link = await estimateLink({
+    ...(store === undefined ? {} : { store }),
+    channels: options.channels ?? defaults.channels,
+    scenario,
+    signal,
+  });
   const conditions = {
     ...predictedConditions(options, defaults, seen.readMs),
     verifyFirst: options.verify === "before",
