@@ -123,7 +123,13 @@ export type { Timeouts } from "./migration/deadline.js";
 export { type Decision, sendDecision } from "./migration/decision.js";
 export { type AcceptedSource, type ReceiveOptions, type ReceiveResult, receive } from "./migration/destination.js";
 export type { Audit } from "./migration/destination-report.js";
-export { type MigrationEvent, type MigrationPhase, migrationEvents } from "./migration/events.js";
+export {
+  type MigrationEvent,
+  type MigrationPhase,
+  migrationEvents,
+  type OwnerRead,
+  type ReadEvent,
+} from "./migration/events.js";
 export { defaultJournalDirectory } from "./migration/journal.js";
 export type {
   DestinationReport,
