@@ -43,6 +43,18 @@ export {
   type WorkloadDevice,
 } from "./emulated/machine.js";
 export { DirtmapError, type ErrorDetails, explain, UsageError } from "./errors.js";
+export { type Margin, type RecommendedDevice, recommend } from "./evidence/recommend/recommend.js";
+export {
+  measuredChoices,
+  type Recommendation,
+  recommendationOf,
+  writeRecommendation,
+} from "./evidence/recommend/recommendation.js";
+export { benchTrackers, type TrackerBenchOptions } from "./evidence/trackers/bench.js";
+export { DEFAULT_LINK, estimateMigration, type Link, type MigrationEstimate } from "./evidence/trackers/estimate.js";
+export { readBenchmark, writeBenchmark } from "./evidence/trackers/file.js";
+export type { TrackerBenchmark, TrackerFigures } from "./evidence/trackers/result.js";
+export type { BenchMachine, BenchSite, DmaMark, DmaWitness } from "./evidence/trackers/site.js";
 export {
   type DeviceDescription,
   type DeviceModelName,

@@ -52,7 +52,13 @@ export function dataTable<Row>(caption: string, columns: readonly Column<Row>[],
       ),
     ),
   );
-  const table = h("table", {}, h("caption", {}, caption), h("thead", {}, h("tr", {}, ...head)), h("tbody", {}, ...body));
+  const table = h(
+    "table",
+    {},
+    h("caption", {}, caption),
+    h("thead", {}, h("tr", {}, ...head)),
+    h("tbody", {}, ...body),
+  );
   return h("div", { class: "scroll", role: "region", "aria-label": caption, tabindex: 0 }, table);
 }
 
@@ -68,5 +74,11 @@ export function tile(name: string, value: Child, note?: Child): HTMLElement {
 
 /** A section with a heading, and a sentence on what is seen. */
 export function section(title: string, about: string | null, ...content: readonly Child[]): HTMLElement {
-  return h("section", { class: "card" }, h("h2", {}, title), about !== null && h("p", { class: "about" }, about), ...content);
+  return h(
+    "section",
+    { class: "card" },
+    h("h2", {}, title),
+    about !== null && h("p", { class: "about" }, about),
+    ...content,
+  );
 }

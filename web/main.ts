@@ -1,7 +1,7 @@
 import { Refused } from "./api.js";
 import { emptyState, h, setText } from "./dom.js";
 import { Live } from "./live.js";
-import { benchmarkView, benchmarksView } from "./views/benchmarks.js";
+import { benchmarksView, benchmarkView } from "./views/benchmarks.js";
 import { compareView } from "./views/compare.js";
 import { liveRunView, nowView } from "./views/live.js";
 import { pastRunView } from "./views/run.js";
@@ -65,7 +65,12 @@ function put(content: HTMLElement, title: string, focus: boolean): void {
 }
 
 function notFound(path: string): HTMLElement {
-  return emptyState("There is no such page", `Nothing is at ${path}. `, h("a", { href: "#/" }, "See what runs now"), ".");
+  return emptyState(
+    "There is no such page",
+    `Nothing is at ${path}. `,
+    h("a", { href: "#/" }, "See what runs now"),
+    ".",
+  );
 }
 
 function byId(id: string): HTMLElement {

@@ -1,5 +1,5 @@
-import type { FeedEvent, FeedHeader } from "../dist/src/observe/feed/schema.js";
 import type { MigrationReport, RoundReport } from "../dist/src/migration/report.js";
+import type { FeedEvent, FeedHeader } from "../dist/src/observe/feed/schema.js";
 
 /*
  * What is known of a run, made of its header and its events: the same for one in progress and for one that is over.
@@ -35,7 +35,10 @@ export interface ReadColumn {
   readonly seconds: number;
   /** Pages per stretch of RAM, over all owners: a page that two report counts twice. */
   readonly sum: Float32Array;
-  readonly owners: ReadonlyMap<string, { readonly heat: Float32Array; readonly reported: number; readonly readMs: number }>;
+  readonly owners: ReadonlyMap<
+    string,
+    { readonly heat: Float32Array; readonly reported: number; readonly readMs: number }
+  >;
 }
 
 /** A run as the page shows it. */
@@ -162,7 +165,8 @@ export interface Predicted {
 export function modelOf({ header, report, reads }: PastRun): RunModel {
   const model = new RunModel(header, Number.POSITIVE_INFINITY);
   for (const read of reads) model.add(read);
-  for (const round of report.rounds ?? []) model.add({ type: "round", round: { ...round, byDevice: { ...round.byDevice } } });
+  for (const round of report.rounds ?? [])
+    model.add({ type: "round", round: { ...round, byDevice: { ...round.byDevice } } });
   let atMs = 0;
   for (const { phase, ms } of report.phases ?? []) {
     model.phases.push({ phase, atMs });

@@ -1,7 +1,9 @@
 import type { EmulatedMachine } from "../emulated/machine.js";
 import { UsageError } from "../errors.js";
-import { isServed, type MachineDescription } from "../host/description.js";
+import { isServed, type MachineDescription, platformOf } from "../host/description.js";
+import type { ReplaySchedule } from "../host/replay-schedule.js";
 import type { LinuxHost } from "../linux/host.js";
+import { layoutRegions } from "../memory/guest-memory.js";
 import type { VfioUserHost } from "../vfio-user/client/host.js";
 
 /*
@@ -21,10 +23,31 @@ export async function openMachine(
   options: { paused?: boolean; side?: "source" | "destination" } = {},
 ): Promise<EmulatedMachine> {
   const { createEmulatedMachine } = await import("../emulated/machine.js");
-  if (!description.devices.some(isServed)) return await createEmulatedMachine(description, options);
+  const replays = await replaysOf(description);
+  if (!description.devices.some(isServed)) return await createEmulatedMachine(description, { ...options, replays });
   const { openServed } = await import("./vfio-user/open-served.js");
   const served = await openServed(description, options.side ?? "source");
-  return await createEmulatedMachine(description, { ...options, ...(served === undefined ? {} : { served }) });
+  return await createEmulatedMachine(description, { ...options, replays, ...(served === undefined ? {} : { served }) });
+}
+
+async function replaysOf(description: MachineDescription): Promise<ReadonlyMap<string, ReplaySchedule>> {
+  if (!description.devices.some(({ model }) => model === "replay")) return new Map();
+  return await (await import("./replays.js")).openReplays(description);
+}
+
+/**
+ * Checks that a machine's devices and vCPUs find room for their buffers.
+ * @throws UsageError `MEMORY_DOES_NOT_FIT`
+ */
+export async function checkWorkload(description: MachineDescription): Promise<void> {
+  const { layoutWorkload } = await import("../emulated/layout.js");
+  layoutWorkload(description, layoutRegions(description.memory, platformOf(description)));
+}
+
+/** Builds a machine on the emulated host whose devices are all in this process, and to whose NICs nobody sends. */
+export async function openScripted(description: MachineDescription): Promise<EmulatedMachine> {
+  const { createEmulatedMachine } = await import("../emulated/machine.js");
+  return await createEmulatedMachine(description, { feed: false });
 }
 
 /**

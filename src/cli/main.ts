@@ -11,8 +11,10 @@ import { addProbe } from "./commands/probe.js";
 import { addReceive } from "./commands/receive.js";
 import { addRecommend } from "./commands/recommend.js";
 import { addRecord } from "./commands/record.js";
+import { addReplay } from "./commands/replay.js";
 import { addScenarios } from "./commands/scenarios.js";
 import { addServe } from "./commands/serve.js";
+import { addTop } from "./commands/top.js";
 import { EXIT_CODES, exitCodesHelp } from "./exit-codes.js";
 import { printError } from "./output.js";
 
@@ -42,6 +44,8 @@ for (const add of [
   addServe,
   addBench,
   addRecommend,
+  addReplay,
+  addTop,
   addScenarios,
   addCerts,
   addResume,
@@ -52,7 +56,9 @@ for (const add of [
 // Its help lists the models, which take a while to load.
 const models = process.argv[2] === "device" ? (await import("../devices/servable-models.js")).SERVABLE_MODELS : [];
 addDevice(program, models);
-for (const command of program.commands) command.exitOverride().configureOutput({ outputError: () => {} });
+for (const command of program.commands.flatMap((each) => [each, ...each.commands])) {
+  command.exitOverride().configureOutput({ outputError: () => {} });
+}
 
 try {
   await program.parseAsync();

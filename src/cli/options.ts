@@ -79,7 +79,8 @@ export interface ObserveOption {
 
 /** Bounds of an interval: a read takes a millisecond and more, and what happens within one can't be told apart. */
 const INTERVAL_MS = { min: 5, max: 60_000 } as const;
-const OBSERVE_MS = { min: 10, max: 24 * 3_600_000 } as const;
+/** Bounds of how long a machine is watched. */
+export const OBSERVE_MS = { min: 10, max: 24 * 3_600_000 } as const;
 
 /** A duration within bounds, both inclusive, in milliseconds. */
 export function durationWithin({ min, max }: { min: number; max: number }): (text: string) => number {

@@ -1,6 +1,7 @@
 import { explain } from "../errors.js";
 import type { MachineDescription } from "../host/description.js";
 import { type MigrationEvent, migrationEvents, type ReadEvent } from "../migration/events.js";
+import { newMigrationId } from "../migration/journal.js";
 import type { MigrationReport } from "../migration/report.js";
 import type { FeedHeader } from "../observe/feed/schema.js";
 import type { TrackerChoice } from "../tracking/choice.js";
@@ -25,12 +26,29 @@ export function migrationHeader(
     startedAt,
     downtimeLimitMs,
   }: { id: string; scenario: string; startedAt: Date; downtimeLimitMs: number },
+  description: MachineDescription,
+  choices: readonly TrackerChoice[],
+): RunHeader {
+  return { ...headerOf({ id, kind: "migration", scenario, startedAt }, description, choices), downtimeLimitMs };
+}
+
+/** The header of a machine that is watched, and not migrated. */
+export function watchHeader(
+  { scenario, startedAt }: { scenario: string; startedAt: Date },
+  description: MachineDescription,
+  choices: readonly TrackerChoice[],
+): RunHeader {
+  return headerOf({ id: newMigrationId(), kind: "watch", scenario, startedAt }, description, choices);
+}
+
+function headerOf(
+  { id, kind, scenario, startedAt }: { id: string; kind: string; scenario: string; startedAt: Date },
   { memory, devices }: MachineDescription,
   choices: readonly TrackerChoice[],
 ): RunHeader {
   return {
     run: id,
-    kind: "migration",
+    kind,
     scenario,
     host: "emulated",
     startedAt: startedAt.toISOString(),
@@ -42,7 +60,6 @@ export function migrationHeader(
       domain: domain?.key ?? null,
     })),
     memoryBytes: memory,
-    downtimeLimitMs,
   };
 }
 

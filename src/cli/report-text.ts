@@ -1,4 +1,4 @@
-import type { DestinationReport, Findings, MigrationReport } from "../migration/report.js";
+import { type DestinationReport, type Findings, type MigrationReport, movingMs } from "../migration/report.js";
 import { formatCount, formatMs, formatSize } from "../observe/format.js";
 import { table } from "../observe/table.js";
 
@@ -15,6 +15,7 @@ export function reportText(report: MigrationReport): string {
   lines.push(...warnings.map((warning) => `  warning: ${warning}`));
   lines.push(`  migration ${report.migration}, design ${report.design}, policy ${report.policy}`);
   if (phases.length > 0) lines.push(`  ${phases.map(({ phase, ms }) => `${phase} ${formatMs(ms)}`).join(" · ")}`);
+  lines.push(...predictedLines(report));
   lines.push(...memoryLines(report));
   if (destination !== null) lines.push(...destinationLines(destination));
   if (rounds.length > 0) lines.push("", ...roundsTable(report));
@@ -23,7 +24,8 @@ export function reportText(report: MigrationReport): string {
   return lines.join("\n");
 }
 
-function headline({ result, verified, downtimeMs, totalMs, bytes, rounds }: MigrationReport): string {
+/** How a migration went, on one line. */
+export function headline({ result, verified, downtimeMs, totalMs, bytes, rounds }: MigrationReport): string {
   const parts: string[] = [result];
   if (verified !== null) parts.push(verified ? "verified: no write was lost" : "NOT VERIFIED: writes were lost");
   if (downtimeMs !== null) parts.push(`downtime ${formatMs(downtimeMs)}`);
@@ -31,7 +33,24 @@ function headline({ result, verified, downtimeMs, totalMs, bytes, rounds }: Migr
   return parts.join(" · ");
 }
 
-function memoryLines({ memory }: MigrationReport): string[] {
+/** What was foreseen, beside what happened. */
+function predictedLines(report: MigrationReport): string[] {
+  const { predicted, downtimeMs, rounds, result } = report;
+  if (predicted === null) return [];
+  const seen = `foreseen after ${formatMs(predicted.observedMs)}`;
+  if (!predicted.converges || predicted.downtimeMs === null || predicted.movingMs === null) {
+    return [`  ${seen}: it does not converge, because of ${predicted.inTheWay.join(", ") || "the fixed costs"}`];
+  }
+  const parts = [
+    `downtime ${formatMs(predicted.downtimeMs)}${result === "completed" ? ` (was ${formatMs(downtimeMs ?? 0)})` : ""}`,
+    `${predicted.rounds} rounds (${rounds.length})`,
+    `total ${formatMs(predicted.movingMs)} (${formatMs(movingMs(report))})`,
+  ];
+  return [`  ${seen}: ${parts.join(", ")}`];
+}
+
+/** What the comparison of the two memories showed. */
+export function memoryLines({ memory }: MigrationReport): string[] {
   if (memory === null) return [];
   const { pagesCompared, pagesDifferent, firstAddresses, coveredBy } = memory;
   if (pagesDifferent === 0) return [`  memory: ${formatCount(pagesCompared)} pages compared, all equal`];
@@ -42,7 +61,8 @@ function memoryLines({ memory }: MigrationReport): string[] {
   ];
 }
 
-function destinationLines({ resumeMs, stamps, requests, written }: DestinationReport): string[] {
+/** What the destination found. */
+export function destinationLines({ resumeMs, stamps, requests, written }: DestinationReport): string[] {
   const lines: string[] = [];
   const on = Object.entries(written).map(([owner, units]) => `${owner} ${formatCount(units)}`);
   if (on.length > 0)
@@ -57,7 +77,13 @@ function findingsLine(what: string, { checked, problems }: Findings, allRight: s
   return `  ${what}: ${formatCount(checked)} checked, ${wrong.length === 0 ? allRight : wrong.join(", ")}`;
 }
 
-function roundsTable({ rounds }: MigrationReport): string[] {
+function roundsTable(report: MigrationReport): string[] {
+  const rows = roundsRows(report);
+  return table(rows, ["right", "left", ...Array<"right">(rows[0].length - 2).fill("right")]);
+}
+
+/** The rounds as rows of a table, its head first. */
+export function roundsRows({ rounds }: MigrationReport): string[][] {
   const owners = [...new Set(rounds.flatMap(({ byDevice }) => Object.keys(byDevice)))];
   const head = ["round", "phase", "pages", "zero", "sent", "time", "remaining", ...owners.map((o) => `${o} dirty`)];
   const rows = rounds.map((round) => [
@@ -70,10 +96,15 @@ function roundsTable({ rounds }: MigrationReport): string[] {
     formatSize(round.remaining),
     ...owners.map((owner) => countOr(round.byDevice[owner]?.reported ?? null)),
   ]);
-  return table([head, ...rows], ["right", "left", ...Array<"right">(5 + owners.length).fill("right")]);
+  return [head, ...rows];
 }
 
-function devicesTable({ devices }: MigrationReport): string[] {
+function devicesTable(report: MigrationReport): string[] {
+  return table(devicesRows(report), ["left", "left", "left", "right", "right", "right", "right", "right"]);
+}
+
+/** The devices as rows of a table, its head first. */
+export function devicesRows({ devices }: MigrationReport): string[][] {
   const suspended = devices.some(({ suspendedMs }) => suspendedMs > 0);
   const head = ["device", "model", "tracker", "granule", "pages reported", "only by it", "reading"];
   const rows = devices.map((device) => [
@@ -86,10 +117,7 @@ function devicesTable({ devices }: MigrationReport): string[] {
     formatMs(device.readMs),
     ...(suspended ? [device.suspendedMs > 0 ? formatMs(device.suspendedMs) : UNKNOWN] : []),
   ]);
-  return table(
-    [suspended ? [...head, "suspended"] : head, ...rows],
-    ["left", "left", "left", "right", "right", "right", "right", "right"],
-  );
+  return [suspended ? [...head, "suspended"] : head, ...rows];
 }
 
 function countOr(count: number | null): string {

@@ -98,13 +98,13 @@ describe("a malformed scenario is refused with file, line, column and field", ()
       "an unknown model",
       "model: nic",
       "model: nick",
-      /^s\.yaml:9:7: machine\.devices\[0\]\.model: 'nick' is not known; did you mean 'nic'\? \(there are: mlx5, nic, blk, vgpu, nvme, dma-engine\)/,
+      /^s\.yaml:9:7: machine\.devices\[0\]\.model: 'nick' is not known; did you mean 'nic'\? \(there are: mlx5, nic, blk, vgpu, replay, nvme, dma-engine\)/,
     ],
     [
       "a missing model",
       "model: nic",
       "p2pTargets: []",
-      /^s\.yaml:8:7: machine\.devices\[0\]\.model: is missing; one of mlx5, nic, blk, vgpu, nvme, dma-engine goes here/,
+      /^s\.yaml:8:7: machine\.devices\[0\]\.model: is missing; one of mlx5, nic, blk, vgpu, replay, nvme, dma-engine goes here/,
     ],
     [
       "a driver's device that is to write to a peer",

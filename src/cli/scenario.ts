@@ -20,6 +20,7 @@ import {
 import { suggest } from "./nearest.js";
 import { issueText } from "./scenario-issue.js";
 import { withQuantities } from "./scenario-quantities.js";
+import { isTrace, traceScenario } from "./trace-scenario.js";
 
 /*
  * A scenario: a machine with its workload, and how it is to be migrated unless the command line says otherwise. YAML,
@@ -102,11 +103,11 @@ export function scenarioNames(): string[] {
 
 /**
  * Reads a scenario: one that comes with Dirtmap by its name, or any file by its path (with a slash, or ending in .yaml
- * or .yml).
+ * or .yml). A trace (.dtrc) is one too: a machine that does what was recorded.
  * @throws UsageError `UNKNOWN_SCENARIO`, or `BAD_SCENARIO` with file, line, column and field
  */
 export function loadScenario(nameOrFile: string): Scenario {
-  const isFile = nameOrFile.includes("/") || /\.ya?ml$/.test(nameOrFile);
+  const isFile = nameOrFile.includes("/") || /\.(ya?ml|dtrc)$/.test(nameOrFile);
   const names = isFile ? [] : scenarioNames();
   if (!isFile && !names.includes(nameOrFile)) {
     throw new UsageError(`there is no scenario '${nameOrFile}'`, {
@@ -115,6 +116,7 @@ export function loadScenario(nameOrFile: string): Scenario {
     });
   }
   const path = resolve(isFile ? nameOrFile : `${SCENARIOS}${nameOrFile}.yaml`);
+  if (isFile && isTrace(path)) return ofTrace(path);
   let text: string;
   try {
     const { size } = statSync(path);
@@ -129,6 +131,11 @@ export function loadScenario(nameOrFile: string): Scenario {
   }
   const shown = relative(process.cwd(), path);
   return parseScenario(text, { file: shown.startsWith("../../..") ? path : shown, folder: dirname(path) });
+}
+
+function ofTrace(path: string): Scenario {
+  const { summary, machine, migration } = scenarioSchema.parse(traceScenario(path));
+  return { name: basename(path), summary, machine, migration };
 }
 
 /**
@@ -177,6 +184,7 @@ export function parseScenario(text: string, { file, folder }: { file: string; fo
       const path = device[field];
       if (path !== undefined) device[field] = resolve(folder, path);
     }
+    if (device.model === "replay") device.trace = resolve(folder, device.trace);
     const hasFile = device.model === "blk" || device.model === "nvme";
     if (hasFile && device.file !== undefined && !isAbsolute(device.file)) {
       device.file = resolve(folder, device.file);

@@ -6,6 +6,26 @@ export interface PageSpan {
   readonly pages: number;
 }
 
+/** Where a writer's units go: each sequence number (from 1) to a slot, each slot to a page of its own. */
+export interface SlotOrder {
+  readonly slots: number;
+  /** The stretches of pages that the slots lie in, as far as they are known as such. */
+  readonly spans: readonly PageSpan[];
+  readonly blockSlots: number;
+  slotOf(sequence: number): number;
+  pageOf(slot: number): PageNumber;
+  /** The stretches of pages of the block that holds a slot. */
+  blockOf(slot: number): PageSpan[];
+  /** Where what a slot holds does not follow from the number of slots: what it holds after this sequence number. */
+  places?(lastSequence: number): StampPlaces;
+}
+
+/** Per slot, its page and the number of the last unit in it; 0: none. */
+export interface StampPlaces {
+  readonly pages: Uint32Array;
+  readonly sequences: Float64Array;
+}
+
 /**
  * Slots are shuffled inside blocks of at most this many, so that the product of an index and the multiplier below stays
  * an exact integer.
@@ -17,7 +37,7 @@ const MAX_BLOCK = 65536;
  * Slots lie scattered (a fixed permutation inside each block), because devices that write in order would never
  * show what a tracker does with scattered pages.
  */
-export class BufferRing {
+export class BufferRing implements SlotOrder {
   readonly spans: readonly PageSpan[];
   readonly slots: number;
   /** Consecutive slots of which the pages lie together: what an mdev pins as one window. */

@@ -7,6 +7,7 @@ import type { DeviceModel, ModelInfo } from "./model.js";
 import { Nic, nicInfo } from "./nic.js";
 import { NVME_INFO, Nvme } from "./nvme/nvme.js";
 import type { ModelWiring, PciModel } from "./pci-model.js";
+import { Replay, replayInfo } from "./replay.js";
 import { Vgpu, vgpuInfo } from "./vgpu.js";
 
 /*
@@ -27,6 +28,8 @@ export function modelInfo(description: DeviceDescription, memoryBytes: number): 
       return blkInfo(memoryBytes);
     case "vgpu":
       return vgpuInfo(description);
+    case "replay":
+      return replayInfo(description, memoryBytes);
     case "nvme":
       return NVME_INFO;
     case "dma-engine":
@@ -64,6 +67,8 @@ export function createWorkloadModel(description: WorkloadDescription, wiring: Mo
       return new Blk(description, wiring);
     case "vgpu":
       return new Vgpu(description, wiring);
+    case "replay":
+      return new Replay(description, wiring);
   }
 }
 

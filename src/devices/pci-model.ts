@@ -1,7 +1,8 @@
 import { closeSync } from "node:fs";
 import type { RegionInfo } from "../host/host.js";
+import type { ReplaySchedule } from "../host/replay-schedule.js";
 import { PAGE_SIZE } from "../memory/address.js";
-import type { PageSpan } from "./buffers.js";
+import type { PageSpan, SlotOrder } from "./buffers.js";
 import { DeviceMemory } from "./device-memory.js";
 import type { DeviceContext, DeviceModel, MappableRegion, ModelInfo } from "./model.js";
 import { badState, decodeRecords, encodeRecords, type StateRecord } from "./records.js";
@@ -57,6 +58,8 @@ export interface ModelWiring extends DmaTargets {
   readonly memory: Uint8Array | null;
   /** A file that holds `memory`, for users to map it from; the model closes it. Absent: it can't be mapped. */
   readonly memoryFile?: number;
+  /** What a `replay` device writes, and when. */
+  readonly replay?: ReplaySchedule;
   /** Another machine's device is to move here: what both use, such as a disk's file, is the other's until it has. */
   readonly incoming?: boolean;
 }
@@ -96,6 +99,8 @@ export abstract class PciModel implements DeviceModel {
   protected readonly registers = new Uint8Array(REGISTER_BYTES);
   /** The buffers that it was made with. */
   readonly #ownBuffers: readonly PageSpan[];
+  /** False: it has an order of its own, and its pages are not for a driver to choose. */
+  readonly #takesBuffers: boolean;
   /** Entries of the buffer table that are in use. */
   #buffersUsed = 0;
   readonly #powerOnConfig: Uint8Array;
@@ -110,7 +115,7 @@ export abstract class PciModel implements DeviceModel {
     info: ModelInfo,
     ids: PciIds,
     wiring: ModelWiring,
-    load: { id: string; rate: number; blockSlots?: number },
+    load: { id: string; rate: number; blockSlots?: number; order?: SlotOrder },
   ) {
     this.info = info;
     const { memoryFile } = wiring;
@@ -118,6 +123,7 @@ export abstract class PciModel implements DeviceModel {
     this.#memory = new DeviceMemory(wiring.memory ?? new Uint8Array(0));
     this.dma = new StampedDma({ ...load, incarnation: wiring.incarnation, buffers: wiring.buffers, p2p: wiring.p2p });
     this.#ownBuffers = wiring.buffers;
+    this.#takesBuffers = load.order === undefined;
     this.#powerOnConfig = configSpace(ids);
     this.#config.set(this.#powerOnConfig);
   }
@@ -270,7 +276,7 @@ export abstract class PciModel implements DeviceModel {
 
   /** The first entries of the table; undefined where they can't be. */
   #bufferTable(count: number): PageSpan[] | undefined {
-    if (count > MAX_BUFFERS) return undefined;
+    if (count > MAX_BUFFERS || !this.#takesBuffers) return undefined;
     const view = registerView(this.registers);
     const spans: PageSpan[] = [];
     for (let index = 0; index < count; index++) {

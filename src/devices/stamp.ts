@@ -1,6 +1,6 @@
 import { PAGE_SHIFT, PAGE_SIZE, type PageNumber } from "../memory/address.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
-import { BufferRing, type PageSpan } from "./buffers.js";
+import { BufferRing, type PageSpan, type SlotOrder, type StampPlaces } from "./buffers.js";
 import { checksumWords } from "./checksum.js";
 
 /*
@@ -50,6 +50,8 @@ export interface StampTrail {
   readonly lastSequence: number;
   /** Ascending. */
   readonly epochs: readonly Epoch[];
+  /** Of a writer that doesn't go round a ring: what its slots hold. Then `spans` and `blockSlots` say nothing. */
+  readonly places?: StampPlaces;
 }
 
 /** A 32-bit hash of a writer's id (FNV-1a). */
@@ -64,7 +66,7 @@ export function writerHash(id: string): number {
  * vCPU) and then commits; a store that failed is not committed, and the number is used again.
  */
 export class StampWriter {
-  readonly ring: BufferRing;
+  readonly ring: SlotOrder;
   /** The unit under construction; its payload starts at {@link STAMP_BYTES}. */
   readonly staging = new Uint8Array(PAGE_SIZE);
   /** Sequence number of the last unit that was stored; 0: none. */
@@ -75,7 +77,7 @@ export class StampWriter {
   readonly #words = new Int32Array(this.staging.buffer);
 
   /** @param incarnation of the machine instance, 32 bits */
-  constructor(id: string, incarnation: number, ring: BufferRing) {
+  constructor(id: string, incarnation: number, ring: SlotOrder) {
     this.#id = id;
     this.#incarnation = incarnation >>> 0;
     this.ring = ring;
@@ -136,12 +138,14 @@ export class StampWriter {
   }
 
   trail(): StampTrail {
+    const places = this.ring.places?.(this.lastSequence);
     return {
       writer: this.#id,
       spans: this.ring.spans,
       blockSlots: this.ring.blockSlots,
       lastSequence: this.lastSequence,
       epochs: this.#epochs,
+      ...(places === undefined ? {} : { places }),
     };
   }
 }
@@ -167,7 +171,7 @@ const MAX_EXAMPLES = 8;
 
 /** Compares guest memory with what a stopped writer says it wrote. */
 export function checkStamps(memory: GuestMemory, trail: StampTrail): StampProblems {
-  const ring = new BufferRing(trail.spans, trail.blockSlots);
+  const { slots, pageOf, expectedIn } = slotsOf(trail);
   const hash = writerHash(trail.writer) | 0;
   const counts = { lost: 0, torn: 0, reordered: 0, foreign: 0 };
   const examples: string[] = [];
@@ -181,10 +185,10 @@ export function checkStamps(memory: GuestMemory, trail: StampTrail): StampProble
     }
   };
 
-  for (let slot = 0; slot < ring.slots; slot++) {
-    const page = ring.pageOf(slot);
+  for (let slot = 0; slot < slots; slot++) {
+    const page = pageOf(slot);
     copyPage(memory, page, unit);
-    const expected = lastSequenceOf(slot, ring.slots, trail.lastSequence);
+    const expected = expectedIn(slot);
     if (expected === 0 && (words[WORD.magic] !== MAGIC || words[WORD.writer] !== hash)) continue;
     checked++;
     if (words[WORD.magic] !== MAGIC) {
@@ -206,6 +210,24 @@ export function checkStamps(memory: GuestMemory, trail: StampTrail): StampProble
     }
   }
   return { writer: trail.writer, checked, ...counts, examples };
+}
+
+/** A writer's slots: their pages, and the number of the unit that each must hold; 0: none. */
+function slotsOf({ spans, blockSlots, lastSequence, places }: StampTrail) {
+  if (places === undefined) {
+    const ring = new BufferRing(spans, blockSlots);
+    return {
+      slots: ring.slots,
+      pageOf: (slot: number) => ring.pageOf(slot),
+      expectedIn: (slot: number) => lastSequenceOf(slot, ring.slots, lastSequence),
+    };
+  }
+  const { pages, sequences } = places;
+  return {
+    slots: pages.length,
+    pageOf: (slot: number) => pages[slot],
+    expectedIn: (slot: number) => sequences[slot],
+  };
 }
 
 /** True if nothing is wrong. */

@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { PAGE_SIZE } from "../memory/address.js";
-import { BufferRing, type PageSpan } from "./buffers.js";
+import { BufferRing, type PageSpan, type SlotOrder } from "./buffers.js";
 import type { DeviceContext, DmaFault } from "./model.js";
 import { badState } from "./records.js";
 import { type StampTrail, StampWriter } from "./stamp.js";
@@ -59,15 +59,24 @@ export class StampedDma {
   #lastFault: DmaFault | null = null;
   #blocked = false;
 
-  /** @param rate megabytes (10^6) per second; @param blockSlots see {@link BufferRing} */
+  /**
+   * @param rate megabytes (10^6) per second; @param blockSlots see {@link BufferRing}
+   * @param order of a device that has one of its own; absent: round a ring of its buffers
+   */
   constructor(
-    options: { id: string; incarnation: number; rate: number; blockSlots?: number | undefined } & DmaTargets,
+    options: {
+      id: string;
+      incarnation: number;
+      rate: number;
+      blockSlots?: number | undefined;
+      order?: SlotOrder | undefined;
+    } & DmaTargets,
   ) {
-    const { id, incarnation, rate, buffers, p2p, blockSlots } = options;
+    const { id, incarnation, rate, buffers, p2p, blockSlots, order } = options;
     this.#id = id;
     this.#incarnation = incarnation;
     this.#blockSlots = blockSlots;
-    this.#memory = new StampWriter(id, incarnation, new BufferRing(buffers, blockSlots));
+    this.#memory = new StampWriter(id, incarnation, order ?? new BufferRing(buffers, blockSlots));
     this.#peers = p2p.map(({ target, pages }) => ({
       target,
       writer: new StampWriter(id, incarnation, new BufferRing([pages])),
@@ -89,7 +98,7 @@ export class StampedDma {
     return this.#memory.staging;
   }
 
-  get ring(): BufferRing {
+  get ring(): SlotOrder {
     return this.#memory.ring;
   }
 

@@ -1,5 +1,6 @@
 import { type DeviceDescription, isServed, type MachineDescription } from "../host/description.js";
 import type { DeviceSummary, Host } from "../host/host.js";
+import type { ReplaySchedule } from "../host/replay-schedule.js";
 import type { Arena } from "../memory/arena.js";
 import { createArena } from "../memory/arena.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
@@ -24,6 +25,8 @@ export interface EmulatedHostOptions {
   readonly memory: GuestMemory;
   /** Of the machine instance, told apart in stamps; 32 bits. */
   readonly incarnation: number;
+  /** What its `replay` devices write, by device id. */
+  readonly replays?: ReadonlyMap<string, ReplaySchedule>;
   /** Called when a thread of devices ends that should not have: the machine has failed. */
   readonly onDeath: (error: Error) => void;
   /** Its devices are to take over from another machine's. */
@@ -142,13 +145,21 @@ export class EmulatedHost implements Host {
   }
 
   #posted({ port, description, iommu, memory }: Slot): Omit<PostedDevice, "device"> {
-    const { layout, incarnation, description: machine, holds, incoming = false } = this.#options;
+    const { layout, incarnation, description: machine, holds, incoming = false, replays } = this.#options;
     const counters = PortCounters.allocate();
     const iotlb = "iommu" in description ? machine.iommus.find(({ id }) => id === description.iommu)?.iotlb : undefined;
     const place = layout.devices.get(description.id);
+    const replay = replays?.get(description.id);
     return {
       description,
-      wiring: { incarnation, seed: machine.seed, buffers: place?.buffers ?? [], p2p: place?.p2p ?? [], incoming },
+      wiring: {
+        incarnation,
+        seed: machine.seed,
+        buffers: place?.buffers ?? [],
+        p2p: place?.p2p ?? [],
+        incoming,
+        ...(replay === undefined ? {} : { replay }),
+      },
       memory: memory === null ? null : { memory: memory.arena.memory, bytes: memory.bytes },
       port:
         iommu === null || iotlb === undefined

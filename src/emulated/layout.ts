@@ -19,6 +19,9 @@ const FIRST_BUFFER_PAGE = MiB / PAGE_SIZE;
 /** Memory behind the BAR of a device that others write to, where its description says nothing of it. */
 const PEER_MEMORY_BYTES = MiB;
 
+/** What traces are replayed to is kept from others by whole blocks, so that what is left lies in few stretches. */
+const TAKEN_BLOCK_PAGES = (2 * MiB) / PAGE_SIZE;
+
 /** Most of a BAR that one peer writes to. */
 const MAX_PEER_PAGES = 64;
 
@@ -55,12 +58,16 @@ export function deviceMemoryBytes(device: DeviceDescription, machine: MachineDes
 }
 
 /**
- * Gives each device and vCPU its own buffers. Where there is RAM above 4 GiB, each gets part of its buffers there, in
+ * Gives each device and vCPU its own buffers, none of them where `taken` names a page (what traces will be replayed to). Where there is RAM above 4 GiB, each gets part of its buffers there, in
  * proportion.
  * @throws UsageError `MEMORY_DOES_NOT_FIT` where the footprints are more than the RAM
  */
-export function layoutWorkload(machine: MachineDescription, regions: readonly MemoryRegion[]): WorkloadLayout {
-  const space = new BufferSpace(regions);
+export function layoutWorkload(
+  machine: MachineDescription,
+  regions: readonly MemoryRegion[],
+  taken: Iterable<Uint32Array> = [],
+): WorkloadLayout {
+  const space = new BufferSpace(regions, taken);
   const footprint = (bytes: number) => Math.ceil(bytes / PAGE_SIZE);
   const wanted =
     machine.devices.reduce((sum, { load }) => sum + footprint(load.footprint), 0) +
@@ -84,17 +91,37 @@ export function layoutWorkload(machine: MachineDescription, regions: readonly Me
   };
 }
 
+/** What is left of a stretch without the blocks that are taken. */
+function without({ firstPage, pages }: PageSpan, taken: ReadonlySet<number>): { firstPage: number; pages: number }[] {
+  const left: { firstPage: number; pages: number }[] = [];
+  const end = firstPage + pages;
+  for (let from = firstPage; from < end; ) {
+    const block = Math.floor(from / TAKEN_BLOCK_PAGES);
+    const to = Math.min(end, (block + 1) * TAKEN_BLOCK_PAGES);
+    const last = left.at(-1);
+    if (!taken.has(block)) {
+      if (last !== undefined && last.firstPage + last.pages === from) last.pages += to - from;
+      else left.push({ firstPage: from, pages: to - from });
+    }
+    from = to;
+  }
+  return left;
+}
+
 /** Writeable RAM from 1 MiB on that no one has yet. */
 class BufferSpace {
   readonly #free: { firstPage: PageNumber; pages: number }[];
 
-  constructor(regions: readonly MemoryRegion[]) {
-    this.#free = regions
+  constructor(regions: readonly MemoryRegion[], taken: Iterable<Uint32Array>) {
+    const blocks = new Set<number>();
+    for (const pages of taken) for (const page of pages) blocks.add(Math.floor(page / TAKEN_BLOCK_PAGES));
+    const stretches = regions
       .filter(({ writeable, firstPage, pages }) => writeable && firstPage + pages > FIRST_BUFFER_PAGE)
       .map(({ firstPage, pages }) => {
         const from = Math.max(firstPage, FIRST_BUFFER_PAGE);
         return { firstPage: from, pages: firstPage + pages - from };
       });
+    this.#free = blocks.size === 0 ? stretches : stretches.flatMap((stretch) => without(stretch, blocks));
   }
 
   get free(): number {

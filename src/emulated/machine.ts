@@ -4,6 +4,7 @@ import { Feeder } from "../devices/feeder.js";
 import { checkStamps, type StampTrail } from "../devices/stamp.js";
 import { drivenModel, isServed, type MachineDescription, platformOf } from "../host/description.js";
 import type { AttachedDevice, Iommufd, Machine, ObjectId, VfioDevice } from "../host/host.js";
+import type { ReplaySchedule } from "../host/replay-schedule.js";
 import { iovaOf, PAGE_SIZE } from "../memory/address.js";
 import { fillMemory } from "../memory/fill.js";
 import { createGuestMemory, type GuestMemory } from "../memory/guest-memory.js";
@@ -31,6 +32,8 @@ export interface EmulatedMachineOptions {
    * own from then on, also where it can't be made.
    */
   readonly served?: ServedDevices;
+  /** What the description's `replay` devices write, by device id; needed for each of them. */
+  readonly replays?: ReadonlyMap<string, ReplaySchedule>;
 }
 
 /** A device with a workload, wherever it runs. */
@@ -84,10 +87,15 @@ export async function createEmulatedMachine(
   let machine: EmulatedMachine;
   try {
     const memory = createGuestMemory(description.memory, platformOf(description));
-    const layout = layoutWorkload(description, memory.regions);
+    const { replays = new Map<string, ReplaySchedule>() } = options;
+    const layout = layoutWorkload(
+      description,
+      memory.regions,
+      [...replays.values()].map(({ pages }) => pages),
+    );
     if (description.devices.some(isServed)) shared = shareGuestMemory(memory);
     const { incarnation = randomInt(1, 2 ** 32), holds, served, paused = false } = options;
-    machine = new EmulatedMachine(description, memory, layout, { incarnation, holds, served, shared, paused });
+    machine = new EmulatedMachine(description, memory, layout, { incarnation, holds, served, shared, paused, replays });
   } catch (error) {
     shared?.[Symbol.dispose]();
     await options.served?.[Symbol.asyncDispose]();
@@ -135,6 +143,7 @@ export class EmulatedMachine implements Machine {
       holds,
       served,
       shared,
+      replays,
       paused,
     }: {
       incarnation: number;
@@ -142,6 +151,7 @@ export class EmulatedMachine implements Machine {
       holds: ReadonlyMap<string, DmaHold> | undefined;
       served: ServedDevices | undefined;
       shared: Disposable | undefined;
+      replays: ReadonlyMap<string, ReplaySchedule>;
     },
   ) {
     this.#served = served;
@@ -158,6 +168,7 @@ export class EmulatedMachine implements Machine {
       layout,
       memory,
       incarnation,
+      replays,
       onDeath,
       incoming: paused,
       ...(holds === undefined ? {} : { holds }),

@@ -83,6 +83,20 @@ const device = z.discriminatedUnion("model", [
       .default(16 * 2 ** 20),
   }),
   z.strictObject({
+    model: z.literal("replay"),
+    ...common,
+    ...behind,
+    /** What it writes, and when, its trace says. */
+    load: z
+      .strictObject({ rate: z.number().min(0).max(0), footprint: z.number().min(0).max(0) })
+      .prefault({ rate: 0, footprint: 0 }),
+    /** The file of the trace. */
+    trace: z.string().min(1).max(4096),
+    /** Whose writes of the trace, as it names them. Default: the device's id. */
+    owner: z.string().min(1).max(256).optional(),
+    dmaLogging: dmaLogging.prefault({}),
+  }),
+  z.strictObject({
     model: z.literal("nvme"),
     ...common,
     ...behind,
@@ -150,6 +164,9 @@ function problemsOf(
   }
   const isElsewhere = "it is in another process";
   return [
+    ...(entry.model === "replay"
+      ? [{ field: "model", message: `${isElsewhere}, and traces are replayed in this one` }]
+      : []),
     ...driven,
     ...(behindOne && entry.iommu !== undefined
       ? [{ field: "iommu", message: `${isElsewhere}, behind no IOMMU of this machine` }]

@@ -141,31 +141,62 @@ export function socketPair(): [UnixSocket, UnixSocket] {
   return [new UnixSocket(pair[0]), new UnixSocket(pair[1])];
 }
 
+/** Room for as many descriptors as a message can bring. */
+const CONTROL_BYTES = cmsghdr.size + Math.ceil((MAX_FDS * 4) / 8) * 8;
+
 const NO_FDS: readonly number[] = [];
+
+/** struct msghdr of one direction, over one part of memory. */
+class Header {
+  /** Of the structure, in this process. */
+  readonly address: number;
+  readonly view: DataView;
+  readonly #header = new Uint8Array(msghdr.size);
+  readonly #vector = new Uint8Array(iovec.size);
+  /** 64-bit fields by their halves: a bigint per call would be one allocation per call. */
+  readonly #halves = new Uint32Array(this.#vector.buffer);
+  /** Addresses of buffers that were used before: a connection has few. */
+  readonly #addresses = new WeakMap<ArrayBufferLike, number>();
+  /** The view that was used last, and its address. */
+  #lastView: Uint8Array | undefined;
+  #lastAddress = 0;
+
+  constructor(control: Uint8Array) {
+    this.address = Number(addressOf(this.#header));
+    this.view = new DataView(this.#header.buffer);
+    msghdr.encode({ msg_iov: addressOf(this.#vector), msg_iovlen: 1n, msg_control: addressOf(control) }, this.#header);
+  }
+
+  /** What is to be sent, or received into. */
+  point(memory: Uint8Array, at: number, bytes: number): void {
+    if (this.#lastView !== memory) {
+      let base = this.#addresses.get(memory.buffer);
+      if (base === undefined) {
+        // Exact: an address of a user is below 2^53.
+        base = Number(addressOf(memory)) - memory.byteOffset;
+        this.#addresses.set(memory.buffer, base);
+      }
+      this.#lastView = memory;
+      this.#lastAddress = base + memory.byteOffset;
+    }
+    const address = this.#lastAddress + at;
+    this.#halves[0] = address;
+    this.#halves[1] = Math.floor(address / 2 ** 32);
+    this.#halves[2] = bytes;
+    this.#halves[3] = 0;
+  }
+}
 
 /** A connected socket. Closed once; a descriptor that arrives belongs to who receives it. */
 export class UnixSocket implements Disposable {
   readonly fd: number;
-  readonly #vector = new Uint8Array(iovec.size);
-  readonly #header = new Uint8Array(msghdr.size);
-  /** 64-bit fields by their halves: a bigint per call would be one allocation per call. */
-  readonly #vectorHalves = new Uint32Array(this.#vector.buffer);
-  readonly #headerAddress = Number(addressOf(this.#header));
-  readonly #headerView = new DataView(this.#header.buffer);
-  readonly #control = new Uint8Array(cmsghdr.size + Math.ceil((MAX_FDS * 4) / 8) * 8);
-  /** Addresses of buffers that were used before: a connection has few. */
-  readonly #addresses = new WeakMap<ArrayBufferLike, number>();
-  /** The buffer that was used last, and its address. */
-  #lastBuffer: ArrayBufferLike | undefined;
-  #lastAddress = 0;
+  readonly #control = new Uint8Array(CONTROL_BYTES);
+  readonly #in = new Header(this.#control);
+  readonly #out = new Header(this.#control);
   #open = true;
 
   constructor(fd: number) {
     this.fd = fd;
-    msghdr.encode(
-      { msg_iov: addressOf(this.#vector), msg_iovlen: 1n, msg_control: addressOf(this.#control) },
-      this.#header,
-    );
   }
 
   /**
@@ -177,18 +208,18 @@ export class UnixSocket implements Disposable {
    */
   receive(into: Uint8Array, at: number, fds: number[], wait = false): number {
     this.#checkOpen("recvmsg");
-    this.#point(into, at, into.byteLength - at);
-    this.#headerView.setUint32(CONTROL_LENGTH, this.#control.byteLength, true);
+    this.#in.point(into, at, into.length - at);
+    this.#in.view.setUint32(CONTROL_LENGTH, CONTROL_BYTES, true);
     const bytes: number = recvmsgCall(
       this.fd,
-      this.#headerAddress,
+      this.#in.address,
       wait ? MSG_CMSG_CLOEXEC : MSG_DONTWAIT | MSG_CMSG_CLOEXEC,
     );
     if (bytes < 0) {
       if (wouldBlock()) return -1;
       throw failure("recvmsg", "receive a message");
     }
-    if (this.#headerView.getUint32(CONTROL_LENGTH, true) > 0) this.#takeFds(fds);
+    if (this.#in.view.getUint32(CONTROL_LENGTH, true) > 0) this.#takeFds(fds);
     return bytes;
   }
 
@@ -200,15 +231,15 @@ export class UnixSocket implements Disposable {
    */
   send(from: Uint8Array, at: number, end: number, fds: readonly number[] = NO_FDS, wait = false): number {
     this.#checkOpen("sendmsg");
-    this.#point(from, at, end - at);
+    this.#out.point(from, at, end - at);
     let length = 0;
     if (fds.length > 0) {
       length = cmsghdr.size + fds.length * 4;
       cmsghdr.encode({ cmsg_len: BigInt(length), cmsg_level: SOL_SOCKET, cmsg_type: SCM_RIGHTS }, this.#control);
       new Int32Array(this.#control.buffer, cmsghdr.size, fds.length).set(fds);
     }
-    this.#headerView.setUint32(CONTROL_LENGTH, Math.ceil(length / 8) * 8, true);
-    const bytes: number = sendmsgCall(this.fd, this.#headerAddress, wait ? MSG_NOSIGNAL : MSG_DONTWAIT | MSG_NOSIGNAL);
+    this.#out.view.setUint32(CONTROL_LENGTH, Math.ceil(length / 8) * 8, true);
+    const bytes: number = sendmsgCall(this.fd, this.#out.address, wait ? MSG_NOSIGNAL : MSG_DONTWAIT | MSG_NOSIGNAL);
     if (bytes >= 0) return bytes;
     if (wouldBlock()) return 0;
     throw failure("sendmsg", `send ${end - at} bytes`);
@@ -234,26 +265,8 @@ export class UnixSocket implements Disposable {
     if (!this.#open) throw new UapiError("EBADF", { syscall, attempted: "use a socket that was closed" });
   }
 
-  #point(view: Uint8Array, at: number, bytes: number): void {
-    if (this.#lastBuffer !== view.buffer) {
-      let base = this.#addresses.get(view.buffer);
-      if (base === undefined) {
-        // Exact: an address of a user is below 2^53.
-        base = Number(addressOf(view)) - view.byteOffset;
-        this.#addresses.set(view.buffer, base);
-      }
-      this.#lastBuffer = view.buffer;
-      this.#lastAddress = base;
-    }
-    const address = this.#lastAddress + view.byteOffset + at;
-    this.#vectorHalves[0] = address;
-    this.#vectorHalves[1] = Math.floor(address / 2 ** 32);
-    this.#vectorHalves[2] = bytes;
-    this.#vectorHalves[3] = 0;
-  }
-
   #takeFds(fds: number[]): void {
-    const end = this.#headerView.getUint32(CONTROL_LENGTH, true);
+    const end = this.#in.view.getUint32(CONTROL_LENGTH, true);
     const came: number[] = [];
     for (let at = 0; at + cmsghdr.size <= end; ) {
       const { cmsg_len, cmsg_level, cmsg_type } = cmsghdr.decode(this.#control, at);
@@ -265,7 +278,7 @@ export class UnixSocket implements Disposable {
       }
       at += Math.ceil(length / 8) * 8;
     }
-    if ((this.#headerView.getInt32(FLAGS, true) & MSG_CTRUNC) !== 0) {
+    if ((this.#in.view.getInt32(FLAGS, true) & MSG_CTRUNC) !== 0) {
       for (const fd of came) closeSync(fd);
       throw new UapiError("EMSGSIZE", {
         syscall: "recvmsg",

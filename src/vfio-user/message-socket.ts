@@ -70,11 +70,14 @@ export class MessageSocket implements Disposable {
   readonly #view: DataView;
   #start = 0;
   #end = 0;
+  /** The payload that was handed out last: most messages are as long as the one before, and lie in the same place. */
+  #payload: Uint8Array;
   /** Descriptors by the offset of the message that they came with, ascending. */
   #fds: { readonly at: number; readonly fds: number[] }[] = [];
   #arrived: number[] = [];
-  readonly #small = new Uint8Array(new SharedArrayBuffer(SMALL_BYTES));
-  readonly #smallView = new DataView(this.#small.buffer);
+  readonly #smallBuffer = new SharedArrayBuffer(SMALL_BYTES);
+  readonly #small = new Uint8Array(this.#smallBuffer);
+  readonly #smallView = new DataView(this.#smallBuffer);
   /** The part of it that {@link outgoing} gave last. */
   #outgoing = this.#small.subarray(HEADER_BYTES, HEADER_BYTES);
   #large: SharedArrayBuffer | undefined;
@@ -87,6 +90,7 @@ export class MessageSocket implements Disposable {
     this.#socket = socket;
     this.#buffer = new Uint8Array(HEADER_BYTES + maxPayload);
     this.#view = new DataView(this.#buffer.buffer);
+    this.#payload = this.#buffer.subarray(HEADER_BYTES, HEADER_BYTES);
   }
 
   get fd(): number {
@@ -141,6 +145,10 @@ export class MessageSocket implements Disposable {
       throw new DirtmapError(`a message of type ${type}`, { code: "PROTOCOL" });
     }
     this.#start = at + size;
+    const from = at + HEADER_BYTES;
+    if (this.#payload.byteOffset !== from || this.#payload.length !== size - HEADER_BYTES) {
+      this.#payload = this.#buffer.subarray(from, this.#start);
+    }
     const failed = (flags & VFIO_USER_F_ERROR) !== 0;
     return {
       id: this.#view.getUint16(at + ID, true),
@@ -148,7 +156,7 @@ export class MessageSocket implements Disposable {
       isReply: type === VFIO_USER_F_TYPE_REPLY,
       noReply: (flags & VFIO_USER_F_NO_REPLY) !== 0,
       error: failed ? this.#view.getUint32(at + ERROR, true) || -1 : 0,
-      payload: this.#buffer.subarray(at + HEADER_BYTES, this.#start),
+      payload: this.#payload,
       fds: this.#fdsAt(at),
     };
   }
@@ -161,7 +169,7 @@ export class MessageSocket implements Disposable {
     const size = HEADER_BYTES + payloadBytes;
     if (size <= SMALL_BYTES) {
       // Registers are read by the same size again and again.
-      if (this.#outgoing.byteLength !== payloadBytes) this.#outgoing = this.#small.subarray(HEADER_BYTES, size);
+      if (this.#outgoing.length !== payloadBytes) this.#outgoing = this.#small.subarray(HEADER_BYTES, size);
       return this.#outgoing;
     }
     if (this.#large === undefined || this.#large.byteLength < size) {
@@ -191,9 +199,9 @@ export class MessageSocket implements Disposable {
     payload: Uint8Array | null,
     fds: readonly number[] = NO_FDS,
   ): void {
-    const size = HEADER_BYTES + (payload?.byteLength ?? 0);
-    const buffer = payload === null ? this.#small.buffer : this.#inPlace(payload);
-    const isLarge = buffer !== this.#small.buffer;
+    const size = HEADER_BYTES + (payload?.length ?? 0);
+    const buffer = payload === null ? this.#smallBuffer : this.#inPlace(payload);
+    const isLarge = buffer !== this.#smallBuffer;
     const data = isLarge ? new Uint8Array(buffer, 0, size) : this.#small;
     const view = isLarge ? new DataView(buffer) : this.#smallView;
     view.setUint16(ID, id, true);
@@ -248,7 +256,8 @@ export class MessageSocket implements Disposable {
 
   /** The buffer in which a payload lies behind room for the header: where it was put together, or a copy's. */
   #inPlace(payload: Uint8Array): SharedArrayBuffer {
-    if (payload.buffer === this.#small.buffer) return this.#small.buffer;
+    if (payload === this.#outgoing) return this.#smallBuffer;
+    if (payload.buffer === this.#smallBuffer) return this.#smallBuffer;
     if (payload.buffer === this.#large) return this.#large;
     if (this.#frames.has(payload.buffer)) return payload.buffer as SharedArrayBuffer;
     const place = this.outgoing(payload.byteLength);

@@ -22,13 +22,12 @@ function served(device: VfioDevice): VfioUserDevice {
 }
 
 /** Sockets of two servers of one model, which live as long as the tests of the file. */
-function servers(model: string, count: number): string[] {
+function servers(model: string, count: number, options: Readonly<Record<string, number>>): string[] {
   const directory = mkdtempSync(join(tmpdir(), "dirtmap-vfio-user-"));
   const paths = Array.from({ length: count }, (_, i) => join(directory, `${model}${i}`));
   const running: DeviceServer[] = [];
   beforeAll(async () => {
-    // Idle: what conformance asks for is no DMA's business.
-    for (const path of paths) running.push(await serveDevice({ model, path, options: { rate: 0 } }));
+    for (const path of paths) running.push(await serveDevice({ model, path, options }));
   });
   afterAll(async () => {
     for (const server of running) await server.close();
@@ -37,8 +36,13 @@ function servers(model: string, count: number): string[] {
   return paths;
 }
 
-function conformance(model: string, what: Pick<VfioFixture, "migration" | "dmaLogging">): void {
-  const [first, second] = servers(model, 2);
+/** @param options with which it is idle: what conformance asks for is no DMA's business */
+function conformance(
+  model: string,
+  options: Readonly<Record<string, number>>,
+  what: Pick<VfioFixture, "migration" | "dmaLogging">,
+): void {
+  const [first, second] = servers(model, 2, options);
   const memory = DmaMemory.allocate(4 * MiB, { kind: "memfd" });
   const span = { arena: memory.arena, offset: memory.offset, length: Number(MAPPED.length) };
   vfioConformance(`vfio-user ${model}`, {
@@ -74,8 +78,10 @@ function conformance(model: string, what: Pick<VfioFixture, "migration" | "dmaLo
   });
 }
 
-conformance("mlx5", { migration: { stopCopy: true, p2p: true, preCopy: true }, dmaLogging: true });
-conformance("nic", { migration: { stopCopy: true, p2p: true, preCopy: false }, dmaLogging: false });
+conformance("mlx5", { rate: 0 }, { migration: { stopCopy: true, p2p: true, preCopy: true }, dmaLogging: true });
+conformance("nic", { rate: 0 }, { migration: { stopCopy: true, p2p: true, preCopy: false }, dmaLogging: false });
+
+conformance("dma-engine", {}, { migration: { stopCopy: true, p2p: true, preCopy: true }, dmaLogging: true });
 
 /** A device whose DMA goes by messages, without the socket in between. */
 class FakeDevice implements MappedDevice {

@@ -45,8 +45,9 @@ export class FuzzConnection implements Disposable {
     return new FuzzConnection(connectTo(path));
   }
 
+  /** To be polled; -1 after its end. */
   get fd(): number {
-    return this.#socket.fd;
+    return this.#isClosed ? -1 : this.#socket.fd;
   }
 
   /** For the next message: none that is under way has it. */
@@ -89,7 +90,7 @@ export class FuzzConnection implements Disposable {
     for (;;) {
       const message = this.#buffered();
       if (message !== undefined) return message;
-      if (this.#isClosed || !this.#fill()) return undefined;
+      if (!this.#fill()) return undefined;
     }
   }
 
@@ -98,6 +99,7 @@ export class FuzzConnection implements Disposable {
     this.#readable.wait(limitMs);
   }
 
+  /** Also more than once. */
   [Symbol.dispose](): void {
     this.#dropFds();
     this.#isClosed = true;

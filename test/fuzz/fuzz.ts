@@ -31,6 +31,8 @@ export interface FuzzOptions {
   readonly dma: DmaMode;
   readonly messages: number;
   readonly seed: number;
+  /** For tests of the fuzzer: what the device is taken for. */
+  readonly expected?: (facts: DeviceFacts) => DeviceFacts;
   readonly onProgress?: (messages: number, usage: Usage) => void;
   /** Something was found; what it takes to show it is looked for next. */
   readonly onFinding?: (what: string, operations: readonly Operation[]) => void;
@@ -65,7 +67,7 @@ export class FuzzFailure extends Error {
  */
 export async function fuzz(options: FuzzOptions): Promise<FuzzResult> {
   const { model, dma, seed, onProgress } = options;
-  await using bench = await Bench.start(model, dma);
+  await using bench = await Bench.start(model, dma, options.expected);
   const tally: Tally = new Map();
   const began = performance.now();
   let messages = 0;
@@ -106,21 +108,18 @@ export async function replay(
 }
 
 class Bench implements AsyncDisposable {
-  readonly #model: string;
-  readonly #dma: DmaMode;
   readonly #files = new ClientFiles();
   readonly #facts: DeviceFacts;
   #server: ServedProcess;
 
-  private constructor(model: string, dma: DmaMode, server: ServedProcess) {
-    this.#model = model;
-    this.#dma = dma;
+  private constructor(facts: DeviceFacts, server: ServedProcess) {
+    this.#facts = facts;
     this.#server = server;
-    this.#facts = readFacts(controlPath(server.path), model, dma);
   }
 
-  static async start(model: string, dma: DmaMode): Promise<Bench> {
-    return new Bench(model, dma, await ServedProcess.start(model, dma));
+  static async start(model: string, dma: DmaMode, expected = (facts: DeviceFacts) => facts): Promise<Bench> {
+    const server = await ServedProcess.start(model, dma);
+    return new Bench(expected(readFacts(controlPath(server.path), model, dma)), server);
   }
 
   usage(): Usage {
@@ -156,7 +155,7 @@ class Bench implements AsyncDisposable {
       if (performance.now() > until) return null;
       if (!this.#server.isAlive || this.#server.failure !== undefined) {
         await this.#server[Symbol.asyncDispose]();
-        this.#server = await ServedProcess.start(this.#model, this.#dma);
+        this.#server = await ServedProcess.start(this.#facts.model, this.#facts.dma);
       }
       const found = this.replay(some);
       if (found === undefined) return null;

@@ -93,6 +93,7 @@ const WRONG_VERSIONS: readonly string[] = [
 ];
 
 const REGION_CONFIG = 7;
+const REGION_BAR2 = 2;
 /** Commands of which only the answer tells what they have done. */
 const ANSWER_TELLS: ReadonlySet<number> = new Set([
   VFIO_USER_COMMAND.DMA_UNMAP,
@@ -106,6 +107,9 @@ const BUFFERS = 0x40;
 const BUFFER_TABLE = 0x100;
 /** NVMe 1.4, 3.1. */
 const NVME = { CC: 0x14, AQA: 0x24, ASQ: 0x28, ACQ: 0x30, DOORBELLS: 0x1000, ENABLE: 0x00460001 } as const;
+
+/** Of the DMA engine's, in docs/dma-engine.md: registers of BAR 0, and doorbells of BAR 2. */
+const ENGINE = { CONTROL: 0x10, RING: 0x20, COMPLETIONS: 0x30, TAIL: 0, HEAD: 4 } as const;
 
 /**
  * Makes up what a client does next, from what the server must know by then: mostly right, often almost right, sometimes
@@ -610,6 +614,23 @@ export class Generator {
       const ring = () =>
         this.#write(on, 0, BigInt(NVME.DOORBELLS + 4 * random.pick([0, 0, 0, 1, 2, 3, 4, 5])), u32(random.below(33)));
       steps = [...(random.chance(40) ? enable : []), this.#fill(), this.#fill(), ring(), ring(), ring()];
+    } else if (this.#oracle.facts.model === "dma-engine") {
+      const entries = () => random.pick([2, 4, 64, 64, 64, 4096, random.below(8192)]);
+      const ringOf = () => joined(u64(at()), u32(entries()));
+      const enable = [
+        this.#write(on, 0, BigInt(ENGINE.CONTROL), u32(0)),
+        ...[ENGINE.RING, ENGINE.COMPLETIONS].flatMap((register) => {
+          const ring = ringOf();
+          return [
+            this.#write(on, 0, BigInt(register), ring.subarray(0, 8)),
+            this.#write(on, 0, BigInt(register + 8), ring.subarray(8)),
+          ];
+        }),
+        this.#write(on, 0, BigInt(ENGINE.CONTROL), u32(1)),
+      ];
+      const tail = () => this.#write(on, REGION_BAR2, BigInt(ENGINE.TAIL), u32(random.below(65)));
+      const head = () => this.#write(on, REGION_BAR2, BigInt(ENGINE.HEAD), u32(random.below(8)));
+      steps = [...(random.chance(40) ? enable : []), this.#fill(), this.#fill(), tail(), tail(), head()];
     } else {
       const used = random.between(0, 4);
       const table = Array.from({ length: used }, () => joined(u64(at()), u64(BigInt(random.between(1, 3)) * PAGE)));
@@ -622,7 +643,7 @@ export class Generator {
     return master;
   }
 
-  /** Commands for an NVMe controller, or noise, where the device reads. */
+  /** Commands for an NVMe controller or descriptors for a DMA engine, or noise, where the device reads. */
   #fill(): Operation {
     const random = this.#random;
     const regions = this.#oracle.regions.filter(({ file, writeable }) => file !== undefined && writeable);
@@ -630,7 +651,10 @@ export class Generator {
     const { file, size } = random.pick(regions);
     const page = random.below(Math.min(WATCHED_PAGES, Number(size / PAGE)));
     const bytes = new Uint8Array(32 * 64);
-    for (let at = 0; at < bytes.byteLength; at += 64) bytes.set(this.#nvmeCommand(), at);
+    for (let at = 0; at < bytes.byteLength; at += 64) {
+      const isEngine = this.#oracle.facts.model === "dma-engine";
+      bytes.set(isEngine ? joined(this.#descriptor(), this.#descriptor()) : this.#nvmeCommand(), at);
+    }
     return { kind: "fill", file: file?.name ?? "memfd", offset: Number(file?.offset ?? 0n) + page * PAGE_SIZE, bytes };
   }
 
@@ -650,6 +674,23 @@ export class Generator {
     view.setUint32(44, random.pick([0, 1, 0x00010001, 0x00020001, random.below(65536)]), true);
     view.setUint32(48, random.pick([0, 1, 7, 8, 0xffff, random.below(2 ** 31)]), true);
     return command;
+  }
+
+  #descriptor(): Uint8Array {
+    const random = this.#random;
+    if (random.chance(5)) return this.#noise(32);
+    const bytes = new Uint8Array(32);
+    const view = new DataView(bytes.buffer);
+    const flags = random.pick([0, 0, 0, 1, 2, 3, 4, 8, 12, random.below(256)]);
+    view.setUint8(0, random.pick([1, 1, 1, 2, 2, random.below(256)]));
+    view.setUint8(1, flags);
+    view.setUint32(4, random.pick([1, 8, 100, 4096, 10_000, 0, random.below(2 ** 25)]), true);
+    const address = () => BigInt.asUintN(64, this.#mapped() + BigInt(random.pick([0, 0, 1, 8, 0xff8, -1])));
+    const local = () => BigInt(random.pick([4096, 8192, 65535, 100, random.below(2 ** 17)]));
+    view.setBigUint64(8, (flags & 4) === 0 ? address() : local(), true);
+    view.setBigUint64(16, (flags & 8) === 0 ? address() : local(), true);
+    view.setUint32(24, random.below(2 ** 31), true);
+    return bytes;
   }
 
   #argsz(least: number): number {

@@ -137,6 +137,11 @@ export class Oracle {
     this.#irqType = null;
   }
 
+  /** The server may end this connection at any time. */
+  mayLose(on: Slot): void {
+    if (this.log?.owner === on) this.#logIsSure = false;
+  }
+
   /** The run has ended, somehow: what the client's memory is to hold is what it holds now. */
   abandon(): void {
     for (const slot of [...this.connections.keys()]) this.disconnect(slot);
@@ -286,7 +291,7 @@ export class Oracle {
     if (!isRange(address, size)) return EINVAL;
     let room = 0;
     if (flags !== 0) {
-      if (payload.byteLength < 40) return EINVAL;
+      if (this.facts.dmaLogging === null || payload.byteLength < 40) return EINVAL;
       const pageSize = u64(payload, 24);
       const given = u64(payload, 32);
       if (!isPageSize(pageSize)) return EINVAL;

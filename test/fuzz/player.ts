@@ -8,6 +8,7 @@ import {
   VFIO_USER_F_TYPE,
   VFIO_USER_F_TYPE_COMMAND,
   VFIO_USER_F_TYPE_REPLY,
+  vfio_user_device_info,
   vfio_user_dma_access,
   vfio_user_header,
 } from "../../src/uapi/vfio-user.js";
@@ -20,6 +21,9 @@ import type { Expected, Oracle, Outcome } from "./oracle.js";
 
 /** Messages that are under way at a time on a connection. */
 const MAX_PENDING = 256;
+
+/** A right VFIO_USER_DEVICE_GET_INFO. */
+const GET_INFO = vfio_user_device_info.encode({ argsz: vfio_user_device_info.size });
 
 const VERSION_CAPABILITY_TWIN = '"twin_socket":{"supported":true}';
 
@@ -144,6 +148,8 @@ export class Player implements Disposable {
   }
 
   #disconnect(slot: Slot): void {
+    for (const other of [...this.#connected.keys()]) if (other !== slot) this.#settle(other);
+    if (!this.#connected.has(slot)) return;
     const { connection, pending } = this.#of(slot);
     // What was sent and not answered is done, or not: nobody knows. That is not predicted, so it is waited for, but for
     // commands that leave nothing behind.
@@ -179,7 +185,7 @@ export class Player implements Disposable {
   #roundTrips(count: number, command: number = VFIO_USER_COMMAND.DEVICE_GET_INFO): void {
     try {
       for (let i = 0; i < count; i++) {
-        const id = this.#monitor.send(command, new Uint8Array(0));
+        const id = this.#monitor.send(command, GET_INFO);
         for (const until = performance.now() + HANG_MS; ; ) {
           if (this.#received(this.#monitor, id)) break;
           if (performance.now() > until) throw new Error(`the server said nothing for ${HANG_MS} ms`);
@@ -225,6 +231,7 @@ export class Player implements Disposable {
   #send(message: MessageOperation): void {
     const { on, command, flags, payload, descriptors, cuts, size, waits } = message;
     for (const slot of [...this.#connected.keys()]) if (slot !== on) this.#settle(slot);
+    if (this.#connected.get(MAIN)?.connection.isClosed === true) this.#settle(MAIN);
     const connected = this.#connected.get(on);
     if (connected === undefined) return;
     const { connection } = connected;
@@ -302,13 +309,12 @@ export class Player implements Disposable {
 
   #barrier(on: Slot): void {
     const { DEVICE_GET_INFO } = VFIO_USER_COMMAND;
-    const payload = Uint8Array.of(16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
     this.#send({
       kind: "message",
       on,
       command: DEVICE_GET_INFO,
       flags: 0,
-      payload,
+      payload: GET_INFO,
       descriptors: [],
       cuts: [],
       waits: true,
@@ -324,7 +330,6 @@ export class Player implements Disposable {
       if ((message.flags & VFIO_USER_F_TYPE) === VFIO_USER_F_TYPE_COMMAND) {
         if (slot !== MAIN) throw new Finding(`the server sent command ${message.command} to one who controls`);
         this.#answerDma(message, connected.connection);
-        if (!this.#connected.has(slot)) return;
       } else this.#check(message, connected, slot);
     }
   }
@@ -402,13 +407,13 @@ export class Player implements Disposable {
     }
     const how = this.#dmaAnswer;
     const main = this.#connected.get(MAIN);
-    if (main !== undefined && !["right", "refused"].includes(how)) main.mayClose = true;
+    if (main !== undefined && !["right", "refused"].includes(how)) {
+      main.mayClose = true;
+      this.#oracle.mayLose(MAIN);
+    }
     if (how === "hangs-up") {
       this.#dmaAnswer = "right";
-      if (main === undefined) return;
-      const underWay = main.pending.length;
-      this.#forget(MAIN, underWay);
-      if (underWay > 0) this.reset();
+      main?.connection[Symbol.dispose]();
       return;
     }
     const answered = isWrite ? head : head + Number(bytes);

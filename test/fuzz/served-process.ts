@@ -49,10 +49,11 @@ export class ServedProcess implements AsyncDisposable {
     if (model === "nvme") {
       writeFileSync(join(directory, "disk"), "");
       truncateSync(join(directory, "disk"), DISK_BYTES);
-      options.push("file=" + join(directory, "disk"));
+      options.push(`file=${join(directory, "disk")}`);
     }
     if (model === "vgpu") options.push("vram=256K");
-    if (model !== "nvme") options.push("rate=5");
+    if (model === "dma-engine") options.push("memory=64K");
+    else if (model !== "nvme") options.push("rate=5");
     if (model === "mlx5") options.push("memory=64K");
     const args = [PROGRAM, "device", model, "--socket", join(directory, "device"), "--dma", dma, "--until-stdin-ends"];
     const child = spawn(process.execPath, [...args, ...options.flatMap((option) => ["--option", option])], {

@@ -1,5 +1,5 @@
-import { formatCount, formatMs, formatShare, formatSize } from "../format.js";
 import { h, setText } from "../dom.js";
+import { formatCount, formatMs, formatShare, formatSize } from "../format.js";
 import { PAGE_SIZE, type ReadColumn, type RunModel } from "../run-model.js";
 import { heatScale, onThemeChange } from "./theme.js";
 
@@ -42,7 +42,11 @@ export class HeatMap {
     this.#context = contextOf(this.#canvas);
     this.#cellContext = contextOf(this.#cells);
     this.#select = h("select", { onchange: () => this.draw() }, h("option", { value: ALL }, "all trackers"));
-    this.#readout = h("p", { class: "readout", role: "status" }, "Point at a cell, or move over the map with the arrow keys.");
+    this.#readout = h(
+      "p",
+      { class: "readout", role: "status" },
+      "Point at a cell, or move over the map with the arrow keys.",
+    );
     this.#ends = h("div", { class: "ends" }, h("span"), h("span"));
     this.#legend = h("div", { class: "legend-scale" }, h("span", {}, "0"), h("span", { class: "bar" }), h("span"));
     const addresses = h(
@@ -173,10 +177,7 @@ export class HeatMap {
   #moveTo(to: { column: number; bucket: number } | null): void {
     const { columns } = this.#model;
     const buckets = this.#buckets();
-    this.#cursor =
-      to === null
-        ? null
-        : { column: clamp(to.column, columns.length), bucket: clamp(to.bucket, buckets) };
+    this.#cursor = to === null ? null : { column: clamp(to.column, columns.length), bucket: clamp(to.bucket, buckets) };
     const column = columns[this.#cursor?.column ?? -1];
     if (this.#cursor !== null && column !== undefined) {
       const { bucket } = this.#cursor;
@@ -198,7 +199,10 @@ export class HeatMap {
     const x = this.#cursor.column * cell.width;
     const y = height - (this.#cursor.bucket + 1) * cell.height;
     // Two colours, so that it is seen on any.
-    for (const [style, grow] of [["#000", 1.5], ["#fff", 0]] as const) {
+    for (const [style, grow] of [
+      ["#000", 1.5],
+      ["#fff", 0],
+    ] as const) {
       this.#context.strokeStyle = style;
       this.#context.lineWidth = 1.5 * devicePixelRatio;
       this.#context.strokeRect(x - grow, y - 1 - grow, Math.max(cell.width, 4) + 2 * grow, cell.height + 2 + 2 * grow);

@@ -18,9 +18,13 @@ export interface LineChartOptions {
   readonly label: string;
   readonly lines: readonly Line[];
   formatX(value: number): string;
+  /** Of bytes, or bytes per second. */
   formatY(value: number): string;
   readonly height?: number;
 }
+
+/** Steps of an axis of bytes: 1, 2, 5, 10 … of each unit. */
+const BYTE_STEPS = [0, 1, 2, 3, 4].flatMap((unit) => [1, 2, 5, 10, 20, 50, 100, 200, 500].map((n) => n * 1024 ** unit));
 
 /** Values over x, by line: `[x, line 0, line 1 …]`. */
 export type LineData = [number[], ...(number | null)[][]];
@@ -74,6 +78,7 @@ export class LineChart {
     if (width === 0) return;
     this.#plot?.destroy();
     const { lines, formatX, formatY } = this.#options;
+    const hasBars = lines.some(({ bars }) => bars === true);
     const axis = {
       stroke: color("muted"),
       font: "12px system-ui, sans-serif",
@@ -86,10 +91,19 @@ export class LineChart {
         height: this.#height,
         legend: { show: false },
         cursor: { show: false },
-        scales: { x: { time: false }, y: { range: (_, __, max) => [0, max > 0 ? max * 1.05 : 1] } },
+        // Bars stand half a step to both sides of their number.
+        scales: {
+          x: { time: false, ...(hasBars ? { range: (_, min, max) => [min - 0.5, max + 0.5] } : {}) },
+          y: { range: (_, __, max) => [0, max > 0 ? max * 1.05 : 1] },
+        },
         axes: [
-          { ...axis, space: 70, values: (_, values) => values.map(formatX) },
-          { ...axis, size: 66, values: (_, values) => values.map(formatY) },
+          {
+            ...axis,
+            space: 70,
+            ...(hasBars ? { incrs: [1, 2, 5, 10, 20, 50, 100] } : {}),
+            values: (_, values) => values.map(formatX),
+          },
+          { ...axis, size: 66, incrs: BYTE_STEPS, values: (_, values) => values.map(formatY) },
         ],
         series: [
           {},

@@ -26,14 +26,22 @@ interface TrackerFigures {
   readonly tracker?: string;
   readonly foundGranule?: number | null;
   readonly problem?: string | null;
-  readonly reads?: readonly { readonly memoryBytes?: number; readonly dirtyShare?: number | null; readonly ms?: Spread }[];
+  readonly reads?: readonly {
+    readonly memoryBytes?: number;
+    readonly dirtyShare?: number | null;
+    readonly ms?: Spread;
+  }[];
   readonly start?: Spread | null;
   readonly precision?: readonly { readonly writtenPages?: number; readonly reportedPages?: number }[];
 }
 
 interface TrackerResult {
   readonly measures?: string;
-  readonly devices?: readonly { readonly id?: string; readonly model?: string; readonly trackers?: readonly TrackerFigures[] }[];
+  readonly devices?: readonly {
+    readonly id?: string;
+    readonly model?: string;
+    readonly trackers?: readonly TrackerFigures[];
+  }[];
 }
 
 /** All benchmarks, and the recommendation of the newest. */
@@ -44,7 +52,14 @@ export async function benchmarksView({ signal }: ViewContext): Promise<Shown> {
   ]);
   const content = h("div", {}, h("h1", {}, "Benchmarks"));
   if (benchmarks.length === 0) {
-    content.append(emptyState("No benchmarks yet", "They measure what each tracker costs and how exact it is, and are kept here. Take one: ", h("code", {}, "npx dirtmap bench trackers"), "."));
+    content.append(
+      emptyState(
+        "No benchmarks yet",
+        "They measure what each tracker costs and how exact it is, and are kept here. Take one: ",
+        h("code", {}, "npx dirtmap bench trackers"),
+        ".",
+      ),
+    );
     return { title: "Benchmarks", content };
   }
   const recommended = recommendation?.recommendation?.devices ?? [];
@@ -66,11 +81,21 @@ function recommendationSection(devices: readonly Recommended[]): HTMLElement {
     { title: "Tracker", cell: ({ tracker }) => h("b", {}, tracker ?? "–") },
     { title: "Granule", numeric: true, cell: ({ granule }) => (granule == null ? "–" : formatSize(granule)) },
     { title: "Domain", cell: ({ domain }) => (typeof domain === "string" ? domain : "–") },
-    { title: "Ahead by", hint: "of the second best", numeric: true, cell: ({ margin }) => (margin == null ? "–" : formatShare(margin)) },
+    {
+      title: "Ahead by",
+      hint: "of the second best",
+      numeric: true,
+      cell: ({ margin }) => (margin == null ? "–" : formatShare(margin)),
+    },
     { title: "Why", cell: ({ reason }) => h("span", { class: "prose" }, reason ?? "") },
   ];
   const how = h("p", { class: "about" }, "To migrate by it: ", h("code", {}, "npx dirtmap recommend"), " says how.");
-  return section("Recommended", "What the newest benchmark of trackers speaks for.", dataTable("Recommended trackers", columns, devices), how);
+  return section(
+    "Recommended",
+    "What the newest benchmark of trackers speaks for.",
+    dataTable("Recommended trackers", columns, devices),
+    how,
+  );
 }
 
 /** One benchmark. */
@@ -85,12 +110,23 @@ export async function benchmarkView({ signal, parameters }: ViewContext): Promis
     "div",
     {},
     h("h1", {}, `Benchmark ${id}: ${kind}`),
-    h("p", { class: "about" }, `${scenario} on the ${host} host · `, timeOf(takenAt), result.measures === undefined ? "" : ` · ${result.measures}`),
+    h(
+      "p",
+      { class: "about" },
+      `${scenario} on the ${host} host · `,
+      timeOf(takenAt),
+      result.measures === undefined ? "" : ` · ${result.measures}`,
+    ),
     ...devices.map(({ id: device = "", model = "", trackers = [] }) =>
       section(`${device} (${model})`, null, trackersTable(device, trackers)),
     ),
     section("Where it was taken", null, h("pre", { tabindex: 0 }, JSON.stringify(machine, null, 2))),
-    h("details", { class: "card" }, h("summary", {}, "All figures, as JSON"), h("pre", { tabindex: 0 }, JSON.stringify(result, null, 2))),
+    h(
+      "details",
+      { class: "card" },
+      h("summary", {}, "All figures, as JSON"),
+      h("pre", { tabindex: 0 }, JSON.stringify(result, null, 2)),
+    ),
   );
   return { title: `Benchmark ${id}`, content };
 }
@@ -98,10 +134,24 @@ export async function benchmarkView({ signal, parameters }: ViewContext): Promis
 function trackersTable(device: string, trackers: readonly TrackerFigures[]): HTMLElement {
   const columns: Column<TrackerFigures>[] = [
     { title: "Tracker", cell: ({ tracker }) => tracker ?? "–" },
-    { title: "Granule", numeric: true, cell: ({ foundGranule }) => (foundGranule == null ? "–" : formatSize(foundGranule)) },
+    {
+      title: "Granule",
+      numeric: true,
+      cell: ({ foundGranule }) => (foundGranule == null ? "–" : formatSize(foundGranule)),
+    },
     { title: "Start", numeric: true, cell: ({ start }) => median(start) },
-    { title: "A read takes", hint: "of the largest address space, the median over all dirty shares", numeric: true, cell: ({ reads = [] }) => readTime(reads) },
-    { title: "Reported per written", hint: "pages; 1 is exact", numeric: true, cell: ({ precision = [] }) => exactness(precision) },
+    {
+      title: "A read takes",
+      hint: "of the largest address space, the median over all dirty shares",
+      numeric: true,
+      cell: ({ reads = [] }) => readTime(reads),
+    },
+    {
+      title: "Reported per written",
+      hint: "pages; 1 is exact",
+      numeric: true,
+      cell: ({ precision = [] }) => exactness(precision),
+    },
     { title: "Not measured", cell: ({ problem }) => h("span", { class: "prose" }, problem ?? "") },
   ];
   return dataTable(`Trackers of ${device}`, columns, trackers);

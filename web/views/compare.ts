@@ -4,7 +4,7 @@ import { formatCount, formatMs, formatSize } from "../format.js";
 import { HeatMap } from "../plots/heat-map.js";
 import { LineChart } from "../plots/line-chart.js";
 import { modelOf, type Owner, type PastRun, type RunModel } from "../run-model.js";
-import { badge, type Shown, timeOf, type ViewContext } from "./view.js";
+import { badge, type Shown, signed, timeOf, type ViewContext } from "./view.js";
 
 /** Two runs side by side. */
 export async function compareView({ signal, parameters }: ViewContext): Promise<Shown> {
@@ -12,7 +12,14 @@ export async function compareView({ signal, parameters }: ViewContext): Promise<
   const { runs } = await get<{ runs: RunSummary[] }>("/api/runs?limit=1000", signal);
   const content = h("div", {}, h("h1", {}, "Compare two runs"));
   if (runs.length < 2) {
-    content.append(emptyState("There are not two runs yet", "Each migration is kept. Start another: ", h("code", {}, "npx dirtmap migrate --policy device-first"), "."));
+    content.append(
+      emptyState(
+        "There are not two runs yet",
+        "Each migration is kept. Start another: ",
+        h("code", {}, "npx dirtmap migrate --policy device-first"),
+        ".",
+      ),
+    );
     return { title: "Compare", content };
   }
   const first = Number(a ?? runs[1]?.id);
@@ -53,7 +60,9 @@ function choice(runs: readonly RunSummary[], first: number, second: number): HTM
       h(
         "select",
         { onchange: go },
-        ...runs.map(({ id, scenario, result }) => h("option", { value: id, selected: id === chosen }, `${id} ${scenario}, ${result}`)),
+        ...runs.map(({ id, scenario, result }) =>
+          h("option", { value: id, selected: id === chosen }, `${id} ${scenario}, ${result}`),
+        ),
       ),
     );
   function go(event: Event): void {
@@ -66,10 +75,14 @@ function choice(runs: readonly RunSummary[], first: number, second: number): HTM
 
 function figuresTable(left: PastRun, right: PastRun): HTMLElement {
   type Row = readonly [name: string, left: Node | string, right: Node | string, difference: string];
-  const amount = (name: string, of: (run: PastRun) => number | null | undefined, format: (value: number) => string): Row => {
+  const amount = (
+    name: string,
+    of: (run: PastRun) => number | null | undefined,
+    format: (value: number) => string,
+  ): Row => {
     const [a, b] = [of(left), of(right)];
     const both = a != null && b != null;
-    const change = both && a !== 0 ? `${b >= a ? "+" : "−"}${Math.abs(Math.round(((b - a) / a) * 100))} %` : "";
+    const change = both && a !== 0 ? signed(Math.round(((b - a) / a) * 100), " %") : "";
     return [name, a == null ? "–" : format(a), b == null ? "–" : format(b), change];
   };
   const rows: Row[] = [
@@ -94,7 +107,11 @@ function figuresTable(left: PastRun, right: PastRun): HTMLElement {
   return dataTable(`Runs ${left.id} and ${right.id}`, columns, rows);
 }
 
-function leftOverChart(models: readonly [RunModel, RunModel], [a, b]: readonly [PastRun, PastRun], signal: AbortSignal): LineChart {
+function leftOverChart(
+  models: readonly [RunModel, RunModel],
+  [a, b]: readonly [PastRun, PastRun],
+  signal: AbortSignal,
+): LineChart {
   return new LineChart(
     {
       label: `Bytes left after each round of runs ${a.id} and ${b.id}: ${models.map(({ rounds }) => `${rounds.length} rounds`).join(" and ")}`,

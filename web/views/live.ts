@@ -51,7 +51,12 @@ class RunCard {
       "article",
       { class: "card" },
       h("h2", {}, h("a", { href: `#/live/${run}` }, scenario), " ", this.#figures.phase),
-      h("p", { class: "about" }, `${run} · ${devices.length} devices · ${formatSize(memoryBytes)} · since `, timeOf(startedAt)),
+      h(
+        "p",
+        { class: "about" },
+        `${run} · ${devices.length} devices · ${formatSize(memoryBytes)} · since `,
+        timeOf(startedAt),
+      ),
       this.#figures.element,
       this.#after,
     );
@@ -151,13 +156,26 @@ function makeLive(content: HTMLElement, run: LiveRun, signal: AbortSignal): () =
   const lost = h("p", { class: "after" });
   content.replaceChildren(
     h("h1", {}, header.scenario, " ", figures.phase),
-    h("p", { class: "about" }, `${header.kind} ${header.run} on the ${header.host} host · ${formatSize(header.memoryBytes)} · since `, timeOf(header.startedAt)),
+    h(
+      "p",
+      { class: "about" },
+      `${header.kind} ${header.run} on the ${header.host} host · ${formatSize(header.memoryBytes)} · since `,
+      timeOf(header.startedAt),
+    ),
     after,
     lost,
     h("div", { class: "card" }, figures.element),
-    section("Rounds", "What each round sent, and what it left dirty. The lines have to meet the limit for the machine to be stopped.", rounds.element),
+    section(
+      "Rounds",
+      "What each round sent, and what it left dirty. The machine is stopped once that can be moved within the downtime limit.",
+      rounds.element,
+    ),
     section("Dirty rate", "Bytes that each tracker reported as dirty, per second between two reads.", rates.element),
-    section("Heat of the address space", "Where in guest memory the dirty pages lie: a column per read, low addresses at the bottom.", heat.element),
+    section(
+      "Heat of the address space",
+      "Where in guest memory the dirty pages lie: a column per read, low addresses at the bottom.",
+      heat.element,
+    ),
     section("Devices", null, owners.element),
   );
   let version = -1;
@@ -165,7 +183,10 @@ function makeLive(content: HTMLElement, run: LiveRun, signal: AbortSignal): () =
     showEnd(after, run.stored);
     if (model.version === version) return;
     version = model.version;
-    setText(lost, model.lost === 0 ? "" : `${model.lost} events were left out: they came faster than they could be shown.`);
+    setText(
+      lost,
+      model.lost === 0 ? "" : `${model.lost} events were left out: they came faster than they could be shown.`,
+    );
     figures.draw();
     rounds.draw();
     rates.draw();

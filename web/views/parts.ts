@@ -2,7 +2,7 @@ import { type Column, dataTable, h, setText } from "../dom.js";
 import { formatCount, formatMs, formatRate, formatShare, formatSize } from "../format.js";
 import { type Line, LineChart, type LineData } from "../plots/line-chart.js";
 import { SERIES_COLORS } from "../plots/theme.js";
-import { type Owner, PAGE_SIZE, rateOf, type RoundReport, type RunModel } from "../run-model.js";
+import { type Owner, PAGE_SIZE, type RoundReport, type RunModel, rateOf } from "../run-model.js";
 
 /*
  * The parts that views of a run share: rounds, devices, dirty rates.
@@ -120,7 +120,10 @@ function roundsTable(rounds: readonly RoundReport[]): HTMLElement {
 export class OwnersTable {
   readonly element: HTMLElement;
   readonly #model: RunModel;
-  #rows = new Map<string, { owner: Owner; cells: Record<"rate" | "share" | "reported" | "exclusive" | "reading", HTMLElement> }>();
+  #rows = new Map<
+    string,
+    { owner: Owner; cells: Record<"rate" | "share" | "reported" | "exclusive" | "reading", HTMLElement> }
+  >();
   #drawnAt = Number.NEGATIVE_INFINITY;
 
   constructor(model: RunModel) {

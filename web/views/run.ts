@@ -4,7 +4,7 @@ import { formatCount, formatMs, formatSize } from "../format.js";
 import { HeatMap } from "../plots/heat-map.js";
 import { modelOf, type PastRun, type RunModel } from "../run-model.js";
 import { costTable, OwnersTable, RateChart, RoundsChart } from "./parts.js";
-import { badge, type Shown, timeOf, type ViewContext } from "./view.js";
+import { badge, type Shown, signed, timeOf, type ViewContext } from "./view.js";
 
 /** One run that is over. */
 export async function pastRunView({ signal, parameters }: ViewContext): Promise<Shown> {
@@ -21,16 +21,33 @@ export async function pastRunView({ signal, parameters }: ViewContext): Promise<
     h("p", { class: "about" }, `${run.kind} ${run.name} on the ${run.host} host · `, timeOf(run.startedAt)),
     report.error && h("p", { class: "alert" }, [report.error.message, report.error.remedy].filter(Boolean).join("; ")),
     h("div", { class: "card" }, figures(run)),
-    report.predicted && section("Predicted and actual", "What was foreseen before the migration began, beside what happened.", predictedTable(run)),
+    report.predicted &&
+      section(
+        "Predicted and actual",
+        "What was foreseen before the migration began, beside what happened.",
+        predictedTable(run),
+      ),
     section("Phases", null, phases(model, run)),
     section("Rounds", "What each round sent, and what it left dirty.", charts[0].element),
-    section("Dirty rate", "Bytes that each tracker reported as dirty, per second between two reads.", charts[1].element),
-    section("Heat of the address space", "Where in guest memory the dirty pages lie: a column per read, low addresses at the bottom.", heat.element),
+    section(
+      "Dirty rate",
+      "Bytes that each tracker reported as dirty, per second between two reads.",
+      charts[1].element,
+    ),
+    section(
+      "Heat of the address space",
+      "Where in guest memory the dirty pages lie: a column per read, low addresses at the bottom.",
+      heat.element,
+    ),
     section("Devices", null, owners.element),
     section("Tracker cost", "The time that reading took, for each tracker.", costTable(model)),
     reasons(run),
     warnings(report.warnings ?? []),
-    h("p", { class: "after" }, h("a", { href: `#/compare/${run.id}/${Math.max(1, run.id - 1)}` }, "Compare with the run before")),
+    h(
+      "p",
+      { class: "after" },
+      h("a", { href: `#/compare/${run.id}/${Math.max(1, run.id - 1)}` }, "Compare with the run before"),
+    ),
   );
   // Once they are in the page and have a width.
   requestAnimationFrame(() => {
@@ -46,10 +63,22 @@ function figures({ report, totalMs, downtimeMs, header }: PastRun): HTMLElement 
   return h(
     "dl",
     { class: "tiles" },
-    tile("Downtime", downtimeMs === null ? "–" : formatMs(downtimeMs), limit === undefined ? null : `limit ${formatMs(limit)}`),
+    tile(
+      "Downtime",
+      downtimeMs === null ? "–" : formatMs(downtimeMs),
+      limit === undefined ? null : `limit ${formatMs(limit)}`,
+    ),
     tile("Total", totalMs === null ? "–" : formatMs(totalMs)),
-    tile("Sent", report.bytes === undefined ? "–" : formatSize(report.bytes), report.rounds && `${report.rounds.length} rounds`),
-    tile("Verified", verified === true ? "yes" : verified === false ? "differs" : "no", verified === true ? "no write was lost" : null),
+    tile(
+      "Sent",
+      report.bytes === undefined ? "–" : formatSize(report.bytes),
+      report.rounds && `${report.rounds.length} rounds`,
+    ),
+    tile(
+      "Verified",
+      verified === true ? "yes" : verified === false ? "differs" : "no",
+      verified === true ? "no write was lost" : null,
+    ),
     tile("Memory", formatSize(header.memoryBytes)),
   );
 }
@@ -61,7 +90,12 @@ function predictedTable({ report, downtimeMs }: PastRun): HTMLElement {
   const ms = (value: number | null | undefined) => (value == null ? "–" : formatMs(value));
   const rows: [string, string, string, string][] = [
     ["Converges", predicted?.converges === true ? "yes" : "no", downtimeMs === null ? "no" : "yes", ""],
-    ["Rounds", String(predicted?.rounds ?? "–"), String(rounds.length), signed(rounds.length - (predicted?.rounds ?? 0), "")],
+    [
+      "Rounds",
+      String(predicted?.rounds ?? "–"),
+      String(rounds.length),
+      signed(rounds.length - (predicted?.rounds ?? 0), ""),
+    ],
     ["Downtime", ms(predicted?.downtimeMs), ms(downtimeMs), off(predicted?.downtimeMs, downtimeMs)],
     ["First page to running", ms(predicted?.movingMs), ms(movingMs), off(predicted?.movingMs, movingMs)],
   ];
@@ -77,10 +111,6 @@ function predictedTable({ report, downtimeMs }: PastRun): HTMLElement {
 function off(predicted: number | null | undefined, actual: number | null): string {
   if (predicted == null || actual === null || actual === 0) return "";
   return signed(Math.round(((predicted - actual) / actual) * 100), " %");
-}
-
-function signed(value: number, unit: string): string {
-  return `${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value)}${unit}`;
 }
 
 /** The phases as a strip, and as a list. */
@@ -110,7 +140,12 @@ function reasons({ report }: PastRun): HTMLElement | false {
   const columns: Column<(typeof devices)[number]>[] = [
     { title: "Device", cell: ({ id }) => id },
     { title: "Tracker", cell: ({ tracker }) => tracker },
-    { title: "Granule", hint: "bytes per dirty bit, as found", numeric: true, cell: ({ granule }) => (granule === null ? "–" : formatSize(granule)) },
+    {
+      title: "Granule",
+      hint: "bytes per dirty bit, as found",
+      numeric: true,
+      cell: ({ granule }) => (granule === null ? "–" : formatSize(granule)),
+    },
     { title: "Suspended", numeric: true, cell: ({ suspendedMs }) => (suspendedMs > 0 ? formatMs(suspendedMs) : "–") },
     { title: "Why", cell: ({ reason }) => h("span", { class: "prose" }, reason) },
   ];
@@ -118,5 +153,8 @@ function reasons({ report }: PastRun): HTMLElement | false {
 }
 
 function warnings(texts: readonly string[]): HTMLElement | false {
-  return texts.length > 0 && section(`${formatCount(texts.length)} warnings`, null, h("ul", {}, ...texts.map((text) => h("li", {}, text))));
+  return (
+    texts.length > 0 &&
+    section(`${formatCount(texts.length)} warnings`, null, h("ul", {}, ...texts.map((text) => h("li", {}, text))))
+  );
 }

@@ -12,12 +12,23 @@ export async function runsView({ signal }: ViewContext): Promise<Shown> {
   const content = h("div", {}, h("h1", {}, "Runs"));
   if (runs.length === 0) {
     content.append(
-      emptyState("No runs yet", "Each migration is kept, however it ended. Start one: ", h("code", {}, "npx dirtmap migrate"), ". If yours are in another store, serve that with ", h("code", {}, "--store PATH"), "."),
+      emptyState(
+        "No runs yet",
+        "Each migration is kept, however it ended. Start one: ",
+        h("code", {}, "npx dirtmap migrate"),
+        ". If yours are in another store, serve that with ",
+        h("code", {}, "--store PATH"),
+        ".",
+      ),
     );
     return { title: "Runs", content };
   }
   const chosen = new Set<number>();
-  const compare = h("button", { type: "button", disabled: true, onclick: () => location.assign(comparison(chosen)) }, "Compare two runs");
+  const compare = h(
+    "button",
+    { type: "button", disabled: true, onclick: () => location.assign(comparison(chosen)) },
+    "Compare two runs",
+  );
   const choose = (id: number) => (event: Event) => {
     const box = event.target as HTMLInputElement;
     if (box.checked) chosen.add(id);
@@ -37,7 +48,11 @@ export async function runsView({ signal }: ViewContext): Promise<Shown> {
     const rows = dataTable("", columns(choose), older).querySelectorAll("tbody tr");
     table.querySelector("tbody")?.append(...rows);
   });
-  content.append(h("div", { class: "controls" }, compare, h("span", { class: "about" }, "Choose two to see them side by side.")), h("div", { class: "card" }, table), more);
+  content.append(
+    h("div", { class: "controls" }, compare, h("span", { class: "about" }, "Choose two to see them side by side.")),
+    h("div", { class: "card" }, table),
+    more,
+  );
   return { title: "Runs", content };
 }
 

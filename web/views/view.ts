@@ -29,3 +29,8 @@ export function timeOf(iso: string): HTMLElement {
   const text = new Date(iso).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
   return h("time", { datetime: iso }, text);
 }
+
+/** A difference with its sign: `+5 %`, `−3`, `0 %`. */
+export function signed(value: number, unit: string): string {
+  return `${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value)}${unit}`;
+}

@@ -1,14 +1,20 @@
 import { type Command, Option } from "commander";
 import { explain } from "../../errors.js";
+import { reportPath } from "../../evidence/report/write-report.js";
+import type { PredictedOutcome } from "../../migration/report.js";
 import { MAX_CHANNELS } from "../choices.js";
 import { exitCodeOf, exitCodesHelp } from "../exit-codes.js";
+import type { EmulatedMachine } from "../hosts.js";
+import { leaveReport } from "../leave-report.js";
 import {
   addMachineOptions,
   addPolicyOptions,
   addStoreOption,
   argument,
   downtimeLimit,
+  durationWithin,
   type MachineOptions,
+  OBSERVE_MS,
   type PolicyOptions,
   type StoreOption,
   wholeNumber,
@@ -27,6 +33,9 @@ interface MigrateOptions extends MachineOptions, PolicyOptions, TlsOptions, Stor
   readonly runAfter?: number;
   readonly journal?: string;
   readonly decide?: number;
+  /** Milliseconds; true: the default. */
+  readonly predict?: number | true;
+  readonly report?: string;
   readonly json?: boolean;
   readonly quiet?: boolean;
 }
@@ -79,6 +88,12 @@ export function addMigrate(program: Command): void {
       "how long to wait for `resume` or `abort` where the handover was not confirmed (default: on a terminal until told, elsewhere 0s)",
       argument(parseDuration),
     )
+    .option(
+      "--predict [duration]",
+      "watch the machine first (default: 2s) and foretell the migration; the report has both",
+      durationWithin(OBSERVE_MS),
+    )
+    .option("--report <file>", "write the report with plots, too: FILE.md or FILE.html", argument(reportPath))
     .option("--json", "print the report as JSON")
     .option("-q, --quiet", "show nothing while it runs")
     .addHelpText("after", `${EXAMPLES}\n${exitCodesHelp()}`)
@@ -129,6 +144,8 @@ async function run(options: MigrateOptions): Promise<void> {
     await using machine = await openMachine(description);
     const choices = chooseTrackers(await probeMachine(machine), policy);
     signal.throwIfAborted();
+    if (options.predict !== undefined && !quiet) note("watching the machine, to foretell its migration");
+    const predicted = options.predict === undefined ? undefined : await foretold(machine, options, signal);
 
     await using local = remote === undefined ? await startLocalDestination(signal, options.journal) : undefined;
     const destination = remote ?? (await readEndpoint(local?.address ?? "", "client", options));
@@ -171,11 +188,53 @@ async function run(options: MigrateOptions): Promise<void> {
       signal,
       migration,
       ...(options.journal === undefined ? {} : { journalDirectory: options.journal }),
+      ...(predicted === undefined ? {} : { predicted }),
       decideMs: options.decide ?? (process.stderr.isTTY ? Number.POSITIVE_INFINITY : 0),
     });
     view?.[Symbol.dispose]();
     await keepMigration(store, { header, report, reads: recorder.reads }, note);
+    if (options.report !== undefined) {
+      const { migrationDocument } = await import("../migration-document.js");
+      const context = { scenario, memoryBytes: description.memory, reads: recorder.reads };
+      leaveReport(options.report, migrationDocument(report, context), note);
+    }
     process.stdout.write(json ? `${JSON.stringify(report)}\n` : `${reportText(report)}\n`);
     return exitCodeOf(report);
   });
+}
+
+const PREDICT_MS = 2000;
+const PREDICT_INTERVAL_MS = 50;
+
+/** What the migration will be. The trackers are off again when it resolves. */
+async function foretold(
+  machine: EmulatedMachine,
+  options: MigrateOptions,
+  signal: AbortSignal,
+): Promise<PredictedOutcome> {
+  const [{ readRequest }, { estimateLink, observeForPrediction, predictedConditions }, { predict, predictedOutcome }] =
+    await Promise.all([
+      import("../request.js"),
+      import("../observe-machine.js"),
+      import("../../evidence/predict/predict.js"),
+    ]);
+  const { scenario, policy, design, defaults } = readRequest(options);
+  const seen = await observeForPrediction({
+    machine,
+    policy,
+    design,
+    intervalMs: PREDICT_INTERVAL_MS,
+    durationMs: options.predict === true || options.predict === undefined ? PREDICT_MS : options.predict,
+    signal,
+    host: machine.host.name,
+    scenario,
+  });
+  signal.throwIfAborted();
+  if (seen === null) throw new Error("a machine that was watched and never read");
+  const link = await estimateLink([], { channels: options.channels ?? defaults.channels, signal });
+  const conditions = {
+    ...predictedConditions(options, defaults, seen.readMs),
+    verifyFirst: options.verify === "before",
+  };
+  return predictedOutcome(predict(seen.observation, link, conditions));
 }

@@ -1,11 +1,12 @@
 import type { Command } from "commander";
-import { DOWNTIME_LIMIT_MS, MAX_CHANNELS } from "../choices.js";
+import { MAX_CHANNELS } from "../choices.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
 import {
   addMachineOptions,
   addObserveOptions,
   addPolicyOptions,
   argument,
+  downtimeLimit,
   type MachineOptions,
   type ObserveOption,
   OF_SCENARIOS,
@@ -14,7 +15,7 @@ import {
   wholeNumber,
 } from "../options.js";
 import { printResult, runCommand } from "../output.js";
-import { parseBandwidth, parseDuration } from "../units.js";
+import { parseBandwidth } from "../units.js";
 
 interface PredictOptions extends MachineOptions, PolicyOptions, ObserveOption {
   readonly trace?: string;
@@ -50,7 +51,7 @@ export function addPredict(program: Command): void {
     .option(
       "--downtime-limit <duration>",
       "expected downtime at which the machine may be stopped: 50ms",
-      argument((text) => Math.min(Math.max(parseDuration(text), DOWNTIME_LIMIT_MS.min), DOWNTIME_LIMIT_MS.max)),
+      argument(downtimeLimit),
     )
     .option("--bandwidth <rate>", "500M (bytes per second), 10Gbit, or unlimited", argument(parseBandwidth))
     .option("--channels <number>", "connections that pages travel over", wholeNumber(1, MAX_CHANNELS))
@@ -91,8 +92,9 @@ async function predicted(options: PredictOptions, signal: AbortSignal) {
   }
   const { scenario, description, policy, design, defaults } = readRequest(options);
   checkMemory(description, 1);
-  const { openMachine } = await import("../hosts.js");
-  await using machine = await openMachine(description);
+  const [{ openMachine }, { withDisks }] = await Promise.all([import("../hosts.js"), import("../disks.js")]);
+  using disks = withDisks(description);
+  await using machine = await openMachine(disks.description);
   const { observe: durationMs, interval: intervalMs } = options;
   const seen = await observeForPrediction({
     machine,

@@ -7,6 +7,7 @@ import {
   addPolicyOptions,
   durationWithin,
   type MachineOptions,
+  OBSERVE_MS,
   type PolicyOptions,
 } from "../options.js";
 import { printResult, runCommand } from "../output.js";
@@ -41,7 +42,7 @@ export function addRecord(program: Command): void {
     );
   addIntervalOption(addPolicyOptions(addMachineOptions(command)), "100ms")
     .requiredOption("-o, --output <file>", "the trace to write")
-    .option("--duration <duration>", "how long", durationWithin({ min: 10, max: 24 * 3_600_000 }), 10_000)
+    .option("--duration <duration>", "how long", durationWithin(OBSERVE_MS), 10_000)
     .option("--json", "print the result as JSON")
     .addHelpText("after", `${NOTES}\n${exitCodesHelp()}`)
     .action((options: RecordOptions) => record(options));
@@ -58,7 +59,9 @@ async function record({ json = false, output, ...options }: RecordOptions): Prom
     ]);
     const { scenario, description, policy, design } = readRequest(options);
     checkMemory(description, 1);
-    await using machine = await openMachine(description);
+    const { withDisks } = await import("../disks.js");
+    using disks = withDisks(description);
+    await using machine = await openMachine(disks.description);
     let writer: TraceWriter | undefined;
     let elapsedMs = 0;
     try {

@@ -75,7 +75,7 @@ async function run(options: ServeOptions): Promise<void> {
 }
 
 /** The store as the dashboard reads it: opened for each answer, so that runs can be kept meanwhile. */
-function evidenceIn(open: () => Store): EvidenceSource {
+export function evidenceIn(open: () => Store): EvidenceSource {
   const reading = <T>(read: (store: Store) => T): T => {
     using store = open();
     return read(store);

@@ -2,16 +2,7 @@ import { setTimeout as pause } from "node:timers/promises";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import { type BitmapAllocation, bitmapAllocations } from "../../bitmap/allocations.js";
-
-/** Bytes of memory for dirty bits. */
-export interface BitmapMemory {
-  /** Logs that devices, and objects that devices share, mark. */
-  readonly logs: number;
-  /** Held by the kernel's side of the calls. */
-  readonly kernel: number;
-  /** Held by the reader. */
-  readonly reader: number;
-}
+import type { BitmapMemory } from "./result.js";
 
 interface Taken {
   readonly holder: WeakRef<object>;

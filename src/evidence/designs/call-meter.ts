@@ -1,17 +1,6 @@
 import type { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import type { AttachedDevice, Iommufd, Machine, VfioDevice } from "../../host/host.js";
-
-/** What was called, and what was handed over. */
-export interface CallCounts {
-  /** Calls that the reader makes: system calls, on a kernel. */
-  readonly calls: number;
-  /** Calls that a design makes of trackers and devices on its own side, below one of the reader's. */
-  readonly innerCalls: number;
-  /** Reads of a device's log, or of a domain's dirty bits, whoever made them. */
-  readonly trackerReads: number;
-  /** Bytes of bitmaps that the reader's calls fill. */
-  readonly bitmapBytes: number;
-}
+import type { CallCounts } from "./result.js";
 
 const NOTHING: CallCounts = { calls: 0, innerCalls: 0, trackerReads: 0, bitmapBytes: 0 };
 

@@ -1,49 +1,22 @@
 import type { MachineDescription } from "../../host/description.js";
 import type { Machine } from "../../host/host.js";
-import { PAGE_SIZE } from "../../memory/address.js";
 import { TRACKING_DESIGNS, type TrackingDesign } from "../../tracking/choice.js";
 import { openDesign } from "../../tracking/designs.js";
 import type { DirtySource } from "../../tracking/dirty-source.js";
 import { chooseTrackers } from "../../tracking/policy.js";
 import { probeMachine } from "../../tracking/probe.js";
 import { suspendDevices } from "../../tracking/suspension.js";
-import { interleave, type Summary, summarize } from "../statistics.js";
-import { type BitmapMemory, BitmapMeter, collectGarbage } from "./bitmap-meter.js";
+import { interleave, summarize } from "../statistics.js";
+import { BitmapMeter, collectGarbage } from "./bitmap-meter.js";
 import { Bursts, type ScriptedMachine } from "./bursts.js";
-import { type CallCounts, CallMeter } from "./call-meter.js";
+import { CallMeter } from "./call-meter.js";
+import type { ReadRow } from "./result.js";
 import { type Population, population, type WorkloadName } from "./workloads.js";
 
 /*
  * What a read of the trackers costs in each design. The devices write a known set of pages, stop, and are read: so the
  * processor time that the process takes meanwhile is the read's.
  */
-
-/** What one design cost with one workload and one number of devices. */
-export interface ReadRow {
-  readonly workload: WorkloadName;
-  readonly devices: number;
-  readonly design: TrackingDesign;
-  /** Pages that devices had written before a read, each once. */
-  readonly pagesWritten: number;
-  /** Pages that a read named. */
-  readonly pagesReported: number;
-  /** Processor time of a read, reader and kernel's side together, in milliseconds. */
-  readonly cpuMs: Summary;
-  /** From the read's start to its end. */
-  readonly wallMs: Summary;
-  /** The same of the last read, when all is stopped and the trackers are read at once. */
-  readonly lastReadMs: Summary;
-  /** Processor time from opening the design until tracking runs. */
-  readonly startCpuMs: Summary;
-  /** Of a read. */
-  readonly perRead: CallCounts;
-  /** Until tracking runs: probing is not in it. */
-  readonly perStart: CallCounts;
-  /** Held between reads. */
-  readonly held: BitmapMemory;
-  /** Taken for the length of a read and given back. */
-  readonly duringRead: BitmapMemory;
-}
 
 export interface ReadsOptions {
   readonly workloads: readonly WorkloadName[];
@@ -103,8 +76,8 @@ async function measureOne(workload: WorkloadName, devices: number, options: Read
       design,
       pagesWritten: populated.active.length * footprint,
       ...counted,
-      cpuMs: summarize(timed.flatMap(({ cpuMs }) => cpuMs)),
-      wallMs: summarize(timed.flatMap(({ wallMs }) => wallMs)),
+      cpuMs: summarize(timed.map(({ cpuMs }) => cpuMs)),
+      wallMs: summarize(timed.map(({ wallMs }) => wallMs)),
       lastReadMs: summarize(timed.map(({ lastReadMs }) => lastReadMs)),
       startCpuMs: summarize(timed.map(({ startCpuMs }) => startCpuMs)),
     });
@@ -113,8 +86,9 @@ async function measureOne(workload: WorkloadName, devices: number, options: Read
 }
 
 interface Timed {
-  readonly cpuMs: readonly number[];
-  readonly wallMs: readonly number[];
+  /** The mean of its reads. */
+  readonly cpuMs: number;
+  readonly wallMs: number;
   readonly lastReadMs: number;
   readonly startCpuMs: number;
 }
@@ -128,16 +102,16 @@ async function timeReads(
   reads: number,
 ): Promise<Timed> {
   return await tracked(design, machine, populated, bursts, async (source, startCpuMs) => {
-    const cpuMs: number[] = [];
-    const wallMs: number[] = [];
+    let cpuMs = 0;
+    let wallMs = 0;
     collectGarbage();
     for (let read = 0; read < reads; read++) {
       await bursts.write();
       const since = performance.now();
       const cpu = process.cpuUsage();
       await source.read({ quiesced: false });
-      cpuMs.push(millisecondsSince(cpu));
-      wallMs.push(performance.now() - since);
+      cpuMs += millisecondsSince(cpu) / reads;
+      wallMs += (performance.now() - since) / reads;
     }
     await bursts.write();
     const since = performance.now();
@@ -214,9 +188,4 @@ async function tracked<T>(
 function millisecondsSince(before: NodeJS.CpuUsage): number {
   const { user, system } = process.cpuUsage(before);
   return (user + system) / 1000;
-}
-
-/** Bytes that a migration has to move for what a read named. */
-export function bytesToMove({ pagesReported }: Pick<ReadRow, "pagesReported">): number {
-  return pagesReported * PAGE_SIZE;
 }

@@ -28,7 +28,7 @@ export interface AxisText {
 export const SHEET = { width: 720, height: 400 } as const;
 
 /** Where the curves are drawn: what is left of the sheet for titles, legend and axes' labels. */
-export const AREA = { left: 84, right: 704, top: 78, bottom: 346 } as const;
+export const AREA = { left: 84, right: 704, top: 88, bottom: 346 } as const;
 
 /** The series that a plot can tell apart. */
 export const MAX_SERIES = 7;
@@ -59,11 +59,11 @@ function styleSheet(): string {
       ...heat.map((colour, index) => `.dp-h${index}{fill:${colour}}`),
     ].join("");
   const page = (ink: string, faint: string, paper: string) =>
-    `.dp-ink{fill:${ink}}.dp-grid{stroke:${faint}}.dp-axis{stroke:${ink}}.dp-paper{fill:${paper}}.dp-mark{stroke:${ink}}`;
+    `.dp-ink{fill:${ink}}.dp-grid{stroke:${faint}}.dp-axis{stroke:${ink}}.dp-paper{fill:${paper}}.dp-halo{stroke:${paper}}.dp-mark{stroke:${ink}}`;
   return [
     ".dp{font:13px system-ui,sans-serif}.dp-title{font-size:15px;font-weight:600}.dp-small{font-size:11.5px}",
     ".dp-line{fill:none;stroke-width:2}.dp-whisker{stroke-width:1.2}.dp-grid{stroke-width:1}",
-    ".dp-mark{fill:none;stroke-width:1.4}",
+    ".dp-mark{fill:none;stroke-width:1.4}.dp-halo{paint-order:stroke;stroke-width:4px;stroke-linejoin:round}",
     ...DASHES.map((dash, index) => `.dp-line.dp-s${index}{stroke-dasharray:${dash}}`),
     page("#1a1a1a", "#dcdfe4", "#ffffff"),
     colours(LIGHT, LIGHT_HEAT),
@@ -188,7 +188,7 @@ export function legend(
   sample: (series: number, x: number, y: number) => readonly XmlNode[],
 ): XmlNode[] {
   if (names.length > MAX_SERIES) throw new RangeError(`a plot tells ${MAX_SERIES} series apart, not ${names.length}`);
-  const y = 46;
+  const y = 44;
   let x = 16;
   return names.flatMap((name, series) => {
     const drawn = [...sample(series, x, y), label(name, { x: x + 32, y: y + 4 })];

@@ -85,7 +85,12 @@ export function lineChart({
     ...series.flatMap(curve),
     ...marks.flatMap((mark) => [
       element("circle", { class: "dp-mark", cx: pixel(bottom.at(mark.x)), cy: pixel(left.at(mark.y)), r: "8" }),
-      label(mark.text, { x: bottom.at(mark.x), y: left.at(mark.y) - 13, anchor: "middle" }),
+      label(mark.text, {
+        x: bottom.at(mark.x),
+        y: left.at(mark.y) - 13,
+        anchor: "middle",
+        class: "dp-ink dp-small dp-halo",
+      }),
     ]),
   ]);
 }

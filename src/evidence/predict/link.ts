@@ -1,6 +1,7 @@
 import { PAGE_SIZE } from "../../memory/address.js";
 import { ASSUMED_BYTES_PER_SECOND, STOP_MS, ZERO_BYTES_PER_SECOND } from "../../migration/convergence.js";
 import type { MigrationReport } from "../../migration/report.js";
+import { summarize } from "../statistics.js";
 
 /** How fast pages get to the destination, and what a migration costs besides. */
 export interface LinkEstimate {
@@ -76,7 +77,5 @@ export function linkFromReports(
 }
 
 function median(values: readonly number[]): number | undefined {
-  const sorted = values.toSorted((a, b) => a - b);
-  if (sorted.length === 0) return undefined;
-  return (sorted[(sorted.length - 1) >> 1] + sorted[sorted.length >> 1]) / 2;
+  return values.length === 0 ? undefined : summarize(values).median;
 }

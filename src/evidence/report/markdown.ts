@@ -47,5 +47,6 @@ function plain(text: string): string {
     .replace(/\s+/g, " ")
     .trim()
     .replace(/[\\`*_[\]<>|~&]/g, "\\$&")
-    .replace(/^([-+#=]|\d+[.)])/, (start) => (start.length === 1 ? `\\${start}` : start.replace(/[.)]$/, "\\$&")));
+    .replace(/^[-+#=]/, "\\$&")
+    .replace(/^(\d+)([.)])(?=\s|$)/, "$1\\$2");
 }

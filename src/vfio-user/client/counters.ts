@@ -28,6 +28,7 @@ const schema = z.looseObject({
     })
     .nullable(),
   log: z.looseObject({ granule: z.int().min(1), startedBy: z.string() }).nullable(),
+  dma: z.looseObject({ bytesWritten: count }).optional(),
   device: z.record(z.string(), z.number()),
   trail: z
     .looseObject({

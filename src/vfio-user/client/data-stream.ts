@@ -4,7 +4,6 @@ import { UapiError } from "../../uapi/errno.js";
 import { VFIO_PRECOPY_INFO_REINIT, vfio_precopy_info } from "../../uapi/vfio.js";
 import { DIRTMAP_COMMAND, VFIO_USER_COMMAND, vfio_user_mig_data } from "../../uapi/vfio-user.js";
 import type { Connection } from "./connection.js";
-import { isUnknown } from "./feature.js";
 
 const HEAD = vfio_user_mig_data.size;
 const PRECOPY_INFO = "VFIO_MIG_GET_PRECOPY_INFO";
@@ -16,6 +15,8 @@ export interface SessionOptions {
   readonly device: string;
   readonly connection: Connection;
   readonly precopyInfoV2: () => boolean;
+  /** The server has Dirtmap's own command for pre-copy information. */
+  readonly hasPrecopyInfo: boolean;
   /** VFIO_DEVICE_FEATURE_MIG_DATA_SIZE, for servers that tell nothing of pre-copy. */
   readonly dataSize: () => Promise<number>;
 }
@@ -71,7 +72,8 @@ export class VfioUserSavingStream extends Session implements SavingStream {
       const request = vfio_user_mig_data.encode({ argsz: HEAD + size, size });
       const answer = await connection.call(VFIO_USER_COMMAND.MIG_DATA_READ, syscall, request);
       const came = answer.byteLength < HEAD ? -1 : vfio_user_mig_data.decode(answer).size;
-      if (came < 0 || came > size || answer.byteLength !== HEAD + came) {
+      // libvfio-user's answer is as long as what was asked for, whatever came.
+      if (came < 0 || came > size || answer.byteLength < HEAD + came) {
         throw new UapiError("EPROTO", {
           syscall,
           attempted: `${attempted}: ${answer.byteLength} came, in which ${came} are said to be`,
@@ -80,27 +82,25 @@ export class VfioUserSavingStream extends Session implements SavingStream {
       }
       if (came === 0 && !final) throw this.#temporaryEnd(syscall, attempted);
       this.#short = came < size;
-      return answer.subarray(HEAD);
+      return answer.subarray(HEAD, HEAD + came);
     });
   }
 
   precopyInfo(): Promise<PrecopyInfo> {
-    const { device, connection, precopyInfoV2, dataSize } = this.options;
+    const { device, connection, precopyInfoV2, hasPrecopyInfo, dataSize } = this.options;
     const attempted = `ask how much pre-copy data of '${device}' there is`;
     return this.turns.run(async () => {
       this.check(PRECOPY_INFO, attempted);
       if (this.final) {
         throw new UapiError("EINVAL", { syscall: PRECOPY_INFO, attempted, remedy: "ask in a PRE_COPY state" });
       }
-      const request = vfio_precopy_info.encode({ argsz: vfio_precopy_info.size });
-      let answer: Uint8Array;
-      try {
-        answer = await connection.call(DIRTMAP_COMMAND.PRECOPY_INFO, PRECOPY_INFO, request);
-      } catch (error) {
+      if (!hasPrecopyInfo) {
         // The specification has no message for it: of another server all of the state may have changed.
-        if (!isUnknown(error)) throw error;
+        this.#short = false;
         return { initialBytes: 0, dirtyBytes: await dataSize(), reinit: false };
       }
+      const request = vfio_precopy_info.encode({ argsz: vfio_precopy_info.size });
+      const answer = await connection.call(DIRTMAP_COMMAND.PRECOPY_INFO, PRECOPY_INFO, request);
       if (answer.byteLength < vfio_precopy_info.size) {
         throw new UapiError("EPROTO", { syscall: PRECOPY_INFO, attempted: `${attempted}: the answer is too short` });
       }

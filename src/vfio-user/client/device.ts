@@ -49,6 +49,7 @@ import { type DeviceInfo, readDeviceInfo } from "./device-info.js";
 import { DmaMappings } from "./dma-mappings.js";
 import { getFeature, probeFeature, setFeature } from "./feature.js";
 import { VfioUserIommufd } from "./iommufd.js";
+import { WrittenPages } from "./written-pages.js";
 
 const SET_STATE = "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE";
 const START = "VFIO_DEVICE_FEATURE_DMA_LOGGING_START";
@@ -219,9 +220,11 @@ export class VfioUserDevice implements VfioDevice {
     });
   }
 
+  /** 0 where the server can't say; libvfio-user's can't. */
   async dataSize(): Promise<number> {
     this.#checkOpen("VFIO_DEVICE_FEATURE_MIG_DATA_SIZE", () => `ask how large the state of '${this.id}' is`);
     const layout = vfio_device_feature_mig_data_size;
+    if (this.#counters === null && !(await probeFeature(this.#connection, "MIG_DATA_SIZE"))) return 0;
     const { stop_copy_length } = layout.decode(await getFeature(this.#connection, "MIG_DATA_SIZE", layout.size));
     return Number(stop_copy_length);
   }
@@ -260,16 +263,22 @@ export class VfioUserDevice implements VfioDevice {
     if (ranges.some(beyond64Bits)) throw refuse("EOVERFLOW", "end ranges below 2^64");
     return this.#lock.run(async () => {
       const { size: head } = vfio_user_dma_logging_control;
+      const before = this.mappings.written;
       const { size: each } = vfio_device_feature_dma_logging_range;
       const request = new Uint8Array(head + ranges.length * each);
       vfio_user_dma_logging_control.encode({ page_size: BigInt(pageSize), num_ranges: ranges.length }, request);
       ranges.forEach((range, index) => {
         vfio_device_feature_dma_logging_range.encode(range, request, head + index * each);
       });
-      const answer = await setFeature(this.#connection, "DMA_LOGGING_START", request);
+      // From before the server begins: what it writes by messages as soon as it has is not to be missed.
+      this.mappings.written = new WrittenPages();
+      const answer = await setFeature(this.#connection, "DMA_LOGGING_START", request).catch((error: unknown) => {
+        this.mappings.written = before;
+        throw error;
+      });
       const chosen = answer.byteLength < head ? 0n : vfio_user_dma_logging_control.decode(answer).page_size;
       if (isPowerOfTwo(chosen) && chosen <= 1n << 40n) return Number(chosen);
-      await setFeature(this.#connection, "DMA_LOGGING_STOP");
+      await this.#stopLog();
       throw refuse("EPROTO", `the server chose a page size of ${hex(chosen)}, which is none`);
     });
   }
@@ -291,11 +300,12 @@ export class VfioUserDevice implements VfioDevice {
       const rest = length - done;
       await this.#report({ iova: iova + done, length: rest < piece ? rest : piece, pageSize, into });
     }
+    if (length > 0n) this.mappings.written?.read(iova, iova + length - 1n, { into, clear: true });
   }
 
   async stopDmaLogging(): Promise<void> {
     this.#checkOpen("VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP", () => `stop the log of '${this.id}'`);
-    await this.#lock.run(() => setFeature(this.#connection, "DMA_LOGGING_STOP"));
+    await this.#lock.run(() => this.#stopLog());
   }
 
   /** VFIO_USER_REGION_READ, in as many messages as it takes. @throws UapiError EINVAL outside of the region */
@@ -414,6 +424,8 @@ export class VfioUserDevice implements VfioDevice {
 
   async #reset(): Promise<void> {
     await this.#connection.call(VFIO_USER_COMMAND.DEVICE_RESET, "VFIO_USER_DEVICE_RESET", null);
+    // It has ended the log, of Dirtmap's server at least; another's would be started anew all the same.
+    this.mappings.written = null;
   }
 
   async #close(): Promise<void> {
@@ -463,6 +475,7 @@ export class VfioUserDevice implements VfioDevice {
       device: this.id,
       connection: this.#connection,
       precopyInfoV2: () => this.#precopyInfoV2,
+      hasPrecopyInfo: this.#counters !== null,
       dataSize: () => this.dataSize(),
     };
   }
@@ -472,7 +485,37 @@ export class VfioUserDevice implements VfioDevice {
     this.#stream = null;
   }
 
-  async #report({ iova, length, pageSize, into }: BitmapQuery): Promise<void> {
+  async #stopLog(): Promise<void> {
+    await setFeature(this.#connection, "DMA_LOGGING_STOP");
+    this.mappings.written = null;
+  }
+
+  /**
+   * libvfio-user reports on nothing but exactly one region: it refuses a part of one, and answers nothing where there are
+   * several. Of such a server the regions that touch the range are asked for.
+   */
+  async #report(query: BitmapQuery): Promise<void> {
+    try {
+      await this.#reportRange(query);
+      return;
+    } catch (error) {
+      const isOther = isErrno(error, "EOPNOTSUPP") || isErrno(error, "ENOENT") || isErrno(error, "EPROTO");
+      if (this.#connection.failure !== undefined || !isOther) throw error;
+    }
+    const { iova, length, pageSize } = query;
+    for (const [start, { span }] of [...this.mappings.mapped]) {
+      const bytes = BigInt(span.length);
+      if (start >= iova + length || start + bytes <= iova) continue;
+      const whole = new DirtyBitmap({ iova: start, length: bytes, granule: pageSize });
+      await this.#reportRange({ iova: start, length: bytes, pageSize, into: whole });
+      // What lies outside of the range is gone from the server's log: it is kept here until it is asked for.
+      whole.forEachRun((first, count) => {
+        this.mappings.written?.add(start + BigInt(first) * BigInt(pageSize), count * pageSize);
+      });
+    }
+  }
+
+  async #reportRange({ iova, length, pageSize, into }: BitmapQuery): Promise<void> {
     const { size: head } = vfio_user_dma_logging_report;
     const bits = Number((length + BigInt(pageSize) - 1n) / BigInt(pageSize));
     const bytes = Math.ceil(bits / 64) * 8;

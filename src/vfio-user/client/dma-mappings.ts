@@ -10,6 +10,7 @@ import {
 } from "../../uapi/vfio-user.js";
 import type { DmaMode } from "../server/client-memory.js";
 import type { Connection, DmaTarget } from "./connection.js";
+import type { WrittenPages } from "./written-pages.js";
 
 /** Memory as a device is shown it. */
 export interface DmaMapping {
@@ -37,8 +38,11 @@ export interface MappedDevice {
 export class DmaMappings implements MappedDevice {
   readonly id: string;
   readonly byMessages: boolean;
+  /** While the device's log is on: what it writes by messages, which a server may leave to its client to note. */
+  written: WrittenPages | null = null;
   readonly #connection: Connection;
   readonly #mapped = new Map<Iova, DmaMapping>();
+  #target: DmaTarget | null = null;
 
   constructor(id: string, connection: Connection, mode: DmaMode) {
     this.id = id;
@@ -47,15 +51,28 @@ export class DmaMappings implements MappedDevice {
   }
 
   get target(): DmaTarget | null {
-    return this.#connection.dma;
+    return this.#target;
   }
 
   set target(target: DmaTarget | null) {
-    if (this.#connection.failure === undefined) this.#connection.dma = target;
+    this.#target = target;
+    if (this.#connection.failure === undefined) this.#connection.dma = target === null ? null : this.#noting(target);
   }
 
   get mapped(): ReadonlyMap<Iova, DmaMapping> {
     return this.#mapped;
+  }
+
+  /** What goes to a target, whose writes are also part of the device's log. */
+  #noting(target: DmaTarget): DmaTarget {
+    return {
+      read: (address, into) => target.read(address, into),
+      write: (address, from) => {
+        const refused = target.write(address, from);
+        if (refused === null) this.written?.add(address, from.byteLength);
+        return refused;
+      },
+    };
   }
 
   /** VFIO_USER_DMA_MAP, with the descriptor of the file that the memory lies in, if there is one. @throws UapiError */

@@ -1,4 +1,4 @@
-import { isErrno, UapiError } from "../../uapi/errno.js";
+import { UapiError } from "../../uapi/errno.js";
 import {
   type DeviceFeature,
   VFIO_DEVICE_FEATURE,
@@ -52,13 +52,6 @@ export function setFeature(
   data: Uint8Array = new Uint8Array(0),
 ): Promise<Uint8Array> {
   return send(connection, feature, VFIO_DEVICE_FEATURE_SET, { data, room: data.byteLength });
-}
-
-/** True for what a server answers that lacks a feature, or a command. */
-export function isUnknown(error: unknown): boolean {
-  return (
-    isErrno(error, "ENOTTY") || isErrno(error, "ENOSYS") || isErrno(error, "EOPNOTSUPP") || isErrno(error, "ENOTSUPP")
-  );
 }
 
 async function send(

@@ -1,13 +1,10 @@
-import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import type { BitmapQuery, ObjectId } from "../../host/host.js";
-import { type Iova, PAGE_SIZE, type PageNumber, pageOf } from "../../memory/address.js";
+import type { Iova } from "../../memory/address.js";
 import type { ErrnoName } from "../../uapi/errno.js";
 import type { DmaTarget } from "./connection.js";
 import type { MappedDevice } from "./dma-mappings.js";
 import type { Ioas } from "./ioas.js";
-
-/** Pages per block of dirty bits: 128 MiB of memory take 4 KiB of bits, once something was written there. */
-const BLOCK_PAGES = 32768;
+import { WrittenPages } from "./written-pages.js";
 
 /**
  * What devices whose DMA goes by messages are attached to: where their reads and writes go, and, with dirty tracking, where
@@ -21,7 +18,7 @@ export class Hwpt implements DmaTarget {
   readonly auto: boolean;
   readonly devices = new Set<MappedDevice>();
   #tracks = false;
-  readonly #dirty = new Map<number, Uint32Array>();
+  readonly #dirty = new WrittenPages();
 
   constructor(id: ObjectId, ioas: Ioas, { dirtyTracking, auto }: { dirtyTracking: boolean; auto: boolean }) {
     this.id = id;
@@ -38,10 +35,7 @@ export class Hwpt implements DmaTarget {
     const refused = this.#reach(address, from.byteLength, "writeable", (memory, done) =>
       memory.set(from.subarray(done, done + memory.byteLength)),
     );
-    if (refused === null && this.#tracks && from.byteLength > 0) {
-      const last = pageOf(address + BigInt(from.byteLength) - 1n);
-      for (let page = pageOf(address); page <= last; page++) this.#mark(page);
-    }
+    if (refused === null && this.#tracks) this.#dirty.add(address, from.byteLength);
     return refused;
   }
 
@@ -53,54 +47,12 @@ export class Hwpt implements DmaTarget {
 
   /** Adds what was written in [iova, last], of which all is mapped, to the bitmap. */
   readDirty(iova: Iova, last: Iova, { into, clear }: Pick<BitmapQuery, "into"> & { clear: boolean }): void {
-    const first = pageOf(iova);
-    const end = pageOf(last) + 1;
-    for (const [block, bits] of this.#dirty) {
-      const base = block * BLOCK_PAGES;
-      const from = Math.max(first, base);
-      const to = Math.min(end, base + BLOCK_PAGES);
-      if (from >= to) continue;
-      const found = new DirtyBitmap({
-        iova: BigInt(from) * BigInt(PAGE_SIZE),
-        length: BigInt(to - from) * BigInt(PAGE_SIZE),
-        granule: PAGE_SIZE,
-      });
-      for (let page = from; page < to; page++) {
-        const bit = page - base;
-        if (((bits[bit >>> 5] >>> (bit & 31)) & 1) === 0) {
-          // Most are clean: whole words of them are passed over.
-          if ((bit & 31) === 0 && bits[bit >>> 5] === 0) page += 31;
-          continue;
-        }
-        found.set(page - from);
-        if (clear) bits[bit >>> 5] &= ~(1 << (bit & 31));
-      }
-      into.or(found);
-    }
+    this.#dirty.read(iova, last, { into, clear });
   }
 
   /** Forgets what was written to pages that are mapped no more. */
   forget(iova: Iova, last: Iova): void {
-    if (!this.#tracks) return;
-    const end = pageOf(last) + 1;
-    for (const [block, bits] of this.#dirty) {
-      const base = block * BLOCK_PAGES;
-      const to = Math.min(end, base + BLOCK_PAGES);
-      for (let page = Math.max(pageOf(iova), base); page < to; page++) {
-        bits[(page - base) >>> 5] &= ~(1 << ((page - base) & 31));
-      }
-    }
-  }
-
-  #mark(page: PageNumber): void {
-    const block = Math.floor(page / BLOCK_PAGES);
-    let bits = this.#dirty.get(block);
-    if (bits === undefined) {
-      bits = new Uint32Array(BLOCK_PAGES / 32);
-      this.#dirty.set(block, bits);
-    }
-    const bit = page - block * BLOCK_PAGES;
-    bits[bit >>> 5] |= 1 << (bit & 31);
+    if (this.#tracks) this.#dirty.forget(iova, last);
   }
 
   /** All of a stretch is reached, or nothing. */

@@ -2,17 +2,24 @@ import { closeSync, ftruncateSync, openSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { CC, CSTS, DOORBELLS, REGISTER } from "../../devices/nvme/spec.js";
-import { VFIO_DEVICE_FEATURE, VFIO_DEVICE_FEATURE_SET, vfio_irq_info } from "../../uapi/vfio.js";
+import {
+  VFIO_DEVICE_FEATURE,
+  VFIO_DEVICE_FEATURE_GET,
+  VFIO_DEVICE_FEATURE_SET,
+  vfio_irq_info,
+} from "../../uapi/vfio.js";
 import {
   VFIO_USER_COMMAND,
+  VFIO_USER_F_DMA_UNMAP_ALL,
   VFIO_USER_F_TYPE_REPLY,
   vfio_user_dma_access,
   vfio_user_dma_logging_control,
+  vfio_user_dma_logging_report,
   vfio_user_dma_map,
 } from "../../uapi/vfio-user.js";
 import type { Message } from "../message-socket.js";
 import { RawClient } from "../raw-client.test.helper.js";
-import { errnoOf, feature, mapDma, Served, socketDirectory } from "./served.test.helper.js";
+import { errnoOf, feature, mapDma, Served, socketDirectory, unmapDma } from "./served.test.helper.js";
 import { serveDevice } from "./server.js";
 import { TEST_FAULTS, TEST_REGISTER } from "./test-model.test.helper.js";
 
@@ -59,6 +66,55 @@ describe.runIf(process.platform === "linux")("a client that answers no DMA while
     const message = beginDma(client);
     mapDma(client, { address: PAGE, size: PAGE });
     expect(errnoOf(() => mapDma(client, { address: PAGE, size: PAGE }))).toBe("EEXIST");
+    answer(client, message);
+    expect(client.readRegister(0, TEST_REGISTER.RESULT)).toBe(TEST_FAULTS.indexOf("done"));
+  });
+
+  it("loses no mark of that DMA where a log of everything has to grow for more memory", async () => {
+    await using served = await Served.start();
+    const { client } = served;
+    const control = vfio_user_dma_logging_control.encode({ page_size: PAGE });
+    feature(client, VFIO_DEVICE_FEATURE.DMA_LOGGING_START | VFIO_DEVICE_FEATURE_SET, control);
+    const message = beginDma(client);
+    const request = { argsz: 32, flags: 3, address: 16n * PAGE, size: PAGE };
+    const id = client.send(VFIO_USER_COMMAND.DMA_MAP, vfio_user_dma_map.encode(request));
+    // The server has it before it has the answer: they come by the same socket.
+    answer(client, message);
+    expect(client.next()).toMatchObject({ isReply: true, id, error: 0 });
+    const range = { iova: 0n, length: 32n * PAGE, page_size: PAGE };
+    const report = VFIO_DEVICE_FEATURE.DMA_LOGGING_REPORT | VFIO_DEVICE_FEATURE_GET;
+    const reply = feature(client, report, vfio_user_dma_logging_report.encode(range), 32);
+    expect([...reply.subarray(vfio_user_dma_logging_report.size)]).toEqual([1, 0, 0, 0, 0, 0, 0, 0]);
+  });
+
+  it("may take away other memory, and have the answer at once", async () => {
+    await using served = await Served.start();
+    const { client } = served;
+    mapDma(client, { address: 4n * PAGE, size: 2n * PAGE });
+    const message = beginDma(client);
+    unmapDma(client, 4n * PAGE, 2n * PAGE);
+    expect(errnoOf(() => unmapDma(client, 4n * PAGE, 2n * PAGE))).toBe("ENOENT");
+    answer(client, message);
+    expect(client.readRegister(0, TEST_REGISTER.RESULT)).toBe(TEST_FAULTS.indexOf("done"));
+  });
+
+  it("loses the DMA where it takes away the very memory, all of it, or resets the device", async () => {
+    await using served = await Served.start();
+    const { client } = served;
+    const takings: [string, () => void][] = [
+      ["the memory", () => unmapDma(client, 0n, PAGE)],
+      ["all memory", () => unmapDma(client, 0n, 0n, VFIO_USER_F_DMA_UNMAP_ALL)],
+      ["the device", () => client.request("DEVICE_RESET", null)],
+    ];
+    for (const [what, take] of takings) {
+      const message = beginDma(client);
+      take();
+      answer(client, message);
+      const expected = what === "the device" ? 0 : TEST_FAULTS.indexOf("detached");
+      expect([what, client.readRegister(0, TEST_REGISTER.RESULT)]).toEqual([what, expected]);
+      if (what === "the device") unmapDma(client, 0n, PAGE);
+    }
+    const message = beginDma(client);
     answer(client, message);
     expect(client.readRegister(0, TEST_REGISTER.RESULT)).toBe(TEST_FAULTS.indexOf("done"));
   });

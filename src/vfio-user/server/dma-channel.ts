@@ -6,12 +6,6 @@ import { closeFds, type Message, type MessageSocket } from "../message-socket.js
 /** A client that has not answered after this long is not going to: its DMA ends, and so does its connection. */
 const LIMIT_MS = 5000;
 
-/**
- * A client that waits for the answer to a command before it serves DMA, as QEMU's main loop does while a vCPU waits, and a
- * command that can't be answered during DMA: after this long the DMA is given up. Less than what QEMU waits (5 s).
- */
-const HELD_LIMIT_MS = 2000;
-
 /** What is moved by one message at most, whatever the client takes: a DMA is of at most a page. */
 const MAX_BYTES = 4096;
 
@@ -28,13 +22,14 @@ const COUNT = vfio_user_dma_access.offsetOf("count");
 export class DmaChannel {
   readonly #socket: MessageSocket;
   readonly #maxBytes: number;
-  readonly #take: ((command: Message) => boolean) | null;
+  readonly #take: ((command: Message) => number) | null;
   readonly #broken: (why: string) => void;
   readonly #waitToRead: PollSet;
   readonly #waitToSend: PollSet;
   readonly #request: Uint8Array;
   readonly #view: DataView;
   #id = 0;
+  #address = 0n;
   #usable = true;
   /** Replies to what was given up may still come. */
   readonly #abandoned = new Set<number>();
@@ -48,10 +43,11 @@ export class DmaChannel {
     /** A descriptor that becomes readable when the server is to stop: it ends a wait. */
     stop: number;
     /**
-     * Takes a command of the client; false where it has to wait for the end of the DMA. Null: the socket is for the
-     * server's commands alone.
+     * Takes a command of the client; returns for how many milliseconds the DMA may still be waited for: not for long where
+     * the command has to wait for its end, and the client maybe for the command. Null: the socket is for the server's
+     * commands alone.
      */
-    take: ((command: Message) => boolean) | null;
+    take: ((command: Message) => number) | null;
     /** The client is gone, or does not answer; called once. */
     broken: (why: string) => void;
   }) {
@@ -96,6 +92,11 @@ export class DmaChannel {
     return null;
   }
 
+  /** Of the last DMA: the one that is under way while a command is taken. */
+  get address(): bigint {
+    return this.#address;
+  }
+
   /** Commands that were held are being answered: DMA may be tried again. */
   resume(): void {
     this.#stalled = false;
@@ -112,6 +113,7 @@ export class DmaChannel {
   #ask(command: number, address: bigint, count: number, dataBytes: number): Message | DmaFault {
     if (!this.#usable || this.#stalled) return "detached";
     this.#id = (this.#id + 1) & 0xffff;
+    this.#address = address;
     this.#view.setBigUint64(ADDRESS, address, true);
     this.#view.setUint32(COUNT, count, true);
     this.#view.setUint32(COUNT + 4, 0, true);
@@ -144,7 +146,7 @@ export class DmaChannel {
           closeFds(message.fds);
           return this.#fail("it sent a command on the socket that is for the server's own");
         }
-        if (!this.#take(message)) giveUpAt = Math.min(giveUpAt, performance.now() + HELD_LIMIT_MS);
+        giveUpAt = Math.min(giveUpAt, performance.now() + this.#take(message));
       } else if (message.id !== this.#id && this.takeLate(message)) until = 0;
       else if (message.id !== this.#id || message.command !== command) {
         closeFds(message.fds);

@@ -50,14 +50,14 @@ export function mapDma(message: Message, device: ServedDevice, channel: DmaChann
 }
 
 /**
- * VFIO_USER_DMA_UNMAP. A DMA runs to its end on this very thread, and so none is in flight to what is unmapped when the
- * reply is sent.
+ * VFIO_USER_DMA_UNMAP. A DMA runs to its end on this very thread, and in the middle of one only what {@link leavesMapped} is
+ * unmapped: so none is in flight to what is unmapped when the reply is sent.
  */
-export async function unmapDma(
+export function unmapDma(
   { payload }: Message,
   device: ServedDevice,
   { socket, user }: { socket: MessageSocket; user: DmaLogUser },
-): Promise<Answer> {
+): Answer | Promise<Answer> {
   const { flags, address, size } = sizedRequestOf(vfio_user_dma_unmap, payload, UNMAP);
   const refuse = (remedy: string) => refusal("EINVAL", UNMAP, `unmap ${hex(size)} bytes at ${hex(address)}`, remedy);
   const head = payload.slice(0, vfio_user_dma_unmap.size);
@@ -77,6 +77,13 @@ export async function unmapDma(
   }
 }
 
+/** True for a VFIO_USER_DMA_UNMAP that leaves `address` mapped, or is refused: the DMA to it need not end before the answer. */
+export function leavesMapped({ payload }: Message, address: bigint): boolean {
+  if (payload.byteLength < vfio_user_dma_unmap.size) return true;
+  const { flags, address: start, size } = vfio_user_dma_unmap.decode(payload);
+  return flags === 0 && (address < start || address >= start + size);
+}
+
 /** With the bits of the device's own log: what it wrote since they were last read, up to the unmapping. */
 async function unmapWithBitmap(
   payload: Uint8Array,
@@ -88,6 +95,7 @@ async function unmapWithBitmap(
   const refuse = (remedy: string) =>
     refusal("EINVAL", UNMAP, `unmap ${hex(size)} bytes at ${hex(address)} with their bitmap`, remedy);
   checkRange(address, size, refuse);
+  if (!device.logging.isSupported) throw refuse("this device has no log");
   const { pgsize, size: given } = requestOf(vfio_user_bitmap, payload.subarray(vfio_user_dma_unmap.size), UNMAP);
   if (pgsize < BigInt(PAGE_SIZE) || !isPowerOfTwo(pgsize) || pgsize > BigInt(Number.MAX_SAFE_INTEGER)) {
     throw refuse(`a page size of ${pgsize}: give a power of two from ${PAGE_SIZE} on`);

@@ -5,7 +5,7 @@ import { afterEach, describe, expect, it } from "vitest";
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import { LOCAL_BYTES as BAR2_BYTES } from "../../devices/dma-engine/dma-engine.js";
 import { EngineGuest } from "../../devices/dma-engine/driver.test.helper.js";
-import { DOORBELL, FLAG, OPCODE, REGISTER, STATUS } from "../../devices/dma-engine/spec.js";
+import { CHAIN_STATUS, DOORBELL, FLAG, OPCODE, REGISTER, STATUS } from "../../devices/dma-engine/spec.js";
 import { type DrivenDevice, MEMORY_BYTES } from "../../devices/guest.test.helper.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 import { createArena } from "../../memory/arena.js";
@@ -21,7 +21,7 @@ import {
 } from "../../uapi/vfio-user.js";
 import { VfioUserDevice } from "../client/device.js";
 import { moveServed, ServedDriven } from "./driven.test.helper.js";
-import { socketDirectory } from "./served.test.helper.js";
+import { mapDma, socketDirectory, unmapDma } from "./served.test.helper.js";
 
 /*
  * The DMA engine behind a real socket, as a VMM sees it: its mappable memory, its log, and its state in the middle of a
@@ -108,6 +108,29 @@ describe.runIf(process.platform === "linux")("a served DMA engine", () => {
     guest.execute({ source: 3 * PAGE_SIZE, destination: target, length: 2 * PAGE_SIZE, flags: FLAG.SOURCE_LOCAL });
     expect([...guest.at(target, 4)]).toEqual([1, 2, 3, guest.at(source, 4)[3]]);
     expect(guest.register(DOORBELL.RING_TAIL, BAR2)).toBe(guest.ring.tail);
+  });
+
+  it("writes to another served device's memory that its client maps for it: peer to peer, and stops with the rest", async () => {
+    const { engine, guest } = await Rig.start();
+    const peer = await Rig.start();
+    const { fds } = peer.engine.client.call("DEVICE_GET_REGION_INFO", vfio_region_info, { argsz: 1024, index: BAR2 });
+    open.push(() => closeSync(fds[0]));
+    const bar = { address: 0xe000_0000n, size: BigInt(LOCAL - PAGE_SIZE), offset: BigInt(PAGE_SIZE) };
+    mapDma(engine.client, bar, fds);
+    const source = guest.random(3 * PAGE_SIZE);
+    const copy = { source, destination: bar.address + 100n, length: 3 * PAGE_SIZE };
+    expect(guest.execute(copy)).toMatchObject({ status: 0, bytes: 3 * PAGE_SIZE });
+    expect(Buffer.compare(peer.guest.local(PAGE_SIZE + 100, 3 * PAGE_SIZE), guest.at(source, 3 * PAGE_SIZE))).toBe(0);
+
+    for (const state of ["PRE_COPY", "PRE_COPY_P2P"] as const) engine.setState(state);
+    guest.queue({ opcode: OPCODE.FILL, destination: bar.address, length: 8 });
+    guest.ringDoorbell();
+    engine.run();
+    expect(guest.take()).toEqual([]);
+    unmapDma(engine.client, bar.address, bar.size);
+    for (const state of ["PRE_COPY", "RUNNING"] as const) engine.setState(state);
+    for (let tries = 0; tries < 5000 && guest.register(REGISTER.COMPLETION_TAIL) !== 2; tries++) engine.run();
+    expect(guest.take()).toMatchObject([{ status: CHAIN_STATUS.DESTINATION_FAULT, bytes: 0 }]);
   });
 
   it("names each page that it writes, and none that it does not, in granules of the client's choice", async () => {

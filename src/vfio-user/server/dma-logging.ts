@@ -103,6 +103,8 @@ export class ServedLog {
    * log ends, and the next report is refused: an error means that all is dirty.
    */
   async mapped(): Promise<void> {
+    // It may have been mapped in the middle of a DMA, whose mark is still to come: this goes on when that has ended.
+    await null;
     try {
       await this.#extend();
     } catch (error) {

@@ -68,7 +68,7 @@ export class RegionAccess {
   write({ payload }: Message, socket: MessageSocket): Uint8Array {
     const access = this.#access(payload, 0, "VFIO_USER_REGION_WRITE", "writeable");
     const { region, offset, count } = access;
-    if (payload.byteLength !== HEAD + count) {
+    if (payload.length !== HEAD + count) {
       throw refusal(
         "EINVAL",
         "VFIO_USER_REGION_WRITE",
@@ -118,7 +118,7 @@ export class RegionAccess {
 
   /** @throws UapiError EINVAL */
   #access(payload: Uint8Array, at: number, syscall: string, way: "readable" | "writeable"): Access {
-    if (payload.byteLength - at < HEAD) {
+    if (payload.length - at < HEAD) {
       throw refusal("EINVAL", syscall, `read a request of ${payload.byteLength} bytes`, `send ${HEAD} or more`);
     }
     const offset = u64(payload, at + OFFSET);

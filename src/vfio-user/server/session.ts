@@ -9,7 +9,7 @@ import { getCounters } from "./counters.js";
 import { deviceFeature } from "./device-feature.js";
 import { getInfo, getRegionInfo, getRegionIoFds } from "./device-info.js";
 import { DmaChannel } from "./dma-channel.js";
-import { mapDma, unmapDma } from "./dma-commands.js";
+import { leavesMapped, mapDma, unmapDma } from "./dma-commands.js";
 import type { DmaLogUser } from "./dma-logging.js";
 import { getIrqInfo, setIrqs } from "./irq-commands.js";
 import { MigrationReader, writeMigrationData } from "./migration-data.js";
@@ -52,6 +52,14 @@ const CONTROL_COMMANDS: ReadonlySet<number> = new Set([
   DIRTMAP_COMMAND.COUNTERS,
   DIRTMAP_COMMAND.PRECOPY_INFO,
 ]);
+
+/**
+ * A client that waits for the answer to a command before it serves DMA, as QEMU's main loop does while a vCPU waits, and a
+ * command that can't be answered during DMA: after this long the DMA is given up. Less than what QEMU waits (5 s).
+ */
+const HELD_LIMIT_MS = 2000;
+/** The same for a reset, which gives up whatever the DMA was for: long enough for a client that does answer meanwhile. */
+const RESET_LIMIT_MS = 100;
 
 /** Commands that don't meet the device's own work: they are answered even while its DMA waits for the client. */
 const DURING_DMA: ReadonlySet<number> = new Set([
@@ -298,18 +306,24 @@ export class Session implements DmaLogUser {
 
   /**
    * A command came while a DMA's answer was waited for: answers it if that touches nothing that the DMA is part of, else
-   * holds it. Returns false for one that the client waits for, maybe without serving DMA.
+   * holds it. Returns how long the DMA may be waited for, in milliseconds: a client may wait for a command that is held
+   * without serving DMA.
    */
-  #takeDuringDma(message: Message): boolean {
-    const { command } = message;
-    const isFree =
-      DURING_DMA.has(command) || (REGISTERS.has(command) && this.#device.model.registersDuringDma === true);
-    if (isFree && this.#held.length === 0 && this.#begun === undefined) {
+  #takeDuringDma(message: Message): number {
+    if (this.#isFree(message) && this.#held.length === 0 && this.#begun === undefined) {
       this.#begun = this.#answer(message);
-      return true;
+      return Number.POSITIVE_INFINITY;
     }
     this.#hold(message);
-    return message.noReply;
+    if (message.noReply) return Number.POSITIVE_INFINITY;
+    return message.command === VFIO_USER_COMMAND.DEVICE_RESET ? RESET_LIMIT_MS : HELD_LIMIT_MS;
+  }
+
+  /** A command that can be done in the middle of the DMA that is under way. */
+  #isFree(message: Message): boolean {
+    const { command } = message;
+    if (command === VFIO_USER_COMMAND.DMA_UNMAP) return leavesMapped(message, this.#dmaChannel.address);
+    return DURING_DMA.has(command) || (REGISTERS.has(command) && this.#device.model.registersDuringDma === true);
   }
 
   async #finishBegun(): Promise<void> {

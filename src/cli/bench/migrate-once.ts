@@ -1,0 +1,16 @@
+import type { MigrationRequest } from "../../evidence/designs/migrations.js";
+import type { MigrationReport } from "../../migration/report.js";
+import { migrate } from "../../migration/source.js";
+import { sourceTransport } from "../../migration/transport/network.js";
+import { openMachine } from "../hosts.js";
+import { startLocalDestination } from "../local-destination.js";
+import { readEndpoint } from "../tls-options.js";
+
+/** Builds a machine, lets it run, and moves it to a process of its own on this machine; nothing of it is left. */
+export async function migrateOnce(request: MigrationRequest): Promise<MigrationReport> {
+  const { description, signal } = request;
+  await using machine = await openMachine(description);
+  await using local = await startLocalDestination(signal);
+  const transport = sourceTransport(await readEndpoint(local.address, "client", {}));
+  return await migrate({ ...request, machine, transport });
+}

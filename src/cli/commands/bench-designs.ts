@@ -1,0 +1,233 @@
+import { accessSync, constants, mkdirSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import type { Command } from "commander";
+import { explain, UsageError } from "../../errors.js";
+import type { DesignsResult } from "../../evidence/designs/result.js";
+import { WORKLOAD_TEXT, WORKLOADS, type WorkloadName } from "../../evidence/designs/workloads.js";
+import { reportPath } from "../../evidence/report/write-report.js";
+import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
+import { leaveReport } from "../leave-report.js";
+import { addStoreOption, argument, oneOf, openStoreOf, type StoreOption, wholeNumber } from "../options.js";
+import { runCommand } from "../output.js";
+import { parseBandwidth, parseSize } from "../units.js";
+
+interface BenchDesignsOptions extends StoreOption {
+  readonly devices?: readonly number[];
+  readonly workload?: readonly WorkloadName[];
+  readonly memory?: number;
+  readonly migrate?: readonly number[];
+  readonly bandwidth: number;
+  readonly repetitions?: number;
+  readonly quick?: boolean;
+  readonly from?: string;
+  readonly output?: string;
+  readonly report?: string;
+  readonly figures?: string;
+  readonly json?: boolean;
+  readonly quiet?: boolean;
+}
+
+/** Devices that one machine may have here: what the designs are compared up to. */
+const MAX_DEVICES = 64;
+
+/** What is measured unless the command line says otherwise: some minutes, or with --quick about one. */
+const FULL = { devices: [1, 2, 4, 8, 16, 32, 64], migrate: [2], repetitions: 7, reads: 3, memory: 2 ** 30 };
+const QUICK = { devices: [1, 8, 64], migrate: [], repetitions: 3, reads: 2, memory: 2 ** 28 };
+
+/** Pages that each device writes before a read, and in a migration over and over. */
+const FOOTPRINT = 256;
+/** Guest memory of a machine that is migrated: it is there twice. */
+const MIGRATED_BYTES = 2 ** 28;
+/**
+ * A migration takes seconds, so there are fewer repetitions. The limit lets every design stop after its first round, also one
+ * that names all of memory again and again: compared is what is left to move then.
+ */
+const MIGRATIONS = { most: 3, rate: 2, downtimeLimitMs: 30_000 };
+
+const EXAMPLES = `
+Workloads:
+${Object.entries(WORKLOAD_TEXT)
+  .map(([name, text]) => `  ${name.padEnd(13)} ${text}`)
+  .join("\n")}
+
+Examples:
+  dirtmap bench designs --quick
+  dirtmap bench designs --devices 1,8,64 --workload b,B --migrate 0
+  dirtmap bench designs --output designs.json --report designs.html
+  dirtmap bench designs --from designs.json --figures figures
+
+The devices are models and the kernel's side is emulated: this measures the model, and says so. Devices write a known set of
+pages, stop, and are read, so that processor time is the read's alone.
+`;
+
+/** `dirtmap bench designs`: the four designs on the same workloads. */
+export function addBenchDesigns(bench: Command): void {
+  const command = bench
+    .command("designs")
+    .description("Compares who merges dirty pages: split, type1, aggregated, iterating, from 1 to 64 devices")
+    .option(
+      "--devices <numbers>",
+      `numbers of devices, as 1,2,4 (default: ${FULL.devices.join(",")})`,
+      argument(counts(1)),
+    )
+    .option("--workload <names>", "workloads, as a,b,B (default: all)", argument(workloads))
+    .option("--memory <size>", "guest memory whose trackers are read (default: 1G)", argument(parseSize))
+    .option(
+      "--migrate <numbers>",
+      "numbers of devices of machines that are migrated as a whole; 0: none (default: 2, with --quick none)",
+      argument(counts(0)),
+    )
+    .option("--bandwidth <rate>", "of these migrations", argument(parseBandwidth), parseBandwidth("10Gbit"))
+    .option("--repetitions <number>", `of each measurement (default: ${FULL.repetitions})`, wholeNumber(1, 1000))
+    .option("--quick", "fewer devices and repetitions, in about a minute")
+    .option("--from <file>", "measure nothing: show what --output kept")
+    .option("--output <file>", "write the result as JSON")
+    .option("--report <file>", "write a report with plots: FILE.md or FILE.html", argument(reportPath))
+    .option("--figures <folder>", "write each plot as NAME.svg");
+  addStoreOption(command, { optional: true })
+    .option("--json", "print the result as JSON")
+    .option("-q, --quiet", "show nothing while it runs")
+    .addHelpText("after", `${EXAMPLES}\n${exitCodesHelp()}`)
+    .action(run);
+}
+
+async function run(options: BenchDesignsOptions): Promise<void> {
+  const { json = false, quiet = false, from, output, report, figures } = options;
+  await runCommand({ json }, async (signal) => {
+    const [{ readDesignsResult, resultText }, { designsDocument, designsText }] = await Promise.all([
+      import("../../evidence/designs/result.js"),
+      import("../bench/designs-text.js"),
+    ]);
+    const note = (text: string) => {
+      if (!quiet) process.stderr.write(`${text}\n`);
+    };
+    // What can't be kept is found out before it is measured.
+    for (const path of [output, report]) if (path !== undefined) makeFolder(dirname(path));
+    if (figures !== undefined) makeFolder(figures);
+    const { checkStore } = await import("../record-run.js");
+    const store = from === undefined ? await checkStore(options, note) : { store: false as const };
+    const result = from === undefined ? await measure(options, note, signal) : readDesignsResult(from);
+    await keep(store, result, note);
+    if (output !== undefined) note(`wrote ${write(output, resultText(result))}`);
+    if (report !== undefined) leaveReport(report, designsDocument(result), note);
+    if (figures !== undefined) {
+      const { designFigures } = await import("../../evidence/designs/figures.js");
+      const all = designFigures(result);
+      for (const { name, svg } of all) write(join(figures, `${name}.svg`), `${svg}\n`);
+      note(`wrote ${all.length} figures to ${figures}`);
+    }
+    process.stdout.write(json ? resultText(result) : `${designsText(result)}\n`);
+    return EXIT_CODES.done.code;
+  });
+}
+
+async function measure(
+  options: BenchDesignsOptions,
+  note: (text: string) => void,
+  signal: AbortSignal,
+): Promise<DesignsResult> {
+  const defaults = options.quick === true ? QUICK : FULL;
+  const { workload: names = WORKLOADS, devices = defaults.devices, memory = defaults.memory, bandwidth } = options;
+  const repetitions = options.repetitions ?? defaults.repetitions;
+  const migrated = (options.migrate ?? defaults.migrate).filter((count) => count > 0);
+  const { population } = await import("../../evidence/designs/workloads.js");
+  const { checkMemory } = await import("../request.js");
+  const { checkWorkload } = await import("../hosts.js");
+  // All that may be wrong with what was asked for is found out before anything is started.
+  for (const size of [memory, ...(migrated.length > 0 ? [MIGRATED_BYTES] : [])]) {
+    const most = Math.max(...(size === memory ? devices : migrated));
+    const { description } = population(names[0], { devices: most, memory: size, footprint: FOOTPRINT, rate: 0 });
+    await checkWorkload(description);
+    checkMemory(description, size === memory ? 1 : 2);
+  }
+  const [{ benchDesigns }, { openScripted }, { migrateOnce }] = await Promise.all([
+    import("../../evidence/designs/bench.js"),
+    import("../hosts.js"),
+    import("../bench/migrate-once.js"),
+  ]);
+  return await benchDesigns({
+    host: "emulated",
+    signal,
+    onProgress: note,
+    reads: {
+      workloads: names,
+      devices,
+      memory,
+      footprint: FOOTPRINT,
+      repetitions,
+      reads: defaults.reads,
+      openMachine: openScripted,
+    },
+    migrations:
+      migrated.length === 0
+        ? null
+        : {
+            workloads: names,
+            devices: migrated,
+            memory: MIGRATED_BYTES,
+            footprint: FOOTPRINT,
+            rate: MIGRATIONS.rate,
+            bandwidth,
+            downtimeLimitMs: MIGRATIONS.downtimeLimitMs,
+            repetitions: Math.min(repetitions, MIGRATIONS.most),
+            migrate: migrateOnce,
+          },
+  });
+}
+
+/** Keeps the result; where it can't be kept, hours of measuring are not lost for it. */
+async function keep(options: StoreOption, result: DesignsResult, note: (text: string) => void): Promise<void> {
+  try {
+    using store = await openStoreOf(options);
+    const { kind, host, machine, takenAt } = result;
+    const id = store?.saveBenchmark({ kind, host, scenario: "designs", machine, takenAt, result });
+    if (store !== null) note(`kept as benchmark ${id} in ${store.path}`);
+  } catch (error) {
+    note(`not kept: ${explain(error)}`);
+  }
+}
+
+/** Makes a folder, unless it is there. @throws UsageError `CANNOT_WRITE` where it can't be made or written to */
+function makeFolder(path: string): void {
+  try {
+    mkdirSync(path, { recursive: true });
+    accessSync(path, constants.W_OK);
+  } catch (cause) {
+    throw cannotWrite(path, cause);
+  }
+}
+
+function write(path: string, text: string): string {
+  try {
+    writeFileSync(path, text);
+    return path;
+  } catch (cause) {
+    throw cannotWrite(path, cause);
+  }
+}
+
+function cannotWrite(path: string, cause: unknown): UsageError {
+  return new UsageError(`can't write to ${path}: ${explain(cause)}`, {
+    code: "CANNOT_WRITE",
+    remedy: "give a place that may be written to",
+    cause,
+  });
+}
+
+/** Numbers of devices: `1,2,4`, ascending. */
+function counts(least: number): (text: string) => number[] {
+  return (text) => {
+    const numbers = text.split(",").map((part) => (/^\d{1,9}$/.test(part.trim()) ? Number(part) : -1));
+    if (numbers.every((number) => number >= least && number <= MAX_DEVICES)) {
+      return [...new Set(numbers)].sort((a, b) => a - b);
+    }
+    throw new UsageError(`'${text}' is no list of numbers of devices`, {
+      code: "BAD_OPTION",
+      remedy: `give numbers from ${least} to ${MAX_DEVICES}, as 1,8,64`,
+    });
+  };
+}
+
+function workloads(text: string): WorkloadName[] {
+  return [...new Set(text.split(",").map((name) => oneOf(WORKLOADS, "workload")(name.trim())))];
+}

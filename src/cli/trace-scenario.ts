@@ -1,0 +1,97 @@
+import { closeSync, openSync, readSync } from "node:fs";
+import { UsageError } from "../errors.js";
+import { TraceDecoder } from "../evidence/trace/decoder.js";
+import {
+  FILE_HEAD_BYTES,
+  FRAME_HEAD_BYTES,
+  MAX_PAYLOAD_BYTES,
+  TRACE_MAGIC,
+  type TraceHeader,
+} from "../evidence/trace/format.js";
+
+/** What a trace's file is called, so that it can be given where a scenario can. */
+const TRACE_SUFFIX = ".dtrc";
+
+/** True for a file that is called like a trace, or begins like one. */
+export function isTrace(path: string): boolean {
+  if (path.endsWith(TRACE_SUFFIX)) return true;
+  try {
+    const fd = openSync(path, "r");
+    try {
+      const head = new Uint8Array(4);
+      return readSync(fd, head) === 4 && new DataView(head.buffer).getUint32(0, true) === TRACE_MAGIC;
+    } finally {
+      closeSync(fd);
+    }
+  } catch {
+    // Whoever reads it next says why it can't be.
+    return false;
+  }
+}
+
+/** A scenario, not checked yet, of a machine that does what a trace says. */
+export interface TraceScenario {
+  readonly summary: string;
+  readonly machine: object;
+}
+
+/**
+ * The machine of a trace: as much memory, and a device for each owner that had a tracker, which replays what that owner
+ * dirtied. vCPUs are a device too. Share of zero pages as it was.
+ * @throws UsageError `BAD_TRACE`, `TRACE_TOO_NEW`, `NO_TRACE`
+ */
+export function traceScenario(path: string): TraceScenario {
+  const header = readHeader(path);
+  const { memoryBytes, platform, zeroShare, owners, scenario, startedAt } = header;
+  const iommu = { id: "iommu0", format: platform === "virt" ? "arm-s1" : "amd-v1" };
+  return {
+    summary: `a trace of ${scenario ?? "a machine"}, recorded at ${startedAt}`,
+    machine: {
+      memory: memoryBytes,
+      fill: 1 - (zeroShare ?? 0.5),
+      vcpus: { count: 0 },
+      iommus: [iommu],
+      devices: owners
+        .filter(({ tracker }) => tracker !== "everything")
+        .map(({ owner }) => ({ id: deviceIdOf(owner), model: "replay", iommu: iommu.id, trace: path, owner })),
+    },
+  };
+}
+
+/** A device's id that says which owner it stands for: `cpu` is `vcpus`, `domain:nic0+disk0` is `nic0-disk0`. */
+function deviceIdOf(owner: string): string {
+  if (owner === "cpu") return "vcpus";
+  const id = owner
+    .replace(/^domain:/, "")
+    .toLowerCase()
+    .replaceAll(/[^a-z0-9._-]/g, "-")
+    .slice(0, 32);
+  return /^[a-z0-9]/.test(id) ? id : `d${id.slice(0, 31)}`;
+}
+
+function readHeader(path: string): TraceHeader {
+  const bytes = new Uint8Array(FILE_HEAD_BYTES + FRAME_HEAD_BYTES + MAX_PAYLOAD_BYTES + 4);
+  let length = 0;
+  try {
+    const fd = openSync(path, "r");
+    try {
+      for (;;) {
+        const read = readSync(fd, bytes, length, bytes.length - length, null);
+        length += read;
+        if (read === 0 || length === bytes.length) break;
+      }
+    } finally {
+      closeSync(fd);
+    }
+  } catch (cause) {
+    throw new UsageError(`can't read ${path}: ${(cause as Error).message}`, {
+      code: "NO_TRACE",
+      remedy: "name a file that `dirtmap record` wrote",
+      cause,
+    });
+  }
+  const decoder = new TraceDecoder(path);
+  // As far as the header's end; what comes after it is read when it is replayed.
+  for (const _interval of decoder.push(bytes.subarray(0, length))) break;
+  return decoder.header ?? decoder.finish();
+}

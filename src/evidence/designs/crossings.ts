@@ -1,0 +1,116 @@
+import type { TrackingDesign } from "../../tracking/choice.js";
+import type { CrossingRow, ReadRow } from "./result.js";
+
+/*
+ * Where the curves cross, computed. Between two measured numbers of devices a curve is taken to be straight on two
+ * logarithmic axes: what grows as a power of the number of devices is.
+ */
+
+/** A point of a curve: a number of devices, and what was measured with it. */
+export interface CurvePoint {
+  readonly x: number;
+  readonly y: number;
+  /** The middle half of the repetitions lies between these; both `y` for what was counted. */
+  readonly low: number;
+  readonly high: number;
+}
+
+/** What is compared, with where it stands in a row. */
+export const MEASURES: Readonly<Record<CrossingRow["measure"], (row: ReadRow) => Omit<CurvePoint, "x">>> = {
+  cpu: ({ cpuMs }) => ({ y: cpuMs.median, low: cpuMs.q1, high: cpuMs.q3 }),
+  memory: ({ held }) => exactly(bitmapBytesOf(held)),
+  calls: ({ perRead }) => exactly(perRead.calls),
+  copied: ({ perRead }) => exactly(perRead.bitmapBytes),
+};
+
+function exactly(y: number): Omit<CurvePoint, "x"> {
+  return { y, low: y, high: y };
+}
+
+/** All memory for dirty bits, wherever it is. */
+export function bitmapBytesOf({ logs, kernel, reader }: ReadRow["held"]): number {
+  return logs + kernel + reader;
+}
+
+/** Compares `design` with each of the others, measure by measure. */
+export function findCrossings(rows: readonly ReadRow[], design: TrackingDesign = "split"): CrossingRow[] {
+  const workloads = [...new Set(rows.map(({ workload }) => workload))];
+  const rivals = [...new Set(rows.map((row) => row.design))].filter((rival) => rival !== design);
+  return workloads.flatMap((workload) =>
+    (Object.keys(MEASURES) as CrossingRow["measure"][]).flatMap((measure) =>
+      rivals.map((rival) => {
+        const curveOf = (wanted: TrackingDesign) => curve(rows, workload, wanted, measure);
+        return { workload, measure, design, rival, ...compareCurves(curveOf(design), curveOf(rival)) };
+      }),
+    ),
+  );
+}
+
+/** One design's curve, by ascending number of devices. */
+export function curve(
+  rows: readonly ReadRow[],
+  workload: ReadRow["workload"],
+  design: TrackingDesign,
+  measure: CrossingRow["measure"],
+): CurvePoint[] {
+  return rows
+    .filter((row) => row.workload === workload && row.design === design)
+    .map((row) => ({ x: row.devices, ...MEASURES[measure](row) }))
+    .sort((a, b) => a.x - b.x);
+}
+
+/**
+ * Where two curves with the same values of x cross, and how they stand to each other at their ends. Curves that touch and
+ * part again on the same side don't cross; where they run on each other and then change sides, they cross at the last x
+ * that they have in common.
+ */
+export function compareCurves(
+  a: readonly CurvePoint[],
+  b: readonly CurvePoint[],
+): Pick<CrossingRow, "crossings" | "ratioFirst" | "ratioLast" | "decidedFirst" | "decidedLast"> {
+  const crossings: CrossingRow["crossings"] = [];
+  let before: number | null = null;
+  for (let index = 0; index < a.length; index++) {
+    const side = Math.sign(a[index].y - b[index].y);
+    if (side === 0) continue;
+    if (before !== null && side !== Math.sign(a[before].y - b[before].y)) {
+      crossings.push({
+        at: index === before + 1 ? meeting(a, b, before) : a[index - 1].x,
+        between: [a[before].x, a[index].x],
+        decided: isApart(a[before], b[before]) && isApart(a[index], b[index]),
+      });
+    }
+    before = index;
+  }
+  const [firstA, firstB, lastA, lastB] = [a[0], b[0], a[a.length - 1], b[b.length - 1]];
+  return {
+    crossings,
+    ratioFirst: ratio(firstA.y, firstB.y),
+    ratioLast: ratio(lastA.y, lastB.y),
+    decidedFirst: isApart(firstA, firstB),
+    decidedLast: isApart(lastA, lastB),
+  };
+}
+
+/** The x at which two curves that change sides between points `index` and `index` + 1 meet. */
+function meeting(a: readonly CurvePoint[], b: readonly CurvePoint[], index: number): number {
+  const points = [a[index], b[index], a[index + 1], b[index + 1]];
+  const [x0, x1] = [a[index].x, a[index + 1].x];
+  if (points.some(({ y }) => y <= 0)) {
+    // No logarithm: straight on plain axes then.
+    const d0 = a[index].y - b[index].y;
+    const d1 = a[index + 1].y - b[index + 1].y;
+    return x0 + ((x1 - x0) * d0) / (d0 - d1);
+  }
+  const d0 = Math.log(a[index].y / b[index].y);
+  const d1 = Math.log(a[index + 1].y / b[index + 1].y);
+  return Math.exp(Math.log(x0) + ((Math.log(x1) - Math.log(x0)) * d0) / (d0 - d1));
+}
+
+function isApart(a: CurvePoint, b: CurvePoint): boolean {
+  return a.low > b.high || b.low > a.high;
+}
+
+function ratio(a: number, b: number): number | null {
+  return b === 0 ? null : a / b;
+}
