@@ -308,13 +308,13 @@ function keepUnharmed(contenders: readonly Contender[]): Contender[] {
   return contenders.filter((one) => (figureBy(one, "dma") ?? least) - least <= DMA_SHARE);
 }
 
-/** Drops trackers that cost a round more than the cheapest does, beyond what reads vary by. */
+/** Drops trackers that cost a round more than the cheapest does, even where nothing disturbed it. */
 function keepCheap(contenders: readonly Contender[]): Contender[] {
   const rounds = contenders.flatMap(({ round }) => round ?? []);
   if (rounds.length === 0) return [...contenders];
   const cheapest = rounds.reduce((a, b) => (b.median < a.median ? b : a));
   return contenders.filter(({ round }) => {
-    return round === null || round.q1 <= cheapest.q3 || round.median <= cheapest.median * (1 + READ_SHARE);
+    return round === null || round.min <= cheapest.q3 || round.median <= cheapest.median * (1 + READ_SHARE);
   });
 }
 
