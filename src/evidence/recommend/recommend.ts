@@ -277,7 +277,9 @@ function criteria({ downtimeLimitMs }: Link): readonly Test[] {
       by: "total",
       keep: (contenders) =>
         keepNear(contenders, "total", ({ estimate }) => {
-          return Math.max(estimate?.noiseMs ?? 0, (estimate?.totalMs ?? 0) * ESTIMATE_SHARE);
+          // Each round is followed by a read, and the stop by one.
+          const reads = (estimate?.rounds ?? 0) + 1;
+          return Math.max((estimate?.noiseMs ?? 0) * reads, (estimate?.totalMs ?? 0) * ESTIMATE_SHARE);
         }),
     },
     { by: "dma", keep: keepUnharmed },
