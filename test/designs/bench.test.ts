@@ -8,7 +8,13 @@ import { benchDesigns } from "../../src/evidence/designs/bench.js";
 import { Bursts } from "../../src/evidence/designs/bursts.js";
 import { findCrossings } from "../../src/evidence/designs/crossings.js";
 import { designFigures } from "../../src/evidence/designs/figures.js";
-import { type DesignsResult, type ReadRow, readDesignsResult, resultText } from "../../src/evidence/designs/result.js";
+import {
+  type DesignsResult,
+  MEASURES,
+  type ReadRow,
+  readDesignsResult,
+  resultText,
+} from "../../src/evidence/designs/result.js";
 import { population, WORKLOADS, type WorkloadName } from "../../src/evidence/designs/workloads.js";
 import type { MachineDescription } from "../../src/host/description.js";
 import { MiB, PAGE_SIZE } from "../../src/memory/address.js";
@@ -220,12 +226,12 @@ describe("a result", () => {
 
   test("has a plot for each measure of each workload, named so that no file system confuses a and A", () => {
     const names = designFigures(result).map(({ name }) => name);
-    expect(names).toHaveLength(WORKLOADS.length * 4);
+    expect(names).toHaveLength(WORKLOADS.length * MEASURES.length);
     expect(new Set(names.map((name) => name.toLowerCase())).size).toBe(names.length);
   });
 
   test("has a comparison of split with each rival, by each measure", () => {
-    expect(result.crossings).toHaveLength(WORKLOADS.length * 4 * (TRACKING_DESIGNS.length - 1));
+    expect(result.crossings).toHaveLength(WORKLOADS.length * MEASURES.length * (TRACKING_DESIGNS.length - 1));
     const calls = result.crossings.find(
       ({ workload, measure, rival }) => workload === "b" && measure === "calls" && rival === "iterating",
     );

@@ -100,7 +100,7 @@ function predictedTable({ report, downtimeMs }: PastRun): HTMLElement {
     ["First page to running", ms(predicted?.movingMs), ms(movingMs), off(predicted?.movingMs, movingMs)],
   ];
   const columns: Column<[string, string, string, string]>[] = [
-    { title: "", cell: ([name]) => name },
+    { title: "Figure", cell: ([name]) => name },
     { title: "Predicted", numeric: true, cell: ([, value]) => value },
     { title: "Actual", numeric: true, cell: ([, , value]) => value },
     { title: "Off by", numeric: true, cell: ([, , , value]) => value },

@@ -14,6 +14,8 @@ const MEASURE_TEXT: Readonly<Record<CrossingRow["measure"], string>> = {
   memory: "memory for dirty bits",
   calls: "calls per read",
   copied: "bytes of bitmaps filled per read",
+  moved: "bytes to move after the last read",
+  downtime: "the least downtime",
 };
 
 const READ_HEAD = [
@@ -85,7 +87,7 @@ export function designsDocument(result: DesignsResult): ReportDocument {
   if (result.reads.length > 0) blocks.push({ kind: "heading", text: "Precision" }, precisionTable(result));
   if (result.migrations.length > 0) {
     blocks.push({ kind: "heading", text: "Migrations" });
-    blocks.push(...figures.filter(({ name }) => name === "downtime" || name === "moved"));
+    blocks.push(...figures.filter(({ name }) => name.startsWith("migration-")));
     blocks.push({
       kind: "table",
       caption: "Migrations",

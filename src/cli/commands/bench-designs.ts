@@ -23,6 +23,7 @@ interface BenchDesignsOptions extends StoreOption {
   readonly output?: string;
   readonly report?: string;
   readonly figures?: string;
+  readonly only?: readonly string[];
   readonly json?: boolean;
   readonly quiet?: boolean;
 }
@@ -42,7 +43,7 @@ const MIGRATED_BYTES = 2 ** 28;
  * A migration takes seconds, so there are fewer repetitions. The limit lets every design stop after its first round, also one
  * that names all of memory again and again: compared is what is left to move then.
  */
-const MIGRATIONS = { most: 3, rate: 2, downtimeLimitMs: 30_000 };
+const MIGRATIONS = { most: 5, rate: 2, downtimeLimitMs: 30_000 };
 
 const EXAMPLES = `
 Workloads:
@@ -83,7 +84,8 @@ export function addBenchDesigns(bench: Command): void {
     .option("--from <file>", "measure nothing: show what --output kept")
     .option("--output <file>", "write the result as JSON")
     .option("--report <file>", "write a report with plots: FILE.md or FILE.html", argument(reportPath))
-    .option("--figures <folder>", "write each plot as NAME.svg");
+    .option("--figures <folder>", "write each plot as NAME.svg")
+    .option("--only <names>", "of the plots only these, as cpu-case-b,memory-pair-b", (text) => text.split(","));
   addStoreOption(command, { optional: true })
     .option("--json", "print the result as JSON")
     .option("-q, --quiet", "show nothing while it runs")
@@ -94,7 +96,7 @@ export function addBenchDesigns(bench: Command): void {
 async function run(options: BenchDesignsOptions): Promise<void> {
   const { json = false, quiet = false, from, output, report, figures } = options;
   await runCommand({ json }, async (signal) => {
-    const [{ readDesignsResult, resultText }, { designsDocument, designsText }] = await Promise.all([
+    const [{ resultText }, { designsDocument, designsText }] = await Promise.all([
       import("../../evidence/designs/result.js"),
       import("../bench/designs-text.js"),
     ]);
@@ -106,13 +108,13 @@ async function run(options: BenchDesignsOptions): Promise<void> {
     if (figures !== undefined) makeFolder(figures);
     const { checkStore } = await import("../record-run.js");
     const store = from === undefined ? await checkStore(options, note) : { store: false as const };
-    const result = from === undefined ? await measure(options, note, signal) : readDesignsResult(from);
+    const result = from === undefined ? await measure(options, note, signal) : await readAgain(from);
     await keep(store, result, note);
     if (output !== undefined) note(`wrote ${write(output, resultText(result))}`);
     if (report !== undefined) leaveReport(report, designsDocument(result), note);
     if (figures !== undefined) {
       const { designFigures } = await import("../../evidence/designs/figures.js");
-      const all = designFigures(result);
+      const all = chosen(designFigures(result), options.only);
       for (const { name, svg } of all) write(join(figures, `${name}.svg`), `${svg}\n`);
       note(`wrote ${all.length} figures to ${figures}`);
     }
@@ -162,7 +164,7 @@ async function measure(
       migrated.length === 0
         ? null
         : {
-            workloads: names,
+            workloads: names.filter(isOfThread),
             devices: migrated,
             memory: MIGRATED_BYTES,
             footprint: FOOTPRINT,
@@ -173,6 +175,21 @@ async function measure(
             migrate: migrateOnce,
           },
   });
+}
+
+/** What was kept, with the comparisons that are made of it today. */
+async function readAgain(path: string): Promise<DesignsResult> {
+  const [{ readDesignsResult }, { findCrossings }] = await Promise.all([
+    import("../../evidence/designs/result.js"),
+    import("../../evidence/designs/crossings.js"),
+  ]);
+  const result = readDesignsResult(path);
+  return { ...result, crossings: findCrossings(result.reads) };
+}
+
+/** The mailing list thread's cases and pairs have one letter. */
+function isOfThread(workload: WorkloadName): boolean {
+  return workload.length === 1;
 }
 
 /** Keeps the result; where it can't be kept, hours of measuring are not lost for it. */
@@ -195,6 +212,16 @@ function makeFolder(path: string): void {
   } catch (cause) {
     throw cannotWrite(path, cause);
   }
+}
+
+/** @throws UsageError `BAD_OPTION` for a name that no plot has */
+function chosen<Named extends { readonly name: string }>(
+  all: readonly Named[],
+  only?: readonly string[],
+): readonly Named[] {
+  const names = all.map(({ name }) => name);
+  for (const name of only ?? []) oneOf(names, "plot")(name);
+  return only === undefined ? all : all.filter(({ name }) => only.includes(name));
 }
 
 function write(path: string, text: string): string {

@@ -59,15 +59,13 @@ async function planScenario({ json = false, ...options }: PlanOptions): Promise<
   const { checkMemory, readRequest } = await import("../request.js");
   const { scenario, description, policy, design } = readRequest(options);
   checkMemory(description, 1);
-  const [{ openMachine }, { withDisks }, { probeMachine }, { chooseTrackers }, { planText }] = await Promise.all([
+  const [{ openMachine }, { probeMachine }, { chooseTrackers }, { planText }] = await Promise.all([
     import("../hosts.js"),
-    import("../disks.js"),
     import("../../tracking/probe.js"),
     import("../../tracking/policy.js"),
     import("../plan-text.js"),
   ]);
-  using disks = withDisks(description);
-  await using machine = await openMachine(disks.description, { paused: true });
+  await using machine = await openMachine(description, { paused: true });
   const devices = chooseTrackers(await probeMachine(machine), policy);
   printResult({ scenario, design, policy, devices }, { json, text: () => planText(devices, policy) });
 }

@@ -1,5 +1,5 @@
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
-import { type IovaStretch, overlap } from "../../bitmap/ranges.js";
+import { contains, type IovaStretch, overlap } from "../../bitmap/ranges.js";
 import type { ContainerMember, ContainerTracking } from "../../host/designs.js";
 import type { BitmapQuery } from "../../host/host.js";
 import { hex, PAGE_SIZE } from "../../memory/address.js";
@@ -8,9 +8,9 @@ import { type Reporter, reportersOf, startAll, stopAll } from "./reporters.js";
 
 /**
  * The design in which drivers report into the container: it holds one bitmap of all that is mapped, made when tracking
- * starts. A read has every tracker add its bits to that, whatever it found beyond the area asked for too, then copies
- * the area out. Who reported what is lost on the way. A device without a tracker makes all of it dirty, unless it opted
- * out.
+ * starts. A read has every tracker add its bits to that (through a bitmap of its own only where its granule is coarser, and
+ * may have found something beyond the area asked for), then copies the area out. Who reported what is lost on the way. A
+ * device without a tracker makes all of it dirty, unless it opted out.
  */
 export class AggregatedContainer implements ContainerTracking {
   readonly reportsEverything: boolean;
@@ -45,6 +45,11 @@ export class AggregatedContainer implements ContainerTracking {
     }
     for (const reporter of this.#reporters) {
       for (const stretch of reporter.reads({ iova, length })) {
+        const home = this.#shared.find((bitmap) => bitmap.granule === reporter.granule && contains(bitmap, stretch));
+        if (home !== undefined) {
+          await reporter.report(stretch, home);
+          continue;
+        }
         const found = new DirtyBitmap({ ...stretch, granule: reporter.granule });
         await reporter.report(stretch, found);
         for (const bitmap of this.#shared) if (overlap(bitmap, stretch)) bitmap.or(found);

@@ -1,5 +1,6 @@
+import { PAGE_SIZE } from "../../memory/address.js";
 import type { TrackingDesign } from "../../tracking/choice.js";
-import type { CrossingRow, ReadRow } from "./result.js";
+import { type CrossingRow, MEASURES, type ReadRow } from "./result.js";
 
 /*
  * Where the curves cross, computed. Between two measured numbers of devices a curve is taken to be straight on two
@@ -15,13 +16,30 @@ export interface CurvePoint {
   readonly high: number;
 }
 
-/** What is compared, with where it stands in a row. */
-export const MEASURES: Readonly<Record<CrossingRow["measure"], (row: ReadRow) => Omit<CurvePoint, "x">>> = {
+/** Bytes per second of the link that {@link VALUES} reckons with: 10 Gbit/s. */
+export const LINK = 1.25e9;
+
+/**
+ * What is compared, as it follows from a row. `moved`: the bytes of the pages that the last read names, which have to be moved
+ * while the machine stands still. `downtime`: the least that it can be, the last read and moving these; what stopping and
+ * starting take comes on top, whatever the design.
+ */
+export const VALUES: Readonly<Record<CrossingRow["measure"], (row: ReadRow) => Omit<CurvePoint, "x">>> = {
   cpu: ({ cpuMs }) => ({ y: cpuMs.median, low: cpuMs.q1, high: cpuMs.q3 }),
   memory: ({ held }) => exactly(bitmapBytesOf(held)),
   calls: ({ perRead }) => exactly(perRead.calls),
   copied: ({ perRead }) => exactly(perRead.bitmapBytes),
+  moved: (row) => exactly(bytesToMove(row)),
+  downtime: (row) => {
+    const moving = (bytesToMove(row) / LINK) * 1000;
+    const { median, q1, q3 } = row.lastReadMs;
+    return { y: median + moving, low: q1 + moving, high: q3 + moving };
+  },
 };
+
+function bytesToMove({ pagesReported }: ReadRow): number {
+  return pagesReported * PAGE_SIZE;
+}
 
 function exactly(y: number): Omit<CurvePoint, "x"> {
   return { y, low: y, high: y };
@@ -37,7 +55,7 @@ export function findCrossings(rows: readonly ReadRow[], design: TrackingDesign =
   const workloads = [...new Set(rows.map(({ workload }) => workload))];
   const rivals = [...new Set(rows.map((row) => row.design))].filter((rival) => rival !== design);
   return workloads.flatMap((workload) =>
-    (Object.keys(MEASURES) as CrossingRow["measure"][]).flatMap((measure) =>
+    MEASURES.flatMap((measure) =>
       rivals.map((rival) => {
         const curveOf = (wanted: TrackingDesign) => curve(rows, workload, wanted, measure);
         return { workload, measure, design, rival, ...compareCurves(curveOf(design), curveOf(rival)) };
@@ -55,7 +73,7 @@ export function curve(
 ): CurvePoint[] {
   return rows
     .filter((row) => row.workload === workload && row.design === design)
-    .map((row) => ({ x: row.devices, ...MEASURES[measure](row) }))
+    .map((row) => ({ x: row.devices, ...VALUES[measure](row) }))
     .sort((a, b) => a.x - b.x);
 }
 

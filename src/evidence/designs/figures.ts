@@ -3,8 +3,8 @@ import { barChart } from "../plot/bar-chart.js";
 import { type LineSeries, lineChart, type PlotMark } from "../plot/line-chart.js";
 import type { ScaleKind } from "../plot/scale.js";
 import type { FigureBlock } from "../report/document.js";
-import { curve } from "./crossings.js";
-import type { CrossingRow, DesignsResult } from "./result.js";
+import { curve, LINK } from "./crossings.js";
+import { type CrossingRow, type DesignsResult, MEASURES } from "./result.js";
 import type { WorkloadName } from "./workloads.js";
 
 type Measure = CrossingRow["measure"];
@@ -26,13 +26,25 @@ const AXES: Readonly<
     scale: "log2",
     format: bytes,
   },
+  moved: {
+    title: "Bytes to move after the last read",
+    label: "bytes of the pages that the last read names",
+    scale: "log2",
+    format: bytes,
+  },
+  downtime: {
+    title: "The least downtime",
+    label: `last read, and moving what it names at ${(LINK * 8) / 1e9} Gbit/s, ms`,
+    scale: "log10",
+    format: plainNumber,
+  },
 };
 
 /** The plots of a result: the measures over the number of devices for each workload, and what migrations were like. */
 export function designFigures(result: DesignsResult): FigureBlock[] {
   const workloads = [...new Set(result.reads.map(({ workload }) => workload))];
   return [
-    ...workloads.flatMap((workload) => (Object.keys(AXES) as Measure[]).map((each) => scaling(result, workload, each))),
+    ...workloads.flatMap((workload) => MEASURES.map((each) => scaling(result, workload, each))),
     ...(result.migrations.length === 0 ? [] : [downtime(result), sent(result)]),
   ];
 }
@@ -92,7 +104,7 @@ function heightAt(series: readonly LineSeries[], name: string, x: number): numbe
 
 function downtime(result: DesignsResult): FigureBlock {
   return migrationBars(result, {
-    name: "downtime",
+    name: "migration-downtime",
     title: "Downtime of a migration",
     label: "downtime, ms",
     of: ({ downtimeMs: { median, q1, q3 } }) => ({ value: median, low: q1, high: q3 }),
@@ -101,7 +113,7 @@ function downtime(result: DesignsResult): FigureBlock {
 
 function sent(result: DesignsResult): FigureBlock {
   return migrationBars(result, {
-    name: "moved",
+    name: "migration-bytes",
     title: "Bytes that a migration moves",
     label: "MB (10^6 bytes) sent",
     of: ({ bytes: { median, q1, q3 } }) => ({ value: median / 1e6, low: q1 / 1e6, high: q3 / 1e6 }),
@@ -154,7 +166,7 @@ function plainNumber(value: number): string {
 }
 
 function bytes(value: number): string {
-  const unit = value >= 2 ** 20 ? "M" : value >= 2 ** 10 ? "K" : "B";
-  const scaled = value / (unit === "M" ? 2 ** 20 : unit === "K" ? 2 ** 10 : 1);
+  const unit = value >= 2 ** 30 ? "G" : value >= 2 ** 20 ? "M" : value >= 2 ** 10 ? "K" : "B";
+  const scaled = value / (unit === "G" ? 2 ** 30 : unit === "M" ? 2 ** 20 : unit === "K" ? 2 ** 10 : 1);
   return `${Number(scaled.toPrecision(3))}${unit}`;
 }

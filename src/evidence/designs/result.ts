@@ -80,9 +80,12 @@ const migrationRow = z.strictObject({
   rounds: summary,
 });
 
+/** What is compared, over the number of devices. `moved` and `downtime` are what follows from the last read. */
+export const MEASURES = ["cpu", "memory", "calls", "copied", "moved", "downtime"] as const;
+
 const crossing = z.strictObject({
   workload: z.enum(WORKLOADS),
-  measure: z.enum(["cpu", "memory", "calls", "copied"]),
+  measure: z.enum(MEASURES),
   design: z.enum(TRACKING_DESIGNS),
   rival: z.enum(TRACKING_DESIGNS),
   /** Numbers of devices at which the curves cross, each between two measured ones. */
