@@ -208,8 +208,9 @@ describe("a result", () => {
     expect(result.measures).toMatch(/emulated.*no figure is a hardware's/);
     expect(result.machine.cores).toBeGreaterThan(0);
     expect(result.warnings.join("\n")).toContain("only 1 repetition");
-    for (const { cpuMs, wallMs, lastReadMs } of result.reads) {
-      for (const { median } of [cpuMs, wallMs, lastReadMs]) expect(median).toBeGreaterThan(0);
+    for (const { cpuMs, wallMs, lastReadMs, countedReadMs, inCallsMs } of result.reads) {
+      for (const { median } of [cpuMs, wallMs, lastReadMs, inCallsMs]) expect(median).toBeGreaterThan(0);
+      expect(inCallsMs.median).toBeLessThan(countedReadMs.median);
     }
   });
 

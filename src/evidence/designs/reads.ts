@@ -37,6 +37,9 @@ export interface ReadsOptions {
 /** A rate at which a NIC delivers a datagram to at least this many buffers: see devices/feed.ts. */
 const MB_PER_SECOND_PER_BUFFER = 10.6;
 
+/** Reads of a repetition in which calls are counted, besides the one whose memory is. */
+const COUNTED_READS = 5;
+
 /** Measures all designs with all workloads and numbers of devices. */
 export async function measureReads(options: ReadsOptions): Promise<ReadRow[]> {
   const rows: ReadRow[] = [];
@@ -126,7 +129,9 @@ async function countReads(
   machine: Machine,
   populated: Population,
   bursts: Bursts,
-): Promise<Pick<ReadRow, "pagesReported" | "perRead" | "perStart" | "held" | "duringRead">> {
+): Promise<
+  Pick<ReadRow, "pagesReported" | "perRead" | "perStart" | "held" | "duringRead" | "countedReadMs" | "inCallsMs">
+> {
   const meter = new CallMeter(machine);
   using bitmaps = new BitmapMeter(() => meter.inside);
   return await tracked(
@@ -136,8 +141,17 @@ async function countReads(
     bursts,
     async (source) => {
       const perStart = meter.take();
-      // The first read is told apart: what it allocates may stay.
-      await source.read({ quiesced: false });
+      // What the first reads allocate may stay, and takes its time.
+      const readMs: number[] = [];
+      const insideMs: number[] = [];
+      for (let read = 0; read < COUNTED_READS; read++) {
+        await bursts.write();
+        meter.takeInsideMs();
+        const since = performance.now();
+        await source.read({ quiesced: false });
+        readMs.push(performance.now() - since);
+        insideMs.push(meter.takeInsideMs());
+      }
       await bursts.write();
       const before = await bitmaps.held();
       const { mark } = bitmaps;
@@ -150,6 +164,8 @@ async function countReads(
         pagesReported: dirty.count(),
         perRead,
         perStart,
+        countedReadMs: summarize(readMs),
+        inCallsMs: summarize(insideMs),
         held,
         duringRead: {
           logs: taken.logs - (held.logs - before.logs),
