@@ -28,6 +28,8 @@ export interface ReadsOptions {
   readonly repetitions: number;
   /** Reads per repetition. */
   readonly reads: number;
+  /** Reads during which calls are counted, besides the one whose memory is. */
+  readonly countedReads: number;
   /** Builds a machine that runs, whose NICs nobody sends to. */
   openMachine(description: MachineDescription): Promise<ScriptedMachine>;
   onProgress?(text: string): void;
@@ -36,9 +38,6 @@ export interface ReadsOptions {
 
 /** A rate at which a NIC delivers a datagram to at least this many buffers: see devices/feed.ts. */
 const MB_PER_SECOND_PER_BUFFER = 10.6;
-
-/** Reads of a repetition in which calls are counted, besides the one whose memory is. */
-const COUNTED_READS = 5;
 
 /** Measures all designs with all workloads and numbers of devices. */
 export async function measureReads(options: ReadsOptions): Promise<ReadRow[]> {
@@ -54,7 +53,7 @@ export async function measureReads(options: ReadsOptions): Promise<ReadRow[]> {
 }
 
 async function measureOne(workload: WorkloadName, devices: number, options: ReadsOptions): Promise<ReadRow[]> {
-  const { memory, footprint, repetitions, reads, signal } = options;
+  const { memory, footprint, repetitions, reads, countedReads, signal } = options;
   const rate = footprint * MB_PER_SECOND_PER_BUFFER;
   const populated = population(workload, { devices, memory, footprint, rate });
   await using machine = await options.openMachine(populated.description);
@@ -71,7 +70,7 @@ async function measureOne(workload: WorkloadName, devices: number, options: Read
   );
   const rows: ReadRow[] = [];
   for (const [index, design] of TRACKING_DESIGNS.entries()) {
-    const counted = await countReads(design, machine, populated, bursts);
+    const counted = await countReads(design, machine, populated, bursts, countedReads);
     const timed = samples[index];
     rows.push({
       workload,
@@ -129,6 +128,7 @@ async function countReads(
   machine: Machine,
   populated: Population,
   bursts: Bursts,
+  reads: number,
 ): Promise<
   Pick<ReadRow, "pagesReported" | "perRead" | "perStart" | "held" | "duringRead" | "countedReadMs" | "inCallsMs">
 > {
@@ -144,7 +144,7 @@ async function countReads(
       // What the first reads allocate may stay, and takes its time.
       const readMs: number[] = [];
       const insideMs: number[] = [];
-      for (let read = 0; read < COUNTED_READS; read++) {
+      for (let read = 0; read < reads; read++) {
         await bursts.write();
         meter.takeInsideMs();
         const since = performance.now();
