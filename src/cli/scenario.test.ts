@@ -107,6 +107,12 @@ describe("a malformed scenario is refused with file, line, column and field", ()
       /^s\.yaml:8:7: machine\.devices\[0\]\.model: is missing; one of mlx5, nic, blk, vgpu, nvme, dma-engine goes here/,
     ],
     [
+      "a log for a device in another process",
+      "model: nic\n      iommu: iommu0",
+      "model: mlx5\n      serve: true\n      dmaLogging: { maxRanges: 2 }",
+      /machine\.devices\[0\]\.dmaLogging: it is in another process, and its log is as its server has made it/,
+    ],
+    [
       "a driver's device that is to write to a peer",
       "model: nic",
       "model: nvme\n      p2pTargets: [nic0]",

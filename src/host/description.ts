@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from "node:util";
 import { z } from "zod";
 import type { Platform } from "../memory/guest-memory.js";
 
@@ -156,6 +157,9 @@ function problemsOf(
       : []),
     ...(entry.model === "vgpu" && entry.sharedTracker
       ? [{ field: "sharedTracker", message: `${isElsewhere}, and shares no tracker` }]
+      : []),
+    ...(entry.model === "mlx5" && !isDeepStrictEqual(entry.dmaLogging, dmaLogging.parse({}))
+      ? [{ field: "dmaLogging", message: `${isElsewhere}, and its log is as its server has made it` }]
       : []),
     ...(entry.p2pTargets.length > 0 ? [{ field: "p2pTargets", message: `${isElsewhere}, and reaches no peer` }] : []),
     ...(entry.serve === true && entry.socket !== undefined
