@@ -100,7 +100,10 @@ export async function fuzz(options: FuzzOptions): Promise<FuzzResult> {
       after = bench.usage();
     }
     const grown = before === undefined ? undefined : growth(before, after);
-    if (grown !== undefined) throw new FuzzFailure({ model, dma, seed: runSeed }, grown, []);
+    if (grown !== undefined) {
+      const what = `${grown}; open are ${bench.descriptors().join(", ")}`;
+      throw new FuzzFailure({ model, dma, seed: runSeed }, what, []);
+    }
   }
   return { messages, seconds: (performance.now() - began) / 1000, before: before ?? after, after, tally };
 }
@@ -132,6 +135,10 @@ class Bench implements AsyncDisposable {
 
   usage(): Usage {
     return this.#server.usage();
+  }
+
+  descriptors(): string[] {
+    return this.#server.descriptors();
   }
 
   /** A run of made-up operations, which are added to `done`. */

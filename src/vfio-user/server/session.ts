@@ -194,6 +194,7 @@ export class Session implements DmaLogUser {
   #answer(message: Message): Promise<void> | undefined {
     if (message.isReply) {
       if (this.#channel?.takeLate(message)) return undefined;
+      closeFds(message.fds);
       throw new DirtmapError("a reply to nothing", { code: "PROTOCOL" });
     }
     let answer: Answer | Promise<Answer>;
