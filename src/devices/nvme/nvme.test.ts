@@ -27,6 +27,9 @@ const BLOCK = 512;
 const DISK_BYTES = 2 * 2 ** 20;
 const BLOCKS = DISK_BYTES / BLOCK;
 
+/** A slice that ends only because there is nothing left to do. */
+const UNTIL_IDLE_MS = 10_000;
+
 const disposables: Disposable[] = [];
 afterEach(() => {
   for (const disposable of disposables.splice(0).reverse()) disposable[Symbol.dispose]();
@@ -173,7 +176,7 @@ describe.runIf(process.platform === "linux")("an NVMe controller's registers", (
     guest.setRegister(REGISTER.ASQ + 4, 0x100);
     guest.setRegister(REGISTER.CC, CC.EN);
     guest.setRegister(DOORBELLS, 1);
-    guest.device.run(1);
+    guest.device.run(UNTIL_IDLE_MS);
     expect(guest.register(REGISTER.CSTS) & CSTS.CFS).not.toBe(0);
   });
 
@@ -205,7 +208,7 @@ describe.runIf(process.platform === "linux")("an NVMe controller's registers", (
     };
     for (let i = 0; i < 3; i++) guest.queue(1, read(i, 1, { prp1: guest.allocate(PAGE_SIZE) }));
     guest.ring(1);
-    guest.device.run(1);
+    guest.device.run(UNTIL_IDLE_MS);
     expect(seen).toEqual([CSTS.RDY]);
     expect(guest.register(REGISTER.CSTS)).toBe(csts);
     expect(guest.device.counters().reads).toBe(1);
@@ -220,7 +223,7 @@ describe.runIf(process.platform === "linux")("an NVMe controller's registers", (
     expect(guest.register(REGISTER.CSTS) & CSTS.SHST).toBe(CSTS.SHST_COMPLETE);
     guest.queue(1, { opcode: IO.FLUSH, nsid: NSID });
     guest.ring(1);
-    guest.device.run(1);
+    guest.device.run(UNTIL_IDLE_MS);
     expect(guest.take(1)).toEqual([]);
   });
 
@@ -410,12 +413,12 @@ describe.runIf(process.platform === "linux")("an NVMe controller's admin command
     const request = { opcode: ADMIN.ASYNC_EVENT_REQUEST };
     const held = Array.from({ length: 4 }, () => guest.queue(0, request));
     guest.ring(0);
-    guest.device.run(1);
+    guest.device.run(UNTIL_IDLE_MS);
     expect(guest.take(0)).toEqual([]);
     guest.admin(request, STATUS.ASYNC_EVENT_LIMIT);
     const abort = guest.queue(0, { opcode: ADMIN.ABORT, dword10: (held[1] << 16) | 0 });
     guest.ring(0);
-    guest.device.run(1);
+    guest.device.run(UNTIL_IDLE_MS);
     expect(guest.take(0)).toEqual([
       { queue: 0, cid: held[1], status: STATUS.ABORT_REQUESTED, result: 0 },
       { queue: 0, cid: abort, status: 0, result: 0 },
@@ -429,7 +432,7 @@ describe.runIf(process.platform === "linux")("an NVMe controller's admin command
     guest.ring(0);
     guest.setRegister(DOORBELLS + 9 * 8, 1);
     guest.setRegister(DOORBELLS + 8, 64);
-    guest.device.run(1);
+    guest.device.run(UNTIL_IDLE_MS);
     expect(guest.take(0)).toEqual([{ queue: 0, cid: requests[0], status: 0, result: LOG.ERROR << 16 }]);
     const log = guest.queue(0, {
       opcode: ADMIN.GET_LOG_PAGE,
@@ -437,7 +440,7 @@ describe.runIf(process.platform === "linux")("an NVMe controller's admin command
       dword10: (15 << 16) | LOG.ERROR,
     });
     guest.ring(0);
-    guest.device.run(1);
+    guest.device.run(UNTIL_IDLE_MS);
     expect(guest.take(0).map(({ cid, result }) => [cid, result])).toEqual([
       [log, 0],
       [requests[1], (LOG.ERROR << 16) | (1 << 8)],
@@ -449,7 +452,7 @@ describe.runIf(process.platform === "linux")("an NVMe controller's admin command
     const request = guest.queue(0, { opcode: ADMIN.ASYNC_EVENT_REQUEST });
     guest.ring(0);
     guest.setRegister(DOORBELLS + 8 + 4, 3);
-    guest.device.run(1);
+    guest.device.run(UNTIL_IDLE_MS);
     expect(guest.take(0)).toEqual([{ queue: 0, cid: request, status: 0, result: (LOG.ERROR << 16) | (1 << 8) }]);
   });
 
@@ -623,11 +626,11 @@ describe.runIf(process.platform === "linux")("an NVMe controller's disk", () => 
     for (let round = 0; round < 2; round++) {
       for (let i = 0; i < 3; i++) cids.push(guest.queue(1, { opcode: IO.FLUSH, nsid: NSID }));
       guest.ring(1);
-      guest.device.run(1);
+      guest.device.run(UNTIL_IDLE_MS);
     }
     const first = guest.take(1);
     expect(first.map(({ cid }) => cid)).toEqual(cids.slice(0, 3));
-    guest.device.run(1);
+    guest.device.run(UNTIL_IDLE_MS);
     expect(guest.take(1).map(({ cid }) => cid)).toEqual(cids.slice(3));
   });
 });
@@ -657,7 +660,7 @@ describe.runIf(process.platform === "linux")("an NVMe controller's file", () => 
     guest.device.quiesce();
     using third = new Nvme(options);
     await third.start(guest.context);
-    guest.device.run(1);
+    guest.device.run(UNTIL_IDLE_MS);
     expect(guest.context.failures).toHaveLength(1);
     expect(guest.context.failures[0]).toContain("locked");
   });
@@ -743,7 +746,7 @@ describe.runIf(process.platform === "linux")("an NVMe controller's state", () =>
             }
             for (let round = 0; round < 20; round++) {
               for (const queue of [1, 2, 3]) guest.ring(queue);
-              guest.device.run(1);
+              guest.device.run(UNTIL_IDLE_MS);
               for (const queue of [1, 2, 3]) take(queue, 100);
             }
             expect(open.size).toBe(0);
@@ -772,7 +775,7 @@ describe.runIf(process.platform === "linux")("an NVMe controller's state", () =>
     expect(guest.identify().subarray(4, 9).toString()).toBe("moves");
     expect(guest.admin({ opcode: ADMIN.GET_FEATURES, dword10: FEATURE.INTERRUPT_COALESCING }, 0).result).toBe(77);
     guest.setRegister(DOORBELLS + 9 * 8, 1);
-    guest.device.run(1);
+    guest.device.run(UNTIL_IDLE_MS);
     expect(guest.take(0).map(({ cid }) => cid)).toEqual([request]);
   });
 
@@ -780,10 +783,10 @@ describe.runIf(process.platform === "linux")("an NVMe controller's state", () =>
     const { guest, disk } = await startGuest();
     guest.queue(1, { opcode: IO.FLUSH, nsid: NSID });
     guest.ring(1);
-    guest.device.run(1);
+    guest.device.run(UNTIL_IDLE_MS);
     guest.context.vectors.length = 0;
     await moveTo(guest, disk.path);
-    guest.device.run(1);
+    guest.device.run(UNTIL_IDLE_MS);
     expect(guest.context.vectors).toEqual([1]);
   });
 
