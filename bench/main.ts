@@ -162,6 +162,7 @@ function cells(row: Row): Readonly<Record<string, string>> {
         ms: spread(row.ms),
         "observed / unseen": row.observedOver === undefined ? "-" : ratio(row.observedOver),
         "99th percentile": short(row.frames?.p99Ms ?? null),
+        "CPU ms per read": short(row.cpuMsPerRead ?? null),
         "late frames": row.frames === undefined ? "-" : `${row.frames.late} of ${row.frames.count}`,
       };
     case "vfio-user":

@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
+import type { CDPSession } from "playwright-core";
 import { RamBitmap } from "../src/bitmap/ram-bitmap.js";
 import { ReadRecorder } from "../src/cli/record-run.js";
 import { type Comparison, comparePairs, interleave, type Summary, summarize } from "../src/evidence/statistics.js";
@@ -23,6 +24,7 @@ import { chromiumPath, openBrowser, Rig } from "../test/dashboard/rig.js";
  */
 
 export interface ObserveOptions {
+  /** Of migrations; 0: none. */
   readonly pairs: number;
   /** For how long the page is watched. */
   readonly pageMs: number;
@@ -36,6 +38,8 @@ export interface ObserveRow {
   readonly observedOver?: Comparison;
   /** Of the page: the 99th percentile of the time between frames; frames that came a frame late or more; all frames. */
   readonly frames?: { readonly p99Ms: number; readonly late: number; readonly count: number };
+  /** Processor time per read: of the process that tells, or of the page's. Tells more than time where others use the machine. */
+  readonly cpuMsPerRead?: number;
 }
 
 const PROGRAM = fileURLToPath(new URL("../../bin/dirtmap.js", import.meta.url));
@@ -46,10 +50,13 @@ const FRAME_MS = 1000 / 60;
 /** Devices of the page, reads a second. */
 const DEVICES = 64;
 const READS_PER_SECOND = 10;
+/** Of telling of a read. */
+const WARM_UPS = 10;
+const REPETITIONS = 50;
 
 /** Runs all three. */
 export async function run({ pairs, pageMs }: ObserveOptions): Promise<ObserveRow[]> {
-  const rows = [...(await migrations(pairs)), await telling(4, GiB), await telling(DEVICES, 16 * GiB)];
+  const rows = [...(pairs > 0 ? await migrations(pairs) : []), await telling(4, GiB), await telling(DEVICES, 16 * GiB)];
   if (chromiumPath !== undefined) rows.push(await page(pageMs));
   return rows;
 }
@@ -151,10 +158,16 @@ async function telling(devices: number, bytes: number): Promise<ObserveRow> {
       for await (const event of followed) if (event.type === "phase") return;
     })();
     const samples: number[] = [];
-    for (let i = 0; i < 60; i++) {
+    let cpuMs = 0;
+    for (let i = -WARM_UPS; i < REPETITIONS; i++) {
       const from = performance.now();
-      publishRead(one, { atMs: i, round: i, elapsedMs: 100 });
-      samples.push(performance.now() - from);
+      const before = process.cpuUsage();
+      publishRead(one, { atMs: i + WARM_UPS, round: 0, elapsedMs: 100 });
+      const { user, system } = process.cpuUsage(before);
+      if (i >= 0) {
+        samples.push(performance.now() - from);
+        cpuMs += (user + system) / 1000;
+      }
       await setTimeout(5);
     }
     publish({ type: "phase", phase: "completed", atMs: 0 });
@@ -162,7 +175,8 @@ async function telling(devices: number, bytes: number): Promise<ObserveRow> {
     return {
       bench: "observe",
       what: `telling of a read: ${devices} devices, ${bytes / GiB} GiB`,
-      ms: summarize(samples.slice(10)),
+      ms: summarize(samples),
+      cpuMsPerRead: cpuMs / REPETITIONS,
     };
   } finally {
     rmSync(folder, { recursive: true, force: true });
@@ -207,6 +221,8 @@ async function page(forMs: number): Promise<ObserveRow> {
     try {
       // The first second draws what is there for the first time.
       await setTimeout(1000);
+      const session = await browser.newBrowserCDPSession();
+      const before = { cpuMs: await pageCpuMs(session), told };
       const frames = await tab.evaluate<number[]>(`new Promise((done) => {
         const between = [];
         let last = performance.now();
@@ -219,11 +235,13 @@ async function page(forMs: number): Promise<ObserveRow> {
         };
         requestAnimationFrame(frame);
       })`);
+      const cpuMsPerRead = ((await pageCpuMs(session)) - before.cpuMs) / (told - before.told);
       const sorted = frames.toSorted((a, b) => a - b);
       return {
         bench: "observe",
         what: `the page's frames: ${DEVICES} devices, ${READS_PER_SECOND} reads a second`,
         ms: summarize(frames),
+        cpuMsPerRead,
         frames: {
           p99Ms: sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * 0.99))],
           late: frames.filter((ms) => ms >= 2 * FRAME_MS - 1).length,
@@ -236,4 +254,10 @@ async function page(forMs: number): Promise<ObserveRow> {
   } finally {
     await browser.close();
   }
+}
+
+/** Processor time that the page's process has used, its drawing not included. */
+async function pageCpuMs(session: CDPSession): Promise<number> {
+  const { processInfo } = await session.send("SystemInfo.getProcessInfo");
+  return processInfo.filter(({ type }) => type === "renderer").reduce((sum, { cpuTime }) => sum + cpuTime * 1000, 0);
 }
