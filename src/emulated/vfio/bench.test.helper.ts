@@ -1,8 +1,7 @@
 import { afterEach } from "vitest";
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import type { StampTrail } from "../../devices/stamp.js";
-import { type MachineDescription, runsHere } from "../../host/description.js";
-import { machineSchema } from "../../host/description.js";
+import { type MachineDescription, machineSchema, runsHere } from "../../host/description.js";
 import type { DataStream, ResumingStream, SavingStream } from "../../host/host.js";
 import { MiB, PAGE_SIZE } from "../../memory/address.js";
 import { createArena } from "../../memory/arena.js";
