@@ -150,7 +150,7 @@ async function run(options: MigrateOptions): Promise<void> {
     const choices = chooseTrackers(await probeMachine(machine), policy);
     signal.throwIfAborted();
     if (options.predict !== undefined && !quiet) note("watching the machine, to foretell its migration");
-    const predicted = options.predict === undefined ? undefined : await foretold(machine, options, signal);
+    const predicted = options.predict === undefined ? undefined : await foretold(machine, options, { signal, note });
 
     await using local = remote === undefined ? await startLocalDestination(signal, options.journal) : undefined;
     const destination = remote ?? (await readEndpoint(local?.address ?? "", "client", options));
@@ -210,8 +210,22 @@ async function run(options: MigrateOptions): Promise<void> {
 const PREDICT_MS = 2000;
 const PREDICT_INTERVAL_MS = 50;
 
-/** What the migration will be. The trackers are off again when it resolves. */
+/** What the migration will be; undefined, with a note, where that can't be told. The trackers are off again when it resolves. */
 async function foretold(
+  machine: EmulatedMachine,
+  options: MigrateOptions,
+  { signal, note }: { signal: AbortSignal; note: (text: string) => void },
+): Promise<PredictedOutcome | undefined> {
+  try {
+    return await foretell(machine, options, signal);
+  } catch (error) {
+    signal.throwIfAborted();
+    note(`the migration is not foretold: ${explain(error)}`);
+    return undefined;
+  }
+}
+
+async function foretell(
   machine: EmulatedMachine,
   options: MigrateOptions,
   signal: AbortSignal,
