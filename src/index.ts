@@ -60,6 +60,13 @@ export {
   predict,
   predictedOutcome,
 } from "./evidence/predict/predict.js";
+export { type Margin, type RecommendedDevice, recommend } from "./evidence/recommend/recommend.js";
+export {
+  measuredChoices,
+  type Recommendation,
+  recommendationOf,
+  writeRecommendation,
+} from "./evidence/recommend/recommendation.js";
 export type { Block, FigureBlock, ReportDocument, TableBlock } from "./evidence/report/document.js";
 export { htmlReport } from "./evidence/report/html.js";
 export { markdownReport } from "./evidence/report/markdown.js";
@@ -69,6 +76,11 @@ export type { TraceHeader } from "./evidence/trace/format.js";
 export type { TraceInterval } from "./evidence/trace/interval.js";
 export { deviceStateBytes, intervalOf, ownersOf } from "./evidence/trace/observed.js";
 export { schedulesOf } from "./evidence/trace/schedule.js";
+export { benchTrackers, type TrackerBenchOptions } from "./evidence/trackers/bench.js";
+export { DEFAULT_LINK, estimateMigration, type Link, type MigrationEstimate } from "./evidence/trackers/estimate.js";
+export { readBenchmark, writeBenchmark } from "./evidence/trackers/file.js";
+export type { TrackerBenchmark, TrackerFigures } from "./evidence/trackers/result.js";
+export type { BenchMachine, BenchSite, DmaMark, DmaWitness } from "./evidence/trackers/site.js";
 export {
   type DeviceDescription,
   type DeviceModelName,

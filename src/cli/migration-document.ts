@@ -5,7 +5,7 @@ import type { Block, FigureBlock, ReportDocument } from "../evidence/report/docu
 import type { ReadEvent } from "../migration/events.js";
 import type { MigrationReport } from "../migration/report.js";
 import { formatMs, formatSize } from "../observe/format.js";
-import { destinationLines, devicesRows, headline, memoryLines, roundsRows } from "./report-text.js";
+import { destinationLines, devicesRows, headline, memoryLines, predictedLines, roundsRows } from "./report-text.js";
 
 /** What a report tells besides what the migration itself reports. */
 export interface MigrationContext {
@@ -18,7 +18,11 @@ export interface MigrationContext {
 /** A migration's report, with plots: who dirtied how much in which round, and where. */
 export function migrationDocument(report: MigrationReport, context: MigrationContext): ReportDocument {
   const { rounds, devices, destination, error, warnings, phases } = report;
-  const found = [...memoryLines(report), ...(destination === null ? [] : destinationLines(destination))];
+  const found = [
+    ...predictedLines(report),
+    ...memoryLines(report),
+    ...(destination === null ? [] : destinationLines(destination)),
+  ];
   const blocks: Block[] = [
     { kind: "text", text: headline(report) },
     ...(error === undefined ? [] : [{ kind: "warning", text: problem(error) } as const]),
@@ -85,9 +89,12 @@ function roundsFigure({ rounds }: MigrationReport): FigureBlock {
 /** Where in RAM the pages lie that reads named; none where nothing was read. */
 function heatFigure({ reads, memoryBytes }: MigrationContext): FigureBlock[] {
   const rows = reads.flatMap(({ round, owners }, index) => {
-    const all = Object.values(owners);
-    if (all.length === 0) return [];
-    const values = all[0].heat.map((_, bucket) => all.reduce((sum, { heat }) => sum + heat[bucket], 0));
+    const heats = Object.values(owners).map(({ heat }) => heat);
+    const buckets = Math.max(0, ...heats.map(({ length }) => length));
+    if (buckets === 0) return [];
+    const values = Array.from({ length: buckets }, (_, bucket) =>
+      heats.reduce((sum, heat) => sum + (heat[bucket] ?? 0), 0),
+    );
     return [{ name: round === null ? `read ${index}` : `round ${round}`, values }];
   });
   if (rows.length === 0) return [];

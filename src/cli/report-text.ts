@@ -34,7 +34,7 @@ export function headline({ result, verified, downtimeMs, totalMs, bytes, rounds 
 }
 
 /** What was foreseen, beside what happened. */
-function predictedLines(report: MigrationReport): string[] {
+export function predictedLines(report: MigrationReport): string[] {
   const { predicted, downtimeMs, rounds, result } = report;
   if (predicted === null) return [];
   const seen = `foreseen after ${formatMs(predicted.observedMs)}`;

@@ -51,6 +51,7 @@ beforeAll(async () => {
       footprint: FOOTPRINT,
       repetitions: 1,
       reads: 1,
+      countedReads: 1,
       openMachine,
     },
     migrations: null,
@@ -208,8 +209,9 @@ describe("a result", () => {
     expect(result.measures).toMatch(/emulated.*no figure is a hardware's/);
     expect(result.machine.cores).toBeGreaterThan(0);
     expect(result.warnings.join("\n")).toContain("only 1 repetition");
-    for (const { cpuMs, wallMs, lastReadMs } of result.reads) {
-      for (const { median } of [cpuMs, wallMs, lastReadMs]) expect(median).toBeGreaterThan(0);
+    for (const { cpuMs, wallMs, lastReadMs, countedReadMs, inCallsMs } of result.reads) {
+      for (const { median } of [cpuMs, wallMs, lastReadMs, inCallsMs]) expect(median).toBeGreaterThan(0);
+      expect(inCallsMs.median).toBeLessThan(countedReadMs.median);
     }
   });
 
@@ -266,6 +268,7 @@ test("a bench that is cancelled ends, with nothing left open", async () => {
       footprint: FOOTPRINT,
       repetitions: 1,
       reads: 1,
+      countedReads: 1,
       openMachine,
     },
     migrations: null,

@@ -6,6 +6,7 @@ import {
   openSync,
   readdirSync,
   readFileSync,
+  readlinkSync,
   rmSync,
   truncateSync,
   writeFileSync,
@@ -109,6 +110,19 @@ export class ServedProcess implements AsyncDisposable {
       descriptors: readdirSync(`${proc}/fd`).length,
       mappings: readFileSync(`${proc}/maps`, "utf8").split("\n").length - 1,
     };
+  }
+
+  /** What its descriptors open. */
+  descriptors(): string[] {
+    const proc = `/proc/${this.#child.pid}/fd`;
+    return readdirSync(proc).flatMap((fd) => {
+      try {
+        return readlinkSync(join(proc, fd));
+      } catch {
+        // Closed since.
+        return [];
+      }
+    });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

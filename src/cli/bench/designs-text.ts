@@ -23,6 +23,7 @@ const READ_HEAD = [
   "design",
   "CPU of a read",
   "middle half",
+  "in calls",
   "last read",
   "calls",
   "inner",
@@ -40,7 +41,7 @@ export function designsText(result: DesignsResult): string {
   for (const workload of workloadsOf(result.reads)) {
     const rows = result.reads.filter((row) => row.workload === workload);
     lines.push("", `${workloadTitle(workload)}: ${WORKLOAD_TEXT[workload]}`);
-    lines.push(...table([READ_HEAD, ...rows.map(readCells)], ["right", "left", ...right(10)]));
+    lines.push(...table([READ_HEAD, ...rows.map(readCells)], ["right", "left", ...right(11)]));
   }
   if (result.migrations.length > 0) {
     lines.push("", "migrations");
@@ -133,6 +134,7 @@ function readCells(row: ReadRow): string[] {
     row.design,
     milliseconds(row.cpuMs.median),
     middleHalf(row.cpuMs),
+    formatShare(row.inCallsMs.median / row.countedReadMs.median),
     milliseconds(row.lastReadMs.median),
     formatCount(row.perRead.calls),
     formatCount(row.perRead.innerCalls),
@@ -171,16 +173,17 @@ function crossingTexts(rows: readonly CrossingRow[], result: DesignsResult): str
 }
 
 function outcomeText(row: CrossingRow, { settings }: DesignsResult): string {
-  const { crossings, ratioFirst, ratioLast, decidedFirst, decidedLast } = row;
+  const { crossings, settledFrom, ratioFirst, ratioLast, decidedFirst, decidedLast } = row;
   const [first, last] = [Math.min(...settings.devices), Math.max(...settings.devices)];
-  const atFirst = `${times(ratioFirst, decidedFirst)} at ${first}`;
-  const ends = last > first ? `${atFirst}, ${times(ratioLast, decidedLast)} at ${last}` : atFirst;
-  if (crossings.length === 0) return `never cross; ${ends}`;
-  const where = crossings.map(({ at, between, decided }) => {
-    const undecided = decided ? "" : ", undecided: the spreads overlap";
-    return `${Number(at.toPrecision(2))} devices (between ${between.join(" and ")}${undecided})`;
-  });
-  return `cross at ${where.join(" and ")}; ${ends}`;
+  const where = crossings.map(
+    ({ at, between }) => `${Number(at.toPrecision(2))} devices (between ${between.join(" and ")})`,
+  );
+  return [
+    crossings.length === 0 ? "never cross" : `cross at ${where.join(" and ")}`,
+    `${times(ratioFirst, decidedFirst)} at ${first}`,
+    ...(last > first ? [`${times(ratioLast, decidedLast)} at ${last}`] : []),
+    ...(settledFrom === null || settledFrom === first ? [] : [`apart from ${settledFrom} on`]),
+  ].join("; ");
 }
 
 function times(ratio: number | null, decided: boolean): string {

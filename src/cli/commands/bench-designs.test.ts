@@ -39,7 +39,7 @@ describe("dirtmap bench designs", () => {
     expect({ code, stderr }).toEqual({ code: 0, stderr: expect.stringContaining("kept as benchmark 1") });
     expect(stdout).toContain("case b: the thread's case b");
     expect(stdout).toContain(
-      "calls per read: split against type1, aggregated, iterating: never cross; equal at 1, ×2 at 2",
+      "calls per read: split against type1, aggregated, iterating: never cross; equal at 1; ×2 at 2; apart from 2 on",
     );
     expect(stdout).toContain("no figure is a hardware's or a kernel's");
     expect(readFileSync(report, "utf8")).toMatch(/^<!DOCTYPE html>[\s\S]*<svg /);

@@ -32,8 +32,15 @@ interface BenchDesignsOptions extends StoreOption {
 const MAX_DEVICES = 64;
 
 /** What is measured unless the command line says otherwise: some minutes, or with --quick about one. */
-const FULL = { devices: [1, 2, 4, 8, 16, 32, 64], migrate: [2], repetitions: 7, reads: 3, memory: 2 ** 30 };
-const QUICK = { devices: [1, 8, 64], migrate: [], repetitions: 3, reads: 2, memory: 2 ** 28 };
+const FULL = {
+  devices: [1, 2, 4, 8, 16, 32, 64],
+  migrate: [2],
+  repetitions: 7,
+  reads: 3,
+  countedReads: 5,
+  memory: 2 ** 30,
+};
+const QUICK = { devices: [1, 8, 64], migrate: [], repetitions: 3, reads: 2, countedReads: 2, memory: 2 ** 28 };
 
 /** Pages that each device writes before a read, and in a migration over and over. */
 const FOOTPRINT = 256;
@@ -158,6 +165,7 @@ async function measure(
       footprint: FOOTPRINT,
       repetitions,
       reads: defaults.reads,
+      countedReads: defaults.countedReads,
       openMachine: openScripted,
     },
     migrations:

@@ -2,13 +2,16 @@ import { accessSync, constants } from "node:fs";
 import { dirname, resolve } from "node:path";
 import type { Command } from "commander";
 import { explain, UsageError } from "../../errors.js";
+import { reportPath } from "../../evidence/report/write-report.js";
 import type { BenchSite } from "../../evidence/trackers/site.js";
 import { EXIT_CODES } from "../exit-codes.js";
+import { leaveReport } from "../leave-report.js";
 import {
   addHostOptions,
   addLinkOptions,
   addMachineOptions,
   addStoreOption,
+  argument,
   checkHostOptions,
   type HostOptions,
   type LinkOptions,
@@ -53,7 +56,7 @@ export function addBenchTrackers(bench: Command): void {
   addHostOptions(addMachineOptions(command), "all that can be measured", { served: true, everywhere: true });
   addStoreOption(addLinkOptions(command), { optional: true })
     .option("-o, --output <file>", "write the benchmark to a file, for `dirtmap recommend --from`")
-    .option("--report <file>", "write a report with plots: FILE.md or FILE.html")
+    .option("--report <file>", "write a report with plots: FILE.md or FILE.html", argument(reportPath))
     .option("--quick", "few repetitions: seconds instead of minutes, and wider ranges")
     .option("--json", "print the benchmark as JSON")
     .addHelpText("after", NOTES)
@@ -69,7 +72,6 @@ export function addBenchTrackers(bench: Command): void {
 async function run(options: BenchTrackersOptions, signal: AbortSignal): Promise<void> {
   const { output, report, quick = false, json = false } = options;
   // What can't be kept is found out before it is measured.
-  if (report !== undefined) (await import("../../evidence/report/write-report.js")).reportPath(report);
   for (const file of [output, report]) if (file !== undefined) checkWriteable(file);
   (await openStoreOf(options))?.[Symbol.dispose]();
   const [{ benchTrackers }, { estimateMigration }, { writeBenchmark }, { trackersText }, { progressText }, { linkOf }] =
@@ -101,16 +103,12 @@ async function run(options: BenchTrackersOptions, signal: AbortSignal): Promise<
     result: benchmark,
   });
   const kept = id === undefined ? [] : [`kept as benchmark ${id} of ${store?.path}`];
-  const files = [...(output === undefined ? [] : [output])];
-  if (report !== undefined) {
-    const [{ writeReport }, { trackersReport }] = await Promise.all([
-      import("../../evidence/report/write-report.js"),
-      import("../bench/trackers-report.js"),
-    ]);
-    files.push(...writeReport(report, trackersReport(benchmark, link)));
-  }
-  const written = files.map((file) => `written to ${file}`);
+  const written = output === undefined ? [] : [`written to ${output}`];
   for (const line of [...kept, ...written]) process.stderr.write(`${line}\n`);
+  if (report !== undefined) {
+    const { trackersDocument } = await import("../bench/trackers-document.js");
+    leaveReport(report, trackersDocument(benchmark, link), (text) => process.stderr.write(`${text}\n`));
+  }
   const estimates = benchmark.devices.flatMap((device) =>
     device.trackers.map((figures) => {
       const { tracker, granule } = figures;

@@ -68,7 +68,7 @@ class Rig {
 
   async drain(): Promise<Awaited<ReturnType<Driver["report"]>>> {
     this.driver.draining = true;
-    for (let i = 0; i < 2000 && this.driver.busy; i++) {
+    for (let i = 0; i < 2000 && this.driver.busy > 0; i++) {
       await this.step();
       this.device.run(5);
     }

@@ -41,10 +41,15 @@ export class BitmapMeter implements Disposable {
 
   /** What is held. */
   async held(): Promise<BitmapMemory> {
-    // What a WeakRef was made for, or asked for, is kept until the turn of the event loop ends.
-    await pause(0);
-    collectGarbage();
-    return sum(this.#taken.filter(({ holder }) => holder.deref() !== undefined));
+    for (let before = Number.NaN; ; ) {
+      // What a WeakRef was made for, or asked for, is kept until the turn of the event loop ends; and what a promise has just
+      // answered may be kept by a frame that is gone a turn later.
+      await pause(0);
+      collectGarbage();
+      const alive = this.#taken.filter(({ holder }) => holder.deref() !== undefined);
+      if (alive.length === before) return sum(alive);
+      before = alive.length;
+    }
   }
 
   [Symbol.dispose](): void {

@@ -16,6 +16,8 @@ export class CallMeter {
   readonly machine: Machine;
   #counts: CallCounts = NOTHING;
   #depth = 0;
+  #enteredAt = 0;
+  #insideMs = 0;
 
   constructor(machine: Machine) {
     const iommufds = new Map<Iommufd, Iommufd>();
@@ -58,6 +60,13 @@ export class CallMeter {
     return counts;
   }
 
+  /** Milliseconds from the beginning to the end of the reader's calls, since the last time this was asked. */
+  takeInsideMs(): number {
+    const ms = this.#insideMs;
+    this.#insideMs = 0;
+    return ms;
+  }
+
   #counting<T extends object>(object: T): T {
     return new Proxy(object, {
       get: (target, name) => {
@@ -76,9 +85,9 @@ export class CallMeter {
       trackerReads: this.#counts.trackerReads + (TRACKER_READS.has(name) ? 1 : 0),
       bitmapBytes: this.#counts.bitmapBytes + (isOuter ? bitmapBytes(args) : 0),
     };
-    this.#depth++;
+    if (this.#depth++ === 0) this.#enteredAt = performance.now();
     const leave = () => {
-      this.#depth--;
+      if (--this.#depth === 0) this.#insideMs += performance.now() - this.#enteredAt;
     };
     let result: T;
     try {

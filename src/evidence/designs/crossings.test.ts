@@ -12,7 +12,7 @@ describe("where two curves cross", () => {
     const { crossings } = compareCurves(curveOf(xs.map((x) => [x, x])), curveOf(xs.map((x) => [x, 10])));
     expect(crossings).toHaveLength(1);
     expect(crossings[0].at).toBeCloseTo(10, 9);
-    expect(crossings[0]).toMatchObject({ between: [8, 16], decided: true });
+    expect(crossings[0].between).toEqual([8, 16]);
   });
 
   test("is the exact meeting of any two powers", () => {
@@ -47,7 +47,14 @@ describe("where two curves cross", () => {
         [4, 3],
       ]),
     );
-    expect(result).toEqual({ crossings: [], ratioFirst: 2, ratioLast: 3, decidedFirst: true, decidedLast: true });
+    expect(result).toEqual({
+      crossings: [],
+      settledFrom: 4,
+      ratioFirst: 2,
+      ratioLast: 3,
+      decidedFirst: true,
+      decidedLast: true,
+    });
   });
 
   test("is where they part, if they were equal before", () => {
@@ -65,24 +72,32 @@ describe("where two curves cross", () => {
         [8, 3],
       ]),
     );
-    expect(crossings).toEqual([{ at: 4, between: [1, 8], decided: true }]);
+    expect(crossings).toEqual([{ at: 4, between: [1, 8] }]);
   });
 
-  test("is said to be undecided where the middle halves overlap at either side", () => {
+  test("is nowhere where the middle halves overlap at one side: that decides nothing", () => {
     const noisy = [
       { x: 1, y: 1, low: 0.5, high: 3 },
       { x: 2, y: 4, low: 3.5, high: 5 },
+      { x: 4, y: 9, low: 8, high: 10 },
     ];
-    const { crossings, decidedFirst, decidedLast } = compareCurves(
+    const result = compareCurves(
       noisy,
-      curveOf([
-        [1, 2],
-        [2, 3],
-      ]),
+      [1, 2, 4].map((x) => exact(x, 2 + x / 4)),
+    );
+    expect(result).toMatchObject({ crossings: [], settledFrom: 2, decidedFirst: false, decidedLast: true });
+  });
+
+  test("is where the medians last change sides, if some points between decide nothing", () => {
+    const noisy = [exact(1, 1), { x: 2, y: 3, low: 1, high: 5 }, { x: 4, y: 1.5, low: 1, high: 5 }, exact(8, 6)];
+    const { crossings, settledFrom } = compareCurves(
+      noisy,
+      [1, 2, 4, 8].map((x) => exact(x, 2)),
     );
     expect(crossings).toHaveLength(1);
-    expect(crossings[0].decided).toBe(false);
-    expect({ decidedFirst, decidedLast }).toEqual({ decidedFirst: false, decidedLast: true });
+    expect(crossings[0].between).toEqual([1, 8]);
+    expect(crossings[0].at).toSatisfy((at: number) => at > 4 && at < 8);
+    expect(settledFrom).toBe(8);
   });
 
   test("of curves that reach 0 is found on plain axes, and a ratio to 0 is none", () => {
@@ -96,7 +111,7 @@ describe("where two curves cross", () => {
         [3, 4],
       ]),
     );
-    expect(crossings).toEqual([{ at: 2, between: [1, 3], decided: true }]);
+    expect(crossings).toEqual([{ at: 2, between: [1, 3] }]);
     expect(ratioFirst).toBeNull();
   });
 

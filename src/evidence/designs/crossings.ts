@@ -78,36 +78,46 @@ export function curve(
 }
 
 /**
- * Where two curves with the same values of x cross, and how they stand to each other at their ends. Curves that touch and
- * part again on the same side don't cross; where they run on each other and then change sides, they cross at the last x
- * that they have in common.
+ * Where two curves with the same values of x cross, and how they stand to each other at their ends. Points whose middle halves
+ * overlap decide nothing: curves that run together and part again on the same side don't cross.
  */
 export function compareCurves(
   a: readonly CurvePoint[],
   b: readonly CurvePoint[],
-): Pick<CrossingRow, "crossings" | "ratioFirst" | "ratioLast" | "decidedFirst" | "decidedLast"> {
+): Pick<CrossingRow, "crossings" | "settledFrom" | "ratioFirst" | "ratioLast" | "decidedFirst" | "decidedLast"> {
   const crossings: CrossingRow["crossings"] = [];
+  const sides = a.map((point, index) => (isApart(point, b[index]) ? Math.sign(point.y - b[index].y) : 0));
   let before: number | null = null;
-  for (let index = 0; index < a.length; index++) {
-    const side = Math.sign(a[index].y - b[index].y);
-    if (side === 0) continue;
-    if (before !== null && side !== Math.sign(a[before].y - b[before].y)) {
-      crossings.push({
-        at: index === before + 1 ? meeting(a, b, before) : a[index - 1].x,
-        between: [a[before].x, a[index].x],
-        decided: isApart(a[before], b[before]) && isApart(a[index], b[index]),
-      });
+  let settled: number | null = null;
+  for (const [index, side] of sides.entries()) {
+    if (side === 0) {
+      settled = null;
+      continue;
     }
+    if (before !== null && side !== sides[before]) {
+      crossings.push({ at: lastMeeting(a, b, before, index), between: [a[before].x, a[index].x] });
+      settled = null;
+    }
+    settled ??= index;
     before = index;
   }
   const [firstA, firstB, lastA, lastB] = [a[0], b[0], a[a.length - 1], b[b.length - 1]];
   return {
     crossings,
+    settledFrom: settled === null ? null : a[settled].x,
     ratioFirst: ratio(firstA.y, firstB.y),
     ratioLast: ratio(lastA.y, lastB.y),
     decidedFirst: isApart(firstA, firstB),
     decidedLast: isApart(lastA, lastB),
   };
+}
+
+/** Where the medians change sides for the last time, between points `from` and `to` at which they are on different ones. */
+function lastMeeting(a: readonly CurvePoint[], b: readonly CurvePoint[], from: number, to: number): number {
+  const side = Math.sign(a[to].y - b[to].y);
+  let index = to - 1;
+  while (index > from && Math.sign(a[index].y - b[index].y) === side) index--;
+  return meeting(a, b, index);
 }
 
 /** The x at which two curves that change sides between points `index` and `index` + 1 meet. */

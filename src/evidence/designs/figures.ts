@@ -69,9 +69,7 @@ function scaling(result: DesignsResult, workload: WorkloadName, measure: Measure
   })).filter(({ points }) => points.length > 0);
   const found = result.crossings.filter((row) => row.workload === workload && row.measure === measure);
   const marks: PlotMark[] = found.flatMap(({ design, rival, crossings }) =>
-    crossings
-      .filter(({ decided }) => decided)
-      .map(({ at }) => ({ x: at, y: heightAt(series, design, at), text: `${rival}: ${at.toPrecision(2)}` })),
+    crossings.map(({ at }) => ({ x: at, y: heightAt(series, design, at), text: `${rival}: ${at.toPrecision(2)}` })),
   );
   const named = `${title}, ${workloadTitle(workload)}`;
   const last = series.map(({ name, points }) => `${name} ${format(points[points.length - 1].y)}`).join(", ");

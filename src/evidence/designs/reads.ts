@@ -28,6 +28,8 @@ export interface ReadsOptions {
   readonly repetitions: number;
   /** Reads per repetition. */
   readonly reads: number;
+  /** Reads during which calls are counted, besides the one whose memory is. */
+  readonly countedReads: number;
   /** Builds a machine that runs, whose NICs nobody sends to. */
   openMachine(description: MachineDescription): Promise<ScriptedMachine>;
   onProgress?(text: string): void;
@@ -51,7 +53,7 @@ export async function measureReads(options: ReadsOptions): Promise<ReadRow[]> {
 }
 
 async function measureOne(workload: WorkloadName, devices: number, options: ReadsOptions): Promise<ReadRow[]> {
-  const { memory, footprint, repetitions, reads, signal } = options;
+  const { memory, footprint, repetitions, reads, countedReads, signal } = options;
   const rate = footprint * MB_PER_SECOND_PER_BUFFER;
   const populated = population(workload, { devices, memory, footprint, rate });
   await using machine = await options.openMachine(populated.description);
@@ -68,7 +70,7 @@ async function measureOne(workload: WorkloadName, devices: number, options: Read
   );
   const rows: ReadRow[] = [];
   for (const [index, design] of TRACKING_DESIGNS.entries()) {
-    const counted = await countReads(design, machine, populated, bursts);
+    const counted = await countReads(design, machine, populated, bursts, countedReads);
     const timed = samples[index];
     rows.push({
       workload,
@@ -126,7 +128,10 @@ async function countReads(
   machine: Machine,
   populated: Population,
   bursts: Bursts,
-): Promise<Pick<ReadRow, "pagesReported" | "perRead" | "perStart" | "held" | "duringRead">> {
+  reads: number,
+): Promise<
+  Pick<ReadRow, "pagesReported" | "perRead" | "perStart" | "held" | "duringRead" | "countedReadMs" | "inCallsMs">
+> {
   const meter = new CallMeter(machine);
   using bitmaps = new BitmapMeter(() => meter.inside);
   return await tracked(
@@ -136,8 +141,17 @@ async function countReads(
     bursts,
     async (source) => {
       const perStart = meter.take();
-      // The first read is told apart: what it allocates may stay.
-      await source.read({ quiesced: false });
+      // What the first reads allocate may stay, and takes its time.
+      const readMs: number[] = [];
+      const insideMs: number[] = [];
+      for (let read = 0; read < reads; read++) {
+        await bursts.write();
+        meter.takeInsideMs();
+        const since = performance.now();
+        await source.read({ quiesced: false });
+        readMs.push(performance.now() - since);
+        insideMs.push(meter.takeInsideMs());
+      }
       await bursts.write();
       const before = await bitmaps.held();
       const { mark } = bitmaps;
@@ -150,6 +164,8 @@ async function countReads(
         pagesReported: dirty.count(),
         perRead,
         perStart,
+        countedReadMs: summarize(readMs),
+        inCallsMs: summarize(insideMs),
         held,
         duringRead: {
           logs: taken.logs - (held.logs - before.logs),

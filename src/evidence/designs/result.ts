@@ -56,6 +56,9 @@ const readRow = z.strictObject({
   lastReadMs: summary,
   /** Processor time from opening the design until tracking runs. */
   startCpuMs: summary,
+  /** From a read's start to its end, while calls are counted, and the part of it that passes in the reader's calls. */
+  countedReadMs: summary,
+  inCallsMs: summary,
   /** Of a read. */
   perRead: calls,
   /** From opening the design until tracking runs. */
@@ -88,15 +91,13 @@ const crossing = z.strictObject({
   measure: z.enum(MEASURES),
   design: z.enum(TRACKING_DESIGNS),
   rival: z.enum(TRACKING_DESIGNS),
-  /** Numbers of devices at which the curves cross, each between two measured ones. */
-  crossings: z.array(
-    z.strictObject({
-      at: amount,
-      between: z.tuple([z.int(), z.int()]),
-      /** At both measured ends the middle halves are apart. */
-      decided: z.boolean(),
-    }),
-  ),
+  /**
+   * Numbers of devices at which the curves cross, each between two measured ones at which the middle halves are apart, one way
+   * and the other way.
+   */
+  crossings: z.array(z.strictObject({ at: amount, between: z.tuple([z.int(), z.int()]) })),
+  /** The number of devices from which on they stay apart the same way, as far as was measured; null: at the most they aren't. */
+  settledFrom: z.int().nullable(),
   /** What the design's measure is of the rival's, at the fewest and the most devices. */
   ratioFirst: amount.nullable(),
   ratioLast: amount.nullable(),

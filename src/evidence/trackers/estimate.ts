@@ -125,9 +125,9 @@ export function readCurve({ reads }: TrackerFigures, memoryBytes: number): Point
   return points.length === 0 ? null : ascending(points);
 }
 
-/** Half of the middle half of what reads took, of the widest of them. */
+/** How far the medians of reads may be off: what else the machine does only ever adds to the fastest. */
 function readNoise({ reads }: TrackerFigures): number {
-  return Math.max(0, ...reads.map(({ ms }) => (ms.q3 - ms.q1) / 2));
+  return Math.max(0, ...reads.map(({ ms }) => ms.median - ms.min));
 }
 
 /** In order of x, each x once (with the greatest y), and y never falling: noise must not make more pages cost less. */
