@@ -9,7 +9,10 @@ import { afterAll, describe, expect, it } from "vitest";
 import { EXIT_CODES } from "./exit-codes.js";
 
 const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
-const COMMANDS = ["migrate", "receive", "plan", "probe", "device", "scenarios", "certs", "resume", "abort"];
+const COMMANDS = [
+  ...["migrate", "receive", "plan", "probe", "device", "bench", "recommend", "scenarios", "certs"],
+  ...["resume", "abort"],
+];
 
 const folder = mkdtempSync(join(tmpdir(), "dirtmap-cli-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));

@@ -89,9 +89,8 @@ async function run(options: BenchTrackersOptions, signal: AbortSignal): Promise<
     site: opened.site,
     quick,
     signal,
-    progress: (progress) => process.stderr.write(`${progressText(progress)}\n`),
+    progress: (progress) => note(progressText(progress)),
   });
-  if (output !== undefined) writeBenchmark(output, benchmark);
   const { kind, host, machine, takenAt } = benchmark;
   using store = await openStoreOf(options);
   const id = store?.saveBenchmark({
@@ -102,13 +101,7 @@ async function run(options: BenchTrackersOptions, signal: AbortSignal): Promise<
     takenAt,
     result: benchmark,
   });
-  const kept = id === undefined ? [] : [`kept as benchmark ${id} of ${store?.path}`];
-  const written = output === undefined ? [] : [`written to ${output}`];
-  for (const line of [...kept, ...written]) process.stderr.write(`${line}\n`);
-  if (report !== undefined) {
-    const { trackersDocument } = await import("../bench/trackers-document.js");
-    leaveReport(report, trackersDocument(benchmark, link), (text) => process.stderr.write(`${text}\n`));
-  }
+  if (id !== undefined) note(`kept as benchmark ${id} of ${store?.path}`);
   const estimates = benchmark.devices.flatMap((device) =>
     device.trackers.map((figures) => {
       const { tracker, granule } = figures;
@@ -116,6 +109,19 @@ async function run(options: BenchTrackersOptions, signal: AbortSignal): Promise<
     }),
   );
   printResult({ ...benchmark, link, estimates }, { json, text: () => trackersText(benchmark, link) });
+  // Last: what can't be written after all is not lost by it.
+  if (output !== undefined) {
+    writeBenchmark(output, benchmark);
+    note(`written to ${output}`);
+  }
+  if (report !== undefined) {
+    const { trackersDocument } = await import("../bench/trackers-document.js");
+    leaveReport(report, trackersDocument(benchmark, link), note);
+  }
+}
+
+function note(text: string): void {
+  process.stderr.write(`${text}\n`);
 }
 
 /** Where to measure; what was opened for it is disposed. */

@@ -233,7 +233,8 @@ class Run {
         if (candidate.device !== device.id || candidate.tracker === "everything") continue;
         const ways = [null, [candidate.choice]] as const;
         const options = { pairs, windowMs, signal: this.#signal };
-        slowdowns.set(keyOf(candidate), await compareDma(bench.machine, [device], ways, options));
+        const comparison = await compareDma(bench.machine, [device], ways, options);
+        if (comparison !== null) slowdowns.set(keyOf(candidate), comparison);
       }
       await device.stop();
     }
@@ -273,9 +274,10 @@ class Run {
       }
     }
     this.#tell("sharing", 0, 1, null);
-    const { capabilities } = this.facts;
+    const tracked = this.#usable().filter(({ tracker }) => tracker === "iommu");
+    const able = this.facts.capabilities.filter(({ id }) => tracked.some(({ device }) => device === id));
     const options = { repetitions: repetitions * 2, pairs, windowMs, signal };
-    const sharing = await measureSharing(machine, devices, capabilities, options);
+    const sharing = await measureSharing(machine, devices, able, options);
     return { writes, precision, sharing };
   }
 

@@ -20,14 +20,14 @@ export type TrackingWay = readonly TrackerChoice[] | null;
 /**
  * Counts writes in pairs of windows, the first of which changes places with the second every other time.
  * @param devices all with a witness, running
- * @returns the second way's writes per second as a share of the first's
+ * @returns the second way's writes per second as a share of the first's; null where nothing was written
  */
 export async function compareDma(
   machine: Machine,
   devices: readonly BenchDevice[],
   ways: readonly [TrackingWay, TrackingWay],
   { pairs, windowMs, signal }: { pairs: number; windowMs: number; signal: AbortSignal | undefined },
-): Promise<Comparison> {
+): Promise<Comparison | null> {
   const measured: { a: number; b: number }[] = [];
   // One pair more, which only warms up.
   for (let pair = -1; pair < pairs; pair++) {
@@ -38,7 +38,7 @@ export async function compareDma(
     // A window in which nothing was written says nothing about tracking.
     if (pair >= 0 && rates[0] > 0) measured.push({ a: rates[0], b: rates[1] });
   }
-  return comparePairs(measured.length > 0 ? measured : [{ a: 1, b: 1 }]);
+  return measured.length === 0 ? null : comparePairs(measured);
 }
 
 async function writesPerSecond(
