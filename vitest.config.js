@@ -1,7 +1,11 @@
-import { mkdtempSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { defineConfig } from "vitest/config";
+
+// Not the home of whoever runs the tests: what is recorded and told live goes here.
+const folder = mkdtempSync(join(tmpdir(), "dirtmap-tests-"));
+process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
 
 // Tests run on built output: workers written in TypeScript do not start under vitest on Node 20.
 export default defineConfig({
@@ -10,8 +14,7 @@ export default defineConfig({
     exclude: ["dist/test/stress/nightly/**", "dist/test/kernel/**"],
     pool: "forks",
     maxWorkers: 2,
-    // Not the home of whoever runs the tests: what is recorded goes here.
-    env: { XDG_DATA_HOME: mkdtempSync(join(tmpdir(), "dirtmap-data-")) },
+    env: { XDG_DATA_HOME: folder, XDG_RUNTIME_DIR: folder },
     testTimeout: 60_000,
     hookTimeout: 60_000,
   },

@@ -1,6 +1,6 @@
 import { parseArgs } from "node:util";
 import { watchMachine } from "../src/evidence/machine.js";
-import type { Summary } from "../src/evidence/statistics.js";
+import type { Comparison, Summary } from "../src/evidence/statistics.js";
 import { GiB, KiB, MiB, TiB } from "../src/memory/address.js";
 import { table } from "../src/observe/table.js";
 import { type ChannelRow, run as runChannels } from "./channels.js";
@@ -8,12 +8,16 @@ import { type DmaRow, run as runDma } from "./dma.js";
 import { type IoctlRow, run as runIoctl } from "./ioctl.js";
 import { type LogRow, run as runLogs } from "./logs.js";
 import { type MigrationRow, run as runMigration } from "./migration.js";
+import { type ObserveRow, run as runObserve } from "./observe.js";
+import { metShare, type PredictRow, run as runPredict } from "./predict.js";
 import { run as runScan, type ScanRow } from "./scan.js";
+import { type NvmeRow, run as runNvme } from "./vfio-user/nvme.js";
 import { WAYS } from "./vfio-user/servers.js";
 import { run as runVfioUser, type VfioUserRow } from "./vfio-user.js";
 
 /*
- *   npm run bench -- [scan] [logs] [dma] [channels] [migration] [ioctl] [vfio-user] [--full] [--json] [--qemu | --qemu-root DIR]
+ *   npm run bench -- [scan] [logs] [dma] [channels] [migration] [ioctl] [observe] [vfio-user] [predict]
+ *                    [--full] [--json] [--qemu | --qemu-root DIR]
  *
  * All benches by default, in about three minutes on an idle machine; progress on standard error. --full maps up to 1 TiB and repeats more.
  * QEMU runs beside `migration` where it is asked for: from PATH, or from a Debian tree to chroot into.
@@ -22,7 +26,17 @@ import { run as runVfioUser, type VfioUserRow } from "./vfio-user.js";
 /** Raised when a field of the JSON changes its meaning. */
 const SCHEMA_VERSION = 1;
 
-type Row = ScanRow | LogRow | DmaRow | ChannelRow | MigrationRow | IoctlRow | VfioUserRow;
+type Row =
+  | ScanRow
+  | LogRow
+  | DmaRow
+  | ChannelRow
+  | MigrationRow
+  | IoctlRow
+  | VfioUserRow
+  | ObserveRow
+  | PredictRow
+  | NvmeRow;
 
 interface Options {
   readonly full: boolean;
@@ -39,7 +53,12 @@ const BENCHES: Readonly<Record<string, (options: Options) => Promise<readonly Ro
   channels: ({ full }) => runChannels(full ? { bytes: 2 * GiB, repetitions: 7 } : { bytes: GiB, repetitions: 3 }),
   migration: ({ full, qemu }) => runMigration({ repetitions: full ? 7 : 3, qemu }),
   ioctl: ({ full }) => runIoctl({ repetitions: full ? 2000 : 300 }),
-  "vfio-user": ({ full }) => runVfioUser({ turns: full ? 21 : 5 }),
+  observe: ({ full }) => runObserve({ pairs: full ? 31 : 7, pageMs: full ? 30_000 : 10_000 }),
+  "vfio-user": async ({ full }) => [
+    ...(await runVfioUser({ turns: full ? 21 : 5 })),
+    ...(await runNvme({ turns: full ? 11 : 5, seconds: 1 })),
+  ],
+  predict: ({ full }) => runPredict({ repetitions: full ? 5 : 1 }),
 };
 
 /** Numbers as a table shows them: three digits that count. */
@@ -54,6 +73,10 @@ function spread({ median, min, max }: Summary): string {
 /** A figure, or why there is none. */
 function figure(value: Summary | string | undefined): string {
   return typeof value === "object" ? spread(value) : (value ?? "-");
+}
+
+function ratio({ ratio: median, low, high, pairs }: Comparison): string {
+  return `${short(median)} (${short(low)} to ${short(high)}, ${pairs} pairs)`;
 }
 
 const percent = (share: number) => `${short(share * 100)} %`;
@@ -101,6 +124,18 @@ function cells(row: Row): Readonly<Record<string, string>> {
         "CPU s": spread(row.cpuSeconds),
         "GB/s": short(row.gbPerSecond),
       };
+    case "predict":
+      return {
+        scenario: row.scenario,
+        "downtime ms": short(row.downtimeMs),
+        predicted: short(row.predictedDowntimeMs),
+        error: row.downtimeError === null ? "-" : percent(row.downtimeError),
+        rounds: String(row.rounds),
+        "predicted rounds": String(row.predictedRounds),
+        "total ms": short(row.movingMs),
+        "predicted total": short(row.predictedMovingMs),
+        "within 20 %, one round": row.met ? "yes" : "no",
+      };
     case "migration":
       return {
         way: row.way,
@@ -121,6 +156,15 @@ function cells(row: Row): Readonly<Record<string, string>> {
         "added, fastest": short(row.libraryUs.min - row.bareUs.min),
         "heap bytes": short(row.heapBytes),
       };
+    case "observe":
+      return {
+        measured: row.what,
+        ms: spread(row.ms),
+        "observed / unseen": row.observedOver === undefined ? "-" : ratio(row.observedOver),
+        "99th percentile": short(row.frames?.p99Ms ?? null),
+        "CPU ms per read": short(row.cpuMsPerRead ?? null),
+        "late frames": row.frames === undefined ? "-" : `${row.frames.late} of ${row.frames.count}`,
+      };
     case "vfio-user":
       return {
         measured: row.what,
@@ -128,6 +172,13 @@ function cells(row: Row): Readonly<Record<string, string>> {
         ...Object.fromEntries(WAYS.map((way) => [way, figure(row.figures[way])])),
         "/ libvfio-user": short(row.ratio),
         "/ its poll": short(row.pollRatio),
+      };
+    case "nvme":
+      return {
+        "reads under way": String(row.depth),
+        "dirtmap, reads/s": spread(row.dirtmap),
+        "QEMU's nvme": spread(row.qemu),
+        "/ QEMU's": short(row.ratio),
       };
   }
 }
@@ -137,6 +188,8 @@ function print(rows: readonly Row[]): void {
   const columns = Object.keys(shown[0]);
   const lines = table([columns, ...shown.map((row) => Object.values(row))]);
   process.stdout.write(`\n${rows[0].bench}\n${lines.join("\n")}\n`);
+  const predicted = rows.filter((row) => row.bench === "predict");
+  if (predicted.length > 0) process.stdout.write(`met: ${percent(metShare(predicted))}, of which the aim is 90 %\n`);
 }
 
 async function main(): Promise<void> {
@@ -163,7 +216,9 @@ async function main(): Promise<void> {
     process.stderr.write(`${name} …\n`);
     const rows = await BENCHES[name](options);
     results.push(...rows);
-    if (!values.json && rows.length > 0) print(rows);
+    if (values.json) continue;
+    // Rows of one kind have the same columns.
+    for (const kind of new Set(rows.map(({ bench }) => bench))) print(rows.filter(({ bench }) => bench === kind));
   }
   const machine = describe();
   if (values.json) {

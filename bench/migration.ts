@@ -147,7 +147,18 @@ async function migrate(scenario: string, folder: string, certificates?: string):
   try {
     const [line] = (await once(createInterface({ input: destination.stdout }), "line")) as [string];
     const { address } = JSON.parse(line) as { address: string };
-    const source = start(["migrate", "--scenario", scenario, "--to", address, "--json", "--quiet", ...journal, ...tls]);
+    const source = start([
+      "migrate",
+      "--scenario",
+      scenario,
+      "--to",
+      address,
+      "--json",
+      "--quiet",
+      "--no-store",
+      ...journal,
+      ...tls,
+    ]);
     const [text] = await Promise.all([source.stdout.setEncoding("utf8").toArray(), once(source, "exit")]);
     const report = JSON.parse(text.join("")) as Report;
     if (report.result !== "completed" || report.verified !== true || report.downtimeMs === null) {

@@ -48,10 +48,39 @@ export type { AxisText, FigureText } from "./evidence/plot/figure.js";
 export { type HeatRow, heatMap } from "./evidence/plot/heat-map.js";
 export { type LineSeries, lineChart, type PlotMark, type PlotPoint } from "./evidence/plot/line-chart.js";
 export type { ScaleKind } from "./evidence/plot/scale.js";
+export { type GrowthCurve, type GrowthPoint, growthCurve } from "./evidence/predict/growth.js";
+export { ASSUMED_LINK, type LinkEstimate, linkFromReports } from "./evidence/predict/link.js";
+export { measureLoopback } from "./evidence/predict/loopback.js";
+export {
+  type Observation,
+  type ObservedOwner,
+  type OwnerPrediction,
+  type PredictedConditions,
+  type Prediction,
+  predict,
+  predictedOutcome,
+} from "./evidence/predict/predict.js";
+export { type Margin, type RecommendedDevice, recommend } from "./evidence/recommend/recommend.js";
+export {
+  measuredChoices,
+  type Recommendation,
+  recommendationOf,
+  writeRecommendation,
+} from "./evidence/recommend/recommendation.js";
 export type { Block, FigureBlock, ReportDocument, TableBlock } from "./evidence/report/document.js";
 export { htmlReport } from "./evidence/report/html.js";
 export { markdownReport } from "./evidence/report/markdown.js";
 export { writeReport } from "./evidence/report/write-report.js";
+export { readTrace, TraceFile, TraceWriter } from "./evidence/trace/file.js";
+export type { TraceHeader } from "./evidence/trace/format.js";
+export type { TraceInterval } from "./evidence/trace/interval.js";
+export { deviceStateBytes, intervalOf, ownersOf } from "./evidence/trace/observed.js";
+export { schedulesOf } from "./evidence/trace/schedule.js";
+export { benchTrackers, type TrackerBenchOptions } from "./evidence/trackers/bench.js";
+export { DEFAULT_LINK, estimateMigration, type Link, type MigrationEstimate } from "./evidence/trackers/estimate.js";
+export { readBenchmark, writeBenchmark } from "./evidence/trackers/file.js";
+export type { TrackerBenchmark, TrackerFigures } from "./evidence/trackers/result.js";
+export type { BenchMachine, BenchSite, DmaMark, DmaWitness } from "./evidence/trackers/site.js";
 export {
   type DeviceDescription,
   type DeviceModelName,
@@ -94,6 +123,7 @@ export type {
   Vcpus,
   VfioDevice,
 } from "./host/host.js";
+export type { ReplaySchedule } from "./host/replay-schedule.js";
 export { LinuxHost } from "./linux/host.js";
 export { createLinuxMachine, LinuxMachine, type LinuxMachineOptions } from "./linux/machine.js";
 export type { LinuxDevice } from "./linux/sysfs/device.js";
@@ -105,7 +135,13 @@ export type { Timeouts } from "./migration/deadline.js";
 export { type Decision, sendDecision } from "./migration/decision.js";
 export { type AcceptedSource, type ReceiveOptions, type ReceiveResult, receive } from "./migration/destination.js";
 export type { Audit } from "./migration/destination-report.js";
-export { type MigrationEvent, type MigrationPhase, migrationEvents } from "./migration/events.js";
+export {
+  type MigrationEvent,
+  type MigrationPhase,
+  migrationEvents,
+  type OwnerRead,
+  type ReadEvent,
+} from "./migration/events.js";
 export { defaultJournalDirectory } from "./migration/journal.js";
 export type {
   DestinationReport,
@@ -113,6 +149,7 @@ export type {
   MemoryComparison,
   MigrationReport,
   MigrationResult,
+  PredictedOutcome,
   RoundReport,
 } from "./migration/report.js";
 export { type MigrateOptions, type MigrationHooks, migrate, type SourceTransport } from "./migration/source.js";
@@ -121,6 +158,7 @@ export { loadCredentials, type TlsCredentials, type TlsSide } from "./migration/
 export { type Endpoint, formatEndpoint, parseEndpoint } from "./migration/transport/endpoint.js";
 export { type Listener, listen } from "./migration/transport/listener.js";
 export { acceptedSource, sourceTransport } from "./migration/transport/network.js";
+export { type WatchOptions, watch } from "./observe/watch.js";
 export type {
   DeviceCapabilities,
   TrackerAvailable,
@@ -142,6 +180,7 @@ export {
 export { openDesign } from "./tracking/designs.js";
 export type { DirtyRead, DirtySource } from "./tracking/dirty-source.js";
 export { Ledger, type OwnerCounts } from "./tracking/ledger.js";
+export { openPeek, type PeekedOwner } from "./tracking/peek.js";
 export { chooseTrackers } from "./tracking/policy.js";
 export { probeDevice, probeMachine } from "./tracking/probe.js";
 export { type Suspension, suspendDevices } from "./tracking/suspension.js";

@@ -52,7 +52,7 @@ async function show({ focus }: { focus: boolean }): Promise<void> {
   } catch (error) {
     if (signal.aborted) return;
     if (!(error instanceof Refused)) console.error(error);
-    put(emptyState("This can't be shown", (error as Error).message), "Not shown", focus);
+    put(headed("Not shown", emptyState("This can't be shown", (error as Error).message)), "Not shown", focus);
   }
 }
 
@@ -65,12 +65,12 @@ function put(content: HTMLElement, title: string, focus: boolean): void {
 }
 
 function notFound(path: string): HTMLElement {
-  return emptyState(
-    "There is no such page",
-    `Nothing is at ${path}. `,
-    h("a", { href: "#/" }, "See what runs now"),
-    ".",
-  );
+  const now = h("a", { href: "#/" }, "See what runs now");
+  return headed("Not found", emptyState("There is no such page", `Nothing is at ${path}. `, now, "."));
+}
+
+function headed(title: string, content: HTMLElement): HTMLElement {
+  return h("div", {}, h("h1", {}, title), content);
 }
 
 function byId(id: string): HTMLElement {

@@ -96,7 +96,7 @@ export class RunModel {
       owner.exclusive += exclusive;
       owner.readMs += readMs;
       owner.reads++;
-      column.set(key, { heat: Float32Array.from(heat), reported, readMs });
+      column.set(key, { heat: new Float32Array(heat), reported, readMs });
       for (let i = 0; i < heat.length; i++) sum[i] = (sum[i] ?? 0) + (heat[i] ?? 0);
     }
     this.columns.push({ atMs, round, seconds: Math.max(elapsedMs, 1) / 1000, sum, owners: column });

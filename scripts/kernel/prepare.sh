@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Brings onto this machine what `npm run test:kernel` and the tests against headers and schemas need and it lacks: Debian
-# packages, a QEMU that is new enough, a kernel. For a Debian machine that one is root on, or may become by sudo.
+# Brings onto this machine what `npm run test:kernel` and the tests against headers, schemas and in a browser need and it
+# lacks: Debian packages, a QEMU that is new enough, a kernel. For a Debian machine that one is root on, or may become by sudo.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 as_root=()
 ((EUID == 0)) || as_root=(sudo -E)
 
-# For the guest, the tree with QEMU, the layouts of the uAPI, the domain XML.
-packages=(busybox-static cpio debootstrap gcc libc6-dev libxml2-utils libvirt0)
+# For the guest, the tree with QEMU, the layouts of the uAPI, the domain XML, the dashboard's page.
+packages=(busybox-static cpio debootstrap gcc libc6-dev libxml2-utils libvirt0 chromium)
 missing=()
 for package in "${packages[@]}"; do
   [[ $(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")

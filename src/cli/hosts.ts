@@ -5,6 +5,7 @@ import type { ReplaySchedule } from "../host/replay-schedule.js";
 import type { LinuxHost } from "../linux/host.js";
 import { layoutRegions } from "../memory/guest-memory.js";
 import type { VfioUserHost } from "../vfio-user/client/host.js";
+import { withDisks } from "./disks.js";
 
 /*
  * The only place that picks a concrete host.
@@ -13,7 +14,8 @@ import type { VfioUserHost } from "../vfio-user/client/host.js";
 export type { EmulatedMachine } from "../emulated/machine.js";
 
 /**
- * Builds the machine on the emulated host.
+ * Builds the machine on the emulated host. A disk without a file gets one that is gone with the machine; who migrates it names
+ * files that both sides reach ({@link withDisks}).
  * @param options.paused its vCPUs and devices are not started: what a destination needs
  * @param options.side whose sockets are meant, of devices that run in other processes; default: the source's
  * @throws UsageError `MEMORY_DOES_NOT_FIT` and others, for a description that can't be built
@@ -23,11 +25,15 @@ export async function openMachine(
   options: { paused?: boolean; side?: "source" | "destination" } = {},
 ): Promise<EmulatedMachine> {
   const { createEmulatedMachine } = await import("../emulated/machine.js");
-  const replays = await replaysOf(description);
-  if (!description.devices.some(isServed)) return await createEmulatedMachine(description, { ...options, replays });
+  const { side = "source" } = options;
+  // Once they are open, the files need no name.
+  using disks = side === "source" ? withDisks(description) : undefined;
+  const machine = disks?.description ?? description;
+  const replays = await replaysOf(machine);
+  if (!machine.devices.some(isServed)) return await createEmulatedMachine(machine, { ...options, replays });
   const { openServed } = await import("./vfio-user/open-served.js");
-  const served = await openServed(description, options.side ?? "source");
-  return await createEmulatedMachine(description, { ...options, replays, ...(served === undefined ? {} : { served }) });
+  const served = await openServed(machine, side);
+  return await createEmulatedMachine(machine, { ...options, replays, ...(served === undefined ? {} : { served }) });
 }
 
 async function replaysOf(description: MachineDescription): Promise<ReadonlyMap<string, ReplaySchedule>> {

@@ -10,6 +10,7 @@ import type { Policy, TrackingDesign } from "../tracking/choice.js";
 import { openDesign } from "../tracking/designs.js";
 import { chooseTrackers } from "../tracking/policy.js";
 import { probeMachine } from "../tracking/probe.js";
+import type { StoreOption } from "./options.js";
 import type { MigrationDefaults } from "./scenario.js";
 
 /** What is to be watched, and how long. */
@@ -107,17 +108,30 @@ export function predictedConditions(
   };
 }
 
-/** Reads migrations' reports (`migrate --json`) for what they tell of a link; measures loopback where there are none. */
-export async function estimateLink(
-  files: readonly string[],
-  { channels, signal }: { channels: number; signal: AbortSignal },
-): Promise<LinkEstimate> {
-  const { measureLoopback } = await import("../evidence/predict/loopback.js");
-  const loopback = await measureLoopback({ channels, signal });
-  if (files.length === 0) return loopback;
-  const [{ linkFromReports }, { readReports }] = await Promise.all([
+/** Where what is known of a link comes from. */
+export interface LinkOptions extends StoreOption {
+  readonly channels: number;
+  /** Reports of migrations over this very link (`migrate --json`): then nothing is measured. */
+  readonly reports?: readonly string[];
+  /** Of this scenario, earlier migrations say best what stopping takes. */
+  readonly scenario: string | null;
+  readonly signal: AbortSignal;
+}
+
+/**
+ * How fast a migration will be: as earlier ones over the link were, if their reports are given; otherwise loopback is
+ * measured for the speed, and what stopping and starting takes is what it took the last migrations in the store.
+ * @throws UsageError `BAD_REPORT`; of the store, where one was asked for
+ */
+export async function estimateLink(options: LinkOptions): Promise<LinkEstimate> {
+  const { channels, reports = [], scenario, signal } = options;
+  const [{ measureLoopback }, { linkFromReports }, { pastReports, readReports }] = await Promise.all([
+    import("../evidence/predict/loopback.js"),
     import("../evidence/predict/link.js"),
     import("./past-reports.js"),
   ]);
-  return linkFromReports(readReports(files), loopback);
+  if (reports.length > 0) return linkFromReports(readReports(reports));
+  const loopback = await measureLoopback({ channels, signal });
+  const { betweenMs, stopMs } = linkFromReports(await pastReports(options, scenario), loopback);
+  return { ...loopback, betweenMs, stopMs };
 }

@@ -2,6 +2,7 @@ import { readFileSync, statSync } from "node:fs";
 import { z } from "zod";
 import { UsageError } from "../errors.js";
 import type { MigrationReport } from "../migration/report.js";
+import { openStoreOf, type StoreOption } from "./options.js";
 
 /** A report is a few kilobytes; what is much longer is another kind of file. */
 const MAX_REPORT_BYTES = 1 << 24;
@@ -54,6 +55,33 @@ export function readReports(files: readonly string[]): PastReport[] {
     }
     return parsed.data;
   });
+}
+
+/** Runs that are looked through, and reports that are used of them: conditions change, and the newest know. */
+const LOOKED_THROUGH = 50;
+const USED = 5;
+
+/**
+ * The last migrations in the store that completed: of the scenario, or of any where there is none of it. A default store
+ * that can't be used is as good as an empty one.
+ * @throws UsageError of a store that was asked for
+ */
+export async function pastReports(option: StoreOption, scenario: string | null): Promise<PastReport[]> {
+  try {
+    using store = await openStoreOf(option);
+    if (store === null) return [];
+    const completed = store
+      .runs({ limit: LOOKED_THROUGH })
+      .filter(({ kind, result }) => kind === "migration" && result === "completed");
+    const same = completed.filter((run) => run.scenario === scenario);
+    return (same.length > 0 ? same : completed).slice(0, USED).flatMap(({ id }) => {
+      const { data } = schema.safeParse(store.run(id).report);
+      return data === undefined ? [] : [data];
+    });
+  } catch (error) {
+    if (option.store !== undefined) throw error;
+    return [];
+  }
 }
 
 function notOne(file: string, why: string, cause?: unknown): UsageError {

@@ -6,12 +6,18 @@ import { DEVICE_TRACKERS, type Policy, type TrackerChoice } from "../tracking/ch
 /** What `dirtmap probe` prints: per device its flags, and a line for every tracker. Ends without a newline. */
 export function probeText(devices: readonly DeviceCapabilities[]): string {
   if (devices.length === 0) return "the machine has no devices";
-  return devices.map(deviceText).join("\n\n");
+  return devices.map((device) => deviceText(device)).join("\n\n");
 }
 
-/** One device: its flags, and a line for every tracker. */
-export function deviceText({ id, model, mdev, iommu, flags, migration, trackers }: DeviceCapabilities): string {
-  const behind = iommu === null ? "no system IOMMU" : `behind ${iommu.type}`;
+/**
+ * One device: its flags, and a line for every tracker.
+ * @param where it is; default: behind which IOMMU
+ */
+export function deviceText(
+  { id, model, mdev, iommu, flags, migration, trackers }: DeviceCapabilities,
+  where?: string,
+): string {
+  const behind = where ?? behindText(iommu);
   const can = migration === null ? ["can't migrate"] : migrationWords(migration);
   const rows = DEVICE_TRACKERS.map((kind) => {
     const tracker = trackers[kind];
@@ -28,6 +34,11 @@ export function deviceText({ id, model, mdev, iommu, flags, migration, trackers 
     `  real dirty track through attached container supported: ${yesNo(flags.tracksThroughContainer)}`,
     ...table([["tracker", "has it", "granules", ""], ...rows]).map((line) => `  ${line}`),
   ].join("\n");
+}
+
+function behindText(iommu: DeviceCapabilities["iommu"]): string {
+  if (iommu === null) return "no system IOMMU";
+  return iommu.type === "none" ? "behind an IOMMU that does not say what it is" : `behind ${iommu.type}`;
 }
 
 function migrationWords({ stopCopy, p2p, preCopy }: NonNullable<DeviceCapabilities["migration"]>): string[] {

@@ -122,6 +122,18 @@ describe("the report for people", () => {
     expect(text).toContain("stamps: 10 checked, vf0: 2 torn");
   });
 
+  it("puts what was foreseen beside what happened", () => {
+    const predicted = { converges: true, rounds: 3, downtimeMs: 20, movingMs: 1600, inTheWay: [], observedMs: 2000 };
+    expect(reportText({ ...REPORT, predicted })).toContain(
+      "  foreseen after 2.00 s: downtime 20 ms (was 23 ms), 3 rounds (2), total 1.60 s (1.50 s)\n",
+    );
+    const never = { ...predicted, converges: false, downtimeMs: null, movingMs: null, inTheWay: ["old0", "cpu"] };
+    expect(reportText({ ...REPORT, result: "failed", predicted: never })).toContain(
+      "  foreseen after 2.00 s: it does not converge, because of old0, cpu\n",
+    );
+    expect(reportText(REPORT)).not.toContain("foreseen");
+  });
+
   it("says what failed and what would work", () => {
     const text = reportText({
       ...REPORT,

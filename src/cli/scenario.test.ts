@@ -98,13 +98,31 @@ describe("a malformed scenario is refused with file, line, column and field", ()
       "an unknown model",
       "model: nic",
       "model: nick",
-      /^s\.yaml:9:7: machine\.devices\[0\]\.model: 'nick' is not known; did you mean 'nic'\? \(there are: mlx5, nic, blk, vgpu, replay, nvme, dma-engine\)/,
+      /^s\.yaml:9:7: machine\.devices\[0\]\.model: 'nick' is not known; did you mean 'nic'\? \(there are: mlx5, nic, blk, vgpu, replay, nvme, dma-engine, vfio-user\)/,
     ],
     [
       "a missing model",
       "model: nic",
       "p2pTargets: []",
-      /^s\.yaml:8:7: machine\.devices\[0\]\.model: is missing; one of mlx5, nic, blk, vgpu, replay, nvme, dma-engine goes here/,
+      /^s\.yaml:8:7: machine\.devices\[0\]\.model: is missing; one of mlx5, nic, blk, vgpu, replay, nvme, dma-engine, vfio-user goes here/,
+    ],
+    [
+      "a device of somebody else's that is nowhere",
+      "model: nic\n      iommu: iommu0",
+      "model: vfio-user",
+      /machine\.devices\[0\]\.socket: is missing: where it is served/,
+    ],
+    [
+      "a device of somebody else's that is to be served",
+      "model: nic\n      iommu: iommu0",
+      "model: vfio-user\n      serve: true",
+      /machine\.devices\[0\]\.serve: someone else serves it: give its socket instead/,
+    ],
+    [
+      "a log for a device in another process",
+      "model: nic\n      iommu: iommu0",
+      "model: mlx5\n      serve: true\n      dmaLogging: { maxRanges: 2 }",
+      /machine\.devices\[0\]\.dmaLogging: it is in another process, and its log is as its server has made it/,
     ],
     [
       "a driver's device that is to write to a peer",

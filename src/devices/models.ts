@@ -1,5 +1,5 @@
 import { UsageError } from "../errors.js";
-import type { DeviceDescription, DrivenModelName } from "../host/description.js";
+import type { DrivenModelName, ModelledDescription } from "../host/description.js";
 import { Blk, blkInfo } from "./blk.js";
 import { DmaEngine, dmaEngineInfo } from "./dma-engine/dma-engine.js";
 import { Mlx5, mlx5Info } from "./mlx5.js";
@@ -18,7 +18,7 @@ import { Vgpu, vgpuInfo } from "./vgpu.js";
  * What a device's model says of itself, without making one.
  * @param memoryBytes behind its BAR 2; 0: none. A vGPU's is its video memory, whatever is given.
  */
-export function modelInfo(description: DeviceDescription, memoryBytes: number): ModelInfo {
+export function modelInfo(description: ModelledDescription, memoryBytes: number): ModelInfo {
   switch (description.model) {
     case "mlx5":
       return mlx5Info(description, memoryBytes);
@@ -41,7 +41,7 @@ export function modelInfo(description: DeviceDescription, memoryBytes: number): 
  * Makes a device of its model. It is started by its host.
  * @throws UsageError `BAD_DISK_FILE` for a disk without its file
  */
-export function createModel(description: DeviceDescription, wiring: ModelWiring): DeviceModel {
+export function createModel(description: ModelledDescription, wiring: ModelWiring): DeviceModel {
   switch (description.model) {
     case "nvme":
       return new Nvme({
@@ -73,11 +73,11 @@ export function createWorkloadModel(description: WorkloadDescription, wiring: Mo
 }
 
 /** A device whose workload is built in. */
-export type WorkloadDescription = Exclude<DeviceDescription, { model: DrivenModelName }>;
+export type WorkloadDescription = Exclude<ModelledDescription, { model: DrivenModelName }>;
 
 const NVME_BLOCK_BYTES = 512;
 
-function fileOf({ id, file }: Extract<DeviceDescription, { model: "nvme" }>): string {
+function fileOf({ id, file }: Extract<ModelledDescription, { model: "nvme" }>): string {
   if (file !== undefined) return file;
   throw new UsageError(`the disk of '${id}' has no file`, { code: "BAD_DISK_FILE", remedy: "name one: file" });
 }

@@ -1,4 +1,4 @@
-import { type DeviceDescription, isServed, type MachineDescription } from "../host/description.js";
+import { type MachineDescription, type ModelledDescription, runsHere } from "../host/description.js";
 import type { DeviceSummary, Host } from "../host/host.js";
 import type { ReplaySchedule } from "../host/replay-schedule.js";
 import type { Arena } from "../memory/arena.js";
@@ -38,7 +38,7 @@ export interface EmulatedHostOptions {
 /** A device of the host: where it sits, and what lies behind its BAR. */
 interface Slot {
   readonly port: Port;
-  readonly description: DeviceDescription;
+  readonly description: ModelledDescription;
   readonly iommu: EmulatedSystemIommu | null;
   readonly memory: { readonly arena: Arena; readonly bytes: number } | null;
   opened: EmulatedVfioDevice | null;
@@ -74,7 +74,7 @@ export class EmulatedHost implements Host {
       ]),
     );
     description.devices.forEach((device, port) => {
-      if (isServed(device)) return;
+      if (!runsHere(device)) return;
       const bytes = deviceMemoryBytes(device, description);
       const slotMemory = bytes === 0 ? null : { arena: createArena(bytes), bytes };
       if (slotMemory !== null) this.physical.register(slotMemory.arena, { kind: "bar", port });

@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from "node:util";
 import { z } from "zod";
 import type { Platform } from "../memory/guest-memory.js";
 
@@ -115,6 +116,8 @@ const device = z.discriminatedUnion("model", [
       .refine((bytes) => Number.isInteger(Math.log2(bytes)), "a power of two")
       .default(2 ** 20),
   }),
+  /** Whatever someone else's server serves at its socket. */
+  z.strictObject({ model: z.literal("vfio-user"), ...common }),
 ]);
 
 /** Bytes: more than any driver's rings, and buffers for as many requests as it keeps open. */
@@ -148,7 +151,7 @@ function problemsOf(
   entry: z.output<typeof device>,
   { iommus, vcpus }: { iommus: readonly { readonly id: string }[]; vcpus: { readonly count: number } },
 ): { field: string; message: string }[] {
-  const behindOne = entry.model !== "vgpu";
+  const behindOne = entry.model !== "vgpu" && entry.model !== "vfio-user";
   const driven = drivenModel(entry) === undefined ? [] : drivenProblems(entry, vcpus);
   if (!isServed(entry)) {
     const lacks = behindOne && !iommus.some((candidate) => candidate.id === entry.iommu);
@@ -157,6 +160,7 @@ function problemsOf(
     const needsSocket = "it is for a device in another process: give a socket as well";
     return [
       ...driven,
+      ...(entry.model === "vfio-user" ? [{ field: "socket", message: "is missing: where it is served" }] : []),
       ...(lacks ? [{ field: "iommu", message: `${which} (there are: ${there})` }] : []),
       ...(entry.destinationSocket === undefined ? [] : [{ field: "destinationSocket", message: needsSocket }]),
       ...(entry.dma === undefined ? [] : [{ field: "dma", message: needsSocket }]),
@@ -168,11 +172,17 @@ function problemsOf(
       ? [{ field: "model", message: `${isElsewhere}, and traces are replayed in this one` }]
       : []),
     ...driven,
+    ...(entry.model === "vfio-user" && entry.serve === true
+      ? [{ field: "serve", message: "someone else serves it: give its socket instead" }]
+      : []),
     ...(behindOne && entry.iommu !== undefined
       ? [{ field: "iommu", message: `${isElsewhere}, behind no IOMMU of this machine` }]
       : []),
     ...(entry.model === "vgpu" && entry.sharedTracker
       ? [{ field: "sharedTracker", message: `${isElsewhere}, and shares no tracker` }]
+      : []),
+    ...(entry.model === "mlx5" && !isDeepStrictEqual(entry.dmaLogging, dmaLogging.parse({}))
+      ? [{ field: "dmaLogging", message: `${isElsewhere}, and its log is as its server has made it` }]
       : []),
     ...(entry.p2pTargets.length > 0 ? [{ field: "p2pTargets", message: `${isElsewhere}, and reaches no peer` }] : []),
     ...(entry.serve === true && entry.socket !== undefined
@@ -285,5 +295,12 @@ export type PassthroughDescription = z.output<typeof passthroughSchema>;
 export type MachineDescription = z.output<typeof machineSchema>;
 export type DeviceDescription = MachineDescription["devices"][number];
 export type IommuDescription = MachineDescription["iommus"][number];
+/** A device of one of Dirtmap's own models. */
+export type ModelledDescription = Exclude<DeviceDescription, { model: "vfio-user" }>;
+
+/** True for a device that runs in this process: it has a model then. */
+export function runsHere(entry: DeviceDescription): entry is ModelledDescription {
+  return !isServed(entry);
+}
 export type DeviceModelName = DeviceDescription["model"];
 export type IommuFormatName = (typeof IOMMU_FORMATS)[number];

@@ -9,3 +9,8 @@ export function controlPath(path: string): string {
 export function isControlPath(path: string): boolean {
   return path.endsWith(CONTROL);
 }
+
+/** The path of the device's own socket. Of that, itself. */
+export function devicePath(path: string): string {
+  return isControlPath(path) ? path.slice(0, -CONTROL.length) : path;
+}

@@ -228,7 +228,7 @@ describe("a dashboard with a token", () => {
     const page = await ask("/", { headers: { accept: "text/html" } });
     expect([page.status, page.headers.get("location")]).toEqual([303, "/login.html"]);
     const login = (token: string) => ask("/login", { method: "POST", body: new URLSearchParams({ token }) });
-    expect((await login("nonsense")).headers.get("location")).toBe("/login.html?wrong");
+    expect((await login("nonsense")).headers.get("location")).toBe("/login.html#wrong");
     const cookie = (await login(TOKEN)).headers.get("set-cookie")?.split(";")[0] ?? "";
     expect((await ask("/", { headers: { cookie } })).status).toBe(200);
     expect(

@@ -44,7 +44,8 @@ interface Watched {
   readonly memory: Uint8Array;
   /** Per page, the regions through which the server may write it now. */
   readonly writers: Int32Array;
-  readonly pattern: (page: number) => Uint8Array;
+  /** What each page holds that it may not write. */
+  readonly patterns: readonly Uint8Array[];
 }
 
 /** An eventfd counts up to here, and a write then waits: 2^64 - 2. */
@@ -95,10 +96,12 @@ export class ClientFiles implements Disposable {
       const watched: Watched = {
         memory,
         writers: new Int32Array(WATCHED_PAGES),
-        pattern: (page) => Buffer.alloc(PAGE_SIZE, Uint8Array.of(0xca, 0x7a, index, page)),
+        patterns: Array.from({ length: WATCHED_PAGES }, (_, page) =>
+          Buffer.alloc(PAGE_SIZE, Uint8Array.of(0xca, 0x7a, index, page)),
+        ),
       };
       this.#watched.set(name, watched);
-      for (let page = 0; page < WATCHED_PAGES; page++) memory.set(watched.pattern(page), page * PAGE_SIZE);
+      for (const [page, pattern] of watched.patterns.entries()) memory.set(pattern, page * PAGE_SIZE);
     }
     this.#fds.set("eventfd", eventFd.fd);
     this.#fds.set("full-eventfd", full.fd);
@@ -130,11 +133,11 @@ export class ClientFiles implements Disposable {
 
   /** The first page that was written without permission; undefined: none was. */
   trespass(): string | undefined {
-    for (const [name, { memory, writers, pattern }] of this.#watched) {
+    for (const [name, { memory, writers, patterns }] of this.#watched) {
       for (let page = 0; page < WATCHED_PAGES; page++) {
         if (writers[page] !== 0) continue;
         const found = memory.subarray(page * PAGE_SIZE, (page + 1) * PAGE_SIZE);
-        if (Buffer.compare(found, pattern(page)) !== 0)
+        if (Buffer.compare(found, patterns[page]) !== 0)
           return `page ${page} of '${name}' was written, and is not mapped`;
       }
     }
@@ -159,7 +162,7 @@ export class ClientFiles implements Disposable {
     if (watched === undefined) return;
     for (let i = page; i < page + pages; i++) {
       watched.writers[i] += by;
-      if (by < 0 && watched.writers[i] === 0) watched.memory.set(watched.pattern(i), i * PAGE_SIZE);
+      if (by < 0 && watched.writers[i] === 0) watched.memory.set(watched.patterns[i], i * PAGE_SIZE);
     }
   }
 }

@@ -7,7 +7,7 @@ export const HEADER_BYTES = vfio_user_header.size;
 
 /** No answer of a server is longer: a bitmap of 64 MiB, and what is before it. */
 const MAX_MESSAGE = 65 * 2 ** 20;
-const FIRST_BUFFER = 2 ** 20;
+const FIRST_BUFFER = 2 ** 16;
 
 /** A server that neither takes nor says anything for this long hangs. */
 export const HANG_MS = 15_000;

@@ -22,6 +22,9 @@ const SAMPLE_EVERY = 20_000;
 /** What a server may grow by from the first samples on: its heap and its compiled code are no leaks. */
 const MAX_GROWTH = { rssBytes: 96 * 2 ** 20, descriptors: 2, mappings: 400 } as const;
 
+/** After this long what was under way is done. */
+const SETTLE_MS = 2000;
+
 /** Shrinking ends after as many attempts, or as long. */
 const MAX_SHRINK_RUNS = 150;
 const MAX_SHRINK_MS = 60_000;
@@ -91,8 +94,16 @@ export async function fuzz(options: FuzzOptions): Promise<FuzzResult> {
     after = bench.usage();
     onProgress?.(messages, after);
     if (before === undefined && messages >= options.messages / 10) before = after;
+    if (before !== undefined && growth(before, after) !== undefined) {
+      // The last connections may not be closed yet, and garbage not collected.
+      await new Promise((resolve) => setTimeout(resolve, SETTLE_MS));
+      after = bench.usage();
+    }
     const grown = before === undefined ? undefined : growth(before, after);
-    if (grown !== undefined) throw new FuzzFailure({ model, dma, seed: runSeed }, grown, []);
+    if (grown !== undefined) {
+      const what = `${grown}; open are ${bench.descriptors().join(", ")}`;
+      throw new FuzzFailure({ model, dma, seed: runSeed }, what, []);
+    }
   }
   return { messages, seconds: (performance.now() - began) / 1000, before: before ?? after, after, tally };
 }
@@ -124,6 +135,10 @@ class Bench implements AsyncDisposable {
 
   usage(): Usage {
     return this.#server.usage();
+  }
+
+  descriptors(): string[] {
+    return this.#server.descriptors();
   }
 
   /** A run of made-up operations, which are added to `done`. */

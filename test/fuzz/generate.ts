@@ -41,6 +41,7 @@ import {
 } from "../../src/uapi/vfio-user.js";
 import type { Random } from "../support/random.js";
 import { FILE_BYTES, WATCHED_PAGES } from "./client-files.js";
+import { busMaster, type Driver, driverOf, type RegisterWrite } from "./drivers.js";
 import { STATE_NUMBERS } from "./mig-arcs.js";
 import {
   DESCRIPTORS,
@@ -92,8 +93,8 @@ const WRONG_VERSIONS: readonly string[] = [
   "\xff\xfe\0",
 ];
 
-const REGION_CONFIG = 7;
-const REGION_BAR2 = 2;
+/** Entries of a ring that are filled at a time. */
+const FILLED_ENTRIES = 32;
 /** Commands of which only the answer tells what they have done. */
 const ANSWER_TELLS: ReadonlySet<number> = new Set([
   VFIO_USER_COMMAND.DMA_UNMAP,
@@ -102,15 +103,6 @@ const ANSWER_TELLS: ReadonlySet<number> = new Set([
   VFIO_USER_COMMAND.MIG_DATA_WRITE,
 ]);
 
-/** BAR 0 of the workload's models: see docs/vfio-user.md. */
-const BUFFERS = 0x40;
-const BUFFER_TABLE = 0x100;
-/** NVMe 1.4, 3.1. */
-const NVME = { CC: 0x14, AQA: 0x24, ASQ: 0x28, ACQ: 0x30, DOORBELLS: 0x1000, ENABLE: 0x00460001 } as const;
-
-/** Of the DMA engine's, in docs/dma-engine.md: registers of BAR 0, and doorbells of BAR 2. */
-const ENGINE = { CONTROL: 0x10, RING: 0x20, COMPLETIONS: 0x30, TAIL: 0, HEAD: 4 } as const;
-
 /**
  * Makes up what a client does next, from what the server must know by then: mostly right, often almost right, sometimes
  * noise. Several operations at once where one alone would lead to nothing.
@@ -118,6 +110,7 @@ const ENGINE = { CONTROL: 0x10, RING: 0x20, COMPLETIONS: 0x30, TAIL: 0, HEAD: 4 
 export class Generator {
   readonly #random: Random;
   readonly #oracle: Oracle;
+  readonly #driver: Driver;
   /** Operations that belong together with the last one. */
   #ready: Operation[] = [];
   #on: Slot = MAIN;
@@ -125,6 +118,7 @@ export class Generator {
   constructor(random: Random, oracle: Oracle) {
     this.#random = random;
     this.#oracle = oracle;
+    this.#driver = driverOf(oracle.facts.model);
   }
 
   next(): Operation {
@@ -153,7 +147,7 @@ export class Generator {
     if (rare < 15) return { kind: "answer-dma", how: this.#dmaAnswer() };
     if (open.length === 0) return { kind: "connect", on: random.pick(closed) };
     // For a while the same: what is under way on one connection is waited for before another is used.
-    if (!this.#has(this.#on) || random.chance(2)) this.#on = random.chance(85) ? MAIN : random.pick(open);
+    if (!this.#has(this.#on) || random.below(150) === 0) this.#on = random.chance(85) ? MAIN : random.pick(open);
     const on = this.#has(this.#on) ? this.#on : random.pick(open);
     if (rare < 17) return this.#wrongHeader(on);
     return this.#message(on);
@@ -598,99 +592,28 @@ export class Generator {
   /** What a driver does so that the device does DMA: into what is mapped, or is not. */
   #program(on: Slot): Operation {
     const random = this.#random;
-    const at = () => (random.chance(85) ? this.#mapped() : this.#address());
-    const u32 = (value: number) => new Uint8Array(Uint32Array.of(value).buffer);
-    const u64 = (value: bigint) => new Uint8Array(BigUint64Array.of(BigInt.asUintN(64, value)).buffer);
-    const master = this.#write(on, REGION_CONFIG, 4n, u32(random.chance(95) ? 7 : 0));
-    let steps: Operation[];
-    if (this.#oracle.facts.model === "nvme") {
-      const enable = [
-        this.#write(on, 0, BigInt(NVME.CC), u32(0)),
-        this.#write(on, 0, BigInt(NVME.AQA), u32(random.chance(95) ? 0x001f001f : random.below(2 ** 31))),
-        this.#write(on, 0, BigInt(NVME.ASQ), u64(at())),
-        this.#write(on, 0, BigInt(NVME.ACQ), u64(at())),
-        this.#write(on, 0, BigInt(NVME.CC), u32(NVME.ENABLE)),
-      ];
-      const ring = () =>
-        this.#write(on, 0, BigInt(NVME.DOORBELLS + 4 * random.pick([0, 0, 0, 1, 2, 3, 4, 5])), u32(random.below(33)));
-      steps = [...(random.chance(40) ? enable : []), this.#fill(), this.#fill(), ring(), ring(), ring()];
-    } else if (this.#oracle.facts.model === "dma-engine") {
-      const entries = () => random.pick([2, 4, 64, 64, 64, 4096, random.below(8192)]);
-      const ringOf = () => joined(u64(at()), u32(entries()));
-      const enable = [
-        this.#write(on, 0, BigInt(ENGINE.CONTROL), u32(0)),
-        ...[ENGINE.RING, ENGINE.COMPLETIONS].flatMap((register) => {
-          const ring = ringOf();
-          return [
-            this.#write(on, 0, BigInt(register), ring.subarray(0, 8)),
-            this.#write(on, 0, BigInt(register + 8), ring.subarray(8)),
-          ];
-        }),
-        this.#write(on, 0, BigInt(ENGINE.CONTROL), u32(1)),
-      ];
-      const tail = () => this.#write(on, REGION_BAR2, BigInt(ENGINE.TAIL), u32(random.below(65)));
-      const head = () => this.#write(on, REGION_BAR2, BigInt(ENGINE.HEAD), u32(random.below(8)));
-      steps = [...(random.chance(40) ? enable : []), this.#fill(), this.#fill(), tail(), tail(), head()];
-    } else {
-      const used = random.between(0, 4);
-      const table = Array.from({ length: used }, () => joined(u64(at()), u64(BigInt(random.between(1, 3)) * PAGE)));
-      steps = [
-        this.#write(on, 0, BigInt(BUFFER_TABLE), joined(...table)),
-        this.#write(on, 0, BigInt(BUFFERS), u32(used)),
-      ];
-    }
-    this.#ready.push(...steps);
-    return master;
+    const writes = this.#driver.program({ random, address: () => this.#reachable() });
+    const asOperation = ({ region, offset, data }: RegisterWrite) => this.#write(on, region, BigInt(offset), data);
+    this.#ready.push(this.#fill(), this.#fill(), ...writes.map(asOperation));
+    return asOperation(busMaster(random.chance(95)));
   }
 
-  /** Commands for an NVMe controller or descriptors for a DMA engine, or noise, where the device reads. */
+  /** Work for the device, where it may look for it. */
   #fill(): Operation {
     const random = this.#random;
     const regions = this.#oracle.regions.filter(({ file, writeable }) => file !== undefined && writeable);
     if (regions.length === 0) return { kind: "fill", file: "memfd", offset: 0, bytes: new Uint8Array(0) };
     const { file, size } = random.pick(regions);
     const page = random.below(Math.min(WATCHED_PAGES, Number(size / PAGE)));
-    const bytes = new Uint8Array(32 * 64);
-    for (let at = 0; at < bytes.byteLength; at += 64) {
-      const isEngine = this.#oracle.facts.model === "dma-engine";
-      bytes.set(isEngine ? joined(this.#descriptor(), this.#descriptor()) : this.#nvmeCommand(), at);
-    }
-    return { kind: "fill", file: file?.name ?? "memfd", offset: Number(file?.offset ?? 0n) + page * PAGE_SIZE, bytes };
+    const source = { random, address: () => this.#reachable() };
+    const entries = Array.from({ length: FILLED_ENTRIES }, () => this.#driver.entry(source));
+    const offset = Number(file?.offset ?? 0n) + page * PAGE_SIZE;
+    return { kind: "fill", file: file?.name ?? "memfd", offset, bytes: joined(...entries) };
   }
 
-  #nvmeCommand(): Uint8Array {
-    const random = this.#random;
-    if (random.chance(5)) return this.#noise(64);
-    const command = new Uint8Array(64);
-    const view = new DataView(command.buffer);
-    view.setUint8(0, random.pick([0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 1, 2, 5, 1, random.below(256)]));
-    view.setUint8(1, random.pick([0, 0, 0, 0x40, random.below(256)]));
-    view.setUint16(2, random.below(65536), true);
-    view.setUint32(4, random.pick([0, 1, 1, 1, 0xffffffff]), true);
-    const address = () => this.#mapped() + BigInt(random.pick([0, 0, 0, 4, 512, 0xff8, 1]));
-    view.setBigUint64(24, BigInt.asUintN(64, address()), true);
-    view.setBigUint64(32, BigInt.asUintN(64, random.chance(70) ? address() : 0n), true);
-    view.setUint32(40, random.pick([0, 1, 2, 0x001f0001, 0x001f0002, random.below(2 ** 31)]), true);
-    view.setUint32(44, random.pick([0, 1, 0x00010001, 0x00020001, random.below(65536)]), true);
-    view.setUint32(48, random.pick([0, 1, 7, 8, 0xffff, random.below(2 ** 31)]), true);
-    return command;
-  }
-
-  #descriptor(): Uint8Array {
-    const random = this.#random;
-    if (random.chance(5)) return this.#noise(32);
-    const bytes = new Uint8Array(32);
-    const view = new DataView(bytes.buffer);
-    const flags = random.pick([0, 0, 0, 1, 2, 3, 4, 8, 12, random.below(256)]);
-    view.setUint8(0, random.pick([1, 1, 1, 2, 2, random.below(256)]));
-    view.setUint8(1, flags);
-    view.setUint32(4, random.pick([1, 8, 100, 4096, 10_000, 0, random.below(2 ** 25)]), true);
-    const address = () => BigInt.asUintN(64, this.#mapped() + BigInt(random.pick([0, 0, 1, 8, 0xff8, -1])));
-    const local = () => BigInt(random.pick([4096, 8192, 65535, 100, random.below(2 ** 17)]));
-    view.setBigUint64(8, (flags & 4) === 0 ? address() : local(), true);
-    view.setBigUint64(16, (flags & 8) === 0 ? address() : local(), true);
-    view.setUint32(24, random.below(2 ** 31), true);
-    return bytes;
+  /** An address in the client's memory, mostly. */
+  #reachable(): bigint {
+    return this.#random.chance(85) ? this.#mapped() : this.#address();
   }
 
   #argsz(least: number): number {
@@ -702,7 +625,9 @@ export class Generator {
   }
 
   #noise(bytes: number): Uint8Array {
-    return Uint8Array.from({ length: bytes }, () => this.#random.below(256));
+    const noise = new Uint8Array(bytes);
+    for (let i = 0; i < bytes; i++) noise[i] = this.#random.below(256);
+    return noise;
   }
 
   #structure<Of extends Fields>(
@@ -725,7 +650,16 @@ export class Generator {
   ): MessageOperation {
     const random = this.#random;
     const cuts = random.chance(4) ? [random.between(1, 15 + payload.byteLength)] : [];
-    return { kind: "message", on, command, flags: 0, payload, descriptors, cuts, waits: waits || random.chance(2) };
+    return {
+      kind: "message",
+      on,
+      command,
+      flags: 0,
+      payload,
+      descriptors,
+      cuts,
+      waits: waits || random.below(200) === 0,
+    };
   }
 }
 

@@ -597,8 +597,9 @@ export class Oracle {
       outcomes: ["none"],
       closes: false,
       check: (answer) => {
-        if (answer.byteLength < 8 || answer.byteLength > 8 + size) return `${answer.byteLength} bytes came`;
-        return u32(answer, 4) === answer.byteLength - 8 ? undefined : `${u32(answer, 4)} bytes are said to have come`;
+        // As long as what was asked for, whatever came.
+        if (answer.byteLength !== 8 + size) return `${answer.byteLength} bytes came`;
+        return u32(answer, 4) <= size ? undefined : `${u32(answer, 4)} bytes are said to have come`;
       },
       ...(this.#reading === null ? {} : { observe: (_how, answer) => this.#read(answer, size) }),
     };
@@ -606,8 +607,9 @@ export class Oracle {
 
   #read(answer: Uint8Array, size: number): void {
     if (this.#reading === null || answer.byteLength < 8) return;
-    this.#reading.push(answer.slice(8));
-    if (answer.byteLength - 8 === size) return;
+    const came = u32(answer, 4);
+    this.#reading.push(answer.slice(8, 8 + came));
+    if (came === size) return;
     this.images.push(new Uint8Array(Buffer.concat(this.#reading)));
     if (this.images.length > MAX_IMAGES) this.images.shift();
     this.#reading = null;

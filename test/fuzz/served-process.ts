@@ -6,6 +6,7 @@ import {
   openSync,
   readdirSync,
   readFileSync,
+  readlinkSync,
   rmSync,
   truncateSync,
   writeFileSync,
@@ -13,12 +14,24 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { servableModel } from "../../src/devices/servable-models.js";
 import { within } from "../../src/threads/within.js";
 import type { DmaMode } from "../../src/vfio-user/server/client-memory.js";
 
 const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
 const START_MS = 30_000;
 const DISK_BYTES = 2 ** 20;
+
+/** Stands for the path of a disk's contents. */
+const FILE = "file";
+
+/** Options of models, of those that have them: little memory, so that its edges are met, and little traffic. */
+const OPTIONS: ReadonlyMap<string, string> = new Map([
+  ["rate", "0.05"],
+  ["memory", "64K"],
+  ["vram", "256K"],
+  ["file", FILE],
+]);
 
 /** What a process takes of the machine. */
 export interface Usage {
@@ -45,16 +58,15 @@ export class ServedProcess implements AsyncDisposable {
   static async start(model: string, dma: DmaMode): Promise<ServedProcess> {
     const directory = mkdtempSync(join(tmpdir(), "dirtmap-fuzz-"));
     const log = openSync(join(directory, "log"), "a");
-    const options: string[] = [];
+    const disk = join(directory, "disk");
     if (model === "nvme") {
-      writeFileSync(join(directory, "disk"), "");
-      truncateSync(join(directory, "disk"), DISK_BYTES);
-      options.push(`file=${join(directory, "disk")}`);
+      writeFileSync(disk, "");
+      truncateSync(disk, DISK_BYTES);
     }
-    if (model === "vgpu") options.push("vram=256K");
-    if (model === "dma-engine") options.push("memory=64K");
-    else if (model !== "nvme") options.push("rate=5");
-    if (model === "mlx5") options.push("memory=64K");
+    const options = servableModel(model).options.flatMap(({ name }) => {
+      const value = name === "file" && model !== "nvme" ? undefined : OPTIONS.get(name);
+      return value === undefined ? [] : [`${name}=${value === FILE ? disk : value}`];
+    });
     const args = [PROGRAM, "device", model, "--socket", join(directory, "device"), "--dma", dma, "--until-stdin-ends"];
     const child = spawn(process.execPath, [...args, ...options.flatMap((option) => ["--option", option])], {
       stdio: ["pipe", log, log],
@@ -85,8 +97,9 @@ export class ServedProcess implements AsyncDisposable {
   /** The server, or its device, has come to an end that no client may bring about. */
   get failure(): string | undefined {
     if (!this.isAlive) return `the server has ended: ${this.log.slice(-2000)}`;
-    const line = /^.* has failed, until it is reset: .*/ms.exec(this.log);
-    return line === null ? undefined : line[0].slice(0, 2000);
+    const { log } = this;
+    const at = log.indexOf(" has failed, until it is reset: ");
+    return at < 0 ? undefined : log.slice(log.lastIndexOf("\n", at) + 1, at + 2000);
   }
 
   usage(): Usage {
@@ -97,6 +110,19 @@ export class ServedProcess implements AsyncDisposable {
       descriptors: readdirSync(`${proc}/fd`).length,
       mappings: readFileSync(`${proc}/maps`, "utf8").split("\n").length - 1,
     };
+  }
+
+  /** What its descriptors open. */
+  descriptors(): string[] {
+    const proc = `/proc/${this.#child.pid}/fd`;
+    return readdirSync(proc).flatMap((fd) => {
+      try {
+        return readlinkSync(join(proc, fd));
+      } catch {
+        // Closed since.
+        return [];
+      }
+    });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, existsSync, mkdirSync, openSync, readFileSync, symlinkSync } from "node:fs";
+import { closeSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, symlinkSync } from "node:fs";
 import { connect, type Socket } from "node:net";
 import { join } from "node:path";
 import { MissingError } from "../vm/missing.js";
@@ -42,16 +42,13 @@ export function makeShellInitramfs(root: string, work: string): string {
   for (const folder of ["bin", "proc", "sys", "dev", "tmp"]) mkdirSync(join(tree, folder), { recursive: true });
   symlinkSync(busybox, join(tree, "bin/busybox"));
   symlinkSync(join(sources, "init"), join(tree, "init"));
-  const program = join(tree, "bin/direct-reads");
-  const compiled = spawnSync(
-    "cc",
-    ["-O2", "-Wall", "-Werror", "-static", "-o", program, join(sources, "direct-reads.c")],
-    {
-      encoding: "utf8",
-    },
-  );
-  if (compiled.error) throw new MissingError("no C compiler", "install the packages gcc and libc6-dev");
-  if (compiled.status !== 0) throw new Error(`cc failed: ${compiled.stderr}`);
+  for (const source of readdirSync(sources).filter((name) => name.endsWith(".c"))) {
+    const program = join(tree, "bin", source.slice(0, -2));
+    const options = ["-O2", "-Wall", "-Werror", "-static", "-o", program, join(sources, source)];
+    const compiled = spawnSync("cc", options, { encoding: "utf8" });
+    if (compiled.error) throw new MissingError("no C compiler", "install the packages gcc and libc6-dev");
+    if (compiled.status !== 0) throw new Error(`cc failed: ${compiled.stderr}`);
+  }
   const archive = join(work, "initramfs.cpio");
   const output = openSync(archive, "w");
   const packed = spawnSync("sh", ["-c", "find . | cpio -o -L -H newc --quiet"], {

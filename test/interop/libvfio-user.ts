@@ -19,9 +19,9 @@ export function findLibvfioUser(): LibvfioUser {
   const folder = process.env.DIRTMAP_LIBVFIO_USER;
   if (!folder) throw new MissingError("no libvfio-user", GETTING_IT);
   const found = {
-    include: join(folder, "src/include"),
-    library: join(folder, "build/lib"),
-    samples: join(folder, "build/samples"),
+    include: join(folder, "library/src/include"),
+    library: join(folder, "library/build/lib"),
+    samples: join(folder, "samples/build/samples"),
   };
   for (const path of [join(found.include, "libvfio-user.h"), join(found.library, "libvfio-user.so"), found.samples]) {
     if (!existsSync(path)) throw new MissingError(`DIRTMAP_LIBVFIO_USER: there is no ${path}`, GETTING_IT);

@@ -14,7 +14,7 @@ import { Child } from "../support/child.js";
 const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
 
 const folder = mkdtempSync(join(tmpdir(), "dirtmap-recording-"));
-const scenario = join(folder, "tiny.yaml");
+const scenario = join(folder, "recorded.yaml");
 const path = join(folder, "evidence.db");
 beforeAll(() => {
   writeFileSync(
@@ -78,7 +78,7 @@ describe("a migration", () => {
   it("can be followed while it runs, and is kept as cancelled where it was", async () => {
     await using source = migrate(...SLOWLY, "--store", path);
     await source.complained(/round 0/);
-    const [header] = (await openFeeds()).filter(({ scenario }) => scenario === "tiny");
+    const [header] = (await openFeeds()).filter(({ scenario }) => scenario === "recorded");
     expect(header).toMatchObject({ kind: "migration", memoryBytes: 16 * 2 ** 20, downtimeLimitMs: 20 });
     using feed = await followFeed(header.run);
     source.kill("SIGINT");

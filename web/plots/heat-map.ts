@@ -26,6 +26,8 @@ export class HeatMap {
   readonly #ends: HTMLElement;
   readonly #legend: HTMLElement;
   #scale = heatScale();
+  /** The most pages of a cell, per column of the owner that is shown. */
+  #most = { owner: ALL, of: new WeakMap<ReadColumn, number>() };
   /** What is painted: the last column of it, and how. */
   #painted: { last: ReadColumn | undefined; first: ReadColumn | undefined; max: number; owner: string } | null = null;
   #cursor: { column: number; bucket: number } | null = null;
@@ -100,7 +102,7 @@ export class HeatMap {
   /** Brings the picture of cells up to date: the new column alone, if that is all that differs. */
   #paintCells(columns: readonly ReadColumn[]): void {
     const owner = this.#select.value;
-    const max = roundedUp(Math.max(1, ...columns.map((column) => maxOf(heatOf(column, owner)))));
+    const max = roundedUp(Math.max(1, ...columns.map((column) => this.#maxOf(column, owner))));
     const [first, last] = [columns[0], columns.at(-1)];
     const painted = this.#painted;
     if (painted?.last === last && painted?.owner === owner && painted.max === max && painted.first === first) return;
@@ -121,6 +123,15 @@ export class HeatMap {
     }
     this.#painted = { first, last, max, owner };
     setText(this.#legend.lastElementChild as Element, `${formatCount(max)} pages or more`);
+  }
+
+  #maxOf(column: ReadColumn, owner: string): number {
+    if (this.#most.owner !== owner) this.#most = { owner, of: new WeakMap() };
+    const known = this.#most.of.get(column);
+    if (known !== undefined) return known;
+    const max = maxOf(heatOf(column, owner));
+    this.#most.of.set(column, max);
+    return max;
   }
 
   #paintColumn(columns: readonly ReadColumn[], index: number, owner: string, max: number): void {

@@ -54,6 +54,7 @@ export class LineChart {
     signal.addEventListener("abort", () => {
       resized.disconnect();
       this.#plot?.destroy();
+      this.#plot = null;
     });
   }
 

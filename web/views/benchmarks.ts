@@ -1,6 +1,6 @@
 import { type BenchmarkSummary, get } from "../api.js";
 import { type Column, dataTable, emptyState, h, section } from "../dom.js";
-import { formatMs, formatShare, formatSize } from "../format.js";
+import { formatMs, formatSize } from "../format.js";
 import { type Shown, timeOf, type ViewContext } from "./view.js";
 
 /*
@@ -13,8 +13,13 @@ interface Recommended {
   readonly model?: string;
   readonly tracker?: string;
   readonly granule?: number | null;
-  readonly domain?: unknown;
-  readonly margin?: number | null;
+  readonly domain?: string | null;
+  readonly figures?: { readonly downtimeMs?: number | null; readonly readMs?: number | null };
+  /** Against the second best. */
+  readonly margin?: {
+    readonly over?: { readonly tracker?: string; readonly granule?: number | null };
+    readonly text?: string;
+  } | null;
   readonly reason?: string;
 }
 
@@ -80,14 +85,11 @@ function recommendationSection(devices: readonly Recommended[]): HTMLElement {
     { title: "Model", cell: ({ model }) => model ?? "–" },
     { title: "Tracker", cell: ({ tracker }) => h("b", {}, tracker ?? "–") },
     { title: "Granule", numeric: true, cell: ({ granule }) => (granule == null ? "–" : formatSize(granule)) },
-    { title: "Domain", cell: ({ domain }) => (typeof domain === "string" ? domain : "–") },
-    {
-      title: "Ahead by",
-      hint: "of the second best",
-      numeric: true,
-      cell: ({ margin }) => (margin == null ? "–" : formatShare(margin)),
-    },
+    { title: "Domain", cell: ({ domain }) => domain ?? "–" },
+    { title: "Downtime", hint: "estimated", numeric: true, cell: ({ figures }) => milliseconds(figures?.downtimeMs) },
+    { title: "A read takes", numeric: true, cell: ({ figures }) => milliseconds(figures?.readMs) },
     { title: "Why", cell: ({ reason }) => h("span", { class: "prose" }, reason ?? "") },
+    { title: "Second best", cell: ({ margin }) => h("span", { class: "prose" }, secondBest(margin)) },
   ];
   const how = h("p", { class: "about" }, "To migrate by it: ", h("code", {}, "npx dirtmap recommend"), " says how.");
   return section(
@@ -96,6 +98,16 @@ function recommendationSection(devices: readonly Recommended[]): HTMLElement {
     dataTable("Recommended trackers", columns, devices),
     how,
   );
+}
+
+function milliseconds(value: number | null | undefined): string {
+  return value == null ? "–" : formatMs(value);
+}
+
+function secondBest(margin: Recommended["margin"]): string {
+  if (margin == null) return "there is no other";
+  const { tracker = "", granule } = margin.over ?? {};
+  return `${tracker}${granule == null ? "" : ` at ${formatSize(granule)}`}: ${margin.text ?? ""}`;
 }
 
 /** One benchmark. */

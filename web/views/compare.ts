@@ -99,7 +99,7 @@ function figuresTable(left: PastRun, right: PastRun): HTMLElement {
     amount("Reading trackers", ({ report }) => report.devices?.reduce((sum, { readMs }) => sum + readMs, 0), formatMs),
   ];
   const columns: Column<Row>[] = [
-    { title: "", cell: ([name]) => name },
+    { title: "Figure", cell: ([name]) => name },
     { title: `Run ${left.id}`, numeric: true, cell: ([, value]) => value },
     { title: `Run ${right.id}`, numeric: true, cell: ([, , value]) => value },
     { title: "Difference", numeric: true, cell: ([, , , value]) => value },

@@ -179,19 +179,22 @@ function makeLive(content: HTMLElement, run: LiveRun, signal: AbortSignal): () =
     section("Devices", null, owners.element),
   );
   let version = -1;
+  let isOver = false;
   return () => {
     showEnd(after, run.stored);
-    if (model.version === version) return;
+    const over = run.stored !== undefined;
+    if (model.version === version && over === isOver) return;
     version = model.version;
+    isOver = over;
     setText(
       lost,
       model.lost === 0 ? "" : `${model.lost} events were left out: they came faster than they could be shown.`,
     );
     figures.draw();
     rounds.draw();
-    rates.draw();
+    rates.draw(over);
     heat.draw();
-    owners.draw(run.stored !== undefined);
+    owners.draw(over);
   };
 }
 

@@ -8,8 +8,9 @@ import { type Owner, PAGE_SIZE, type RoundReport, type RunModel, rateOf } from "
  * The parts that views of a run share: rounds, devices, dirty rates.
  */
 
-/** The tables of devices and of rates are brought up to date so often: faster is no easier to read. */
+/** The table of devices, and the chart of rates, are brought up to date so often: faster is no easier to read. */
 const TABLE_MS = 500;
+const CHART_MS = 250;
 
 /** Dirty rates over time, the owners with most pages each with a line, the rest as one. */
 export class RateChart {
@@ -20,13 +21,15 @@ export class RateChart {
   #owners = "";
   #top: Owner[] = [];
   #rest: Owner[] = [];
+  /** Draws, now and then; at once if that is asked for. */
+  readonly draw = paced(CHART_MS, () => this.#draw());
 
   constructor(model: RunModel, signal: AbortSignal) {
     this.#model = model;
     this.#signal = signal;
   }
 
-  draw(): void {
+  #draw(): void {
     const { columns, owners } = this.#model;
     this.#choose([...owners.values()]);
     const x = columns.map(({ atMs }) => atMs / 1000);
@@ -124,17 +127,15 @@ export class OwnersTable {
     string,
     { owner: Owner; cells: Record<"rate" | "share" | "reported" | "exclusive" | "reading", HTMLElement> }
   >();
-  #drawnAt = Number.NEGATIVE_INFINITY;
+  /** Brings it up to date, now and then; at once if that is asked for. */
+  readonly draw = paced(TABLE_MS, () => this.#draw());
 
   constructor(model: RunModel) {
     this.#model = model;
     this.element = h("div");
   }
 
-  /** @param now at once, however short ago the last time was */
-  draw(now = false): void {
-    if (!now && performance.now() - this.#drawnAt < TABLE_MS) return;
-    this.#drawnAt = performance.now();
+  #draw(): void {
     const { owners, columns } = this.#model;
     if (owners.size !== this.#rows.size) this.#make();
     const last = columns.at(-1);
@@ -207,4 +208,25 @@ export function costTable(model: RunModel): HTMLElement {
     },
   ];
   return dataTable("What the trackers cost", columns, [...model.owners.values()]);
+}
+
+/** Lets something through at most so often. What was held back comes at the end of the pause. */
+function paced(ms: number, draw: () => void): (now?: boolean) => void {
+  let drawnAt = Number.NEGATIVE_INFINITY;
+  let isHeld = false;
+  return (now = false) => {
+    const wait = drawnAt + ms - performance.now();
+    if (!now && wait > 0) {
+      if (isHeld) return;
+      isHeld = true;
+      setTimeout(() => {
+        isHeld = false;
+        drawnAt = performance.now();
+        draw();
+      }, wait);
+      return;
+    }
+    drawnAt = performance.now();
+    draw();
+  };
 }

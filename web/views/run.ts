@@ -43,15 +43,14 @@ export async function pastRunView({ signal, parameters }: ViewContext): Promise<
     section("Tracker cost", "The time that reading took, for each tracker.", costTable(model)),
     reasons(run),
     warnings(report.warnings ?? []),
-    h(
-      "p",
-      { class: "after" },
-      h("a", { href: `#/compare/${run.id}/${Math.max(1, run.id - 1)}` }, "Compare with the run before"),
-    ),
+    run.id > 1 &&
+      h("p", { class: "after" }, h("a", { href: `#/compare/${run.id - 1}/${run.id}` }, "Compare with the run before")),
   );
   // Once they are in the page and have a width.
   requestAnimationFrame(() => {
-    for (const part of [...charts, heat]) part.draw();
+    charts[0].draw();
+    charts[1].draw(true);
+    heat.draw();
     owners.draw(true);
   });
   return { title: `Run ${run.id}`, content };
@@ -100,7 +99,7 @@ function predictedTable({ report, downtimeMs }: PastRun): HTMLElement {
     ["First page to running", ms(predicted?.movingMs), ms(movingMs), off(predicted?.movingMs, movingMs)],
   ];
   const columns: Column<[string, string, string, string]>[] = [
-    { title: "", cell: ([name]) => name },
+    { title: "Figure", cell: ([name]) => name },
     { title: "Predicted", numeric: true, cell: ([, value]) => value },
     { title: "Actual", numeric: true, cell: ([, , value]) => value },
     { title: "Off by", numeric: true, cell: ([, , , value]) => value },

@@ -3,19 +3,21 @@ import { lineChart } from "../../evidence/plot/line-chart.js";
 import type { Block, FigureBlock, ReportDocument } from "../../evidence/report/document.js";
 import type { Link } from "../../evidence/trackers/estimate.js";
 import type { BenchedDevice, TrackerBenchmark, TrackerFigures } from "../../evidence/trackers/result.js";
+import { benchmarkWarnings } from "../../evidence/trackers/warnings.js";
 import { formatSize } from "../../observe/format.js";
-import { trackersText } from "./trackers-text.js";
+import { headLines, trackersTables } from "./trackers-text.js";
 
-/** A benchmark of trackers as a report: what a read costs, plotted for each device, and all the figures. */
+/** A benchmark of trackers as a report: what must be known before it is trusted, what a read costs, plotted, and all figures. */
 export function trackersDocument(benchmark: TrackerBenchmark, link: Link): ReportDocument {
-  const figures = benchmark.devices.flatMap(readFigure);
+  const [title, ...facts] = headLines(benchmark);
   const blocks: Block[] = [
-    { kind: "text", text: `This measures ${benchmark.measures}. Taken ${benchmark.takenAt}.` },
-    ...figures,
+    { kind: "list", items: [...facts, `taken: ${benchmark.takenAt}`] },
+    ...benchmarkWarnings(benchmark).map((text): Block => ({ kind: "warning", text })),
+    ...benchmark.devices.flatMap(readFigure),
     { kind: "heading", text: "All figures" },
-    { kind: "code", text: trackersText(benchmark, link) },
+    ...trackersTables(benchmark, link).map((table): Block => ({ kind: "table", ...table })),
   ];
-  return { title: `Trackers of ${benchmark.scenario ?? benchmark.host}`, blocks };
+  return { title: `Dirtmap: ${title}`, blocks };
 }
 
 /** The cost of a read in which little is dirty, over the address space; none where nothing was read. */

@@ -1,3 +1,4 @@
+import type { TableBlock } from "../../evidence/report/document.js";
 import type { Comparison } from "../../evidence/statistics.js";
 import { estimateMigration, type Link } from "../../evidence/trackers/estimate.js";
 import type { BenchedDevice, ReadFigures, TrackerBenchmark, TrackerFigures } from "../../evidence/trackers/result.js";
@@ -13,32 +14,57 @@ const NOTHING = "-";
 
 /** The whole benchmark. Ends without a newline. */
 export function trackersText(benchmark: TrackerBenchmark, link: Link): string {
-  const { machine, measures, quick, memoryBytes, devices, sharing } = benchmark;
-  const subject = benchmark.scenario === null ? `host ${benchmark.host}` : `scenario ${benchmark.scenario}`;
-  const steal = machine.stealShare === null ? "" : `, stolen ${formatShare(machine.stealShare)}`;
   const warnings = benchmarkWarnings(benchmark);
+  const [title, ...facts] = headLines(benchmark);
   return [
-    [
-      `trackers of ${subject}${quick ? ", few repetitions (--quick)" : ""}`,
-      `  measured: ${measures}`,
-      `  on: ${machine.cpu}, ${machine.cores} cores, ${machine.kernel}, Node ${machine.node}, load ${machine.load.toFixed(1)}${steal}`,
-    ],
-    ["cost to who reads, cost to the device, exactness", ...costTable(devices, memoryBytes)],
-    ["a read & clear, by address space and by share of dirty pages", ...readTable(devices)],
-    [
-      `a migration of ${formatSize(memoryBytes)} in which the device is all that writes, over ${formatRate(link.bandwidth)}, downtime limit ${formatMs(link.downtimeLimitMs)} (an estimate)`,
-      ...estimateTable(benchmark, link),
-    ],
-    ...(sharing.length === 0 ? [] : [["one HWPT for several devices", ...sharingLines(benchmark)]]),
+    [title, ...facts.map((fact) => `  ${fact}`)],
+    ...trackersTables(benchmark, link).map(({ caption, head, rows, left = [0] }) => {
+      const align = head.map((_, column): Align => (left.includes(column) ? "left" : "right"));
+      return [caption, ...table([head, ...rows], align)];
+    }),
     ...(warnings.length === 0 ? [] : [warnings.map((warning) => `warning: ${warning}`)]),
   ]
     .map((lines) => lines.join("\n"))
     .join("\n\n");
 }
 
-const RIGHT: readonly Align[] = ["left", "left", ...Array.from({ length: 12 }, () => "right" as const)];
+/** What was measured, and on what: a title, and lines under it. */
+export function headLines({ machine, measures, quick, scenario, host }: TrackerBenchmark): [string, ...string[]] {
+  const subject = scenario === null ? `host ${host}` : `scenario ${scenario}`;
+  const steal = machine.stealShare === null ? "" : `, stolen ${formatShare(machine.stealShare)}`;
+  return [
+    `trackers of ${subject}${quick ? ", few repetitions (--quick)" : ""}`,
+    `measured: ${measures}`,
+    `on: ${machine.cpu}, ${machine.cores} cores, ${machine.kernel}, Node ${machine.node}, load ${machine.load.toFixed(1)}${steal}`,
+  ];
+}
 
-function costTable(devices: readonly BenchedDevice[], memoryBytes: number): string[] {
+/** The figures as tables. */
+export function trackersTables(benchmark: TrackerBenchmark, link: Link): Omit<TableBlock, "kind">[] {
+  const { memoryBytes, devices, sharing } = benchmark;
+  const rate = formatRate(link.bandwidth);
+  const limit = formatMs(link.downtimeLimitMs);
+  return [
+    { caption: "cost to who reads, cost to the device, exactness", left: NAMES, ...costTable(devices, memoryBytes) },
+    { caption: "a read & clear, by address space and by share of dirty pages", left: NAMES, ...readTable(devices) },
+    {
+      caption: `a migration of ${formatSize(memoryBytes)} in which the device is all that writes, over ${rate}, downtime limit ${limit} (an estimate)`,
+      left: NAMES,
+      ...estimateTable(benchmark, link),
+    },
+    ...(sharing.length === 0 ? [] : [{ caption: "one HWPT for several devices", ...sharingTable(benchmark) }]),
+  ];
+}
+
+/** Columns of text: device and tracker. */
+const NAMES = [0, 1];
+
+interface Cells {
+  readonly head: readonly string[];
+  readonly rows: readonly (readonly string[])[];
+}
+
+function costTable(devices: readonly BenchedDevice[], memoryBytes: number): Cells {
   const rows = rowsOf(devices, (figures) => {
     const clean = largest(figures).find(({ dirtyShare }) => dirtyShare === null || dirtyShare === 0);
     return [
@@ -50,13 +76,13 @@ function costTable(devices: readonly BenchedDevice[], memoryBytes: number): stri
       exactness(figures, memoryBytes),
     ];
   });
-  return table(
-    [["device", "tracker", "granule", "attach", "start", "read", "stop", "DMA lost", "named/written"], ...rows],
-    RIGHT,
-  );
+  return {
+    head: ["device", "tracker", "granule", "attach", "start", "read", "stop", "DMA lost", "named/written"],
+    rows,
+  };
 }
 
-function readTable(devices: readonly BenchedDevice[]): string[] {
+function readTable(devices: readonly BenchedDevice[]): Cells {
   const columns = new Map<string, { memoryBytes: number; dirtyShare: number | null }>();
   for (const { trackers } of devices) {
     for (const { reads } of trackers) for (const read of reads) columns.set(columnName(read), read);
@@ -65,10 +91,7 @@ function readTable(devices: readonly BenchedDevice[]): string[] {
   const rows = rowsOf(devices, ({ reads }) =>
     names.map((name) => timeOf(reads.find((read) => columnName(read) === name)?.ms ?? null)),
   );
-  return table(
-    [["device", "tracker", "granule", ...names], ...rows],
-    ["left", "left", ...Array.from({ length: names.length + 1 }, () => "right" as const)],
-  );
+  return { head: ["device", "tracker", "granule", ...names], rows };
 }
 
 function columnName({ memoryBytes, dirtyShare }: Pick<ReadFigures, "memoryBytes" | "dirtyShare">): string {
@@ -76,7 +99,7 @@ function columnName({ memoryBytes, dirtyShare }: Pick<ReadFigures, "memoryBytes"
   return dirtyShare === null ? size : `${size}, ${formatShare(dirtyShare)}`;
 }
 
-function estimateTable(benchmark: TrackerBenchmark, link: Link): string[] {
+function estimateTable(benchmark: TrackerBenchmark, link: Link): Cells {
   const rows = benchmark.devices.flatMap((device) =>
     rowsOf([device], (figures) => {
       const estimate = estimateMigration(benchmark, device, figures, link);
@@ -85,10 +108,10 @@ function estimateTable(benchmark: TrackerBenchmark, link: Link): string[] {
       return [String(rounds), formatMs(totalMs), formatMs(downtimeMs), converges ? "yes" : "no"];
     }),
   );
-  return table([["device", "tracker", "granule", "rounds", "total", "downtime", "converges"], ...rows], RIGHT);
+  return { head: ["device", "tracker", "granule", "rounds", "total", "downtime", "converges"], rows };
 }
 
-function sharingLines({ sharing }: TrackerBenchmark): string[] {
+function sharingTable({ sharing }: TrackerBenchmark): Cells {
   const rows = sharing.map(({ devices, domains, separateReads, sharedRead, read, dma }) => [
     devices.join(" "),
     `${domains.separate} to ${domains.shared}`,
@@ -98,7 +121,7 @@ function sharingLines({ sharing }: TrackerBenchmark): string[] {
     lossText(dma),
   ]);
   const head = ["devices", "HWPTs", "reads, one each", "read, shared", "shared/each", "DMA lost"];
-  return table([head, ...rows], ["left", "right", "right", "right", "right", "right"]);
+  return { head, rows };
 }
 
 function rowsOf(devices: readonly BenchedDevice[], cells: (figures: TrackerFigures) => string[]): string[][] {

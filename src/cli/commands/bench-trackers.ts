@@ -70,9 +70,9 @@ export function addBenchTrackers(bench: Command): void {
 }
 
 async function run(options: BenchTrackersOptions, signal: AbortSignal): Promise<void> {
-  const { output, quick = false, json = false } = options;
+  const { output, report, quick = false, json = false } = options;
   // What can't be kept is found out before it is measured.
-  if (output !== undefined) checkWriteable(output);
+  for (const file of [output, report]) if (file !== undefined) checkWriteable(file);
   (await openStoreOf(options))?.[Symbol.dispose]();
   const [{ benchTrackers }, { estimateMigration }, { writeBenchmark }, { trackersText }, { progressText }, { linkOf }] =
     await Promise.all([
@@ -105,9 +105,9 @@ async function run(options: BenchTrackersOptions, signal: AbortSignal): Promise<
   const kept = id === undefined ? [] : [`kept as benchmark ${id} of ${store?.path}`];
   const written = output === undefined ? [] : [`written to ${output}`];
   for (const line of [...kept, ...written]) process.stderr.write(`${line}\n`);
-  if (options.report !== undefined) {
+  if (report !== undefined) {
     const { trackersDocument } = await import("../bench/trackers-document.js");
-    leaveReport(options.report, trackersDocument(benchmark, link), (text) => process.stderr.write(`${text}\n`));
+    leaveReport(report, trackersDocument(benchmark, link), (text) => process.stderr.write(`${text}\n`));
   }
   const estimates = benchmark.devices.flatMap((device) =>
     device.trackers.map((figures) => {

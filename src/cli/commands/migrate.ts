@@ -33,6 +33,7 @@ interface MigrateOptions extends MachineOptions, PolicyOptions, TlsOptions, Stor
   readonly runAfter?: number;
   readonly journal?: string;
   readonly decide?: number;
+  readonly feed: boolean;
   /** Milliseconds; true: the default. */
   readonly predict?: number | true;
   readonly report?: string;
@@ -94,6 +95,10 @@ export function addMigrate(program: Command): void {
       durationWithin(OBSERVE_MS),
     )
     .option("--report <file>", "write the report with plots, too: FILE.md or FILE.html", argument(reportPath))
+    .option(
+      "--no-feed",
+      "publish no live feed: `dirtmap serve` and `dirtmap top` don't see the migration while it runs",
+    )
     .option("--json", "print the report as JSON")
     .option("-q, --quiet", "show nothing while it runs")
     .addHelpText("after", `${EXAMPLES}\n${exitCodesHelp()}`)
@@ -166,11 +171,9 @@ async function run(options: MigrateOptions): Promise<void> {
       description,
       choices,
     );
-    await using _feed = await publishFeed(header).catch((error: unknown) => {
-      note(explain(error));
-      return undefined;
-    });
-    using recorder = new ReadRecorder();
+    await using _feed = options.feed ? await publishFeed(header).catch(noted(note)) : undefined;
+    // Where nobody listens, the migration counts nothing for it.
+    using recorder = store.store === false && options.report === undefined ? undefined : new ReadRecorder();
 
     const bandwidth = options.bandwidth ?? defaults.bandwidth;
     const report = await migrate({
@@ -192,10 +195,11 @@ async function run(options: MigrateOptions): Promise<void> {
       decideMs: options.decide ?? (process.stderr.isTTY ? Number.POSITIVE_INFINITY : 0),
     });
     view?.[Symbol.dispose]();
-    await keepMigration(store, { header, report, reads: recorder.reads }, note);
+    const reads = recorder?.reads ?? [];
+    await keepMigration(store, { header, report, reads }, note);
     if (options.report !== undefined) {
       const { migrationDocument } = await import("../migration-document.js");
-      const context = { scenario, memoryBytes: description.memory, reads: recorder.reads };
+      const context = { scenario, memoryBytes: description.memory, reads };
       leaveReport(options.report, migrationDocument(report, context), note);
     }
     process.stdout.write(json ? `${JSON.stringify(report)}\n` : `${reportText(report)}\n`);
@@ -231,10 +235,23 @@ async function foretold(
   });
   signal.throwIfAborted();
   if (seen === null) throw new Error("a machine that was watched and never read");
-  const link = await estimateLink([], { channels: options.channels ?? defaults.channels, signal });
+  const { store } = options;
+  const link = await estimateLink({
+    ...(store === undefined ? {} : { store }),
+    channels: options.channels ?? defaults.channels,
+    scenario,
+    signal,
+  });
   const conditions = {
     ...predictedConditions(options, defaults, seen.readMs),
     verifyFirst: options.verify === "before",
   };
   return predictedOutcome(predict(seen.observation, link, conditions));
+}
+
+/** Tells of an error, and goes on without. */
+function noted(note: (text: string) => void): (error: unknown) => undefined {
+  return (error) => {
+    note(explain(error));
+  };
 }

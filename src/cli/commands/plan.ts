@@ -1,4 +1,5 @@
 import type { Command } from "commander";
+import type { Policy } from "../../tracking/choice.js";
 import { VMMS } from "../choices.js";
 import { EXIT_CODES } from "../exit-codes.js";
 import {
@@ -11,6 +12,7 @@ import {
   type LinkOptions,
   type MachineOptions,
   type PolicyOptions,
+  servedSockets,
 } from "../options.js";
 import { printResult, runCommand } from "../output.js";
 
@@ -29,9 +31,12 @@ Examples:
   dirtmap plan --host linux
   dirtmap plan --host linux --device 3b:00.1 3b:00.2 --tracker 3b:00.1=device
   dirtmap plan --host linux --only qemu | grep -v '^#'
+  dirtmap plan --host vfio-user:/run/user/1000/mlx5,/run/user/1000/nic --untracked everything
 
 With --host linux: for devices of this machine that one guest is to get, and the options of QEMU and the domain XML of
 libvirt that make them do the same. A device that can't be asked yet is planned by what sysfs tells, and marked.
+
+With --host vfio-user:PATH: for devices that are served at these sockets, which are asked as \`dirtmap probe\` does.
 `;
 
 /** `dirtmap plan`: which tracker each device would get, and why. */
@@ -41,14 +46,16 @@ export function addPlan(program: Command): void {
     .description(
       "Shows the tracker, granule and domain that each device would get, with the reason and the alternatives",
     );
-  addHostOptions(addPolicyOptions(addMachineOptions(command)), "all on a VFIO driver")
+  addHostOptions(addPolicyOptions(addMachineOptions(command)), "all on a VFIO driver", { served: true })
     .addOption(choice("--only <vmm>", VMMS, "VMM", "print only what makes a VMM do the same").conflicts("json"))
     .option("--json", "print the result as JSON")
     .addHelpText("after", NOTES)
     .action((options: PlanOptions) =>
       runCommand({ json: options.json === true }, async (signal) => {
         checkHostOptions(command, options.host);
-        if (options.host === "linux") await planLinux(options, signal);
+        const sockets = servedSockets(options.host);
+        if (sockets !== null) await planServed(sockets, options);
+        else if (options.host === "linux") await planLinux(options, signal);
         else await planScenario(options);
         return EXIT_CODES.done.code;
       }),
@@ -59,37 +66,57 @@ async function planScenario({ json = false, ...options }: PlanOptions): Promise<
   const { checkMemory, readRequest } = await import("../request.js");
   const { scenario, description, policy, design } = readRequest(options);
   checkMemory(description, 1);
-  const [{ openMachine }, { withDisks }, { probeMachine }, { chooseTrackers }, { planText }] = await Promise.all([
+  const [{ openMachine }, { probeMachine }, { chooseTrackers }, { planText }] = await Promise.all([
     import("../hosts.js"),
-    import("../disks.js"),
     import("../../tracking/probe.js"),
     import("../../tracking/policy.js"),
     import("../plan-text.js"),
   ]);
-  using disks = withDisks(description);
-  await using machine = await openMachine(disks.description, { paused: true });
+  await using machine = await openMachine(description, { paused: true });
   const devices = chooseTrackers(await probeMachine(machine), policy);
   printResult({ scenario, design, policy, devices }, { json, text: () => planText(devices, policy) });
+}
+
+async function planServed(sockets: readonly string[], { json = false, ...options }: PlanOptions): Promise<void> {
+  const [{ openVfioUserHost }, { planServers }, { planText }] = await Promise.all([
+    import("../hosts.js"),
+    import("../vfio-user/probe-servers.js"),
+    import("../plan-text.js"),
+  ]);
+  const policy = await policyOf(options, (named = {}) => ({ ...named }));
+  await using host = await openVfioUserHost(sockets);
+  const devices = await planServers(host, policy);
+  printResult({ host: host.name, policy, devices }, { json, text: () => planText(devices, policy) });
+}
+
+/** @param byId turns what the operator named into ids of the host */
+async function policyOf(
+  options: PlanOptions,
+  byId: <T>(named: Readonly<Record<string, T>> | undefined) => Record<string, T>,
+): Promise<Policy> {
+  const [{ whoDecides }, { DEFAULT_POLICY }] = await Promise.all([
+    import("../measured.js"),
+    import("../../tracking/choice.js"),
+  ]);
+  return {
+    ...whoDecides(options),
+    trackers: byId(options.tracker),
+    granules: byId(options.granule),
+    domain: options.domain ?? DEFAULT_POLICY.domain,
+    untracked: options.untracked?.all ?? DEFAULT_POLICY.untracked,
+    untrackedDevices: byId(options.untracked?.devices),
+  };
 }
 
 async function planLinux({ json = false, ...options }: PlanOptions, signal: AbortSignal): Promise<void> {
   const [{ openLinuxHost }, { hostPlanText, hostPlanWarnings, planHost }, { byDeviceId, deviceId }] = await Promise.all(
     [import("../hosts.js"), import("../linux/plan-host.js"), import("../linux/select.js")],
   );
-  const [{ whoDecides }, { DEFAULT_POLICY }, { libvirtText }, { qemuText }] = await Promise.all([
-    import("../measured.js"),
-    import("../../tracking/choice.js"),
+  const [{ libvirtText }, { qemuText }] = await Promise.all([
     import("../../tracking/vmm/libvirt.js"),
     import("../../tracking/vmm/qemu.js"),
   ]);
-  const policy = {
-    ...whoDecides(options),
-    trackers: byDeviceId(options.tracker),
-    granules: byDeviceId(options.granule),
-    domain: options.domain ?? DEFAULT_POLICY.domain,
-    untracked: options.untracked?.all ?? DEFAULT_POLICY.untracked,
-    untrackedDevices: byDeviceId(options.untracked?.devices),
-  };
+  const policy = await policyOf(options, byDeviceId);
   await using host = await openLinuxHost();
   const plan = await planHost(host, policy, { ids: options.device?.map(deviceId), signal });
   const { libvirt, ...rest } = plan;

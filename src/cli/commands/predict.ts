@@ -5,6 +5,7 @@ import {
   addMachineOptions,
   addObserveOptions,
   addPolicyOptions,
+  addStoreOption,
   argument,
   downtimeLimit,
   type MachineOptions,
@@ -12,12 +13,13 @@ import {
   OF_SCENARIOS,
   type PolicyOptions,
   refuseOptions,
+  type StoreOption,
   wholeNumber,
 } from "../options.js";
 import { printResult, runCommand } from "../output.js";
 import { parseBandwidth } from "../units.js";
 
-interface PredictOptions extends MachineOptions, PolicyOptions, ObserveOption {
+interface PredictOptions extends MachineOptions, PolicyOptions, ObserveOption, StoreOption {
   readonly trace?: string;
   readonly downtimeLimit?: number;
   readonly bandwidth?: number;
@@ -35,8 +37,9 @@ Examples:
   dirtmap predict --trace production.dtrc --bandwidth 10Gbit --downtime-limit 300ms
   dirtmap migrate --json > run.json; dirtmap predict --run run.json
 
-The speed of the link is measured on loopback, or taken from earlier migrations' reports (--run); --bandwidth limits it. Nothing
-is moved: trackers are switched on, read at an interval, and switched off again.
+The speed of the link is measured on loopback, and what stopping and starting takes is what it took the last migrations in the store;
+or both are taken from the reports of migrations over the same link (--run). --bandwidth limits it. Nothing is moved: trackers are
+switched on, read at an interval, and switched off again.
 `;
 
 /** `dirtmap predict`: what a migration would be. */
@@ -46,7 +49,10 @@ export function addPredict(program: Command): void {
     .description(
       "Says whether a migration converges, in how many rounds and with what downtime, and who is in its way",
     );
-  addObserveOptions(addPolicyOptions(addMachineOptions(command)), { observe: "2s", interval: "50ms" })
+  addObserveOptions(addStoreOption(addPolicyOptions(addMachineOptions(command)), { optional: true }), {
+    observe: "2s",
+    interval: "50ms",
+  })
     .option("--trace <file>", "predict from what `dirtmap record` wrote, instead of from a scenario")
     .option(
       "--downtime-limit <duration>",
@@ -86,7 +92,7 @@ async function predicted(options: PredictOptions, signal: AbortSignal) {
     const { readTrace } = await import("../../evidence/trace/file.js");
     const { header, intervals } = await readTrace(options.trace);
     const channels = options.channels ?? TRACE_DEFAULTS.channels;
-    const link = await estimateLink(options.run ?? [], { channels, signal });
+    const link = await estimateLink({ ...linkOptions(options), channels, scenario: header.scenario, signal });
     const conditions = predictedConditions(options, TRACE_DEFAULTS, TRACE_DEFAULTS.readMs);
     return { prediction: predict({ ...header, intervals }, link, conditions), scenario: header.scenario };
   }
@@ -108,9 +114,14 @@ async function predicted(options: PredictOptions, signal: AbortSignal) {
   });
   signal.throwIfAborted();
   if (seen === null) throw new Error("a machine that was watched and never read");
-  const link = await estimateLink(options.run ?? [], { channels: options.channels ?? defaults.channels, signal });
+  const channels = options.channels ?? defaults.channels;
+  const link = await estimateLink({ ...linkOptions(options), channels, scenario, signal });
   const conditions = predictedConditions(options, defaults, seen.readMs);
   return { prediction: predict(seen.observation, link, conditions), scenario };
+}
+
+function linkOptions({ run = [], store }: PredictOptions) {
+  return { reports: run, ...(store === undefined ? {} : { store }) };
 }
 
 /** What a scenario would say of a migration; a trace says nothing of it. */

@@ -54,14 +54,12 @@ async function probeScenario({ json = false, ...options }: ProbeOptions): Promis
   const { checkMemory, readRequest } = await import("../request.js");
   const { scenario, description } = readRequest(options);
   checkMemory(description, 1);
-  const [{ openMachine }, { withDisks }, { probeMachine }, { probeText }] = await Promise.all([
+  const [{ openMachine }, { probeMachine }, { probeText }] = await Promise.all([
     import("../hosts.js"),
-    import("../disks.js"),
     import("../../tracking/probe.js"),
     import("../plan-text.js"),
   ]);
-  using disks = withDisks(description);
-  await using machine = await openMachine(disks.description, { paused: true });
+  await using machine = await openMachine(description, { paused: true });
   const devices = await probeMachine(machine);
   const { name: host } = machine.host;
   printResult({ scenario, host, devices }, { json, text: () => probeText(devices) });

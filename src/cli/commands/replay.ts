@@ -27,8 +27,14 @@ export function addReplay(program: Command): void {
     .addHelpText("after", `${NOTES}\n${exitCodesHelp()}`)
     .action((trace: string, options: PolicyOptions & Pick<TopOptions, "interval" | "duration" | "once" | "json">) =>
       runCommand({ json: options.json === true, onInterrupt: () => {} }, async (signal) => {
-        const { showScenario } = await import("../top.js");
-        await showScenario({ ...options, host: "emulated", scenario: resolve(trace) }, signal);
+        const [{ showScenario }, { traceScenario }] = await Promise.all([
+          import("../top.js"),
+          import("../trace-scenario.js"),
+        ]);
+        const path = resolve(trace);
+        // Another file would be taken for a scenario.
+        traceScenario(path);
+        await showScenario({ ...options, host: "emulated", scenario: path }, signal);
         return EXIT_CODES.done.code;
       }),
     );

@@ -58,11 +58,14 @@ async function run(options: ServeOptions): Promise<void> {
       import("../../observe/feed/folder.js"),
       import("../../evidence/store/store.js"),
     ]);
-    const { store = undefined } = options;
+    const { store } = options;
+    const evidence = evidenceIn(() => openStore(store === false ? undefined : store, { waitMs: STORE_WAIT_MS }));
+    const recommend = await recommender(evidence);
     await using server = await serveDashboard({
       address,
       token,
-      evidence: evidenceIn(() => openStore(store === false ? undefined : store, { waitMs: STORE_WAIT_MS })),
+      evidence,
+      recommend,
       feedFolder: defaultFeedFolder(),
       page: fileURLToPath(new URL("../../../web", import.meta.url)),
       note,
@@ -85,5 +88,20 @@ export function evidenceIn(open: () => Store): EvidenceSource {
     run: (id) => reading((store) => store.run(id)),
     benchmarks: (query) => reading((store) => store.benchmarks(query)),
     benchmark: (id) => reading((store) => store.benchmark(id)),
+  };
+}
+
+/** What `dirtmap recommend` says of the newest benchmark of trackers, for a common link; null: there is no benchmark. */
+async function recommender(evidence: EvidenceSource): Promise<() => object | null> {
+  const [{ recommendationOf }, { checkBenchmark }, { linkOf }] = await Promise.all([
+    import("../../evidence/recommend/recommendation.js"),
+    import("../../evidence/trackers/file.js"),
+    import("../bench/link.js"),
+  ]);
+  return () => {
+    const [newest] = evidence.benchmarks({ kind: "trackers", limit: 1 });
+    if (newest === undefined) return null;
+    const benchmark = checkBenchmark(evidence.benchmark(newest.id).result, `benchmark ${newest.id} of the store`);
+    return recommendationOf(benchmark, linkOf({}, {}), "iommu-first");
   };
 }

@@ -2,9 +2,10 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { DEFAULT_POLICY } from "../../tracking/choice.js";
 import { VfioUserHost } from "../../vfio-user/client/host.js";
 import { type DeviceServer, serveDevice } from "../../vfio-user/server/server.js";
-import { probeServers, serversText } from "./probe-servers.js";
+import { planServers, probeServers, serversText } from "./probe-servers.js";
 
 let folder: string;
 const servers: DeviceServer[] = [];
@@ -35,7 +36,7 @@ describe("dirtmap probe --host vfio-user:…", () => {
     });
     expect(nic).toMatchObject({ id: "nic", trackers: { device: { available: false } } });
     const text = serversText([mlx5, nic]);
-    expect(text).toContain("mlx5: mlx5");
+    expect(text).toContain("mlx5: mlx5, in another process");
     expect(text).toMatch(/now: state RUNNING, log off/);
   });
 
@@ -53,11 +54,37 @@ describe("dirtmap probe --host vfio-user:…", () => {
     expect(await device.serverCounters()).toMatchObject({ busMaster: true });
   });
 
+  it("may be given the control socket itself", async () => {
+    await using host = new VfioUserHost([{ path: `${path("mlx5")}.control` }]);
+    expect(await probeServers(host)).toMatchObject([{ id: "mlx5", model: "mlx5", server: { log: null } }]);
+  });
+
   it("fails where nobody serves, with what to start", async () => {
     await using host = new VfioUserHost([{ path: path("nobody") }]);
     await expect(probeServers(host)).rejects.toMatchObject({
       code: "ENOENT",
       remedy: expect.stringContaining("dirtmap device"),
+    });
+  });
+});
+
+describe("dirtmap plan --host vfio-user:…", () => {
+  it("chooses a tracker for each served device, with its reason", async () => {
+    await using host = new VfioUserHost([{ path: path("mlx5") }, { path: path("nic") }]);
+    const policy = { ...DEFAULT_POLICY, untrackedDevices: { nic: "everything" as const } };
+    const [mlx5, nic] = await planServers(host, policy);
+    expect(mlx5).toMatchObject({ device: "mlx5", tracker: "device", granule: 4096 });
+    expect(mlx5.reason).not.toBe("");
+    expect(nic).toMatchObject({ device: "nic", tracker: "everything" });
+    expect(nic.alternatives.map(({ tracker }) => tracker)).toContain("device");
+  });
+
+  it("refuses a policy for a device that is not served", async () => {
+    await using host = new VfioUserHost([{ path: path("mlx5") }]);
+    const policy = { ...DEFAULT_POLICY, trackers: { vf0: "device" as const } };
+    await expect(planServers(host, policy)).rejects.toMatchObject({
+      code: "UNKNOWN_DEVICE",
+      remedy: "served are: mlx5",
     });
   });
 });

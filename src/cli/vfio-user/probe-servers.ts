@@ -1,4 +1,7 @@
+import { UsageError } from "../../errors.js";
 import type { DeviceCapabilities } from "../../tracking/capabilities.js";
+import type { Policy, TrackerChoice } from "../../tracking/choice.js";
+import { chooseTrackers } from "../../tracking/policy.js";
 import { probeDevice } from "../../tracking/probe.js";
 import { isErrno } from "../../uapi/errno.js";
 import type { ServerCounters } from "../../vfio-user/client/counters.js";
@@ -10,6 +13,24 @@ import { deviceText } from "../plan-text.js";
 export interface ProbedServer extends DeviceCapabilities {
   /** What the server tells besides; null: it is not Dirtmap's. */
   readonly server: Pick<ServerCounters, "state" | "failure" | "log"> | null;
+}
+
+/**
+ * Asks each device what it can do, and chooses its tracker.
+ * @throws UapiError for a server that is not there; UsageError `UNKNOWN_DEVICE` for a device that the policy names and
+ * nobody serves, and what {@link chooseTrackers} throws
+ */
+export async function planServers(host: VfioUserHost, policy: Policy): Promise<TrackerChoice[]> {
+  const probed = await probeServers(host);
+  const ids = probed.map(({ id }) => id);
+  for (const named of [policy.trackers, policy.granules, policy.untrackedDevices].flatMap(Object.keys)) {
+    if (ids.includes(named)) continue;
+    throw new UsageError(`there is no device '${named}'`, {
+      code: "UNKNOWN_DEVICE",
+      remedy: `served are: ${ids.join(", ")}`,
+    });
+  }
+  return chooseTrackers(probed, policy);
 }
 
 /** Asks each device what it can do. @throws UapiError for a server that is not there */
@@ -35,10 +56,11 @@ export function serversText(devices: readonly ProbedServer[]): string {
   return devices
     .map((device) => {
       const { server } = device;
-      if (server === null) return deviceText(device);
+      const text = deviceText({ ...device, iommu: null }, "in another process");
+      if (server === null) return text;
       const log = server.log === null ? "off" : `on, by ${server.log.granule} bytes, for ${server.log.startedBy}`;
       const state = `${server.state ?? "none"}${server.failure === null ? "" : ` (${server.failure.split("\n")[0]})`}`;
-      return `${deviceText(device)}\n  now: state ${state}, log ${log}`;
+      return `${text}\n  now: state ${state}, log ${log}`;
     })
     .join("\n\n");
 }

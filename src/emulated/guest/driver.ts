@@ -136,9 +136,9 @@ export abstract class Driver {
     this.#draining = draining;
   }
 
-  /** True while there are requests that the device has not completed, and while it may still do so. */
-  get busy(): boolean {
-    return this.openRequests > 0 && this.#failure === undefined;
+  /** Requests that the device has not completed and still may. */
+  get busy(): number {
+    return this.#failure === undefined ? this.openRequests : 0;
   }
 
   /** What became of the requests, after draining: those that are still open are lost. */

@@ -12,10 +12,10 @@ const ENTRIES = PAGE_SIZE / SQE_BYTES;
 /** Requests that are open at a time. */
 const DEPTH = 32;
 
-/** A request moves a page: the disk is used as places of a page each, up to this many. */
-const MAX_PLACES = 1024;
+/** A request moves a page: the disk is used as places of a page each, up to this many, so that they are soon all known. */
+const MAX_PLACES = 256;
 
-/** One request in this many writes to the disk; the others read, as far as they know what is there. */
+/** One request in this many writes to the disk; the others read. */
 const WRITE_EVERY = 4;
 
 /** Pages that the driver needs for itself, of its buffers. */
@@ -31,7 +31,7 @@ const ownSchema = z.strictObject({
   phase: z.int().min(0).max(1),
   nextCid: u16,
   nextBuffer: z.int().min(0),
-  nextPlace: z.int().min(0),
+  random: u32,
   blocksPerPlace: z.int().min(1).max(8),
   /** Per place, how often it was written; 0: nobody knows what is there. None before the driver has started. */
   versions: z.array(u32).max(MAX_PLACES),
@@ -41,7 +41,7 @@ const ownSchema = z.strictObject({
         cid: u16,
         place: z.int().min(0),
         buffer: z.int().min(0),
-        /** What is written; of a read, what must be found. */
+        /** What is written; of a read, what must be found: 0 may be anything. */
         version: u32,
         write: z.boolean(),
       }),
@@ -67,7 +67,7 @@ export class NvmeDriver extends Driver {
   #phase = 1;
   #nextCid = 0;
   #nextBuffer = 0;
-  #nextPlace = 0;
+  #random = 1;
 
   /** @param options.buffers of {@link NvmeDriver.minPages} pages at least */
   constructor(options: { device: string; rate: number; buffers: readonly PageSpan[] }, host: DriverHost) {
@@ -117,7 +117,7 @@ export class NvmeDriver extends Driver {
     const place = this.#freePlace();
     if (place === undefined) return false;
     const known = this.#versions[place];
-    const write = known === 0 || this.#nextCid % WRITE_EVERY === 0;
+    const write = this.#nextRandom() % WRITE_EVERY === 0;
     const version = write ? (known + 1) >>> 0 || 1 : known;
     while (this.#open.has(this.#nextCid)) this.#nextCid = (this.#nextCid + 1) & 0xffff;
     const cid = this.#nextCid;
@@ -175,7 +175,7 @@ export class NvmeDriver extends Driver {
       phase: this.#phase,
       nextCid: this.#nextCid,
       nextBuffer: this.#nextBuffer,
-      nextPlace: this.#nextPlace,
+      random: this.#random,
       blocksPerPlace: this.#blocksPerPlace,
       versions: this.#versions,
       open: [...this.#open.values()],
@@ -191,7 +191,7 @@ export class NvmeDriver extends Driver {
     this.#nextBuffer = state.nextBuffer % this.#dataBuffers;
     this.#blocksPerPlace = state.blocksPerPlace;
     this.#versions = [...state.versions];
-    this.#nextPlace = state.nextPlace % Math.max(1, this.#versions.length);
+    this.#random = state.random;
     this.#open.clear();
     this.#busyPlaces.clear();
     for (const request of state.open) {
@@ -211,13 +211,18 @@ export class NvmeDriver extends Driver {
   /** A place that no open request is about: those on the same could be done in any order. */
   #freePlace(): number | undefined {
     const places = this.#versions.length;
+    const first = this.#nextRandom() % places;
     for (let tries = 0; tries < places; tries++) {
-      // Coprime to any power of two, and to few other numbers: neighbours in time are none on the disk.
-      this.#nextPlace = (this.#nextPlace + 389) % places;
-      if (!this.#busyPlaces.has(this.#nextPlace)) return this.#nextPlace;
-      this.#nextPlace = (this.#nextPlace + 1) % places;
+      const place = (first + tries) % places;
+      if (!this.#busyPlaces.has(place)) return place;
     }
     return undefined;
+  }
+
+  /** 24 bits: the same sequence of requests on any machine. */
+  #nextRandom(): number {
+    this.#random = (Math.imul(this.#random, 1664525) + 1013904223) >>> 0;
+    return this.#random >>> 8;
   }
 
   /** The next buffer in turn that no open request uses: there are more than requests. */
@@ -246,6 +251,7 @@ export class NvmeDriver extends Driver {
   }
 
   #holds(buffer: number, place: number, version: number): boolean {
+    if (version === 0) return true;
     renderPage(this.#words, this.#owner, place, version);
     return Buffer.compare(this.host.page(this.#page(buffer)), this.#bytes) === 0;
   }

@@ -3,7 +3,7 @@ import type { RunMode } from "../../devices/driver/migration-driver.js";
 import type { DmaFault } from "../../devices/model.js";
 import type { ModelWiring } from "../../devices/pci-model.js";
 import type { StampTrail } from "../../devices/stamp.js";
-import type { DeviceDescription } from "../../host/description.js";
+import type { ModelledDescription } from "../../host/description.js";
 import type { PageNumber } from "../../memory/address.js";
 import type { Moved } from "../../threads/rpc.js";
 import type { DmaWiring } from "../iommu/dma-port.js";
@@ -20,7 +20,7 @@ export type DeviceNumber = number;
 
 export interface PostedDevice {
   readonly device: DeviceNumber;
-  readonly description: DeviceDescription;
+  readonly description: ModelledDescription;
   readonly wiring: Omit<ModelWiring, "memory">;
   /** The arena behind its BAR 2, and how much of it is; null: it has none. */
   readonly memory: { readonly memory: WebAssembly.Memory; readonly bytes: number } | null;

@@ -51,8 +51,11 @@ export type VcpuOperations = {
   trails(args: null): StampTrail[];
   /** Starts the drivers of these devices, as at boot. */
   startDrivers(args: readonly string[]): Promise<void>;
-  /** Has the drivers queue nothing until their requests are done, or the time is over, and tells what became of them. */
-  drainDrivers(args: { limitMs: number }): Promise<RequestReport[]>;
+  /**
+   * Has the drivers queue nothing until their requests are done, none was completed for `stallMs`, or `limitMs` are over, and
+   * tells what became of them.
+   */
+  drainDrivers(args: { stallMs: number; limitMs: number }): Promise<RequestReport[]>;
 };
 
 /** Answered by the main thread, which knows the devices. */

@@ -8,8 +8,8 @@ import { PAGE_SHIFT, PAGE_SIZE, type PageNumber } from "../../memory/address.js"
 import { openArena } from "../../memory/arena.js";
 import { InFlight } from "../../memory/in-flight.js";
 import { RpcClient, serve } from "../../threads/rpc.js";
-import type { DriverHost } from "../guest/driver.js";
-import { createDriver, type PostedDriver } from "../guest/drivers.js";
+import type { Driver, DriverHost } from "../guest/driver.js";
+import type { PostedDriver } from "../guest/drivers.js";
 import type { MmioOperations, PostedVcpus, VcpuOperations } from "./vcpu-protocol.js";
 
 /*
@@ -38,7 +38,7 @@ const vcpus = posted.vcpus.map(({ number, buffers }) => ({
 }));
 type Vcpu = (typeof vcpus)[number];
 const mmio = new RpcClient<MmioOperations>(posted.mmio);
-const drivers = posted.drivers.map((driver) => createDriver(driver, driverHost(driver)));
+const drivers = await makeDrivers(posted.drivers);
 
 let timer: NodeJS.Timeout | NodeJS.Immediate | undefined;
 let running = false;
@@ -62,6 +62,13 @@ function store(owner: number, page: PageNumber, offset: number, data: Uint8Array
   arena.u8.set(data, at + offset);
   if (Atomics.load(logging, 0) !== 0) log.mark(page);
   inFlight.end(owner);
+}
+
+/** Most machines have none: then their code is not loaded, which would delay the thread's start. */
+async function makeDrivers(given: readonly PostedDriver[]): Promise<Driver[]> {
+  if (given.length === 0) return [];
+  const { createDriver } = await import("../guest/drivers.js");
+  return given.map((driver) => createDriver(driver, driverHost(driver)));
 }
 
 function driverHost({ device, vcpu }: PostedDriver): DriverHost {
@@ -140,11 +147,17 @@ const operations: VcpuOperations = {
   async startDrivers(devices) {
     for (const driver of drivers) if (devices.includes(driver.device)) await driver.start();
   },
-  async drainDrivers({ limitMs }) {
+  async drainDrivers({ stallMs, limitMs }) {
     for (const driver of drivers) driver.draining = true;
     try {
-      const until = performance.now() + limitMs;
-      while (drivers.some((driver) => driver.busy) && performance.now() < until) {
+      const end = performance.now() + limitMs;
+      let open = Number.POSITIVE_INFINITY;
+      let stalledAt = 0;
+      for (let now = performance.now(); now < end; now = performance.now()) {
+        const left = drivers.reduce((sum, { busy }) => sum + busy, 0);
+        if (left < open) stalledAt = now + stallMs;
+        open = left;
+        if (left === 0 || now >= stalledAt) break;
         await new Promise((resolve) => setTimeout(resolve, IDLE_MS));
       }
       const reports = [];

@@ -20,8 +20,9 @@ import type { MmioOperations, PostedVcpus, VcpuOperations } from "./vcpu-protoco
 /** Threads that vCPUs are spread over, at most: more only take turns on the same cores. */
 const MAX_THREADS = 4;
 const LIMIT_MS = 10_000;
-/** A request that is open for longer is lost; less than {@link LIMIT_MS}. */
-const DRAIN_MS = 5000;
+/** Requests that are open while none was completed for so long are lost; and how long those of a slow device may take. */
+const STALL_MS = 5000;
+const DRAIN_MS = 30_000;
 /** A state has about 100 bytes per vCPU and epoch, and a few KiB per driver; more than this is none. */
 const MAX_STATE_BYTES = 4 << 20;
 /** Drivers at most: as many as devices. */
@@ -180,9 +181,9 @@ export class EmulatedVcpus implements Vcpus, AsyncDisposable {
    */
   async drainDrivers(): Promise<RequestReport[]> {
     if (this.#paused || this.#drivers.length === 0) return [];
-    const limitMs = DRAIN_MS;
+    const limits = { stallMs: STALL_MS, limitMs: DRAIN_MS };
     const asked = this.#threads.map(({ rpc }) =>
-      within(rpc.call("drainDrivers", { limitMs }), LIMIT_MS, "draining drivers"),
+      within(rpc.call("drainDrivers", limits), DRAIN_MS + LIMIT_MS, "draining drivers"),
     );
     return (await Promise.all(asked)).flat();
   }

@@ -1,7 +1,7 @@
 import { afterEach } from "vitest";
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import type { StampTrail } from "../../devices/stamp.js";
-import type { DeviceDescription, MachineDescription } from "../../host/description.js";
+import { type MachineDescription, runsHere } from "../../host/description.js";
 import { machineSchema } from "../../host/description.js";
 import type { DataStream, ResumingStream, SavingStream } from "../../host/host.js";
 import { MiB, PAGE_SIZE } from "../../memory/address.js";
@@ -114,7 +114,7 @@ export async function openBench(
   const inFlight = InFlight.allocate(ports);
   const physical = new PhysicalMemory();
   for (const arena of memory.arenas) physical.register(arena, { kind: "ram" });
-  const bars = description.devices.map((device: DeviceDescription, port) => {
+  const bars = description.devices.map((device, port) => {
     const bytes = deviceMemoryBytes(device, description);
     if (bytes === 0) return null;
     const arena = createArena(bytes);
@@ -141,7 +141,7 @@ export async function openBench(
   const holds = new Map<string, DmaHold>();
   const devices: EmulatedVfioDevice[] = [];
   const deviceIds = new Map<string, number>();
-  for (const [port, device] of description.devices.entries()) {
+  for (const [port, device] of description.devices.filter(runsHere).entries()) {
     const counters = PortCounters.allocate();
     const hold = new DmaHold();
     holds.set(device.id, hold);

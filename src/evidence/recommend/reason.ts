@@ -50,8 +50,11 @@ export function called({ tracker, granule }: TrackerAt): string {
 function missing({ trackers, capabilities }: BenchedDevice): string {
   const problems = trackers.flatMap(({ problem, tracker }) => (problem === null ? [] : [`'${tracker}': ${problem}`]));
   if (problems.length > 0) return problems.join("; ");
-  const lacking = Object.values(capabilities.trackers).flatMap((one) => (one.available ? [] : [one.why]));
-  return [...new Set(lacking)].join("; ");
+  const could = capabilities.mdev ? (["iommu", "pinned"] as const) : (["iommu", "device"] as const);
+  return could
+    .map((kind) => capabilities.trackers[kind])
+    .flatMap((one) => (one.available ? [] : [one.why]))
+    .join("; ");
 }
 
 function ms(value: number): string {

@@ -76,6 +76,14 @@ describe("noise", () => {
     expect(reason).toMatch(/'device' at 4K is as good as far as was measured, and the policy's order decides$/);
   });
 
+  it("that only adds does not make a good tracker look bad", () => {
+    const disturbed = { ...IOMMU, readMs: [0.4, 10, 14] };
+    expect(of([disturbed, { ...LOG, readMs: [0.4, 0.5, 0.6] }])).toMatchObject({
+      tracker: "iommu",
+      margin: { by: "order" },
+    });
+  });
+
   it("of a device's writes is no harm, however bad the median", () => {
     const { tracker } = of([{ ...IOMMU, dma: { ratio: 0.6, low: 0.2, high: 1.3 } }, LOG]);
     expect(tracker).toBe("iommu");

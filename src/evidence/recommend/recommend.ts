@@ -277,7 +277,9 @@ function criteria({ downtimeLimitMs }: Link): readonly Test[] {
       by: "total",
       keep: (contenders) =>
         keepNear(contenders, "total", ({ estimate }) => {
-          return Math.max(estimate?.noiseMs ?? 0, (estimate?.totalMs ?? 0) * ESTIMATE_SHARE);
+          // Each round is followed by a read, and the stop by one.
+          const reads = (estimate?.rounds ?? 0) + 1;
+          return Math.max((estimate?.noiseMs ?? 0) * reads, (estimate?.totalMs ?? 0) * ESTIMATE_SHARE);
         }),
     },
     { by: "dma", keep: keepUnharmed },
@@ -308,13 +310,13 @@ function keepUnharmed(contenders: readonly Contender[]): Contender[] {
   return contenders.filter((one) => (figureBy(one, "dma") ?? least) - least <= DMA_SHARE);
 }
 
-/** Drops trackers that cost a round more than the cheapest does, beyond what reads vary by. */
+/** Drops trackers that cost a round more than the cheapest does, even where nothing disturbed it. */
 function keepCheap(contenders: readonly Contender[]): Contender[] {
   const rounds = contenders.flatMap(({ round }) => round ?? []);
   if (rounds.length === 0) return [...contenders];
   const cheapest = rounds.reduce((a, b) => (b.median < a.median ? b : a));
   return contenders.filter(({ round }) => {
-    return round === null || round.q1 <= cheapest.q3 || round.median <= cheapest.median * (1 + READ_SHARE);
+    return round === null || round.min <= cheapest.q3 || round.median <= cheapest.median * (1 + READ_SHARE);
   });
 }
 

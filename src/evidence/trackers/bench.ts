@@ -168,6 +168,8 @@ class Run {
   readonly #signal: AbortSignal | undefined;
   #facts: Facts | undefined;
   #candidates: readonly Candidate[] = [];
+  /** Somebody knows of a device what it writes. */
+  #isWitnessed = false;
   /** Keys of candidates that the host refused. */
   readonly #refused = new Set<string>();
 
@@ -219,6 +221,7 @@ class Run {
   async dma(): Promise<Map<string, Comparison>> {
     const { pairs, windowMs } = this.#effort;
     const slowdowns = new Map<string, Comparison>();
+    if (!this.#isWitnessed) return slowdowns;
     await using bench = await this.#open({ memoryBytes: this.#site.memoryBytes, load: "flat-out" });
     const devices = await this.#devices(bench);
     const counted = devices.filter(({ witness }) => witness !== null);
@@ -297,6 +300,7 @@ class Run {
       for (const { id, attached } of devices) stateBytes.set(id, await stateSize(attached));
       this.#facts = { capabilities, stateBytes, groups: bench.groups };
       this.#candidates = capabilities.flatMap(candidatesOf);
+      this.#isWitnessed = devices.some(({ witness }) => witness !== null);
     }
     return devices;
   }

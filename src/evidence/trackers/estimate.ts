@@ -1,11 +1,12 @@
 import { PAGE_SIZE } from "../../memory/address.js";
-import { type Conditions, judge, type RoundFacts } from "../../migration/convergence.js";
+import { fixedDowntime } from "../../migration/convergence.js";
 import { type Point, valueAt } from "../curve.js";
+import { simulate } from "../predict/simulate.js";
 import type { BenchedDevice, TrackerBenchmark, TrackerFigures } from "./result.js";
 
 /*
- * What a migration would be like whose only writer is this device, followed by this tracker: the rounds are played through
- * with what was measured, and judged by the migration's own rule.
+ * What a migration would be like whose only writer is this device, followed by this tracker: the prediction's simulation, fed
+ * with what was measured here.
  */
 
 /** What a migration is given. */
@@ -36,8 +37,6 @@ export interface MigrationEstimate {
 }
 
 const MAX_ROUNDS = 30;
-/** Stopping, loading states, two journals: see docs/performance.md. It is the same for all trackers. */
-const FIXED_MS = 30;
 
 /** Plays a migration through. null where it is not known what the device writes, or what the tracker names. */
 export function estimateMigration(
@@ -46,53 +45,52 @@ export function estimateMigration(
   figures: TrackerFigures,
   { bandwidth, downtimeLimitMs }: Link,
 ): MigrationEstimate | null {
-  const named = namedCurve(device, figures, memoryBytes / PAGE_SIZE);
+  const ramPages = memoryBytes / PAGE_SIZE;
+  const named = namedCurve(device, figures, ramPages);
   const cost = readCurve(figures, memoryBytes);
   if (named === null || cost === null) return null;
   const untracked = figures.tracker === "everything";
-  const conditions: Conditions = {
-    downtimeLimitMs,
-    maxRounds: MAX_ROUNDS,
-    bandwidth,
-    deviceStateBytes: device.stateBytes ?? 0,
-    fixedMs: FIXED_MS,
-  };
-  const history: RoundFacts[] = [];
-  let pages = memoryBytes / PAGE_SIZE;
-  let elapsed = 0;
-  let nearest = Number.POSITIVE_INFINITY;
-  for (;;) {
-    const ms = Math.max((pages * PAGE_SIZE * 1000) / bandwidth, 1e-3);
-    elapsed += ms;
-    // A log that is read only at the end names then what was written since the beginning.
-    const since = figures.readableWhen === "quiesced" ? elapsed : ms;
-    const remaining = named(since);
-    const readMs = valueAt(cost, remaining);
-    elapsed += readMs;
-    const always = untracked ? remaining : 0;
-    history.push({
-      pages,
+  const unread = figures.readableWhen === "quiesced";
+  const msOf = (bytes: number) => (bytes * 1000) / bandwidth;
+  // The read that finds the most: the one after the first, and longest, round.
+  const readMs = valueAt(cost, named(msOf(memoryBytes)));
+  const stateBytes = device.stateBytes ?? 0;
+  const fixedMs = fixedDowntime(readMs, 0);
+  const { verdict, rounds, downtimeMs, movingMs } = simulate(
+    {
+      ramPages,
       zeroPages: 0,
-      ms,
-      remainingBytes: remaining * PAGE_SIZE,
-      alwaysDirtyBytes: always * PAGE_SIZE,
-      owners: [],
-    });
-    const verdict = judge(history, { ...conditions, fixedMs: FIXED_MS + readMs });
-    nearest = Math.min(nearest, verdict.expectedDowntimeMs);
-    if (verdict.kind !== "continue") {
-      const converges = verdict.kind === "switch-over";
-      const downtimeMs = converges ? verdict.expectedDowntimeMs : nearest;
-      return {
-        converges,
-        rounds: history.length,
-        totalMs: elapsed + downtimeMs,
-        downtimeMs,
-        noiseMs: readNoise(figures),
-      };
-    }
-    pages = untracked || figures.readableWhen === "quiesced" ? 0 : remaining;
+      // A log that can't be read before the device is stopped names nothing until then.
+      dirtied: (ms) => (untracked || unread ? 0 : named(ms)),
+      alwaysPages: untracked ? ramPages : 0,
+      owners: () => [],
+    },
+    {
+      source: "assumed",
+      firstBytesPerSecond: bandwidth,
+      bytesPerSecond: bandwidth,
+      betweenMs: readMs,
+      stopMs: fixedMs,
+    },
+    { downtimeLimitMs, maxRounds: MAX_ROUNDS, bandwidth, deviceStateBytes: stateBytes, fixedMs },
+  );
+  const copied = rounds.filter(({ phase }) => phase === "pre-copy");
+  const copiedMs = copied.reduce((sum, { ms }) => sum + ms + readMs, 0);
+  const noiseMs = readNoise(figures);
+  if (unread) {
+    const restMs = msOf(named(copiedMs) * PAGE_SIZE + stateBytes) + fixedMs;
+    const totalMs = copiedMs + restMs;
+    return { converges: restMs <= downtimeLimitMs, rounds: copied.length, totalMs, downtimeMs: restMs, noiseMs };
   }
+  const least = Math.min(...copied.map(({ remaining }) => remaining));
+  const nearestMs = downtimeMs ?? msOf(least + stateBytes) + fixedMs;
+  return {
+    converges: verdict.kind === "switch-over",
+    rounds: copied.length,
+    totalMs: movingMs ?? copiedMs + nearestMs,
+    downtimeMs: nearestMs,
+    noiseMs,
+  };
 }
 
 /** Pages that the tracker names of so many milliseconds of the device's untracked work; null: not known. */
@@ -127,9 +125,9 @@ export function readCurve({ reads }: TrackerFigures, memoryBytes: number): Point
   return points.length === 0 ? null : ascending(points);
 }
 
-/** Half of the middle half of what reads took, of the widest of them. */
+/** How far the medians of reads may be off: what else the machine does only ever adds to the fastest. */
 function readNoise({ reads }: TrackerFigures): number {
-  return Math.max(0, ...reads.map(({ ms }) => (ms.q3 - ms.q1) / 2));
+  return Math.max(0, ...reads.map(({ ms }) => ms.median - ms.min));
 }
 
 /** In order of x, each x once (with the greatest y), and y never falling: noise must not make more pages cost less. */

@@ -159,7 +159,7 @@ function guard(app: FastifyInstance, guard: Guard): void {
   app.post("/login", (request, reply) => {
     const token = request.body instanceof URLSearchParams ? (request.body.get("token") ?? "") : "";
     const cookie = guard.login(token.trim());
-    if (cookie === null) return reply.redirect("/login.html?wrong", 303);
+    if (cookie === null) return reply.redirect("/login.html#wrong", 303);
     return reply.header("set-cookie", cookie).redirect("/", 303);
   });
 }

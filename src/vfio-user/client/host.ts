@@ -2,7 +2,7 @@ import { basename } from "node:path";
 import { UsageError } from "../../errors.js";
 import type { DeviceSummary, Host } from "../../host/host.js";
 import { UapiError } from "../../uapi/errno.js";
-import { controlPath, isControlPath } from "../control-path.js";
+import { controlPath, devicePath, isControlPath } from "../control-path.js";
 import type { DmaMode } from "../server/client-memory.js";
 import { Connection } from "./connection.js";
 import { readCounters } from "./counters.js";
@@ -101,7 +101,7 @@ export class VfioUserHost implements Host {
 
   /** The socket's name in letters that ids may have, with a number where it is taken. */
   #idOf(path: string): string {
-    const name = basename(path)
+    const name = basename(devicePath(path))
       .toLowerCase()
       .replaceAll(/[^a-z0-9._-]/g, "-")
       .replace(/^[^a-z0-9]+/, "")

@@ -45,6 +45,12 @@ export class ServedDevices implements AsyncDisposable {
     const { description, socket } = place;
     if (server.model === description.model && server.id === id) return device;
     await device[Symbol.asyncDispose]();
+    if (description.model === "vfio-user") {
+      throw new UsageError(`${socket} serves '${server.id}', a ${server.model} of Dirtmap's own`, {
+        code: "WRONG_DEVICE",
+        remedy: `write model: ${server.model}; vfio-user is for devices of other servers`,
+      });
+    }
     throw new UsageError(`${socket} serves '${server.id}', a ${server.model}, and '${id}' is a ${description.model}`, {
       code: "WRONG_DEVICE",
       remedy: `start it with: dirtmap device ${description.model} --id ${id} --socket ${socket}`,

@@ -18,6 +18,7 @@ import {
 } from "../../uapi/vfio.js";
 import {
   VFIO_DEVICE_FEATURE_MASK,
+  VFIO_USER_COMMAND,
   vfio_user_dma_logging_control,
   vfio_user_dma_logging_report,
 } from "../../uapi/vfio-user.js";
@@ -177,6 +178,12 @@ export async function deviceFeature(
   if (argsz - head < feature.minBytes) throw refuse(`give room for ${head + feature.minBytes} bytes or more`);
   const call = { device, user, socket, room: argsz - head, data: request.subarray(head) };
   return (await feature.run(call, wanted, request.subarray(0, head))) ?? request;
+}
+
+/** True for one who only asks whether the device has a feature: VFIO_DEVICE_FEATURE_PROBE. */
+export function isProbe({ command, payload }: Message): boolean {
+  if (command !== VFIO_USER_COMMAND.DEVICE_FEATURE || payload.byteLength < vfio_device_feature.size) return false;
+  return (vfio_device_feature.decode(payload).flags & PROBE) !== 0;
 }
 
 /** The reply to a GET: the request's head, with the whole reply's size as its argsz, and the data. */

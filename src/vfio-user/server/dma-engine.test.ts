@@ -30,6 +30,8 @@ import { mapDma, socketDirectory, unmapDma } from "./served.test.helper.js";
 
 const BAR2 = 2;
 const SEED = 514229;
+/** A server for each move, on a computer that may be busy. */
+const LONG = { timeout: 120_000 };
 const LOCAL = BAR2_BYTES.default;
 
 const open: (() => Promise<void> | void)[] = [];
@@ -178,7 +180,7 @@ describe.runIf(process.platform === "linux")("a served DMA engine", () => {
     );
   });
 
-  it("moves in the middle of a descriptor, and writes the rest", async () => {
+  it("moves in the middle of a descriptor, and writes the rest", LONG, async () => {
     const rig = await Rig.start();
     const { guest } = rig;
     const BYTES = 8 * 2 ** 20;

@@ -86,9 +86,9 @@ export function moveServed(source: ServedDriven, target: ServedDriven, quiesced:
       argsz: 8 + DATA_BYTES,
       size: DATA_BYTES,
     });
-    const data = payload.subarray(vfio_user_mig_data.size);
-    if (data.byteLength === 0) break;
-    const size = data.byteLength;
+    const { size } = vfio_user_mig_data.decode(payload);
+    if (size === 0) break;
+    const data = payload.subarray(vfio_user_mig_data.size, vfio_user_mig_data.size + size);
     target.client.call("MIG_DATA_WRITE", vfio_user_mig_data, { argsz: 8 + size, size }, { data });
   }
   target.setState("STOP");

@@ -43,7 +43,8 @@ export class MigrationReader {
     }
     this.#atEnd = done < size ? stream : null;
     vfio_user_mig_data.encode({ argsz: HEAD + done, size: done }, reply);
-    return reply.subarray(0, HEAD + done);
+    // libvfio-user's clients take no answer that is shorter than what they asked for.
+    return reply.fill(0, HEAD + done);
   }
 
   /** Dirtmap's own: VFIO_MIG_GET_PRECOPY_INFO. It looks for changes, where all has been read. */

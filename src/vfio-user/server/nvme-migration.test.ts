@@ -20,8 +20,11 @@ const SLOTS = 256;
 const MOVES = 6;
 const COMMANDS_PER_MOVE = 120;
 
+/** A server for each move, on a computer that may be busy. */
+const LONG = { timeout: 120_000 };
+
 describe.runIf(process.platform === "linux")("a served NVMe controller that moves in the middle of queued I/O", () => {
-  it("completes each command once", async () => {
+  it("completes each command once", LONG, async () => {
     using directory = socketDirectory();
     using disk = new DiskFile({ bytes: SLOTS * PAGE_SIZE });
     const fd = createMemfd("guest", MEMORY_BYTES);

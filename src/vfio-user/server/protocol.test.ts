@@ -1,4 +1,4 @@
-import { writeSync } from "node:fs";
+import { closeSync, openSync, readdirSync, writeSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { createArena } from "../../memory/arena.js";
 import { mapFileOver } from "../../sys/mmap.js";
@@ -7,6 +7,7 @@ import {
   VFIO_REGION_INFO_FLAG_CAPS,
   VFIO_REGION_INFO_FLAG_MMAP,
   VFIO_USER_COMMAND,
+  VFIO_USER_F_TYPE_REPLY,
   vfio_region_info_cap_sparse_mmap,
   vfio_region_sparse_mmap_area,
   vfio_user_device_info,
@@ -104,6 +105,22 @@ describe.runIf(process.platform === "linux")("a vfio-user server", () => {
       expect(() => client.next()).toThrow(expect.objectContaining({ code: "CLOSED" }));
     }
     expect(served.reconnect().readRegister(0, 0)).toBe(0);
+  });
+
+  it.each([
+    ["a reply that nobody waits for", VFIO_USER_F_TYPE_REPLY],
+    ["a message of no type", 7],
+    ["a command that takes none", 0],
+  ])("keeps no descriptor of %s", (_what, flags) => {
+    const file = openSync("/dev/null", "r");
+    served.reconnect().readRegister(0, 0);
+    const before = readdirSync("/proc/self/fd").length;
+    served.client.socket.send({ id: 1, command: VFIO_USER_COMMAND.DEVICE_RESET, flags }, null, [file, file, file]);
+    if (flags === 0) served.client.next();
+    else expect(() => served.client.next()).toThrow(expect.objectContaining({ code: "CLOSED" }));
+    served.reconnect().readRegister(0, 0);
+    expect(readdirSync("/proc/self/fd")).toHaveLength(before);
+    closeSync(file);
   });
 
   it("refuses commands that there are not, and those that go the other way", () => {

@@ -6,7 +6,7 @@ import { DIRTMAP_COMMAND, VFIO_USER_COMMAND } from "../../uapi/vfio-user.js";
 import { closeFds, type Message, MessageSocket } from "../message-socket.js";
 import type { Answer } from "./answer.js";
 import { getCounters } from "./counters.js";
-import { deviceFeature } from "./device-feature.js";
+import { deviceFeature, isProbe } from "./device-feature.js";
 import { getInfo, getRegionInfo, getRegionIoFds } from "./device-info.js";
 import { DmaChannel } from "./dma-channel.js";
 import { leavesMapped, mapDma, unmapDma } from "./dma-commands.js";
@@ -202,6 +202,7 @@ export class Session implements DmaLogUser {
   #answer(message: Message): Promise<void> | undefined {
     if (message.isReply) {
       if (this.#channel?.takeLate(message)) return undefined;
+      closeFds(message.fds);
       throw new DirtmapError("a reply to nothing", { code: "PROTOCOL" });
     }
     let answer: Answer | Promise<Answer>;
@@ -362,8 +363,8 @@ export class Session implements DmaLogUser {
     if (error instanceof DirtmapError && !(error instanceof UapiError)) throw error;
     this.#device.messages.refused++;
     if (error instanceof UapiError) {
-      // Asking for what a device lacks is no mistake: it is how one finds out.
-      if (error.code !== "ENOTTY") this.#log(`${this.name}: ${explain(error)}`);
+      // Asking whether a device has a feature is no mistake: it is how one finds out.
+      if (!isProbe(message)) this.#log(`${this.name}: ${explain(error)}`);
       if (!message.noReply) this.#socket.sendError(message, error.errno);
       return;
     }

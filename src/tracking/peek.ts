@@ -1,0 +1,116 @@
+import { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
+import { RamBitmap } from "../bitmap/ram-bitmap.js";
+import { UsageError } from "../errors.js";
+import type { Iommufd, ObjectId } from "../host/host.js";
+import { PAGE_SIZE } from "../memory/address.js";
+import type { GuestMemory } from "../memory/guest-memory.js";
+import { addDirty, type MappedArea, writeableAreas } from "./areas.js";
+import type { DirtyRead, DirtySource } from "./dirty-source.js";
+import { Ledger, ledgerKey } from "./ledger.js";
+import type { TrackerKind } from "./tracker.js";
+
+/** Whose bits are looked at: somebody else switched tracking on, and reads them. */
+export interface PeekedOwner {
+  /** The devices of the HWPT, joined by '+'. */
+  readonly owner: string;
+  /** What its owner follows it with. Only `iommu`, of an HWPT, can be looked at. */
+  readonly tracker: TrackerKind | "type1" | "emulated-iommu";
+  readonly iommufd: Iommufd;
+  readonly hwpt: ObjectId;
+}
+
+/**
+ * Looks at the dirty bits of HWPTs that somebody else reads, and takes none (IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR), for
+ * `watch`. A read names the pages that were not dirty at the one before. What the owner cleared in between and was written
+ * again is named only where it was clean in between: the figures are a lower bound.
+ * @throws UsageError `WOULD_STEAL_BITS` for a tracker that can't be looked at: a device's log, pins, vCPUs, a type1
+ * container and an emulated IOMMU give their bits to whoever reads them, once
+ */
+export function openPeek(
+  memory: GuestMemory,
+  owners: readonly PeekedOwner[],
+  { areas = writeableAreas(memory) }: { areas?: readonly MappedArea[] } = {},
+): DirtySource {
+  for (const { owner, tracker } of owners) {
+    if (tracker === "iommu") continue;
+    throw new UsageError(`looking at the tracker of ${owner} ('${tracker}') would take its reader's bits`, {
+      code: "WOULD_STEAL_BITS",
+      remedy: "follow the feed of its reader: dirtmap top --run ID",
+    });
+  }
+  return new PeekingSource(memory, owners, areas);
+}
+
+class PeekingSource implements DirtySource {
+  readonly choices = [];
+  readonly ledger = new Ledger();
+  readonly #memory: GuestMemory;
+  readonly #areas: readonly MappedArea[];
+  readonly #owners: readonly (PeekedOwner & { before: RamBitmap; now: RamBitmap })[];
+
+  constructor(memory: GuestMemory, owners: readonly PeekedOwner[], areas: readonly MappedArea[]) {
+    this.#memory = memory;
+    this.#areas = areas;
+    this.#owners = owners.map((owner) => ({ ...owner, before: new RamBitmap(memory), now: new RamBitmap(memory) }));
+  }
+
+  granuleOf(): number | null {
+    return null;
+  }
+
+  /** What is dirty already was dirtied nobody knows when: it counts for no interval. */
+  async start(): Promise<void> {
+    for (const owner of this.#owners) {
+      await this.#look(owner);
+      swap(owner);
+    }
+  }
+
+  async read(): Promise<DirtyRead> {
+    const started = performance.now();
+    const dirty = new RamBitmap(this.#memory);
+    const entries = [];
+    for (const owner of this.#owners) {
+      const from = performance.now();
+      await this.#look(owner);
+      const pages = added(owner.now, owner.before);
+      swap(owner);
+      dirty.or(pages);
+      entries.push({ owner: owner.owner, pages, readMs: performance.now() - from });
+    }
+    return {
+      dirty,
+      always: null,
+      byOwner: this.ledger.record(entries),
+      pagesByOwner: new Map(entries.map(({ owner, pages }) => [ledgerKey(owner), pages])),
+      unread: [],
+      failures: [],
+      ms: performance.now() - started,
+    };
+  }
+
+  /** Nothing was switched on. */
+  async [Symbol.asyncDispose](): Promise<void> {}
+
+  async #look({ iommufd, hwpt, now }: { iommufd: Iommufd; hwpt: ObjectId; now: RamBitmap }): Promise<void> {
+    now.clear();
+    for (const { iova, length } of this.#areas) {
+      const into = new DirtyBitmap({ iova, length, granule: PAGE_SIZE });
+      await iommufd.getDirtyBitmap(hwpt, { iova, length, pageSize: PAGE_SIZE, into, clear: false });
+      addDirty(now, into, this.#areas);
+    }
+  }
+}
+
+function swap(owner: { before: RamBitmap; now: RamBitmap }): void {
+  [owner.before, owner.now] = [owner.now, owner.before];
+}
+
+/** The pages of `now` that are not in `before`. */
+function added(now: RamBitmap, before: RamBitmap): RamBitmap {
+  const pages = new RamBitmap(now.memory);
+  pages.arenas.forEach((words, arena) => {
+    for (let i = 0; i < words.length; i++) words[i] = now.arenas[arena][i] & ~before.arenas[arena][i];
+  });
+  return pages;
+}
