@@ -275,3 +275,34 @@ test("a bench that is cancelled ends, with nothing left open", async () => {
   });
   await expect(bench).rejects.toThrow("enough");
 });
+
+test("a migration that fails costs no read that was measured, and is told of", async () => {
+  const { reads, migrations, warnings } = await benchDesigns({
+    host: "emulated",
+    signal: new AbortController().signal,
+    reads: {
+      workloads: ["b"],
+      devices: [1],
+      memory: MEMORY,
+      footprint: FOOTPRINT,
+      repetitions: 1,
+      reads: 1,
+      countedReads: 1,
+      openMachine,
+    },
+    migrations: {
+      workloads: ["b"],
+      devices: [1],
+      memory: MEMORY,
+      footprint: FOOTPRINT,
+      rate: 1,
+      bandwidth: 1e9,
+      downtimeLimitMs: 1000,
+      repetitions: 1,
+      migrate: () => Promise.reject(new Error("the destination is on fire")),
+    },
+  });
+  expect(reads).toHaveLength(TRACKING_DESIGNS.length);
+  expect(migrations).toEqual([]);
+  expect(warnings[0]).toContain("the destination is on fire");
+});

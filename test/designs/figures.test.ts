@@ -11,7 +11,8 @@ import { readDesignsResult } from "../../src/evidence/designs/result.js";
 
 const DOCS = fileURLToPath(new URL("../../../docs/", import.meta.url));
 const result = readDesignsResult(`${DOCS}figures/designs.json`);
-const figures = designFigures(result);
+const migrations = readDesignsResult(`${DOCS}figures/designs-migrations.json`);
+const figures = [...designFigures(result), ...designFigures(migrations)];
 
 describe("the paper", () => {
   test("shows figures that its command draws of its result, and has no others beside it", () => {

@@ -1,3 +1,4 @@
+import { explain } from "../../errors.js";
 import { watchMachine } from "../machine.js";
 import { type Summary, spread, WIDE_SPREAD } from "../statistics.js";
 import { findCrossings } from "./crossings.js";
@@ -26,7 +27,15 @@ export async function benchDesigns(options: DesignsBenchOptions): Promise<Design
   const describe = watchMachine();
   const takenAt = new Date().toISOString();
   const reads = await measureReads({ ...options.reads, ...watch });
-  const migrations = options.migrations === null ? [] : await measureMigrations({ ...options.migrations, ...watch });
+  const migrations: MigrationRow[] = [];
+  const failures: string[] = [];
+  try {
+    if (options.migrations !== null) await measureMigrations({ ...options.migrations, ...watch }, migrations);
+  } catch (error) {
+    // What was measured is not lost for it.
+    signal.throwIfAborted();
+    failures.push(`the migrations ended early: ${explain(error)}`);
+  }
   const machine = describe();
   return {
     schemaVersion: 1,
@@ -39,7 +48,7 @@ export async function benchDesigns(options: DesignsBenchOptions): Promise<Design
     reads,
     migrations,
     crossings: findCrossings(reads),
-    warnings: warningsOf(reads, migrations, machine),
+    warnings: [...failures, ...warningsOf(reads, migrations, machine)],
   };
 }
 
