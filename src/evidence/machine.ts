@@ -1,5 +1,19 @@
 import { readFileSync } from "node:fs";
 import { availableParallelism, cpus, loadavg, release, totalmem, type } from "node:os";
+import { z } from "zod";
+
+const text = z.string().max(256);
+
+/** A {@link MachineReport} that is read again. */
+export const machineReportSchema = z.object({
+  cpu: text,
+  cores: z.int().min(1),
+  memoryBytes: z.int().min(0),
+  node: text,
+  kernel: text,
+  load: z.number().min(0),
+  stealShare: z.number().min(0).max(1).nullable(),
+});
 
 /** The machine that figures were taken on, and how much of it others took meanwhile. */
 export interface MachineReport {

@@ -1,7 +1,21 @@
+import { z } from "zod";
+
 /*
  * How few and noisy measurements are spoken of: by their middle and their spread, and, where two ways are compared, by what
  * their differences in pairs allow to be said at all.
  */
+
+const amount = z.number().min(0);
+
+/** A {@link Summary} that is read again. */
+export const summarySchema = z.strictObject({
+  count: z.int().min(1),
+  median: amount,
+  min: amount,
+  max: amount,
+  q1: amount,
+  q3: amount,
+});
 
 /** The middle and the spread of a few measurements. */
 export interface Summary {

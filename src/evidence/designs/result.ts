@@ -2,6 +2,8 @@ import { readFileSync, statSync } from "node:fs";
 import { z } from "zod";
 import { explain, UsageError } from "../../errors.js";
 import { TRACKING_DESIGNS } from "../../tracking/choice.js";
+import { machineReportSchema } from "../machine.js";
+import { summarySchema } from "../statistics.js";
 import { WORKLOADS } from "./workloads.js";
 
 /*
@@ -10,15 +12,6 @@ import { WORKLOADS } from "./workloads.js";
 
 const count = z.int().min(0);
 const amount = z.number().min(0);
-
-const summary = z.strictObject({
-  count: z.int().min(1),
-  median: amount,
-  min: amount,
-  max: amount,
-  q1: amount,
-  q3: amount,
-});
 
 const calls = z.strictObject({
   /** Calls that the reader makes: system calls, on a kernel. */
@@ -49,16 +42,16 @@ const readRow = z.strictObject({
   /** Pages that a read named. */
   pagesReported: count,
   /** Processor time of a read, of the whole process, in milliseconds: per repetition, the mean of its reads. */
-  cpuMs: summary,
+  cpuMs: summarySchema,
   /** From a read's start to its end: per repetition, the mean of its reads. */
-  wallMs: summary,
+  wallMs: summarySchema,
   /** The same of the last read, when all is stopped and the trackers are read at once. */
-  lastReadMs: summary,
+  lastReadMs: summarySchema,
   /** Processor time from opening the design until tracking runs. */
-  startCpuMs: summary,
+  startCpuMs: summarySchema,
   /** From a read's start to its end, while calls are counted, and the part of it that passes in the reader's calls. */
-  countedReadMs: summary,
-  inCallsMs: summary,
+  countedReadMs: summarySchema,
+  inCallsMs: summarySchema,
   /** Of a read. */
   perRead: calls,
   /** From opening the design until tracking runs. */
@@ -73,14 +66,14 @@ const migrationRow = z.strictObject({
   workload: z.enum(WORKLOADS),
   devices: z.int().min(1),
   design: z.enum(TRACKING_DESIGNS),
-  downtimeMs: summary,
+  downtimeMs: summarySchema,
   /** From the first page until the destination runs. */
-  movingMs: summary,
+  movingMs: summarySchema,
   /** Bytes sent. */
-  bytes: summary,
+  bytes: summarySchema,
   /** Pages sent while the machine was stopped. */
-  lastRoundPages: summary,
-  rounds: summary,
+  lastRoundPages: summarySchema,
+  rounds: summarySchema,
 });
 
 /** What is compared, over the number of devices. `moved` and `downtime` are what follows from the last read. */
@@ -113,15 +106,7 @@ const resultSchema = z.object({
   measures: z.string(),
   host: z.string(),
   takenAt: z.string(),
-  machine: z.object({
-    cpu: z.string(),
-    cores: z.number(),
-    memoryBytes: z.number(),
-    node: z.string(),
-    kernel: z.string(),
-    load: z.number(),
-    stealShare: z.number().nullable(),
-  }),
+  machine: machineReportSchema,
   settings: z.strictObject({
     /** Of the guest whose trackers are read. */
     memoryBytes: count,

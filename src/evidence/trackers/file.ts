@@ -2,6 +2,8 @@ import { z } from "zod";
 import { UsageError } from "../../errors.js";
 import { DEVICE_TRACKERS } from "../../tracking/choice.js";
 import { readJson, writeJson } from "../json-file.js";
+import { machineReportSchema } from "../machine.js";
+import { summarySchema } from "../statistics.js";
 import { BENCHMARK_VERSION, type TrackerBenchmark } from "./result.js";
 
 /*
@@ -13,15 +15,6 @@ const finite = z.number().min(0);
 const bytes = z.int().min(0);
 const name = z.string().min(1).max(256);
 const text = z.string().max(4096);
-
-const summary = z.object({
-  count: z.int().min(1),
-  median: finite,
-  min: finite,
-  max: finite,
-  q1: finite,
-  q3: finite,
-});
 
 const comparison = z.object({
   pairs: z.int().min(1),
@@ -64,9 +57,9 @@ const tracker = z.object({
   foundGranule: z.int().min(1).nullable(),
   readableWhen: z.enum(["always", "quiesced"]),
   problem: text.nullable(),
-  attach: summary.nullable(),
-  start: summary.nullable(),
-  stop: summary.nullable(),
+  attach: summarySchema.nullable(),
+  start: summarySchema.nullable(),
+  stop: summarySchema.nullable(),
   reads: z
     .array(
       z.object({
@@ -74,7 +67,7 @@ const tracker = z.object({
         dirtyShare: z.number().min(0).max(1).nullable(),
         writtenPages: bytes.nullable(),
         reportedPages: bytes,
-        ms: summary,
+        ms: summarySchema,
       }),
     )
     .max(1000),
@@ -87,15 +80,7 @@ const schema = z.object({
   kind: z.literal("trackers"),
   takenAt: z.iso.datetime(),
   quick: z.boolean(),
-  machine: z.object({
-    cpu: text,
-    cores: z.int().min(1),
-    memoryBytes: bytes,
-    node: text,
-    kernel: text,
-    load: finite,
-    stealShare: z.number().min(0).max(1).nullable(),
-  }),
+  machine: machineReportSchema,
   host: name,
   scenario: name.nullable(),
   measures: text,
@@ -122,8 +107,8 @@ const schema = z.object({
         devices: z.array(name).min(2).max(1024),
         granule: z.int().min(1).nullable(),
         domains: z.object({ separate: bytes, shared: bytes }),
-        separateReads: z.array(summary).max(1024),
-        sharedRead: summary,
+        separateReads: z.array(summarySchema).max(1024),
+        sharedRead: summarySchema,
         read: comparison,
         dma: comparison.nullable(),
       }),
