@@ -79,7 +79,7 @@ export class TopView implements Disposable {
     const { stream, json, once, color } = this.#options;
     if (json) stream.write(`${JSON.stringify({ schemaVersion: 1, ...topJson(this.#state) })}\n`);
     else if (once) {
-      const look = { columns: stream.columns ?? COLUMNS, rows: Number.POSITIVE_INFINITY, color };
+      const look = { columns: stream.columns ?? Number.POSITIVE_INFINITY, rows: Number.POSITIVE_INFINITY, color };
       stream.write(`${topLines(this.#state, look).join("\n")}\n`);
     } else stream.write(`${topLine(this.#state)}\n`);
   }
