@@ -49,7 +49,7 @@ export { type HeatRow, heatMap } from "./evidence/plot/heat-map.js";
 export { type LineSeries, lineChart, type PlotMark, type PlotPoint } from "./evidence/plot/line-chart.js";
 export type { ScaleKind } from "./evidence/plot/scale.js";
 export { type GrowthCurve, type GrowthPoint, growthCurve } from "./evidence/predict/growth.js";
-export { ASSUMED_LINK, type LinkEstimate, linkFromReports } from "./evidence/predict/link.js";
+export { ASSUMED_LINK, costsFromReports, type LinkEstimate, linkFromReports } from "./evidence/predict/link.js";
 export { measureLoopback } from "./evidence/predict/loopback.js";
 export {
   type Observation,

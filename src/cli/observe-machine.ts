@@ -125,13 +125,12 @@ export interface LinkOptions extends StoreOption {
  */
 export async function estimateLink(options: LinkOptions): Promise<LinkEstimate> {
   const { channels, reports = [], scenario, signal } = options;
-  const [{ measureLoopback }, { linkFromReports }, { pastReports, readReports }] = await Promise.all([
+  const [{ measureLoopback }, { costsFromReports, linkFromReports }, { pastReports, readReports }] = await Promise.all([
     import("../evidence/predict/loopback.js"),
     import("../evidence/predict/link.js"),
     import("./past-reports.js"),
   ]);
   if (reports.length > 0) return linkFromReports(readReports(reports));
   const loopback = await measureLoopback({ channels, signal });
-  const { betweenMs, stopMs } = linkFromReports(await pastReports(options, scenario), loopback);
-  return { ...loopback, betweenMs, stopMs };
+  return costsFromReports(await pastReports(options, scenario), loopback);
 }

@@ -1,6 +1,6 @@
 import { PAGE_SIZE } from "../../memory/address.js";
 import { ASSUMED_BYTES_PER_SECOND, STOP_MS, ZERO_BYTES_PER_SECOND } from "../../migration/convergence.js";
-import type { MigrationReport } from "../../migration/report.js";
+import type { MigrationReport, RoundReport } from "../../migration/report.js";
 import { summarize } from "../statistics.js";
 
 /** How fast pages get to the destination, and what a migration costs besides. */
@@ -38,42 +38,67 @@ export function limited(link: LinkEstimate, bandwidth: number): LinkEstimate {
   };
 }
 
+type PastReport = Pick<MigrationReport, "result" | "rounds" | "phases" | "downtimeMs">;
+
 /**
  * What earlier migrations over the same link tell of it: medians of what each one showed. A part that none of them shows
  * is taken from `otherwise`.
  * @param reports of migrations that completed; others are passed over
  */
-export function linkFromReports(
-  reports: readonly Pick<MigrationReport, "result" | "rounds" | "phases" | "downtimeMs">[],
-  otherwise: LinkEstimate = ASSUMED_LINK,
-): LinkEstimate {
-  const first: number[] = [];
-  const later: number[] = [];
+export function linkFromReports(reports: readonly PastReport[], otherwise: LinkEstimate = ASSUMED_LINK): LinkEstimate {
+  const rounds = completed(reports).flatMap((report) => report.rounds.filter((round) => dataOf(round) >= ENOUGH_BYTES));
+  if (completed(reports).length === 0) return otherwise;
+  const first = median(rounds.filter(({ round }) => round === 0).map(speedOf));
+  const speed = median(rounds.filter(({ round }) => round > 0).map(speedOf)) ?? first ?? otherwise.bytesPerSecond;
+  const speeds = { ...otherwise, firstBytesPerSecond: first ?? speed, bytesPerSecond: speed };
+  return { ...costsFromReports(reports, speeds), source: "run" };
+}
+
+/**
+ * A link with what earlier migrations cost besides their bytes at its speed: small rounds take longer than their bytes do,
+ * and the last one is small, so whatever it took beyond them belongs to stopping.
+ * @param link whose speed is kept; its other figures too, where no migration has completed
+ */
+export function costsFromReports(reports: readonly PastReport[], link: LinkEstimate): LinkEstimate {
   const between: number[] = [];
   const stop: number[] = [];
-  for (const { result, rounds, phases, downtimeMs } of reports) {
-    if (result !== "completed" || downtimeMs === null) continue;
-    let roundsMs = 0;
-    for (const { round, phase, pages, zeroPages, ms } of rounds) {
-      const data = (pages - zeroPages) * PAGE_SIZE;
-      const zeroMs = ((zeroPages * PAGE_SIZE) / ZERO_BYTES_PER_SECOND) * 1000;
-      if (data >= ENOUGH_BYTES) (round === 0 ? first : later).push((data / Math.max(ms - zeroMs, ms / 2)) * 1000);
-      if (phase === "pre-copy") roundsMs += ms;
-      else stop.push(downtimeMs - ms);
+  for (const { rounds, phases, downtimeMs } of completed(reports)) {
+    // One that was held back, by a limit or by a slower link, shows it in its fastest round.
+    const fastest = Math.max(...rounds.filter((round) => dataOf(round) >= ENOUGH_BYTES).map(speedOf));
+    const idealMs = (round: RoundReport) => {
+      const wanted = round.round === 0 ? link.firstBytesPerSecond : link.bytesPerSecond;
+      return (dataOf(round) / (fastest > 0 ? Math.min(wanted, fastest) : wanted)) * 1000 + zeroMsOf(round);
+    };
+    const copied = rounds.filter(({ phase }) => phase === "pre-copy");
+    const precopyMs = phases.find(({ phase }) => phase === "pre-copy")?.ms;
+    if (precopyMs !== undefined && copied.length > 0) {
+      const bytesMs = copied.reduce((sum, round) => sum + idealMs(round), 0);
+      between.push(Math.max(0, precopyMs - bytesMs) / copied.length);
     }
-    const precopy = phases.find(({ phase }) => phase === "pre-copy")?.ms;
-    const precopyRounds = rounds.filter(({ phase }) => phase === "pre-copy").length;
-    if (precopy !== undefined && precopyRounds > 0) between.push(Math.max(0, precopy - roundsMs) / precopyRounds);
+    const last = rounds.find(({ phase }) => phase === "stop-copy");
+    if (last !== undefined) stop.push(Math.max(0, downtimeMs - idealMs(last)));
   }
-  if (first.length + later.length + stop.length === 0) return otherwise;
-  const speed = median(later) ?? median(first) ?? otherwise.bytesPerSecond;
-  return {
-    source: "run",
-    firstBytesPerSecond: median(first) ?? speed,
-    bytesPerSecond: speed,
-    betweenMs: median(between) ?? otherwise.betweenMs,
-    stopMs: median(stop) ?? otherwise.stopMs,
-  };
+  return { ...link, betweenMs: median(between) ?? link.betweenMs, stopMs: median(stop) ?? link.stopMs };
+}
+
+function completed(reports: readonly PastReport[]) {
+  return reports.flatMap((report) => {
+    const { downtimeMs } = report;
+    return report.result === "completed" && downtimeMs !== null ? [{ ...report, downtimeMs }] : [];
+  });
+}
+
+/** Bytes of a round's non-zero pages. */
+function dataOf({ pages, zeroPages }: RoundReport): number {
+  return (pages - zeroPages) * PAGE_SIZE;
+}
+
+function zeroMsOf({ zeroPages }: RoundReport): number {
+  return ((zeroPages * PAGE_SIZE) / ZERO_BYTES_PER_SECOND) * 1000;
+}
+
+function speedOf(round: RoundReport): number {
+  return (dataOf(round) / Math.max(round.ms - zeroMsOf(round), round.ms / 2)) * 1000;
 }
 
 function median(values: readonly number[]): number | undefined {

@@ -2,7 +2,7 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { MiB, PAGE_SIZE } from "../../memory/address.js";
 import type { TraceInterval } from "../trace/interval.js";
-import { ASSUMED_LINK, type LinkEstimate, linkFromReports } from "./link.js";
+import { ASSUMED_LINK, costsFromReports, type LinkEstimate, linkFromReports } from "./link.js";
 import {
   type Observation,
   type ObservedOwner,
@@ -272,7 +272,17 @@ describe("what earlier migrations tell of a link", () => {
     expect(link.firstBytesPerSecond).toBeCloseTo(409.6e6, -3);
     expect(link.bytesPerSecond).toBeCloseTo(512e6, -3);
     expect(link.betweenMs).toBeCloseTo(10);
-    expect(link.stopMs).toBeCloseTo(35);
+    // The last round's three milliseconds are not for its ten pages: at this speed those take 0.08.
+    expect(link.stopMs).toBeCloseTo(38 - 0.08);
+  });
+
+  it("are what a stop takes at another link's speed, but for one that was held back", () => {
+    const link = { ...ASSUMED_LINK, firstBytesPerSecond: 1e9, bytesPerSecond: 1e9 };
+    const { bytesPerSecond, stopMs, betweenMs } = costsFromReports([report(38)], link);
+    expect(bytesPerSecond).toBe(1e9);
+    // Its fastest round shows 512 MB/s.
+    expect(stopMs).toBeCloseTo(38 - 0.08);
+    expect(betweenMs).toBeCloseTo((160 - (10_000 * 4096) / 512e3 - 40) / 2);
   });
 
   it("is nothing where none completed", () => {
