@@ -116,7 +116,7 @@ export class Rig implements AsyncDisposable {
       design: "split",
       downtimeLimitMs: 2000,
       channels: 1,
-      runAfterMs: 100,
+      runAfterMs: 300,
       journalDirectory: this.journals,
       timeouts: TIMEOUTS,
       ...options,
