@@ -20,6 +20,8 @@ export interface RoundFacts {
   readonly owners: readonly { readonly owner: string; readonly everything: boolean; readonly bytes: number }[];
 }
 
+type RoundSize = Pick<RoundFacts, "pages" | "zeroPages">;
+
 /** What else goes into a downtime. */
 export interface Conditions {
   readonly downtimeLimitMs: number;
@@ -73,17 +75,26 @@ export function fixedDowntime(readMs: number, digestedBytes: number): number {
   return STOP_MS + readMs + (digestedBytes / DIGEST_BYTES_PER_SECOND) * 1000;
 }
 
+/** Bytes of non-zero pages of a round. */
+export function dataBytes({ pages, zeroPages }: RoundSize): number {
+  return (pages - zeroPages) * PAGE_SIZE;
+}
+
+/** Milliseconds that a round's zero pages take. */
+export function zeroMs({ zeroPages }: RoundSize): number {
+  return ((zeroPages * PAGE_SIZE) / ZERO_BYTES_PER_SECOND) * 1000;
+}
+
+/** Bytes of non-zero pages per second that a round shows; it took more than 0 ms. */
+export function roundSpeed(round: RoundSize & Pick<RoundFacts, "ms">): number {
+  // At least half of the time is counted for the data: the speed of zeros is an assumption.
+  return (dataBytes(round) / Math.max(round.ms - zeroMs(round), round.ms / 2)) * 1000;
+}
+
 /** Bytes of non-zero pages per second: of the last round that was large enough to measure, never above the bandwidth. */
 export function throughput(history: readonly RoundFacts[], bandwidth: number): number {
-  for (let i = history.length - 1; i >= 0; i--) {
-    const { pages, zeroPages, ms } = history[i];
-    const data = (pages - zeroPages) * PAGE_SIZE;
-    if (data < ENOUGH_BYTES) continue;
-    const zeroMs = ((zeroPages * PAGE_SIZE) / ZERO_BYTES_PER_SECOND) * 1000;
-    // At least half of the time is counted for the data: the speed of zeros is an assumption.
-    return Math.min(bandwidth, (data / Math.max(ms - zeroMs, ms / 2)) * 1000);
-  }
-  return Math.min(bandwidth, ASSUMED_BYTES_PER_SECOND);
+  const round = history.findLast((candidate) => dataBytes(candidate) >= ENOUGH_BYTES);
+  return Math.min(bandwidth, round === undefined ? ASSUMED_BYTES_PER_SECOND : roundSpeed(round));
 }
 
 /** Milliseconds from the pause of the vCPUs to the confirmation that the destination runs, if `bytes` are left. */

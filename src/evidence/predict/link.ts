@@ -1,5 +1,4 @@
-import { PAGE_SIZE } from "../../memory/address.js";
-import { ASSUMED_BYTES_PER_SECOND, STOP_MS, ZERO_BYTES_PER_SECOND } from "../../migration/convergence.js";
+import { ASSUMED_BYTES_PER_SECOND, dataBytes, roundSpeed, STOP_MS, zeroMs } from "../../migration/convergence.js";
 import type { MigrationReport, RoundReport } from "../../migration/report.js";
 import { summarize } from "../statistics.js";
 
@@ -46,10 +45,12 @@ type PastReport = Pick<MigrationReport, "result" | "rounds" | "phases" | "downti
  * @param reports of migrations that completed; others are passed over
  */
 export function linkFromReports(reports: readonly PastReport[], otherwise: LinkEstimate = ASSUMED_LINK): LinkEstimate {
-  const rounds = completed(reports).flatMap((report) => report.rounds.filter((round) => dataOf(round) >= ENOUGH_BYTES));
+  const rounds = completed(reports).flatMap((report) =>
+    report.rounds.filter((round) => dataBytes(round) >= ENOUGH_BYTES),
+  );
   if (completed(reports).length === 0) return otherwise;
-  const first = median(rounds.filter(({ round }) => round === 0).map(speedOf));
-  const speed = median(rounds.filter(({ round }) => round > 0).map(speedOf)) ?? first ?? otherwise.bytesPerSecond;
+  const first = median(rounds.filter(({ round }) => round === 0).map(roundSpeed));
+  const speed = median(rounds.filter(({ round }) => round > 0).map(roundSpeed)) ?? first ?? otherwise.bytesPerSecond;
   const speeds = { ...otherwise, firstBytesPerSecond: first ?? speed, bytesPerSecond: speed };
   return { ...costsFromReports(reports, speeds), source: "run" };
 }
@@ -64,10 +65,10 @@ export function costsFromReports(reports: readonly PastReport[], link: LinkEstim
   const stop: number[] = [];
   for (const { rounds, phases, downtimeMs } of completed(reports)) {
     // One that was held back, by a limit or by a slower link, shows it in its fastest round.
-    const fastest = Math.max(...rounds.filter((round) => dataOf(round) >= ENOUGH_BYTES).map(speedOf));
+    const fastest = Math.max(...rounds.filter((round) => dataBytes(round) >= ENOUGH_BYTES).map(roundSpeed));
     const idealMs = (round: RoundReport) => {
       const wanted = round.round === 0 ? link.firstBytesPerSecond : link.bytesPerSecond;
-      return (dataOf(round) / (fastest > 0 ? Math.min(wanted, fastest) : wanted)) * 1000 + zeroMsOf(round);
+      return (dataBytes(round) / (fastest > 0 ? Math.min(wanted, fastest) : wanted)) * 1000 + zeroMs(round);
     };
     const copied = rounds.filter(({ phase }) => phase === "pre-copy");
     const precopyMs = phases.find(({ phase }) => phase === "pre-copy")?.ms;
@@ -86,19 +87,6 @@ function completed(reports: readonly PastReport[]) {
     const { downtimeMs } = report;
     return report.result === "completed" && downtimeMs !== null ? [{ ...report, downtimeMs }] : [];
   });
-}
-
-/** Bytes of a round's non-zero pages. */
-function dataOf({ pages, zeroPages }: RoundReport): number {
-  return (pages - zeroPages) * PAGE_SIZE;
-}
-
-function zeroMsOf({ zeroPages }: RoundReport): number {
-  return ((zeroPages * PAGE_SIZE) / ZERO_BYTES_PER_SECOND) * 1000;
-}
-
-function speedOf(round: RoundReport): number {
-  return (dataOf(round) / Math.max(round.ms - zeroMsOf(round), round.ms / 2)) * 1000;
 }
 
 function median(values: readonly number[]): number | undefined {
