@@ -275,7 +275,7 @@ function shareDomains(
 }
 
 /** A size as the command line writes it: 4K, 2M, 1G. */
-function size(bytes: number): string {
+export function size(bytes: number): string {
   const units = ["", "K", "M", "G", "T"];
   let unit = 0;
   let value = bytes;

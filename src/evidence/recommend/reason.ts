@@ -1,3 +1,4 @@
+import { size } from "../../tracking/policy.js";
 import type { BenchedDevice } from "../trackers/result.js";
 import type { Contender, Margin, RecommendedDevice, TrackerAt } from "./recommend.js";
 
@@ -63,9 +64,4 @@ function ms(value: number): string {
 
 function share(value: number | null): string {
   return value === null ? "an unknown part" : `${Math.round(Math.max(0, value) * 100)} %`;
-}
-
-function size(bytes: number): string {
-  const unit = bytes >= 2 ** 30 ? "G" : bytes >= 2 ** 20 ? "M" : "K";
-  return `${bytes / { G: 2 ** 30, M: 2 ** 20, K: 2 ** 10 }[unit]}${unit}`;
 }
