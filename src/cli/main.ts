@@ -16,12 +16,25 @@ import { addScenarios } from "./commands/scenarios.js";
 import { addServe } from "./commands/serve.js";
 import { addTop } from "./commands/top.js";
 import { EXIT_CODES, exitCodesHelp } from "./exit-codes.js";
-import { printError } from "./output.js";
+import { err, out, printError, printFailure } from "./output.js";
 
 /*
  * The command line's entry. Commands declare their options here and load what they need once they run, so that
  * `--help` and a mistyped option are answered at once.
  */
+
+/** Help is Dirtmap's own text; what is wrong with a command line is told below, on one line. */
+const OUTPUT = {
+  writeOut: (text: string) => out.write(text),
+  writeErr: (text: string) => err.write(text),
+  outputError: () => {},
+};
+
+// What goes wrong outside of a command's own work: in a callback, or before a command is chosen.
+process.on("uncaughtException", (error) => {
+  printFailure(error, { json: process.argv.includes("--json") });
+  process.exit(EXIT_CODES.failed.code);
+});
 
 const manifest = new URL("../../../package.json", import.meta.url);
 const { version } = JSON.parse(readFileSync(manifest, "utf8")) as { version: string };
@@ -32,7 +45,7 @@ const program = new Command("dirtmap")
   )
   .version(version, "-V, --version")
   .exitOverride()
-  .configureOutput({ outputError: () => {} })
+  .configureOutput(OUTPUT)
   .addHelpText("after", `\n${exitCodesHelp()}`);
 for (const add of [
   addMigrate,
@@ -57,7 +70,7 @@ for (const add of [
 const models = process.argv[2] === "device" ? (await import("../devices/servable-models.js")).SERVABLE_MODELS : [];
 addDevice(program, models);
 for (const command of program.commands.flatMap((each) => [each, ...each.commands])) {
-  command.exitOverride().configureOutput({ outputError: () => {} });
+  command.exitOverride().configureOutput(OUTPUT);
 }
 
 try {

@@ -1,6 +1,6 @@
-import { readFileSync, statSync } from "node:fs";
 import { z } from "zod";
 import { UsageError } from "../errors.js";
+import { readTextInput } from "../input-file.js";
 import type { MigrationReport } from "../migration/report.js";
 import { openStoreOf, type StoreOption } from "./options.js";
 
@@ -42,9 +42,7 @@ export function readReports(files: readonly string[]): PastReport[] {
   return files.map((file) => {
     let json: unknown;
     try {
-      const { size } = statSync(file);
-      if (size > MAX_REPORT_BYTES) throw new Error(`it has ${size} bytes`);
-      json = JSON.parse(readFileSync(file, "utf8"));
+      json = JSON.parse(readTextInput(file, MAX_REPORT_BYTES));
     } catch (cause) {
       throw notOne(file, (cause as Error).message, cause);
     }

@@ -1,10 +1,11 @@
-import { readdirSync, readFileSync, statSync } from "node:fs";
+import { readdirSync } from "node:fs";
 import { basename, dirname, isAbsolute, relative, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
-import { isAlias, isMap, isScalar, isSeq, LineCounter, type Node, parseDocument } from "yaml";
+import { type Document, isAlias, isMap, isScalar, isSeq, Lexer, LineCounter, type Node, parseDocument } from "yaml";
 import { z } from "zod";
 import { explain, UsageError } from "../errors.js";
 import { type MachineDescription, machineSchema } from "../host/description.js";
+import { readTextInput } from "../input-file.js";
 import {
   DESIGNS,
   DEVICE_TRACKERS,
@@ -29,6 +30,12 @@ import { isTrace, traceScenario } from "./trace-scenario.js";
 
 /** A scenario is a page of text; what is longer is another kind of file. */
 const MAX_SCENARIO_BYTES = 1 << 20;
+/** Of YAML's lexer: 256 devices, written at length, have some 20 000. Parsing takes the square of a block's keys. */
+const MAX_TOKENS = 1 << 16;
+/** Once aliases are followed: each use of an anchor counts. */
+const MAX_VALUES = 1 << 16;
+/** Named one by one; the others when these are mended. */
+const MAX_PROBLEMS = 10;
 
 const migrationSchema = z.strictObject({
   /** An order, or `measured:FILE`; a path in it is relative to the scenario. */
@@ -119,10 +126,7 @@ export function loadScenario(nameOrFile: string): Scenario {
   if (isFile && isTrace(path)) return ofTrace(path);
   let text: string;
   try {
-    const { size } = statSync(path);
-    if (size > MAX_SCENARIO_BYTES)
-      throw new Error(`it has ${size} bytes; a scenario has at most ${MAX_SCENARIO_BYTES}`);
-    text = readFileSync(path, "utf8");
+    text = readTextInput(path, MAX_SCENARIO_BYTES);
   } catch (cause) {
     throw new UsageError(`can't read the scenario ${nameOrFile}: ${explain(cause)}`, {
       code: "UNKNOWN_SCENARIO",
@@ -142,41 +146,45 @@ function ofTrace(path: string): Scenario {
  * Checks a scenario's text.
  * @param source.file how messages name it
  * @param source.folder what paths in it are relative to
- * @throws UsageError `BAD_SCENARIO`: one line with file, line, column and field
+ * @throws UsageError `BAD_SCENARIO`: a line with file, line, column and field for each of the first problems
  */
 export function parseScenario(text: string, { file, folder }: { file: string; folder: string }): Scenario {
   const lines = new LineCounter();
-  const document = parseDocument(text, { lineCounter: lines, prettyErrors: false });
-  const refuse = (offset: number, problem: string, more = 0): never => {
-    const { line, col } = lines.linePos(offset);
-    const rest = more === 0 ? "" : ` (and ${more} more problem${more === 1 ? "" : "s"})`;
-    throw new UsageError(`${file}:${line}:${col}: ${problem}${rest}`, { code: "BAD_SCENARIO" });
-  };
+  const document = parseYaml(text, file, lines);
   const [error] = document.errors;
-  if (error !== undefined) refuse(error.pos[0], `not valid YAML: ${error.message}`, document.errors.length - 1);
+  if (error !== undefined) {
+    throw refusal(
+      document.errors
+        .slice(0, MAX_PROBLEMS)
+        .map(({ pos: [offset], message }) => `${placeOf(offset)}: not valid YAML: ${message}`),
+      document.errors.length,
+    );
+  }
 
   const issues: { path: readonly PropertyKey[]; text: string }[] = [];
   let plain: unknown;
   try {
-    plain = withQuantities(document.toJS(), [], issues);
+    plain = document.toJS();
+    checkSize(plain);
+    plain = withQuantities(plain, [], issues);
   } catch (cause) {
-    refuse(0, explain(cause));
+    throw refusal([`${placeOf(0)}: ${explain(cause)}`]);
   }
   const parsed = scenarioSchema.safeParse(plain);
-  if (issues.length === 0) {
-    // A misspelt field is also a missing one: the spelling is what to mend.
-    const found = [...(parsed.error?.issues ?? [])];
-    found.sort((a, b) => Number(b.code === "unrecognized_keys") - Number(a.code === "unrecognized_keys"));
-    for (const issue of found) issues.push(issueText(issue, plain, scenarioSchema));
+  let problems = issues.length;
+  if (problems === 0 && parsed.error !== undefined) {
+    const found = eachProblem(parsed.error.issues);
+    problems = found.length;
+    for (const issue of found.slice(0, MAX_PROBLEMS)) issues.push(issueText(issue, plain, scenarioSchema));
   }
-  if (issues.length > 0) {
-    const [{ path, text: problem }] = issues;
-    const field = path.reduce<string>(
-      (all, part) =>
-        typeof part === "number" ? `${all}[${part}]` : all === "" ? String(part) : `${all}.${String(part)}`,
-      "",
+  if (problems > 0) {
+    throw refusal(
+      issues.slice(0, MAX_PROBLEMS).map(({ path, text: problem }) => {
+        const place = placeOf(offsetOf(document.contents, path));
+        return path.length === 0 ? `${place}: ${problem}` : `${place}: ${fieldOf(path)}: ${problem}`;
+      }),
+      problems,
     );
-    refuse(offsetOf(document.contents, path), field === "" ? problem : `${field}: ${problem}`, issues.length - 1);
   }
   const { summary, machine, migration } = parsed.data as z.output<typeof scenarioSchema>;
   for (const device of machine.devices) {
@@ -194,6 +202,11 @@ export function parseScenario(text: string, { file, folder }: { file: string; fo
     migration.policy = `${MEASURED}${resolve(folder, migration.policy.slice(MEASURED.length))}`;
   }
   return { name: basename(file).replace(/\.ya?ml$/, ""), summary, machine, migration };
+
+  function placeOf(offset: number): string {
+    const { line, col } = lines.linePos(offset);
+    return `${file}:${line}:${col}`;
+  }
 
   /** Where the deepest part of a path that exists stands: a field's name, or an entry of a list. */
   function offsetOf(root: Node | null, path: readonly PropertyKey[]): number {
@@ -213,4 +226,54 @@ export function parseScenario(text: string, { file, folder }: { file: string; fo
     }
     return offset;
   }
+}
+
+/** @throws UsageError `BAD_SCENARIO` for what would take long to parse, or can't be */
+function parseYaml(text: string, file: string, lines: LineCounter): Document.Parsed {
+  let tokens = 0;
+  for (const _token of new Lexer().lex(text)) {
+    if (++tokens > MAX_TOKENS) throw refusal([`${file}: it has more than ${MAX_TOKENS} words and marks of YAML`]);
+  }
+  const document = parseDocument(text, { lineCounter: lines, prettyErrors: false });
+  // The parser calls itself for each level.
+  const tooDeep = document.errors.some(({ code }) => code === "RESOURCE_EXHAUSTION");
+  if (tooDeep) throw refusal([`${file}: its blocks are nested too deeply`]);
+  return document;
+}
+
+/** @throws Error for more values than a scenario may have: aliases that stand for aliases multiply */
+function checkSize(value: unknown): void {
+  const left = [value];
+  for (let values = 0; left.length > 0; values++) {
+    if (values > MAX_VALUES) throw new Error(`it has more than ${MAX_VALUES} values, each use of an alias counted`);
+    const next = left.pop();
+    if (typeof next === "object" && next !== null) for (const each of Object.values(next)) left.push(each);
+  }
+}
+
+/** One for each unknown field; these first, since a misspelt field is also a missing one. */
+function eachProblem(issues: readonly z.core.$ZodIssue[]): z.core.$ZodIssue[] {
+  const all = issues.flatMap((issue): z.core.$ZodIssue[] =>
+    issue.code === "unrecognized_keys" ? issue.keys.map((key) => ({ ...issue, keys: [key] })) : [issue],
+  );
+  return all.sort((a, b) => Number(b.code === "unrecognized_keys") - Number(a.code === "unrecognized_keys"));
+}
+
+/** `machine.devices[0].model` */
+function fieldOf(path: readonly PropertyKey[]): string {
+  return path.reduce<string>(
+    (all, part) =>
+      typeof part === "number" ? `${all}[${part}]` : all === "" ? String(part) : `${all}.${String(part)}`,
+    "",
+  );
+}
+
+/** @param count of all problems, of which these are the first */
+function refusal([first, ...further]: readonly string[], count = 1): UsageError {
+  const more = count - 1;
+  const unnamed = more - further.length;
+  return new UsageError(more === 0 ? first : `${first} (and ${more} more problem${more === 1 ? "" : "s"})`, {
+    code: "BAD_SCENARIO",
+    further: unnamed === 0 ? further : [...further, `${unnamed} more are named once these are mended`],
+  });
 }

@@ -1,4 +1,4 @@
-import { closeSync, openSync, readSync } from "node:fs";
+import { closeSync, readSync } from "node:fs";
 import { UsageError } from "../errors.js";
 import { TraceDecoder } from "../evidence/trace/decoder.js";
 import {
@@ -8,6 +8,7 @@ import {
   TRACE_MAGIC,
   type TraceHeader,
 } from "../evidence/trace/format.js";
+import { openInput } from "../input-file.js";
 
 /** What a trace's file is called, so that it can be given where a scenario can. */
 const TRACE_SUFFIX = ".dtrc";
@@ -16,7 +17,7 @@ const TRACE_SUFFIX = ".dtrc";
 export function isTrace(path: string): boolean {
   if (path.endsWith(TRACE_SUFFIX)) return true;
   try {
-    const fd = openSync(path, "r");
+    const fd = openInput(path, { pipes: false });
     try {
       const head = new Uint8Array(4);
       return readSync(fd, head) === 4 && new DataView(head.buffer).getUint32(0, true) === TRACE_MAGIC;
@@ -73,7 +74,7 @@ function readHeader(path: string): TraceHeader {
   const bytes = new Uint8Array(FILE_HEAD_BYTES + FRAME_HEAD_BYTES + MAX_PAYLOAD_BYTES + 4);
   let length = 0;
   try {
-    const fd = openSync(path, "r");
+    const fd = openInput(path, { pipes: false });
     try {
       for (;;) {
         const read = readSync(fd, bytes, length, bytes.length - length, null);

@@ -4,7 +4,6 @@ import {
   existsSync,
   fdatasyncSync,
   fsyncSync,
-  mkdirSync,
   openSync,
   readFileSync,
   renameSync,
@@ -14,6 +13,7 @@ import { homedir } from "node:os";
 import { join } from "node:path";
 import { z } from "zod";
 import { DirtmapError, UsageError } from "../errors.js";
+import { makeFolder } from "../output-file.js";
 
 /*
  * What each side of a migration must remember over a crash: whether it may run the machine. A journal is a file of a few
@@ -106,7 +106,7 @@ export class Journal<State extends SourceRecord | DestinationRecord> {
       });
     }
     try {
-      mkdirSync(journal.#directory, { recursive: true, mode: 0o700 });
+      makeFolder(journal.#directory, { mode: 0o700 });
       journal.#begin(state);
     } catch (cause) {
       throw new UsageError(`the journal ${journal.path} can't be written: ${(cause as Error).message}`, {

@@ -32,7 +32,7 @@ export function addCerts(program: Command): void {
       runCommand({ json }, async () => {
         const { makeCertificates, writeCertificates } = await import("../../migration/transport/certs.js");
         const files = await writeCertificates(folder, await makeCertificates({ hosts: host ?? DEFAULT_HOSTS, days }));
-        printResult({ folder, files }, { json, text: () => files.join("\n") });
+        printResult({ folder, files }, { json, text: (safe) => safe.files.join("\n") });
         return EXIT_CODES.done.code;
       }),
     );

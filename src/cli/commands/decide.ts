@@ -45,7 +45,7 @@ function addDecision(
           import("../../migration/journal.js"),
         ]);
         const message = await sendDecision(journal ?? defaultJournalDirectory(), id, decision);
-        printResult({ migration: id, decision, message }, { json, text: () => message });
+        printResult({ migration: id, decision, message }, { json, text: (safe) => safe.message });
         return EXIT_CODES.done.code;
       }),
     );

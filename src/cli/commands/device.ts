@@ -2,7 +2,7 @@ import { type Command, InvalidArgumentError, Option } from "commander";
 import type { ServableModel } from "../../devices/servable.js";
 import { EXIT_CODES } from "../exit-codes.js";
 import { argument, oneOf } from "../options.js";
-import { printResult, runCommand } from "../output.js";
+import { note, printResult, runCommand } from "../output.js";
 import { parseSize } from "../units.js";
 
 const DMA = ["auto", "messages"] as const;
@@ -71,10 +71,9 @@ async function run(name: string, models: readonly ServableModel[], options: Devi
   const { socket: path, json = false, poll = false, id, dma } = options;
   const tell = (event: { event: string } & Record<string, unknown>, text: string) => {
     if (json) printResult(event, { json, text: () => text });
-    else process.stderr.write(`${text}\n`);
+    else note(text);
   };
-  const onInterrupt = () => process.stderr.write("dirtmap: stopping; Ctrl-C once more forces\n");
-  await runCommand({ json, onInterrupt }, async (signal) => {
+  await runCommand({ json }, async (signal) => {
     const { serveDevice } = await import("../../vfio-user/server/server.js");
     const model = models.find((candidate) => candidate.name === name);
     await using server = await serveDevice({

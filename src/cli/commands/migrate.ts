@@ -19,7 +19,7 @@ import {
   type StoreOption,
   wholeNumber,
 } from "../options.js";
-import { mayColor, runCommand } from "../output.js";
+import { err, mayColor, printResult, runCommand, note as tell } from "../output.js";
 import { addTlsOptions, readEndpoint, type TlsOptions } from "../tls-options.js";
 import { parseBandwidth, parseDuration } from "../units.js";
 
@@ -107,9 +107,7 @@ export function addMigrate(program: Command): void {
 
 async function run(options: MigrateOptions): Promise<void> {
   const { json = false, quiet = false } = options;
-  let note = (text: string): void => {
-    process.stderr.write(`${text}\n`);
-  };
+  let note = tell;
   const onInterrupt = () => note("cancelling: the source goes on running; Ctrl-C once more forces");
   await runCommand({ json, onInterrupt }, async (signal) => {
     // All that may be wrong with what was asked for is found out before anything is started.
@@ -158,8 +156,8 @@ async function run(options: MigrateOptions): Promise<void> {
     using view = quiet
       ? undefined
       : new LiveView({
-          stream: process.stderr,
-          color: mayColor(process.stderr),
+          stream: err,
+          color: mayColor(err),
           devices: choices.map(({ device, tracker }) => ({ id: device, tracker })),
           downtimeLimitMs,
         });
@@ -192,7 +190,7 @@ async function run(options: MigrateOptions): Promise<void> {
       migration,
       ...(options.journal === undefined ? {} : { journalDirectory: options.journal }),
       ...(predicted === undefined ? {} : { predicted }),
-      decideMs: options.decide ?? (process.stderr.isTTY ? Number.POSITIVE_INFINITY : 0),
+      decideMs: options.decide ?? (err.isTTY ? Number.POSITIVE_INFINITY : 0),
     });
     view?.[Symbol.dispose]();
     const reads = recorder?.reads ?? [];
@@ -202,7 +200,7 @@ async function run(options: MigrateOptions): Promise<void> {
       const context = { scenario, memoryBytes: description.memory, reads };
       leaveReport(options.report, migrationDocument(report, context), note);
     }
-    process.stdout.write(json ? `${JSON.stringify(report)}\n` : `${reportText(report)}\n`);
+    printResult(report, { json, text: reportText });
     return exitCodeOf(report);
   });
 }

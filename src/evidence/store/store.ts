@@ -1,9 +1,10 @@
-import { mkdirSync, rmdirSync } from "node:fs";
+import { rmdirSync } from "node:fs";
 import { homedir } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { gunzipSync, gzipSync } from "node:zlib";
 import sqlite from "node-sqlite3-wasm";
 import { DirtmapError, UsageError } from "../../errors.js";
+import { makeFolder } from "../../output-file.js";
 import { lockDatabase } from "./database-lock.js";
 import { MIGRATIONS, STORE_VERSION } from "./schema.js";
 
@@ -229,7 +230,7 @@ const RUN_SUMMARY = `id, kind, name, scenario, host, started_at AS startedAt, re
 function lockedDatabase(path: string, waitMs: number): Disposable {
   let lock: Disposable | null;
   try {
-    mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+    makeFolder(dirname(path), { mode: 0o700 });
     lock = lockDatabase(path, waitMs);
   } catch (error) {
     throw noStore(path, error);

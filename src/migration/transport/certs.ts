@@ -1,10 +1,11 @@
 // @peculiar/x509 looks for the Reflect API that this adds, so it has to come first.
 import "reflect-metadata";
 import { webcrypto } from "node:crypto";
-import { mkdir, writeFile } from "node:fs/promises";
+import { writeFile } from "node:fs/promises";
 import { isIP } from "node:net";
 import * as x509 from "@peculiar/x509";
 import { UsageError } from "../../errors.js";
+import { makeFolder } from "../../output-file.js";
 import { credentialFiles, type TlsCredentials } from "./credentials.js";
 
 /*
@@ -99,14 +100,18 @@ export async function writeCertificates(folder: string, { server, client }: Tryo
     [clientFiles.key, client.key, 0o600],
   ];
   try {
-    await mkdir(folder, { recursive: true, mode: 0o700 });
+    makeFolder(folder, { mode: 0o700 });
     for (const [path, pem, mode] of files) await writeFile(path, pem, { mode, flag: "wx" });
   } catch (cause) {
     const { code, path } = cause as NodeJS.ErrnoException;
     if (code === "EEXIST") {
       throw new UsageError(`${path} is there already`, { code: "FILE_EXISTS", remedy: "give a new folder", cause });
     }
-    throw new UsageError(`${folder} can't be written (${code})`, { code: "FOLDER_NOT_WRITABLE", cause });
+    throw new UsageError(`can't write to ${folder}: ${(cause as Error).message}`, {
+      code: "FOLDER_NOT_WRITABLE",
+      remedy: "give a folder that may be written to, and has room",
+      cause,
+    });
   }
   return files.map(([path]) => path);
 }

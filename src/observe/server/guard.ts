@@ -1,6 +1,7 @@
 import { createHash, randomBytes, timingSafeEqual } from "node:crypto";
-import { readFileSync, statSync } from "node:fs";
+import { statSync } from "node:fs";
 import { UsageError } from "../../errors.js";
+import { readTextInput } from "../../input-file.js";
 import { isLoopback } from "../../migration/transport/endpoint.js";
 
 /*
@@ -34,7 +35,7 @@ export function readToken(path: string): string {
   let mode: number;
   try {
     mode = statSync(path).mode;
-    text = readFileSync(path, "utf8").trim();
+    text = readTextInput(path, MAX_TOKEN + 2).trim();
   } catch (cause) {
     throw badToken(`the token file ${path} can't be read: ${(cause as Error).message}`, "give one that exists", cause);
   }
