@@ -1,6 +1,7 @@
 import { explain, UsageError } from "../errors.js";
 import { readTextInput } from "../input-file.js";
 import { writeOutput } from "../output-file.js";
+import { safeJson } from "../safe-text.js";
 
 /*
  * Files of what was measured: JSON, which whoever reads it checks field by field.
@@ -35,5 +36,5 @@ export function readJson(path: string): unknown {
 
 /** Writes one. @throws UsageError `CANNOT_WRITE` */
 export function writeJson(path: string, value: object): void {
-  writeOutput(path, `${JSON.stringify(value)}\n`);
+  writeOutput(path, `${safeJson(value)}\n`);
 }
