@@ -28,12 +28,21 @@ export interface Ports {
   readonly dashboard: number;
 }
 
+/** Lines of an output that depend on the machine, or on what was measured. */
+export const FREE_LINES = [/^ {2}on: /, /^warning: /, /^\w+\d: '/, /^ {2}not /, /^from the benchmark/];
+
+/** Commands whose rows hold what was measured, or what was decided by it: of these the first two cells are compared. */
+export const MEASURES = /dirtmap (bench trackers|recommend)/;
+
 /** What is run in place of what is written, so that it runs here, and in seconds. */
 export function substituted(command: string, { migration, dashboard }: Ports): string {
   return SUBSTITUTIONS.reduce((text, [from, to]) => text.replace(from, to), command)
     .replaceAll(":7700", `:${migration}`)
     .replaceAll(":7780", `:${dashboard}`);
 }
+
+/** What an output says because of a substitution. */
+export const SAID_SINCE_SUBSTITUTED = ", few repetitions (--quick)";
 
 /** Each is needed by some document. */
 export const SUBSTITUTIONS: readonly (readonly [from: RegExp, to: string])[] = [

@@ -7,8 +7,9 @@ const VERDICT = /(?:open|#) ?\(# to #\)|# to #/g;
  * The lines of an output without what differs from run to run: quantities, ids and widths of columns; a line like the one
  * before it is one with it.
  * @param free lines that may be there or not
+ * @param rowCells of a table's rows, which begin with a device, only so many cells count
  */
-export function shapeOf(text: string, free: readonly RegExp[] = []): string[] {
+export function shapeOf(text: string, { free, rowCells }: { free: readonly RegExp[]; rowCells: number }): string[] {
   const shapes = text
     .split("\n")
     .filter((line) => !free.some((pattern) => pattern.test(line)))
@@ -19,6 +20,7 @@ export function shapeOf(text: string, free: readonly RegExp[] = []): string[] {
         .replace(QUANTITY, "#")
         .replace(VERDICT, "RANGE")
         .replace(/ (yes|no)$/, " YES/NO")
+        .replace(/^\w+\d(?: {2,}\S+)+/, (row) => row.split(/ {2,}/).slice(0, rowCells).join(" "))
         .replace(/\s+/g, " ")
         .trim(),
     );
