@@ -70,7 +70,8 @@ export function mutated(source: string, { start, end, text }: Mutation): string 
 
 /** Visits each node with the innermost statement around it; not what only words an error. */
 function visit(node: Tree, statement: Tree, look: (node: Tree, statement: Tree) => void): void {
-  if (node.type === "ImportDeclaration" || node.type === "TemplateLiteral" || wordsAnError(node)) return;
+  if (node.type === "ImportDeclaration" || node.type === "TemplateLiteral") return;
+  if (wordsAnError(node) || isCompilersHelper(node)) return;
   const inner = node.type.endsWith("Statement") || node.type.endsWith("Declaration") ? node : statement;
   look(node, inner);
   for (const value of Object.values(node)) {
@@ -84,6 +85,11 @@ function isTree(value: unknown): value is Tree {
 
 function wordsAnError(node: Tree): boolean {
   return node.type === "NewExpression" && isTree(node.callee) && /Error$/.test(String(node.callee.name));
+}
+
+/** What the compiler puts before the code, to dispose of what `using` declares. */
+function isCompilersHelper(node: Tree): boolean {
+  return node.type === "VariableDeclarator" && isTree(node.id) && String(node.id.name).startsWith("__");
 }
 
 function* proposals(node: Tree, source: string): Generator<Proposal> {
