@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { MachineDescription } from "../host/description.js";
 import { MiB } from "../memory/address.js";
+import { cannotWrite } from "../output-file.js";
 
 /** Of a disk that is made: sparse, so that it takes what is written. */
 const DISK_BYTES = 64 * MiB;
@@ -19,7 +20,7 @@ export interface WithDisks extends Disposable {
 export function withDisks(description: MachineDescription): WithDisks {
   const lacks = description.devices.some(isDiskWithoutFile);
   if (!lacks) return { description, [Symbol.dispose]: () => {} };
-  const folder = mkdtempSync(join(tmpdir(), "dirtmap-disks-"));
+  const folder = makeTemporary();
   const remove = () => rmSync(folder, { recursive: true, force: true });
   try {
     const devices = description.devices.map((device) => {
@@ -36,7 +37,16 @@ export function withDisks(description: MachineDescription): WithDisks {
     return { description: { ...description, devices }, [Symbol.dispose]: remove };
   } catch (error) {
     remove();
-    throw error;
+    throw cannotWrite(folder, error);
+  }
+}
+
+/** @throws UsageError `CANNOT_WRITE` */
+function makeTemporary(): string {
+  try {
+    return mkdtempSync(join(tmpdir(), "dirtmap-disks-"));
+  } catch (cause) {
+    throw cannotWrite(tmpdir(), cause);
   }
 }
 

@@ -1,3 +1,4 @@
+import { constants } from "node:fs";
 import { type FileHandle, mkdtemp, open, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -84,10 +85,13 @@ export class Blk extends PciModel {
     }
     const path = this.#file;
     try {
-      this.#handle = await open(path, "r");
-      this.#size = (await this.#handle.stat()).size;
+      // A pipe that nobody writes to would be waited for, for ever.
+      this.#handle = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
+      const stat = await this.#handle.stat();
+      if (!stat.isFile()) throw new Error("it is not a regular file");
+      this.#size = stat.size;
     } catch (cause) {
-      throw new UsageError(`the disk's file '${path}' can't be read`, {
+      throw new UsageError(`the disk's file '${path}' can't be read: ${(cause as Error).message}`, {
         code: "BAD_DISK_FILE",
         remedy: "name a readable file, or none to have one made",
         cause,
