@@ -45,11 +45,11 @@ describe("a file that is written", () => {
       }
       throw new Error("it was written");
     };
-    const elsewhere = "give a file in a folder that may be written to";
+    const elsewhere = "give a place that may be written to, and has room";
     expect(refused("/proc/x/y")).toMatchObject({ code: "CANNOT_WRITE", remedy: elsewhere });
     expect(refused(root)).toMatchObject({ message: expect.stringMatching(/^can't write to .*EISDIR/) });
     if (process.platform !== "linux") return;
-    expect(refused("/dev/full")).toMatchObject({ remedy: "make room, or give a place on another disk" });
+    expect(refused("/dev/full")).toMatchObject({ message: expect.stringContaining("ENOSPC") });
   });
 
   it("is refused beforehand where its folder can't be made", () => {

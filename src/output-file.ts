@@ -54,15 +54,16 @@ export function writeOutput(path: string, text: string): string {
 }
 
 /** What is said where a file, or a folder, can't be written to. */
-export function cannotWrite(path: string, cause: unknown): UsageError {
-  const { code, message } = cause as NodeJS.ErrnoException;
-  const isFull = code === "ENOSPC" || code === "EDQUOT";
-  return new UsageError(`can't write to ${path}: ${message}`, {
-    code: "CANNOT_WRITE",
-    remedy: isFull ? "make room, or give a place on another disk" : "give a file in a folder that may be written to",
-    cause,
-  });
+export function cannotWrite(
+  path: string,
+  cause: unknown,
+  remedy = "give a place that may be written to, and has room",
+): UsageError {
+  return new UsageError(`can't write to ${path}: ${(cause as Error).message}`, { code: "CANNOT_WRITE", remedy, cause });
 }
+
+/** What would work where a temporary file can't be made. */
+export const ELSEWHERE_TEMPORARY = "set TMPDIR to a folder that may be written to, and has room";
 
 function isFolder(path: string): boolean {
   return statSync(path, { throwIfNoEntry: false })?.isDirectory() === true;

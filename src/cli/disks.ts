@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { MachineDescription } from "../host/description.js";
 import { MiB } from "../memory/address.js";
-import { cannotWrite } from "../output-file.js";
+import { cannotWrite, ELSEWHERE_TEMPORARY } from "../output-file.js";
 
 /** Of a disk that is made: sparse, so that it takes what is written. */
 const DISK_BYTES = 64 * MiB;
@@ -37,7 +37,7 @@ export function withDisks(description: MachineDescription): WithDisks {
     return { description: { ...description, devices }, [Symbol.dispose]: remove };
   } catch (error) {
     remove();
-    throw cannotWrite(folder, error);
+    throw cannotWrite(folder, error, ELSEWHERE_TEMPORARY);
   }
 }
 
@@ -46,7 +46,7 @@ function makeTemporary(): string {
   try {
     return mkdtempSync(join(tmpdir(), "dirtmap-disks-"));
   } catch (cause) {
-    throw cannotWrite(tmpdir(), cause);
+    throw cannotWrite(tmpdir(), cause, ELSEWHERE_TEMPORARY);
   }
 }
 

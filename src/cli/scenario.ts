@@ -1,7 +1,19 @@
 import { readdirSync } from "node:fs";
 import { basename, dirname, isAbsolute, relative, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
-import { type Document, isAlias, isMap, isScalar, isSeq, Lexer, LineCounter, type Node, parseDocument } from "yaml";
+import {
+  type Document,
+  isAlias,
+  isMap,
+  isScalar,
+  isSeq,
+  Lexer,
+  LineCounter,
+  type Node,
+  parseDocument,
+  visit,
+  YAMLParseError,
+} from "yaml";
 import { z } from "zod";
 import { explain, UsageError } from "../errors.js";
 import { type MachineDescription, machineSchema } from "../host/description.js";
@@ -28,9 +40,9 @@ import { isTrace, traceScenario } from "./trace-scenario.js";
  * in which sizes, durations and bandwidths are written as on the command line.
  */
 
-/** A scenario is a page of text; what is longer is another kind of file. */
-const MAX_SCENARIO_BYTES = 1 << 20;
-/** Of YAML's lexer: 256 devices, written at length, have some 20 000. Parsing takes the square of a block's keys. */
+/** A scenario is a page of text, of 256 devices some 100 KiB; what is longer is another kind of file. */
+const MAX_SCENARIO_BYTES = 1 << 18;
+/** Of YAML's lexer: 256 devices, written at length, have some 20 000. */
 const MAX_TOKENS = 1 << 16;
 /** Once aliases are followed: each use of an anchor counts. */
 const MAX_VALUES = 1 << 16;
@@ -230,14 +242,31 @@ export function parseScenario(text: string, { file, folder }: { file: string; fo
 
 /** @throws UsageError `BAD_SCENARIO` for what would take long to parse, or can't be */
 function parseYaml(text: string, file: string, lines: LineCounter): Document.Parsed {
+  if (text.length > MAX_SCENARIO_BYTES) throw refusal([`${file}: it has more than ${MAX_SCENARIO_BYTES} bytes`]);
   let tokens = 0;
   for (const _token of new Lexer().lex(text)) {
     if (++tokens > MAX_TOKENS) throw refusal([`${file}: it has more than ${MAX_TOKENS} words and marks of YAML`]);
   }
-  const document = parseDocument(text, { lineCounter: lines, prettyErrors: false });
+  // The parser compares each key of a block with all before it, which takes the square of their number.
+  const document = parseDocument(text, { lineCounter: lines, prettyErrors: false, uniqueKeys: false });
   // The parser calls itself for each level.
   const tooDeep = document.errors.some(({ code }) => code === "RESOURCE_EXHAUSTION");
   if (tooDeep) throw refusal([`${file}: its blocks are nested too deeply`]);
+  visit(document, {
+    Map(_, { items }) {
+      const keys = new Set<unknown>();
+      for (const { key } of items) {
+        if (!isScalar(key)) continue;
+        const [start, end] = key.range ?? [0, 0];
+        if (keys.has(key.value)) {
+          document.errors.push(
+            new YAMLParseError([start, end], "DUPLICATE_KEY", `'${String(key.value)}' is there twice`),
+          );
+        }
+        keys.add(key.value);
+      }
+    },
+  });
   return document;
 }
 

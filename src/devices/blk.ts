@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { UsageError } from "../errors.js";
 import type { DeviceDescription } from "../host/description.js";
+import { cannotWrite, ELSEWHERE_TEMPORARY } from "../output-file.js";
 import type { ModelInfo } from "./model.js";
 import { FIRST_MODEL_TAG, type ModelWiring, PciModel, pciRegions } from "./pci-model.js";
 import { badState, type StateRecord } from "./records.js";
@@ -199,11 +200,17 @@ export class Blk extends PciModel {
   }
 }
 
-/** A disk of its own, without a name once it is open: it is gone with the device, however that ends. */
+/**
+ * A disk of its own, without a name once it is open: it is gone with the device, however that ends.
+ * @throws UsageError `CANNOT_WRITE`
+ */
 async function makeDisk(seed: number): Promise<FileHandle> {
-  const folder = await mkdtemp(join(tmpdir(), "dirtmap-disk-"));
+  const folder = await mkdtemp(join(tmpdir(), "dirtmap-disk-")).catch((cause) => {
+    throw cannotWrite(tmpdir(), cause, ELSEWHERE_TEMPORARY);
+  });
+  let handle: FileHandle | undefined;
   try {
-    const handle = await open(join(folder, "disk.img"), "w+");
+    handle = await open(join(folder, "disk.img"), "w+");
     const words = new Uint32Array(MADE_DISK_BYTES / 4);
     // xorshift32: the same disk at the source and at the destination.
     let x = (seed ^ 0x9e3779b9) >>> 0 || 1;
@@ -215,6 +222,9 @@ async function makeDisk(seed: number): Promise<FileHandle> {
     }
     await handle.writeFile(new Uint8Array(words.buffer));
     return handle;
+  } catch (cause) {
+    await handle?.close();
+    throw cannotWrite(folder, cause, ELSEWHERE_TEMPORARY);
   } finally {
     await rm(folder, { recursive: true, force: true });
   }

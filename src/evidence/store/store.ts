@@ -281,9 +281,10 @@ function pragma(db: sqlite.Database, name: "user_version" | "application_id"): n
 }
 
 function noStore(path: string, cause: unknown): UsageError {
+  // SQLite says "disk I/O error" of a disk that is full.
   return new UsageError(`${path} can't be used as a store: ${(cause as Error).message}`, {
     code: "NO_STORE",
-    remedy: "give --store a path where there is nothing yet, or a store of Dirtmap's",
+    remedy: "give --store a path with room where there is nothing yet, or a store of Dirtmap's",
     cause,
   });
 }
