@@ -210,6 +210,8 @@ class Destination {
   /** All is here and verified: says so, with the hash of what memory holds now. */
   async #ready(): Promise<void> {
     this.#signal.throwIfAborted();
+    // A GO that is here already was said of a machine that was not.
+    this.#peer.expectNothingBefore("READY");
     await this.#happened("loaded");
     if (this.#hello?.verify === "before") await this.#sendDigests();
   }

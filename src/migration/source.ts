@@ -14,7 +14,7 @@ import { PhaseClock, round as rounded } from "./clock.js";
 import { type Conditions, doesNotConverge, fixedDowntime, judge, type RoundFacts } from "./convergence.js";
 import type { PageSender } from "./data-plane.js";
 import { DEFAULT_TIMEOUTS, type Timeouts, within } from "./deadline.js";
-import { decisionSocket } from "./decision.js";
+import { type Decision, DecisionListener, decisionCommand, decisionSocket } from "./decision.js";
 import { parseDestinationReport } from "./destination-report.js";
 import { DeviceStateSender } from "./device-state.js";
 import { type MigrationPhase, publish, publishRead, type ReadBounds } from "./events.js";
@@ -64,17 +64,38 @@ export interface MigrateOptions {
   readonly verify?: "after" | "before";
   /** How long the workload runs on at the destination before it is checked. Default 0. */
   readonly runAfterMs?: number;
-  /** Cancels, at any point before the source gives up. */
+  /** Cancels, at any point before the source gives up. Afterwards it is not heeded: the machine would be lost. */
   readonly signal?: AbortSignal;
   /** The id that journals, reports and `dirtmap resume` name it by: of digits, lower-case letters and `-`. Default: a new one. */
   readonly migration?: string;
   readonly journalDirectory?: string;
-  /** How long an undecided source waits for the operator; Infinity: until told. Default 0. */
+  /**
+   * How long an undecided source waits for the operator: milliseconds. Default: Infinity, until told. When the time is
+   * over the result is `indeterminate`, and the paused machine is the caller's: if it ends, its memory is lost.
+   */
   readonly decideMs?: number;
+  /** Called when the source has given the machine up: from there on it can't be cancelled. */
+  readonly onGivenUp?: () => void;
+  /** Called when the operator has to decide. */
+  readonly onUndecided?: (undecided: Undecided) => void;
   readonly timeouts?: Partial<Timeouts>;
   /** What was foreseen, for the report to put beside what happened. */
   readonly predicted?: PredictedOutcome;
   readonly hooks?: MigrationHooks;
+}
+
+/** A handover that was not confirmed, and what the operator may do about it. */
+export interface Undecided {
+  readonly migration: string;
+  readonly destination: string;
+  /** Why it isn't known whether the destination runs the machine. */
+  readonly why: string;
+  /** The command that lets the machine run here: if it does not run at the destination, and never will. */
+  readonly resume: string;
+  /** The command that ends it here: if it runs at the destination. */
+  readonly abort: string;
+  /** When the source stops waiting; null: never. */
+  readonly until: Date | null;
 }
 
 /** Where tests reach in. */
@@ -86,6 +107,8 @@ export interface MigrationHooks {
 
 /** The destination's check after the workload ran on. */
 const AUDIT_MS = 60_000;
+/** The latest time that a Date can be. */
+const MAX_DATE_MS = 8.64e15;
 
 /**
  * Migrates a running machine and returns what happened. The machine runs at the end in exactly one place, or, where the
@@ -113,6 +136,7 @@ class Source {
   #tracking: DirtySource | undefined;
   #suspension: Suspension | undefined;
   #peer: Peer | undefined;
+  #decisions: DecisionListener | undefined;
   #sender: PageSender | undefined;
   readonly #streams = new Map<string, DeviceStateSender>();
   readonly #rounds: RoundReport[] = [];
@@ -161,7 +185,7 @@ class Source {
         return await this.#handOver(handover);
       } catch (error) {
         // After giving up, only a confirmation tells where the machine runs.
-        if (handover.state !== "preparing") return this.#end("indeterminate", this.#whatToDo(error));
+        if (handover.state !== "preparing") return this.#end("indeterminate", this.#notDecided(error, 0));
         await handover.fail(error as Error);
         return this.#failed(error);
       }
@@ -212,13 +236,18 @@ class Source {
     // The last thing that may refuse: from here on, tracking may have changed how devices are attached.
     this.#tracking = await openDesign(design, this.#machine, choices, { signal: this.#signal });
     const journal: Journal<SourceRecord> = Journal.source(this.#directory, this.#migration, transport.destination);
-    return new SourceHandover({
+    const handover = new SourceHandover({
       journal,
       peer,
       timeouts: this.#timeouts,
       takeBack: () => this.#takeBack(),
       warn: (text) => this.#warnings.push(text),
     });
+    // Open long before GO: whoever decides just after GO is heard.
+    this.#decisions = await DecisionListener.open(this.#directory, this.#migration, (decision) =>
+      handover.decide(decision),
+    );
+    return handover;
   }
 
   /** Stops the devices that nothing tracks and that the operator would rather have silent. */
@@ -343,6 +372,7 @@ class Source {
       throw new DirtmapError(`the vCPUs' state has ${data.length} bytes`, { code: "BAD_VCPU_STATE" });
     }
     await peer.send({ type: "VCPU_STATE", data });
+    peer.expectNothingBefore("PREPARE");
     await peer.send({ type: "PREPARE", round });
     const { rootDigest } = await peer.expect(["READY"], this.#timeouts.readyMs, this.#signal);
     this.#rootDigest = rootDigest;
@@ -351,16 +381,20 @@ class Source {
 
   /** Gives the machine up, lets the destination run it, and compares and reports afterwards. */
   async #handOver(handover: SourceHandover): Promise<MigrationReport> {
+    this.#otherSide.expectNothingBefore("GO");
+    const { decideMs = Number.POSITIVE_INFINITY } = this.#options;
     const outcome = await handover.handOver({
       signal: this.#signal,
-      cancel: this.#options.signal,
-      decideMs: this.#options.decideMs ?? 0,
-      directory: this.#directory,
-      migration: this.#migration,
-      undecided: (why) => this.#enter("indeterminate", explain(this.#whatToDo(why))),
+      decideMs,
+      givenUp: () => this.#tell(() => this.#options.onGivenUp?.()),
+      undecided: async (why) => {
+        const undecided = this.#undecided(why, decideMs);
+        this.#tell(() => this.#options.onUndecided?.(undecided));
+        await this.#enter("indeterminate", explain(this.#whatToDo(undecided)));
+      },
     });
     if (outcome.state === "taken-back") return this.#failed(outcome.why);
-    if (outcome.state === "undecided") return this.#end("indeterminate", this.#whatToDo(outcome.why));
+    if (outcome.state === "undecided") return this.#end("indeterminate", this.#notDecided(outcome.why, decideMs));
     if (outcome.running === null) return this.#end("indeterminate", this.#givenUp());
     this.#noteResumed(outcome.running.at);
     await this.#enter("running-at-destination");
@@ -442,6 +476,7 @@ class Source {
     this.#progress.stop();
     await this.#closeStreams();
     await Promise.all([
+      this.#tried("the socket for decisions closed", this.#decisions?.[Symbol.asyncDispose]()),
       this.#tried("the page channels closed", this.#sender?.[Symbol.asyncDispose]()),
       this.#tried("the connection closed", this.#peer?.close()),
       this.#tried("the trackers switched off", this.#tracking?.[Symbol.asyncDispose]()),
@@ -522,16 +557,50 @@ class Source {
     );
   }
 
+  /** Calls what the caller wants to be told with; that it throws must not end the wait for a decision. */
+  #tell(call: () => void): void {
+    try {
+      call();
+    } catch (error) {
+      this.#warnings.push(explain(error));
+    }
+  }
+
+  #undecided(why: Error, decideMs: number): Undecided {
+    const command = (decision: Decision) => decisionCommand(decision, this.#migration, this.#directory);
+    const until = Date.now() + decideMs;
+    return {
+      migration: this.#migration,
+      destination: this.#options.transport.destination,
+      why: explain(why),
+      resume: command("resume"),
+      abort: command("abort"),
+      until: until < MAX_DATE_MS ? new Date(until) : null,
+    };
+  }
+
   /** What an operator has to do when GO was not confirmed. */
-  #whatToDo(why: unknown): DirtmapError {
-    const { destination } = this.#options.transport;
-    const id = this.#migration;
+  #whatToDo({ destination, why, resume, abort }: Undecided): DirtmapError {
     return new DirtmapError(
-      `the source has given the machine up and said GO, and ${destination} has not confirmed that it runs (${explain(why)}); the source stays paused`,
+      `the source has given the machine up and said GO, and ${destination} has not confirmed that it runs (${why}); the source stays paused`,
       {
         code: "GO_NOT_CONFIRMED",
         attempted: "hand the machine over",
-        remedy: `look at ${destination}: if the machine runs there, \`dirtmap abort ${id}\` ends it here; if it does not and never will, \`dirtmap resume ${id}\` lets it run here`,
+        remedy: `look at ${destination}: if the machine runs there, \`${abort}\` ends it here; if it does not and never will, \`${resume}\` lets it run here`,
+      },
+    );
+  }
+
+  /** Nobody has decided, and nobody is waited for any more. */
+  #notDecided(why: unknown, decideMs: number): DirtmapError {
+    const { destination } = this.#options.transport;
+    const abort = decisionCommand("abort", this.#migration, this.#directory);
+    return new DirtmapError(
+      `the source has given the machine up and said GO, ${destination} has not confirmed that it runs (${explain(why)}), and nobody decided within ${rounded(decideMs)} ms; the source's memory ends with its process`,
+      {
+        code: "GO_NOT_CONFIRMED",
+        attempted: "hand the machine over",
+        remedy: `the machine runs at ${destination}, or nowhere once this process has ended: look there, then \`${abort}\``,
         cause: why,
       },
     );
