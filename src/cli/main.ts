@@ -4,6 +4,7 @@ import { addBench } from "./commands/bench.js";
 import { addCerts } from "./commands/certs.js";
 import { addAbort, addResume } from "./commands/decide.js";
 import { addDevice } from "./commands/device.js";
+import { addList } from "./commands/list.js";
 import { addMigrate } from "./commands/migrate.js";
 import { addPlan } from "./commands/plan.js";
 import { addPredict } from "./commands/predict.js";
@@ -48,6 +49,7 @@ for (const add of [
   addTop,
   addScenarios,
   addCerts,
+  addList,
   addResume,
   addAbort,
 ]) {

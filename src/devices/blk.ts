@@ -1,8 +1,8 @@
-import { type FileHandle, mkdtemp, open, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { type FileHandle, open } from "node:fs/promises";
 import { join } from "node:path";
 import { UsageError } from "../errors.js";
 import type { DeviceDescription } from "../host/description.js";
+import { temporaryFolder } from "../sys/temporary-folder.js";
 import type { ModelInfo } from "./model.js";
 import { FIRST_MODEL_TAG, type ModelWiring, PciModel, pciRegions } from "./pci-model.js";
 import { badState, type StateRecord } from "./records.js";
@@ -197,9 +197,9 @@ export class Blk extends PciModel {
 
 /** A disk of its own, without a name once it is open: it is gone with the device, however that ends. */
 async function makeDisk(seed: number): Promise<FileHandle> {
-  const folder = await mkdtemp(join(tmpdir(), "dirtmap-disk-"));
+  using folder = temporaryFolder("disk");
+  const handle = await open(join(folder.path, "disk.img"), "w+");
   try {
-    const handle = await open(join(folder, "disk.img"), "w+");
     const words = new Uint32Array(MADE_DISK_BYTES / 4);
     // xorshift32: the same disk at the source and at the destination.
     let x = (seed ^ 0x9e3779b9) >>> 0 || 1;
@@ -211,7 +211,8 @@ async function makeDisk(seed: number): Promise<FileHandle> {
     }
     await handle.writeFile(new Uint8Array(words.buffer));
     return handle;
-  } finally {
-    await rm(folder, { recursive: true, force: true });
+  } catch (error) {
+    await handle.close();
+    throw error;
   }
 }

@@ -22,13 +22,14 @@ import { defaultJournalDirectory, Journal, newMigrationId, type SourceRecord } f
 import { type MigratableDevice, migratableDevices, startPrecopy, stopAll, takeDevicesBack } from "./lock-step.js";
 import { type ControlLink, Peer, UNTIL_LOST } from "./peer.js";
 import { ProgressMeter } from "./progress.js";
-import type {
-  DestinationReport,
-  MemoryComparison,
-  MigrationReport,
-  MigrationResult,
-  PredictedOutcome,
-  RoundReport,
+import {
+  type DestinationReport,
+  GIVEN_UP,
+  type MemoryComparison,
+  type MigrationReport,
+  type MigrationResult,
+  type PredictedOutcome,
+  type RoundReport,
 } from "./report.js";
 import { SOFTWARE } from "./software.js";
 import { problemOf, SourceHandover } from "./source-handover.js";
@@ -608,7 +609,7 @@ class Source {
 
   #givenUp(): DirtmapError {
     return new DirtmapError("the operator gave the source's machine up; the destination never confirmed that it runs", {
-      code: "GIVEN_UP",
+      code: GIVEN_UP,
     });
   }
 

@@ -30,6 +30,19 @@ export function thisProcess(): ProcessIdentity {
   return own;
 }
 
+/** Reads an identity from the JSON of a file; null for anything else. */
+export function parseIdentity(json: string): ProcessIdentity | null {
+  try {
+    const found = JSON.parse(json) as Partial<ProcessIdentity> | null;
+    const { pid, started, boot, host } = found ?? {};
+    if (typeof pid !== "number" || !Number.isSafeInteger(pid) || pid < 1) return null;
+    if (typeof started !== "string" || typeof boot !== "string" || typeof host !== "string") return null;
+    return { pid, started, boot, host };
+  } catch {
+    return null;
+  }
+}
+
 /**
  * Does the process live? Null if that can't be told from here: it ran on another computer. One that has ended and was not
  * yet waited for (a zombie) does not live: its memory is gone.

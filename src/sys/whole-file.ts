@@ -53,12 +53,24 @@ export function writeWholeFile(path: string, content: string | Uint8Array, optio
   const temporary = temporaryName(target, process.pid);
   try {
     writeTo(openSync(temporary, "w", mode), bytes, true);
-    if (exclusive) linkSync(temporary, target);
+    if (exclusive) nameNew(temporary, target);
     else renameSync(temporary, target);
   } finally {
     rmSync(temporary, { force: true });
   }
   syncFolder(dirname(target));
+}
+
+/** Gives a file a name that no file has. @throws EEXIST */
+function nameNew(temporary: string, target: string): void {
+  try {
+    linkSync(temporary, target);
+  } catch (error) {
+    // FAT, for one, has no hard links: there the name is taken first, by an empty file.
+    if (!["EPERM", "ENOTSUP", "ENOSYS"].includes((error as NodeJS.ErrnoException).code ?? "")) throw error;
+    closeSync(openSync(target, "wx"));
+    renameSync(temporary, target);
+  }
 }
 
 /** Takes over the descriptor. */

@@ -1,10 +1,11 @@
-import { accessSync, constants, mkdirSync, writeFileSync } from "node:fs";
+import { accessSync, constants, mkdirSync } from "node:fs";
 import { dirname, join } from "node:path";
 import type { Command } from "commander";
 import { explain, UsageError } from "../../errors.js";
 import type { DesignsResult } from "../../evidence/designs/result.js";
 import { WORKLOAD_TEXT, WORKLOADS, type WorkloadName } from "../../evidence/designs/workloads.js";
 import { reportPath } from "../../evidence/report/write-report.js";
+import { writeWholeFile } from "../../sys/whole-file.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
 import { leaveReport } from "../leave-report.js";
 import { addStoreOption, argument, oneOf, openStoreOf, type StoreOption, wholeNumber } from "../options.js";
@@ -234,7 +235,7 @@ function chosen<Named extends { readonly name: string }>(
 
 function write(path: string, text: string): string {
   try {
-    writeFileSync(path, text);
+    writeWholeFile(path, text);
     return path;
   } catch (cause) {
     throw cannotWrite(path, cause);

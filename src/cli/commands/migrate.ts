@@ -56,6 +56,10 @@ options with which QEMU does.
 
 Ctrl-C cancels, and the source goes on running; once more forces. Without --to the destination is a second process on
 this machine. Options that are left out are the scenario's to say.
+
+If the destination does not confirm that it runs, the source stays paused and waits for \`dirtmap resume\` or
+\`dirtmap abort\`, which it prints on standard error, with --json as a line {"event":"undecided", …}. The first Ctrl-C does
+not end that wait; a second does, and so does the end of --decide: the source's memory is gone then.
 `;
 
 /** `dirtmap migrate`: runs a scenario's machine and moves it. */
@@ -86,7 +90,7 @@ export function addMigrate(program: Command): void {
     .option("--journal <folder>", "where to keep the record of who may run the machine")
     .option(
       "--decide <duration>",
-      "how long to wait for `resume` or `abort` where the handover was not confirmed (default: on a terminal until told, elsewhere 0s)",
+      "end, and lose the source's memory, if the handover is not confirmed and nobody says `resume` or `abort` within this time (default: wait until told)",
       argument(parseDuration),
     )
     .option(
@@ -111,7 +115,7 @@ async function run(options: MigrateOptions): Promise<void> {
     process.stderr.write(`${text}\n`);
   };
   const onInterrupt = () => note("cancelling: the source goes on running; Ctrl-C once more forces");
-  await runCommand({ json, onInterrupt }, async (signal) => {
+  await runCommand({ json, onInterrupt }, async (signal, interrupts) => {
     // All that may be wrong with what was asked for is found out before anything is started.
     const { checkMemory, readRequest } = await import("../request.js");
     const { scenario, description: wanted, policy, design, defaults } = readRequest(options);
@@ -136,6 +140,9 @@ async function run(options: MigrateOptions): Promise<void> {
       { newMigrationId },
       { reportText },
       { withDisks },
+      { tidyUp },
+      { handingOver, undecidedEvent, undecidedText, waitingForDecision },
+      { DEFAULT_TIMEOUTS },
     ] = await Promise.all([
       import("../local-destination.js"),
       import("../../observe/live-view.js"),
@@ -143,7 +150,11 @@ async function run(options: MigrateOptions): Promise<void> {
       import("../../migration/journal.js"),
       import("../report-text.js"),
       import("../disks.js"),
+      import("../tidy.js"),
+      import("../undecided.js"),
+      import("../../migration/deadline.js"),
     ]);
+    await tidyUp(options.journal);
     using disks = withDisks(wanted);
     const { description } = disks;
     await using machine = await openMachine(description);
@@ -176,6 +187,7 @@ async function run(options: MigrateOptions): Promise<void> {
     using recorder = store.store === false && options.report === undefined ? undefined : new ReadRecorder();
 
     const bandwidth = options.bandwidth ?? defaults.bandwidth;
+    let held: Disposable | undefined;
     const report = await migrate({
       machine,
       description,
@@ -192,8 +204,15 @@ async function run(options: MigrateOptions): Promise<void> {
       migration,
       ...(options.journal === undefined ? {} : { journalDirectory: options.journal }),
       ...(predicted === undefined ? {} : { predicted }),
-      decideMs: options.decide ?? (process.stderr.isTTY ? Number.POSITIVE_INFINITY : 0),
-    });
+      ...(options.decide === undefined ? {} : { decideMs: options.decide }),
+      onGivenUp: () => {
+        held = interrupts.hold(handingOver(DEFAULT_TIMEOUTS.runningMs, note));
+      },
+      onUndecided: (undecided) => {
+        held = interrupts.hold(waitingForDecision(undecided, note));
+        note(json ? undecidedEvent(undecided) : undecidedText(undecided));
+      },
+    }).finally(() => held?.[Symbol.dispose]());
     view?.[Symbol.dispose]();
     const reads = recorder?.reads ?? [];
     await keepMigration(store, { header, report, reads }, note);

@@ -55,6 +55,7 @@ async function run(options: ReceiveOptions): Promise<void> {
   };
   await runCommand({ json }, async (signal) => {
     const { endpoint, credentials } = await readEndpoint(options.listen, "server", options);
+    await (await import("../tidy.js")).tidyUp(options.journal);
     const [{ listen }, { receive }, { acceptedSource }, { openMachine }, { formatEndpoint }, { checkMemory }] =
       await Promise.all([
         import("../../migration/transport/listener.js"),
