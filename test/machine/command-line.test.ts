@@ -2,52 +2,25 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "n
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { crc32 } from "node:zlib";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, describe, expect, it } from "vitest";
 import { EXIT_CODES } from "../../src/cli/exit-codes.js";
 import { FRAME_HEADER_BYTES } from "../../src/migration/stream/frame.js";
 import { makeCertificates, writeCertificates } from "../../src/migration/transport/certs.js";
 import { Child } from "../support/child.js";
+import { CommandLine, PROGRAM } from "../support/command-line.js";
 import { frameProxy, says } from "../support/frame-proxy.js";
 
 /* Real `dirtmap` processes, source and destination. */
 
-const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
-
 const folder = mkdtempSync(join(tmpdir(), "dirtmap-cli-"));
-const scenario = join(folder, "tiny.yaml");
-beforeAll(() => {
-  writeFileSync(
-    scenario,
-    `summary: small and slow
-machine:
-  memory: 16M
-  fill: 0.1
-  vcpus: { count: 1, rate: 1, footprint: 128K }
-  iommus: [{ id: iommu0, format: amd-v1 }]
-  devices:
-    - { id: vf0, model: mlx5, iommu: iommu0, load: { rate: 1, footprint: 256K } }
-    - { id: nic0, model: nic, iommu: iommu0, load: { rate: 1, footprint: 256K } }
-migration: { trackers: { vf0: device }, downtimeLimit: 2s }
-`,
-  );
-});
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
-
-const migrate = (...more: string[]) =>
-  new Child(PROGRAM, "migrate", "--scenario", scenario, "--journal", folder, "--json", ...more);
+const commands = new CommandLine(folder);
+const migrate = (...more: string[]) => commands.migrate(...more);
+const receive = (...more: string[]) => commands.receive(...more);
 
 /** It takes rounds and rounds: what is written in one can't be sent within the downtime limit. */
 const SLOWLY = ["--bandwidth", "1M", "--downtime-limit", "20ms"];
-
-/** `dirtmap receive` for one migration; its port. */
-async function receive(...more: string[]) {
-  const address = more.includes("--tls-folder") ? "tls://localhost:0" : "tcp://127.0.0.1:0";
-  const child = new Child(PROGRAM, "receive", "--listen", address, "--journal", folder, "--json", ...more);
-  const { address: actual } = await child.said("address");
-  return { child, port: Number(new URL(String(actual)).port) };
-}
 
 describe("bad input is refused in one line with exit code 2, and nothing is started:", () => {
   /** Returns the line. */
@@ -138,32 +111,6 @@ describe("a destination that is killed", () => {
     const { result, error } = await source.said("result");
     expect(result).toBe("failed");
     expect((error as { message: string }).message).toMatch(/connection|channel/);
-  });
-
-  it.each([
-    ["resume", EXIT_CODES.failed.code, "failed"],
-    ["abort", EXIT_CODES.indeterminate.code, "indeterminate"],
-  ] as const)("at GO leaves the outcome to the operator: `dirtmap %s`", async (decision, code, result) => {
-    const { child, port } = await receive();
-    await using destination = child;
-    const proxy = await frameProxy(port, {
-      toDestination: (frame) => {
-        if (!says(frame, "GO")) return frame;
-        destination.kill("SIGKILL");
-        return "cut";
-      },
-    });
-    try {
-      await using source = migrate("--decide", "20s", "--to", `tcp://127.0.0.1:${proxy.port}`);
-      const [, migration] = await source.complained(/dirtmap resume ([0-9a-f]+)/);
-      await using operator = new Child(PROGRAM, decision, migration, "--journal", folder, "--json");
-      expect(await operator.ended).toBe(EXIT_CODES.done.code);
-      expect(await operator.said("decision")).toMatchObject({ migration, decision });
-      expect(await source.ended).toBe(code);
-      expect(await source.said("result")).toMatchObject({ migration, result });
-    } finally {
-      proxy.close();
-    }
   });
 });
 
