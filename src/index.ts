@@ -142,7 +142,8 @@ export {
   type OwnerRead,
   type ReadEvent,
 } from "./migration/events.js";
-export { defaultJournalDirectory } from "./migration/journal.js";
+export { defaultJournalDirectory, type JournalRecord, type Side } from "./migration/journal.js";
+export { KEPT_DAYS, type ListedJournal, listJournals, pruneJournals, type Standing } from "./migration/journals.js";
 export type {
   DestinationReport,
   DeviceReport,
@@ -152,7 +153,13 @@ export type {
   PredictedOutcome,
   RoundReport,
 } from "./migration/report.js";
-export { type MigrateOptions, type MigrationHooks, migrate, type SourceTransport } from "./migration/source.js";
+export {
+  type MigrateOptions,
+  type MigrationHooks,
+  migrate,
+  type SourceTransport,
+  type Undecided,
+} from "./migration/source.js";
 export { makeCertificates, type TryoutCertificates, writeCertificates } from "./migration/transport/certs.js";
 export { loadCredentials, type TlsCredentials, type TlsSide } from "./migration/transport/credentials.js";
 export { type Endpoint, formatEndpoint, parseEndpoint } from "./migration/transport/endpoint.js";

@@ -11,7 +11,7 @@ import { EXIT_CODES } from "./exit-codes.js";
 const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
 const COMMANDS = [
   ...["migrate", "receive", "plan", "probe", "device", "bench", "recommend", "scenarios", "certs"],
-  ...["resume", "abort"],
+  ...["list", "resume", "abort"],
 ];
 
 const folder = mkdtempSync(join(tmpdir(), "dirtmap-cli-"));

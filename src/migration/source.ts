@@ -79,6 +79,8 @@ export interface MigrateOptions {
   readonly onGivenUp?: () => void;
   /** Called when the operator has to decide. */
   readonly onUndecided?: (undecided: Undecided) => void;
+  /** Called when it is known, or decided, where the machine may run; not if {@link decideMs} is over before. */
+  readonly onSettled?: () => void;
   readonly timeouts?: Partial<Timeouts>;
   /** What was foreseen, for the report to put beside what happened. */
   readonly predicted?: PredictedOutcome;
@@ -394,8 +396,9 @@ class Source {
         await this.#enter("indeterminate", explain(this.#whatToDo(undecided)));
       },
     });
-    if (outcome.state === "taken-back") return this.#failed(outcome.why);
     if (outcome.state === "undecided") return this.#end("indeterminate", this.#notDecided(outcome.why, decideMs));
+    this.#tell(() => this.#options.onSettled?.());
+    if (outcome.state === "taken-back") return this.#failed(outcome.why);
     if (outcome.running === null) return this.#end("indeterminate", this.#givenUp());
     this.#noteResumed(outcome.running.at);
     await this.#enter("running-at-destination");

@@ -162,18 +162,25 @@ async function killed(seed: number): Promise<string> {
   await using pair = new Pair();
   await pair.start();
   const source = pair.side("source");
+  const isOver = () => source.process.exitCode !== null || source.process.signalCode !== null;
 
+  let hit = false;
   const operating = (async () => {
     if (operator === null) return "refused" as const;
     // In a phase without a decision to make it is refused; so it is thrown in from the start of the handover on.
-    await until("the handover, or the end", () => source.has("phase", "handover") || source.has("result") || isOver());
+    await until(
+      "the handover, or the end",
+      () => source.has("phase", "handover") || source.has("result") || isOver() || hit,
+    );
     await pause(operator.afterMs);
     return await pair.decide(operator.decision);
   })();
-  const isOver = () => source.process.exitCode !== null || source.process.signalCode !== null;
+  // It is awaited later.
+  operating.catch(() => {});
 
   await until(`phase ${at}, or the end`, () => source.has("phase", at) || source.has("result") || isOver());
   await pause(afterMs);
+  hit = true;
   if (signal === "SIGKILL") await pair.kill(victim);
   else {
     pair.side(victim).kill("SIGSTOP");

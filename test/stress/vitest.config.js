@@ -7,7 +7,7 @@ export default defineConfig({
     include: ["dist/test/stress/**/*.test.js"],
     env: {
       DIRTMAP_STRESS_WRITES: process.env.DIRTMAP_STRESS_WRITES ?? "100000000",
-      DIRTMAP_STRESS_SEEDS: process.env.DIRTMAP_STRESS_SEEDS ?? "8",
+      DIRTMAP_STRESS_SEEDS: process.env.DIRTMAP_STRESS_SEEDS ?? "5",
     },
     pool: "forks",
     maxWorkers: 1,

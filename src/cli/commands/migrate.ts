@@ -212,7 +212,8 @@ async function run(options: MigrateOptions): Promise<void> {
         held = interrupts.hold(waitingForDecision(undecided, note));
         note(json ? undecidedEvent(undecided) : undecidedText(undecided));
       },
-    }).finally(() => held?.[Symbol.dispose]());
+      onSettled: () => held?.[Symbol.dispose](),
+    });
     view?.[Symbol.dispose]();
     const reads = recorder?.reads ?? [];
     await keepMigration(store, { header, report, reads }, note);
