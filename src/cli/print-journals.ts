@@ -1,6 +1,5 @@
 import { defaultJournalDirectory } from "../migration/journal.js";
 import { type ListedJournal, listJournals, type Standing } from "../migration/journals.js";
-import { formatMs } from "../observe/format.js";
 import { table } from "../observe/table.js";
 import { printResult } from "./output.js";
 
@@ -44,10 +43,19 @@ function listText(
       migration,
       side,
       state ?? "?",
-      ageMs === null ? "?" : formatMs(ageMs),
+      ageMs === null ? "?" : ageText(ageMs),
       pid === null ? "?" : `${pid} ${alive === null ? "?" : alive ? "lives" : "has ended"}`,
     ]),
   ]);
   const details = migrations.map(({ says, commands }) => [says, ...commands].map((line) => `    ${line}`));
   return [head, ...rows.flatMap((row, i) => [row, ...details[i]])].join("\n");
+}
+
+/** An age for people, in its largest unit: `12 s`, `3 min`, `5 h`, `29 d`. */
+function ageText(ms: number): string {
+  const seconds = Math.floor(ms / 1000);
+  if (seconds < 60) return `${seconds} s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min`;
+  if (seconds < 2 * 86_400) return `${Math.floor(seconds / 3600)} h`;
+  return `${Math.floor(seconds / 86_400)} d`;
 }

@@ -110,8 +110,6 @@ export interface MigrationHooks {
 
 /** The destination's check after the workload ran on. */
 const AUDIT_MS = 60_000;
-/** The latest time that a Date can be. */
-const MAX_DATE_MS = 8.64e15;
 
 /**
  * Migrates a running machine and returns what happened. The machine runs at the end in exactly one place, or, where the
@@ -389,20 +387,20 @@ class Source {
     const outcome = await handover.handOver({
       signal: this.#signal,
       decideMs,
-      givenUp: () => this.#tell(() => this.#options.onGivenUp?.()),
+      givenUp: () => void this.#tell(() => this.#options.onGivenUp?.()),
       undecided: async (why) => {
         const undecided = this.#undecided(why, decideMs);
-        this.#tell(() => this.#options.onUndecided?.(undecided));
-        await this.#enter("indeterminate", explain(this.#whatToDo(undecided)));
+        await this.#tell(() => this.#options.onUndecided?.(undecided));
+        await this.#tell(() => this.#enter("indeterminate", explain(this.#whatToDo(undecided))));
       },
     });
     if (outcome.state === "undecided") return this.#end("indeterminate", this.#notDecided(outcome.why, decideMs));
-    this.#tell(() => this.#options.onSettled?.());
+    await this.#tell(() => this.#options.onSettled?.());
     if (outcome.state === "taken-back") return this.#failed(outcome.why);
     if (outcome.running === null) return this.#end("indeterminate", this.#givenUp());
     this.#noteResumed(outcome.running.at);
-    await this.#enter("running-at-destination");
     try {
+      await this.#enter("running-at-destination");
       if (this.#options.verify !== "before") {
         await this.#enter("verifying");
         await this.#verify();
@@ -561,10 +559,10 @@ class Source {
     );
   }
 
-  /** Calls what the caller wants to be told with; that it throws must not end the wait for a decision. */
-  #tell(call: () => void): void {
+  /** Tells others of the handover; that they throw must not end the wait for a decision. */
+  async #tell(call: () => void | Promise<void>): Promise<void> {
     try {
-      call();
+      await call();
     } catch (error) {
       this.#warnings.push(explain(error));
     }
@@ -572,14 +570,13 @@ class Source {
 
   #undecided(why: Error, decideMs: number): Undecided {
     const command = (decision: Decision) => decisionCommand(decision, this.#migration, this.#directory);
-    const until = Date.now() + decideMs;
     return {
       migration: this.#migration,
       destination: this.#options.transport.destination,
       why: explain(why),
       resume: command("resume"),
       abort: command("abort"),
-      until: until < MAX_DATE_MS ? new Date(until) : null,
+      until: Number.isFinite(decideMs) ? new Date(Date.now() + decideMs) : null,
     };
   }
 
