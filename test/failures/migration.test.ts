@@ -557,15 +557,22 @@ describe("a message of the handover at the wrong time", () => {
   });
 
   it("RUNNING after the operator's decision changes nothing", async () => {
+    let answer: Promise<string> | undefined;
     const pair = await started({
-      sourceHears: (message) => (message.type === "RUNNING" ? [] : [message]),
+      onDestination: (machine) => {
+        const resume = machine.vcpus.resume.bind(machine.vcpus);
+        machine.vcpus.resume = async () => {
+          answer = pair.decide("abort");
+          await answer;
+          await resume();
+        };
+      },
     });
-    const report = await pair.migrate({
-      timeouts: { ...QUICK, runningMs: 50 },
-      decideMs: 20_000,
-      onUndecided: () => void pair.decide("abort"),
-    });
-    expect(report.error?.code).toBe("GIVEN_UP");
+    const report = await pair.migrate({ timeouts: { ...QUICK, runningMs: 20_000 } });
+    expect(await answer).toContain("given up");
+    expect(report).toMatchObject({ result: "indeterminate", error: { code: "GIVEN_UP" } });
+    expect((await pair.received).outcome).toBe("running");
+    expect(pair.witness.running).toEqual(["destination"]);
     expect(statesOf(pair.journals, report.migration, "source")).toEqual(["running", "given-up", "gone"]);
   });
 });
