@@ -141,6 +141,48 @@ migration: { downtimeLimit: 2s }
   });
 });
 
+describe("a source that is killed", () => {
+  it("leaves no socket, disk or feed that the next command does not remove, and its journal", async () => {
+    const root = mkdtempSync(join(tmpdir(), "dirtmap-killed-"));
+    const before = { ...process.env };
+    Object.assign(process.env, { TMPDIR: root, XDG_RUNTIME_DIR: root });
+    const journals = join(root, "journals");
+    const left = () => readdirSync(root, { recursive: true }).map(String);
+    try {
+      await using destination = new Child(
+        PROGRAM,
+        "receive",
+        "--listen",
+        "tcp://127.0.0.1:0",
+        "--journal",
+        root,
+        "--json",
+      );
+      const { address } = await destination.said("address");
+      const disk = ["--scenario", "queued-io", "--memory", "64M", "--to", String(address)];
+      await using source = new Child(PROGRAM, "migrate", ...disk, ...SLOWLY, "--journal", journals, "--json");
+      const open = () => left().filter((file) => /\.sock$|\.feed$|\.img$/.test(file));
+      await expect.poll(open, { timeout: 30_000 }).toHaveLength(3);
+      source.kill("SIGKILL");
+      await source.ended;
+      // A feed that nobody listens at is left alone for a second: it may be about to be.
+      await new Promise((resolve) => setTimeout(resolve, 1100));
+      await using list = new Child(PROGRAM, "list", "--journal", journals, "--json");
+      await list.ended;
+      expect(left().filter((file) => /^dirtmap-|\.sock$|\.feed$/.test(file))).toEqual([]);
+      expect(left().filter((file) => file.startsWith("journals/"))).toEqual([
+        expect.stringMatching(/^journals\/[0-9a-f]+\.source\.json$/),
+      ]);
+    } finally {
+      for (const name of ["TMPDIR", "XDG_RUNTIME_DIR"]) {
+        if (before[name] === undefined) delete process.env[name];
+        else process.env[name] = before[name];
+      }
+      rmSync(root, { recursive: true, force: true });
+    }
+  });
+});
+
 /** What a process was started with, words apart by spaces; nothing where it is gone. */
 function commandLine(pid: string): string {
   try {
