@@ -242,16 +242,18 @@ async function runsAt(pair: Pair, aborted: boolean): Promise<string> {
       expect(pair.written(side).length, `writes of a machine that doesn't run, at the ${side}`).toBe(later);
     }
   }
-  expect(runs("source") && runs("destination")).toBe(false);
-  // The machine is lost with the process that had it, or by the operator's word, and by nothing else.
-  const diedThere = pair.dead.has("destination") && pair.state("destination") === "running";
-  if (!pair.dead.has("source") && !aborted && !diedThere) expect(runs("source") || runs("destination")).toBe(true);
-  if (source.has("result", "completed")) expect((await source.said("result")).verified ?? true).toBe(true);
-
   // By the stamps: no write of the source's machine lies between two of the destination's.
   const there = pair.written("destination");
   const [first, last] = [there.at(0) ?? 0n, there.at(-1) ?? 0n];
-  expect(pair.written("source").filter((ns) => ns > first && ns < last)).toEqual([]);
+  const between = pair.written("source").filter((ns) => ns > first && ns < last);
+  expect(between, "writes of the source's machine while the destination's ran").toEqual([]);
+  expect(runs("source") && runs("destination"), "both sides have the machine").toBe(false);
+  // The machine is lost with the process that had it, or by the operator's word, and by nothing else.
+  const diedThere = pair.dead.has("destination") && pair.state("destination") === "running";
+  if (!pair.dead.has("source") && !aborted && !diedThere) {
+    expect(runs("source") || runs("destination"), "a side runs the machine").toBe(true);
+  }
+  if (source.has("result", "completed")) expect((await source.said("result")).verified ?? true).toBe(true);
   return runs("source") ? "source runs" : runs("destination") ? "destination runs" : "nobody runs";
 }
 
