@@ -23,9 +23,9 @@ Examples:
   dirtmap recommend --from bench.json --only qemu | grep -v '^#'
   dirtmap recommend --json
 
-Decided in this order, each time only as far as the measurement can tell trackers apart: whether the machine can be stopped
-within the downtime limit; the downtime; the length of the migration; the device's writes that are lost while it is tracked;
-what a round pays for the tracker, in reading and in sending what nobody wrote. Trackers that are equal by all of that are
+Decided by the first of these by which the measurement can tell two trackers apart: whether the machine can be stopped within
+the downtime limit; the downtime; the length of the migration; the device's writes that are lost while it is tracked; what a
+round pays for the tracker, in reading and in sending what nobody wrote. Trackers that are equal by all of that are
 taken in the policy's order, and the table says so.
 
 Without --from it is the newest benchmark of trackers in the store. The machine is asked whether it still is what was
