@@ -157,6 +157,7 @@ export const BENCHMARK: NewBenchmark = {
         trackers: [
           {
             tracker: "device",
+            granule: 4096,
             foundGranule: 4096,
             problem: null,
             start: { median: 0.4 },
@@ -165,6 +166,7 @@ export const BENCHMARK: NewBenchmark = {
           },
           {
             tracker: "iommu",
+            granule: 2 ** 31,
             foundGranule: 2 ** 21,
             problem: null,
             start: { median: 2.5 },
@@ -186,8 +188,8 @@ export const RECOMMENDATION = {
       granule: 4096,
       domain: "per-device",
       figures: { downtimeMs: 41, readMs: 1.5 },
-      margin: { over: { tracker: "iommu", granule: 2 ** 21 }, text: "would have more downtime: 95 ms against 41 ms" },
-      reason: "'device' at 4K, since 'iommu' at 2M would have more downtime: 95 ms against 41 ms",
+      margin: { over: { tracker: "iommu", granule: 2 ** 31 }, text: "would have more downtime: 95 ms against 41 ms" },
+      reason: "'device' at 4K, since 'iommu' at 2G would have more downtime: 95 ms against 41 ms",
     },
   ],
 };
