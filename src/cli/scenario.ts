@@ -3,6 +3,7 @@ import { basename, dirname, isAbsolute, relative, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { isAlias, isMap, isScalar, isSeq, LineCounter, type Node, parseDocument } from "yaml";
 import { z } from "zod";
+import { DEFAULTS } from "../defaults.js";
 import { explain, UsageError } from "../errors.js";
 import { type MachineDescription, machineSchema } from "../host/description.js";
 import {
@@ -36,25 +37,25 @@ const migrationSchema = z.strictObject({
     .union([z.enum(POLICY_ORDERS), z.custom<`${typeof MEASURED}${string}`>((value) => isFileOf(value))], {
       error: `write ${POLICY_ORDERS.join(", ")}, or ${MEASURED}FILE`,
     })
-    .default("iommu-first"),
+    .default(DEFAULTS.policy),
   /** What happens to a device without a benchmark: refuse, or an order to follow. */
-  unmeasured: z.enum(UNMEASURED).default("refuse"),
+  unmeasured: z.enum(UNMEASURED).default(DEFAULTS.unmeasured),
   /** Per device: the tracker that it gets whatever the policy says. */
   trackers: z.record(z.string(), z.enum(DEVICE_TRACKERS)).default({}),
   /** Per device: bytes per dirty bit. */
   granules: z.record(z.string(), z.int().min(1)).default({}),
-  domain: z.enum(DOMAINS).default("per-device"),
-  untracked: z.enum(UNTRACKED).default("everything"),
+  domain: z.enum(DOMAINS).default(DEFAULTS.domain),
+  untracked: z.enum(UNTRACKED).default(DEFAULTS.untracked),
   /** Per device: what happens to it if it has no tracker. */
   untrackedDevices: z.record(z.string(), z.enum(UNTRACKED)).default({}),
-  design: z.enum(DESIGNS).default("split"),
+  design: z.enum(DESIGNS).default(DEFAULTS.design),
   /** Milliseconds. */
-  downtimeLimit: z.number().min(DOWNTIME_LIMIT_MS.min).max(DOWNTIME_LIMIT_MS.max).default(100),
+  downtimeLimit: z.number().min(DOWNTIME_LIMIT_MS.min).max(DOWNTIME_LIMIT_MS.max).default(DEFAULTS.downtimeLimitMs),
   /** Bytes per second; absent: no limit. */
   bandwidth: z.number().min(1).optional(),
-  channels: z.int().min(1).max(MAX_CHANNELS).default(2),
+  channels: z.int().min(1).max(MAX_CHANNELS).default(DEFAULTS.channels),
   /** Milliseconds that the workload runs on at the destination before its stamps are checked. */
-  runAfter: z.number().min(0).max(3_600_000).default(500),
+  runAfter: z.number().min(0).max(3_600_000).default(DEFAULTS.runAfterMs),
 });
 
 /** `measured:` with a file behind it. */

@@ -1,4 +1,5 @@
 import { RamBitmap } from "../bitmap/ram-bitmap.js";
+import { DEFAULTS } from "../defaults.js";
 import { DirtmapError, explain, UsageError } from "../errors.js";
 import type { MachineDescription, PassthroughDescription } from "../host/description.js";
 import type { Machine } from "../host/host.js";
@@ -52,7 +53,7 @@ export interface MigrateOptions {
   readonly transport: SourceTransport;
   readonly policy: Policy;
   readonly design: TrackingDesign;
-  /** From the pause of the vCPUs until the destination runs, as estimated before switching over. Default 300. */
+  /** From the pause of the vCPUs until the destination runs, as estimated before switching over. Default 300 ms. */
   readonly downtimeLimitMs?: number;
   /** Bytes per second over all channels. Default: no limit. */
   readonly bandwidth?: number;
@@ -62,14 +63,14 @@ export interface MigrateOptions {
   readonly maxRounds?: number;
   /** Compare the memories after RUNNING (default), off the critical path, or before GO. */
   readonly verify?: "after" | "before";
-  /** How long the workload runs on at the destination before it is checked. Default 0. */
+  /** How long the workload runs on at the destination before it is checked. Default 500 ms. */
   readonly runAfterMs?: number;
   /** Cancels, at any point before the source gives up. */
   readonly signal?: AbortSignal;
   /** The id that journals, reports and `dirtmap resume` name it by: of digits, lower-case letters and `-`. Default: a new one. */
   readonly migration?: string;
   readonly journalDirectory?: string;
-  /** How long an undecided source waits for the operator; Infinity: until told. Default 0. */
+  /** How long an undecided source waits for the operator; Infinity: until told. Default 0 ms. */
   readonly decideMs?: number;
   readonly timeouts?: Partial<Timeouts>;
   /** What was foreseen, for the report to put beside what happened. */
@@ -177,7 +178,7 @@ class Source {
 
   /** Finds out whether this can work at all, and who is on the other side. Nothing of the machine is touched. */
   async #connect(): Promise<SourceHandover> {
-    const { transport, description, policy, design, channels = 2 } = this.#options;
+    const { transport, description, policy, design, channels = DEFAULTS.channels } = this.#options;
     decisionSocket(this.#directory, this.#migration);
     this.#devices = await migratableDevices(this.#machine);
     const choices = chooseTrackers(await probeMachine(this.#machine), policy);
@@ -192,8 +193,8 @@ class Source {
       machine: description,
       channels,
       migration: this.#migration,
-      verify: this.#options.verify ?? "after",
-      runAfterMs: this.#options.runAfterMs ?? 0,
+      verify: this.#options.verify ?? DEFAULTS.verify,
+      runAfterMs: this.#options.runAfterMs ?? DEFAULTS.runAfterMs,
     });
     const answer = await peer.expect(["ACCEPT", "REFUSE"], this.#timeouts.acceptMs, this.#signal);
     if (answer.type === "REFUSE") {
@@ -354,7 +355,7 @@ class Source {
     const outcome = await handover.handOver({
       signal: this.#signal,
       cancel: this.#options.signal,
-      decideMs: this.#options.decideMs ?? 0,
+      decideMs: this.#options.decideMs ?? DEFAULTS.decideMs,
       directory: this.#directory,
       migration: this.#migration,
       undecided: (why) => this.#enter("indeterminate", explain(this.#whatToDo(why))),
@@ -398,7 +399,7 @@ class Source {
 
   /** Waits until the workload has run on at the destination, and takes its findings. */
   async #audit(resumeMs: number): Promise<void> {
-    const waitMs = (this.#options.runAfterMs ?? 0) + AUDIT_MS;
+    const waitMs = (this.#options.runAfterMs ?? DEFAULTS.runAfterMs) + AUDIT_MS;
     const { report } = await this.#otherSide.expect(["REPORT"], waitMs);
     this.#destination = parseDestinationReport(report, resumeMs);
   }
@@ -488,8 +489,8 @@ class Source {
     const sizes = await within(this.#timeouts.deviceMs, "the size of the devices' states", asked);
     const verifiedFirst = this.#options.verify === "before" ? this.#machine.memory.bytes : 0;
     return {
-      downtimeLimitMs: this.#options.downtimeLimitMs ?? 300,
-      maxRounds: this.#options.maxRounds ?? 30,
+      downtimeLimitMs: this.#options.downtimeLimitMs ?? DEFAULTS.downtimeLimitMs,
+      maxRounds: this.#options.maxRounds ?? DEFAULTS.maxRounds,
       bandwidth: this.#bandwidth,
       deviceStateBytes: sizes.reduce((sum, bytes) => sum + bytes, 0),
       fixedMs: fixedDowntime(read.ms, verifiedFirst),

@@ -1,34 +1,32 @@
 import { type Command, Option } from "commander";
+import { DEFAULTS } from "../../defaults.js";
 import { explain } from "../../errors.js";
 import { reportPath } from "../../evidence/report/write-report.js";
 import type { PredictedOutcome } from "../../migration/report.js";
-import { MAX_CHANNELS } from "../choices.js";
 import { exitCodeOf, exitCodesHelp } from "../exit-codes.js";
 import type { EmulatedMachine } from "../hosts.js";
 import { leaveReport } from "../leave-report.js";
 import {
   addMachineOptions,
+  addMigrationOptions,
   addPolicyOptions,
   addStoreOption,
   argument,
-  downtimeLimit,
   durationWithin,
   type MachineOptions,
+  type MigrationOptions,
   OBSERVE_MS,
+  orElse,
+  orScenario,
   type PolicyOptions,
   type StoreOption,
-  wholeNumber,
 } from "../options.js";
 import { mayColor, runCommand } from "../output.js";
 import { addTlsOptions, readEndpoint, type TlsOptions } from "../tls-options.js";
-import { parseBandwidth, parseDuration } from "../units.js";
+import { parseDuration, writeDuration } from "../units.js";
 
-interface MigrateOptions extends MachineOptions, PolicyOptions, TlsOptions, StoreOption {
+interface MigrateOptions extends MachineOptions, PolicyOptions, MigrationOptions, TlsOptions, StoreOption {
   readonly to?: string;
-  readonly downtimeLimit?: number;
-  readonly bandwidth?: number;
-  readonly channels?: number;
-  readonly maxRounds?: number;
   readonly verify: "after" | "before";
   readonly runAfter?: number;
   readonly journal?: string;
@@ -62,36 +60,32 @@ this machine. Options that are left out are the scenario's to say.
 export function addMigrate(program: Command): void {
   const command = program.command("migrate").description("Runs a scenario's machine and live-migrates it");
   addTlsOptions(
-    addStoreOption(addPolicyOptions(addMachineOptions(command)), { optional: true })
-      .option("--to <address>", "tls://HOST:PORT or tcp://HOST:PORT of a `dirtmap receive`")
-      .option(
-        "--downtime-limit <duration>",
-        "expected downtime at which the machine may be stopped: 50ms",
-        argument(downtimeLimit),
-      )
-      .option("--bandwidth <rate>", "500M (bytes per second), 10Gbit, or unlimited", argument(parseBandwidth))
-      .option("--channels <number>", "connections that pages travel over", wholeNumber(1, MAX_CHANNELS))
-      .option("--max-rounds <number>", "pre-copy rounds at most", wholeNumber(1, 10_000)),
+    addMigrationOptions(
+      addStoreOption(addPolicyOptions(addMachineOptions(command)), { optional: true }).option(
+        "--to <address>",
+        "tls://HOST:PORT or tcp://HOST:PORT of a `dirtmap receive` (default: a second process on this machine)",
+      ),
+    ),
   )
     .addOption(
       new Option("--verify <when>", "compare the two memories once the destination runs, or before it may")
         .choices(["after", "before"])
-        .default("after"),
+        .default(DEFAULTS.verify, DEFAULTS.verify),
     )
     .option(
       "--run-after <duration>",
-      "how long the workload runs on at the destination before it is checked",
+      `how long the workload runs on at the destination before it is checked${orScenario(writeDuration(DEFAULTS.runAfterMs))}`,
       argument(parseDuration),
     )
     .option("--journal <folder>", "where to keep the record of who may run the machine")
     .option(
       "--decide <duration>",
-      "how long to wait for `resume` or `abort` where the handover was not confirmed (default: on a terminal until told, elsewhere 0s)",
+      `how long to wait for \`resume\` or \`abort\` where the handover was not confirmed (default: on a terminal until told, else ${writeDuration(DEFAULTS.decideMs)})`,
       argument(parseDuration),
     )
     .option(
       "--predict [duration]",
-      "watch the machine first (default: 2s) and foretell the migration; the report has both",
+      `watch the machine first and foretell the migration; the report has both${orElse(writeDuration(DEFAULTS.observeMs))}`,
       durationWithin(OBSERVE_MS),
     )
     .option("--report <file>", "write the report with plots, too: FILE.md or FILE.html", argument(reportPath))
@@ -192,7 +186,7 @@ async function run(options: MigrateOptions): Promise<void> {
       migration,
       ...(options.journal === undefined ? {} : { journalDirectory: options.journal }),
       ...(predicted === undefined ? {} : { predicted }),
-      decideMs: options.decide ?? (process.stderr.isTTY ? Number.POSITIVE_INFINITY : 0),
+      decideMs: options.decide ?? (process.stderr.isTTY ? Number.POSITIVE_INFINITY : DEFAULTS.decideMs),
     });
     view?.[Symbol.dispose]();
     const reads = recorder?.reads ?? [];
@@ -206,9 +200,6 @@ async function run(options: MigrateOptions): Promise<void> {
     return exitCodeOf(report);
   });
 }
-
-const PREDICT_MS = 2000;
-const PREDICT_INTERVAL_MS = 50;
 
 /** What the migration will be; undefined, with a note, where that can't be told. The trackers are off again when it resolves. */
 async function foretold(
@@ -241,8 +232,8 @@ async function foretell(
     machine,
     policy,
     design,
-    intervalMs: PREDICT_INTERVAL_MS,
-    durationMs: options.predict === true || options.predict === undefined ? PREDICT_MS : options.predict,
+    intervalMs: DEFAULTS.observeIntervalMs,
+    durationMs: options.predict === true || options.predict === undefined ? DEFAULTS.observeMs : options.predict,
     signal,
     host: machine.host.name,
     scenario,

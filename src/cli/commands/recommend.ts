@@ -1,9 +1,18 @@
 import type { Command } from "commander";
+import { DEFAULTS } from "../../defaults.js";
 import { UsageError } from "../../errors.js";
 import type { TrackerBenchmark } from "../../evidence/trackers/result.js";
 import { POLICY_ORDERS, VMMS } from "../choices.js";
 import { EXIT_CODES } from "../exit-codes.js";
-import { addLinkOptions, addStoreOption, choice, type LinkOptions, openStoreOf, type StoreOption } from "../options.js";
+import {
+  addLinkOptions,
+  addStoreOption,
+  choice,
+  type LinkOptions,
+  openStoreOf,
+  orElse,
+  type StoreOption,
+} from "../options.js";
 import { printResult, runCommand } from "../output.js";
 
 interface RecommendOptions extends LinkOptions, StoreOption {
@@ -38,8 +47,8 @@ export function addRecommend(program: Command): void {
     .command("recommend")
     .description("Recommends tracker, granule and domain for each device, from what `dirtmap bench trackers` measured")
     .option("--from <file>", "the benchmark (default: the store's newest)");
-  addLinkOptions(addStoreOption(command))
-    .addOption(choice("--policy <order>", POLICY_ORDERS, "policy", "whom ties go to"))
+  addLinkOptions(addStoreOption(command), orElse)
+    .addOption(choice("--policy <order>", POLICY_ORDERS, "policy", "whom ties go to", orElse(DEFAULTS.policy)))
     .option("-o, --output <file>", "write the recommendation to a file, for `--policy measured:FILE`")
     .addOption(choice("--only <vmm>", VMMS, "VMM", "print only what makes a VMM do the same").conflicts("json"))
     .option("--no-check", "don't ask the machine whether it is still what was measured")
@@ -54,7 +63,7 @@ export function addRecommend(program: Command): void {
 }
 
 async function run(options: RecommendOptions, signal: AbortSignal): Promise<void> {
-  const { output, only, check, policy = "iommu-first", json = false } = options;
+  const { output, only, check, policy = DEFAULTS.policy, json = false } = options;
   const [{ recommendationOf, writeRecommendation }, { linkOf }, { vmmOptionsOf }, { recommendationText }] =
     await Promise.all([
       import("../../evidence/recommend/recommendation.js"),

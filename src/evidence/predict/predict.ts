@@ -1,4 +1,5 @@
 import { countPages, mergeRuns, type PageRuns } from "../../bitmap/ram-runs.js";
+import { DEFAULTS } from "../../defaults.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 import { layoutRegions, type Platform } from "../../memory/guest-memory.js";
 import { type Conditions, doesNotConverge, fixedDowntime } from "../../migration/convergence.js";
@@ -42,7 +43,7 @@ export interface PredictedConditions {
   readonly bandwidth?: number;
   /** The memories are compared before GO. Default false. */
   readonly verifyFirst?: boolean;
-  /** What a read of the trackers takes. Default 1. */
+  /** What a read of the trackers takes. Default 1 ms. */
   readonly readMs?: number;
 }
 
@@ -106,7 +107,7 @@ export function predict(seen: Observation, link: LinkEstimate, wanted: Predicted
   const usable = limited(link, bandwidth);
   const conditions: Conditions = {
     downtimeLimitMs: wanted.downtimeLimitMs,
-    maxRounds: wanted.maxRounds ?? 30,
+    maxRounds: wanted.maxRounds ?? DEFAULTS.maxRounds,
     bandwidth,
     deviceStateBytes: seen.deviceStateBytes ?? 0,
     fixedMs: fixedDowntime(wanted.readMs ?? 1, wanted.verifyFirst === true ? seen.memoryBytes : 0),

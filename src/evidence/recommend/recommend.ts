@@ -1,3 +1,4 @@
+import { DEFAULTS } from "../../defaults.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 import type { DeviceTracker, PolicyOrder } from "../../tracking/choice.js";
 import { valueAt } from "../curve.js";
@@ -104,7 +105,7 @@ const READ_SHARE = 0.1;
 export function recommend(
   benchmark: TrackerBenchmark,
   link: Link,
-  order: PolicyOrder = "iommu-first",
+  order: PolicyOrder = DEFAULTS.policy,
 ): RecommendedDevice[] {
   const decided = benchmark.devices.map((device) => decideTracker(benchmark, device, link, order));
   return decided.map(({ device, best, alternatives }) => {

@@ -1,3 +1,4 @@
+import { DEFAULTS } from "../../defaults.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 import { fixedDowntime } from "../../migration/convergence.js";
 import { type Point, valueAt } from "../curve.js";
@@ -18,7 +19,10 @@ export interface Link {
 }
 
 /** Where nobody says more: a common link, and the limit of a migration without one. */
-export const DEFAULT_LINK: Link = { bandwidth: 1.25e9, downtimeLimitMs: 100 };
+export const DEFAULT_LINK: Link = {
+  bandwidth: DEFAULTS.linkBandwidth,
+  downtimeLimitMs: DEFAULTS.downtimeLimitMs,
+};
 
 /** What a link without a limit is taken to carry: what two processes of one machine were measured to. */
 export const UNLIMITED_BANDWIDTH = 2.5e9;
@@ -37,8 +41,6 @@ export interface MigrationEstimate {
   readonly totalAtLeastMs: number;
   readonly downtimeAtLeastMs: number;
 }
-
-const MAX_ROUNDS = 30;
 
 /** Estimates a migration. null: it is not known what the device writes, or what the tracker names. */
 export function estimateMigration(
@@ -94,7 +96,7 @@ function play(
       betweenMs: readMs,
       stopMs: fixedMs,
     },
-    { downtimeLimitMs, maxRounds: MAX_ROUNDS, bandwidth, deviceStateBytes: stateBytes, fixedMs },
+    { downtimeLimitMs, maxRounds: DEFAULTS.maxRounds, bandwidth, deviceStateBytes: stateBytes, fixedMs },
   );
   const copied = rounds.filter(({ phase }) => phase === "pre-copy");
   const copiedMs = copied.reduce((sum, { ms }) => sum + ms + readMs, 0);
