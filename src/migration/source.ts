@@ -587,7 +587,7 @@ class Source {
   }
 
   get #bandwidth(): number {
-    return this.#options.bandwidth ?? Number.POSITIVE_INFINITY;
+    return this.#options.bandwidth ?? DEFAULTS.bandwidth;
   }
 
   get #suspended(): ReadonlySet<string> {
