@@ -1,4 +1,4 @@
-import { readdirSync, readFileSync, statSync } from "node:fs";
+import { closeSync, openSync, readdirSync, readSync } from "node:fs";
 import { basename, dirname, isAbsolute, relative, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { isAlias, isMap, isScalar, isSeq, LineCounter, type Node, parseDocument } from "yaml";
@@ -21,7 +21,7 @@ import {
 import { suggest } from "./nearest.js";
 import { issueText } from "./scenario-issue.js";
 import { withQuantities } from "./scenario-quantities.js";
-import { isTrace, traceScenario } from "./trace-scenario.js";
+import { beginsTrace, isCalledTrace, traceScenario } from "./trace-scenario.js";
 
 /*
  * A scenario: a machine with its workload, and how it is to be migrated unless the command line says otherwise. YAML,
@@ -117,13 +117,12 @@ export function loadScenario(nameOrFile: string): Scenario {
     });
   }
   const path = resolve(isFile ? nameOrFile : `${SCENARIOS}${nameOrFile}.yaml`);
-  if (isFile && isTrace(path)) return ofTrace(path);
-  let text: string;
+  if (isFile && isCalledTrace(path)) return ofTrace(path);
+  let content: Buffer;
   try {
-    const { size } = statSync(path);
-    if (size > MAX_SCENARIO_BYTES)
-      throw new Error(`it has ${size} bytes; a scenario has at most ${MAX_SCENARIO_BYTES}`);
-    text = readFileSync(path, "utf8");
+    content = readOnce(path);
+    if (beginsTrace(content)) return ofTrace(path);
+    if (content.length > MAX_SCENARIO_BYTES) throw new Error(`a scenario has at most ${MAX_SCENARIO_BYTES} bytes`);
   } catch (cause) {
     throw new UsageError(`can't read the scenario ${nameOrFile}: ${explain(cause)}`, {
       code: "UNKNOWN_SCENARIO",
@@ -131,7 +130,25 @@ export function loadScenario(nameOrFile: string): Scenario {
     });
   }
   const shown = relative(process.cwd(), path);
-  return parseScenario(text, { file: shown.startsWith("../../..") ? path : shown, folder: dirname(path) });
+  return parseScenario(content.toString(), {
+    file: shown.startsWith("../../..") ? path : shown,
+    folder: dirname(path),
+  });
+}
+
+/** The first bytes of a file, one more than a scenario may have. A FIFO or standard input can be read only once. */
+function readOnce(path: string): Buffer {
+  const content = Buffer.alloc(MAX_SCENARIO_BYTES + 1);
+  const fd = openSync(path, "r");
+  try {
+    for (let length = 0; ; ) {
+      const read = readSync(fd, content, length, content.length - length, null);
+      length += read;
+      if (read === 0 || length === content.length) return content.subarray(0, length);
+    }
+  } finally {
+    closeSync(fd);
+  }
 }
 
 function ofTrace(path: string): Scenario {

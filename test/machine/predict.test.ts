@@ -1,8 +1,11 @@
+import { execFile } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { EXIT_CODES } from "../../src/cli/exit-codes.js";
 import { Child } from "../support/child.js";
 
 const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
@@ -19,6 +22,9 @@ migration:
   downtimeLimit: 2s
   runAfter: 0ms
 `;
+
+/** A migration takes a second or two on an idle computer. */
+const PATIENCE_MS = 120_000;
 
 const folder = mkdtempSync(join(tmpdir(), "dirtmap-predict-"));
 const scenario = join(folder, "small.yaml");
@@ -85,6 +91,24 @@ describe("from the command line", () => {
     await using other = new Child(PROGRAM, "predict", "--trace", trace, "--scenario", scenario);
     expect(await other.ended).toBe(2);
     expect(other.errors).toMatch(/^dirtmap: --scenario can't be given here: .*\n$/);
+  });
+
+  it("a migration that does not converge ends with an exit code of its own", async () => {
+    const hopeless = ["--tracker", "vf0=everything", "--downtime-limit", "1ms", "--observe", "200ms", "--no-store"];
+    await using predictor = new Child(PROGRAM, "predict", "--scenario", scenario, ...hopeless, "--json");
+    expect(await predictor.said("converges")).toMatchObject({ converges: false });
+    expect(await predictor.ended).toBe(EXIT_CODES.notConverging.code);
+  });
+
+  it("a scenario is read once, so that it can come through a pipe", { timeout: PATIENCE_MS }, async () => {
+    const args = ["migrate", "--scenario", "/dev/stdin", "--predict", "200ms", "--quiet", "--json", "--no-store"];
+    const command = `cat "$1" | "$2" "$3" ${args.join(" ")} --journal "$4"`;
+    const { stdout } = await promisify(execFile)("/bin/sh", [
+      ...["-c", command, "sh", scenario, process.execPath, PROGRAM, join(folder, "journal-of-pipe")],
+    ]);
+    const report = JSON.parse(stdout);
+    expect(report).toMatchObject({ result: "completed", verified: true });
+    expect(report.predicted).toMatchObject({ converges: true });
   });
 
   it("a migration that was predicted says so in its report, beside what happened", async () => {

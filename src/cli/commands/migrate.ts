@@ -22,6 +22,7 @@ import {
   type StoreOption,
 } from "../options.js";
 import { mayColor, runCommand } from "../output.js";
+import type { Request } from "../request.js";
 import { addTlsOptions, readEndpoint, type TlsOptions } from "../tls-options.js";
 import { parseDuration, writeDuration } from "../units.js";
 
@@ -108,7 +109,8 @@ async function run(options: MigrateOptions): Promise<void> {
   await runCommand({ json, onInterrupt }, async (signal) => {
     // All that may be wrong with what was asked for is found out before anything is started.
     const { checkMemory, readRequest } = await import("../request.js");
-    const { scenario, description: wanted, policy, design, defaults } = readRequest(options);
+    const request = readRequest(options);
+    const { scenario, description: wanted, policy, design, defaults } = request;
     checkMemory(wanted, options.to === undefined ? 2 : 1);
     const { checkStore, keepMigration, migrationHeader, ReadRecorder } = await import("../record-run.js");
     const store = await checkStore(options, note);
@@ -144,7 +146,8 @@ async function run(options: MigrateOptions): Promise<void> {
     const choices = chooseTrackers(await probeMachine(machine), policy);
     signal.throwIfAborted();
     if (options.predict !== undefined && !quiet) note("watching the machine, to foretell its migration");
-    const predicted = options.predict === undefined ? undefined : await foretold(machine, options, { signal, note });
+    const predicted =
+      options.predict === undefined ? undefined : await foretold(machine, request, options, { signal, note });
 
     await using local = remote === undefined ? await startLocalDestination(signal, options.journal) : undefined;
     const destination = remote ?? (await readEndpoint(local?.address ?? "", "client", options));
@@ -204,11 +207,12 @@ async function run(options: MigrateOptions): Promise<void> {
 /** What the migration will be; undefined, with a note, where that can't be told. The trackers are off again when it resolves. */
 async function foretold(
   machine: EmulatedMachine,
+  request: Request,
   options: MigrateOptions,
   { signal, note }: { signal: AbortSignal; note: (text: string) => void },
 ): Promise<PredictedOutcome | undefined> {
   try {
-    return await foretell(machine, options, signal);
+    return await foretell(machine, request, options, signal);
   } catch (error) {
     signal.throwIfAborted();
     note(`the migration is not foretold: ${explain(error)}`);
@@ -218,16 +222,12 @@ async function foretold(
 
 async function foretell(
   machine: EmulatedMachine,
+  { scenario, policy, design, defaults }: Request,
   options: MigrateOptions,
   signal: AbortSignal,
 ): Promise<PredictedOutcome> {
-  const [{ readRequest }, { estimateLink, observeForPrediction, predictedConditions }, { predict, predictedOutcome }] =
-    await Promise.all([
-      import("../request.js"),
-      import("../observe-machine.js"),
-      import("../../evidence/predict/predict.js"),
-    ]);
-  const { scenario, policy, design, defaults } = readRequest(options);
+  const [{ estimateLink, observeForPrediction, predictedConditions }, { predict, predictedOutcome }] =
+    await Promise.all([import("../observe-machine.js"), import("../../evidence/predict/predict.js")]);
   const seen = await observeForPrediction({
     machine,
     policy,

@@ -34,6 +34,8 @@ Examples:
 The speed of the link is measured on loopback, and what stopping and starting takes is what it took the last migrations in the store;
 or both are taken from the reports of migrations over the same link (--run). --bandwidth limits it. Nothing is moved: trackers are
 switched on, read at an interval, and switched off again.
+
+The exit code says whether the migration converges (0) or not (4), so that \`dirtmap predict && dirtmap migrate\` moves only what can be.
 `;
 
 /** `dirtmap predict`: what a migration would be. */
@@ -61,7 +63,7 @@ export function addPredict(program: Command): void {
           { scenario, trace: options.trace ?? null, ...prediction },
           { json: options.json === true, text: () => predictText(prediction) },
         );
-        return EXIT_CODES.done.code;
+        return prediction.converges ? EXIT_CODES.done.code : EXIT_CODES.notConverging.code;
       }),
     );
 }
