@@ -96,7 +96,7 @@ export function predictedConditions(
   return {
     downtimeLimitMs: downtimeLimit ?? defaults.downtimeLimit,
     ...(allowed === undefined ? {} : { bandwidth: allowed }),
-    ...(maxRounds === undefined ? {} : { maxRounds }),
+    maxRounds,
     readMs,
   };
 }

@@ -355,7 +355,7 @@ function addBandwidthOption(command: Command, after: string): Command {
 /** How a machine is moved, or would be. */
 export interface MigrationOptions extends LinkOptions {
   readonly channels?: number;
-  readonly maxRounds?: number;
+  readonly maxRounds: number;
 }
 
 /** Adds the options of {@link MigrationOptions}. */

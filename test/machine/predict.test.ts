@@ -6,6 +6,8 @@ import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { EXIT_CODES } from "../../src/cli/exit-codes.js";
+import { openStore } from "../../src/evidence/store/store.js";
+import { SOFTWARE } from "../../src/migration/software.js";
 import { Child } from "../support/child.js";
 
 const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
@@ -112,7 +114,7 @@ describe("from the command line", () => {
   });
 
   it("a migration that was predicted says so in its report, beside what happened", async () => {
-    const kept = ["--store", store, "--journal", join(folder, "journal")];
+    const keeping = ["--store", store, "--journal", join(folder, "journal")];
     const child = new Child(
       PROGRAM,
       "migrate",
@@ -122,12 +124,25 @@ describe("from the command line", () => {
       "200ms",
       "--quiet",
       "--json",
-      ...kept,
+      ...keeping,
     );
     await using _child = child;
     const report = await child.said("result");
     expect(report).toMatchObject({ result: "completed", verified: true });
     expect(report.predicted).toMatchObject({ converges: true, inTheWay: [] });
     expect((report.predicted as { rounds: number }).rounds).toBeGreaterThanOrEqual(2);
+    const conditions = {
+      software: SOFTWARE,
+      hosts: ["emulated"],
+      memoryBytes: 2 ** 24,
+      policy: { order: "iommu-first", trackers: { vf0: "device" } },
+      transport: { scheme: "tcp", local: true },
+      bandwidth: null,
+      downtimeLimitMs: 2000,
+      runAfterMs: 0,
+    };
+    expect(report.conditions).toMatchObject(conditions);
+    using kept = openStore(store);
+    expect(kept.run(1).conditions).toEqual(report.conditions);
   });
 });

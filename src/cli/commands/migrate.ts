@@ -132,6 +132,7 @@ async function run(options: MigrateOptions): Promise<void> {
       { newMigrationId },
       { reportText },
       { withDisks },
+      { watchConditions },
     ] = await Promise.all([
       import("../local-destination.js"),
       import("../../observe/live-view.js"),
@@ -139,6 +140,7 @@ async function run(options: MigrateOptions): Promise<void> {
       import("../../migration/journal.js"),
       import("../report-text.js"),
       import("../disks.js"),
+      import("../run-conditions.js"),
     ]);
     using disks = withDisks(wanted);
     const { description } = disks;
@@ -172,19 +174,23 @@ async function run(options: MigrateOptions): Promise<void> {
     // Where nobody listens, the migration counts nothing for it.
     using recorder = store.store === false && options.report === undefined ? undefined : new ReadRecorder();
 
-    const bandwidth = options.bandwidth ?? defaults.bandwidth;
+    const asked = {
+      policy,
+      design,
+      downtimeLimitMs,
+      bandwidth: options.bandwidth ?? defaults.bandwidth ?? DEFAULTS.bandwidth,
+      channels: options.channels ?? defaults.channels,
+      maxRounds: options.maxRounds,
+      verify: options.verify,
+      runAfterMs: options.runAfter ?? defaults.runAfter,
+    };
+    const moved = { host: machine.host.name, description, endpoint: destination.endpoint, local: remote === undefined };
+    const conditionsUntilNow = watchConditions(moved, asked);
     const report = await migrate({
       machine,
       description,
       transport: sourceTransport(destination),
-      policy,
-      design,
-      downtimeLimitMs,
-      ...(bandwidth === undefined ? {} : { bandwidth }),
-      channels: options.channels ?? defaults.channels,
-      ...(options.maxRounds === undefined ? {} : { maxRounds: options.maxRounds }),
-      verify: options.verify,
-      runAfterMs: options.runAfter ?? defaults.runAfter,
+      ...asked,
       signal,
       migration,
       ...(options.journal === undefined ? {} : { journalDirectory: options.journal }),
@@ -193,13 +199,14 @@ async function run(options: MigrateOptions): Promise<void> {
     });
     view?.[Symbol.dispose]();
     const reads = recorder?.reads ?? [];
-    await keepMigration(store, { header, report, reads }, note);
+    const conditions = conditionsUntilNow();
+    await keepMigration(store, { header, report, reads, conditions }, note);
     if (options.report !== undefined) {
       const { migrationDocument } = await import("../migration-document.js");
-      const context = { scenario, memoryBytes: description.memory, reads };
+      const context = { scenario, memoryBytes: description.memory, reads, conditions };
       leaveReport(options.report, migrationDocument(report, context), note);
     }
-    process.stdout.write(json ? `${JSON.stringify(report)}\n` : `${reportText(report)}\n`);
+    process.stdout.write(json ? `${JSON.stringify({ ...report, conditions })}\n` : `${reportText(report)}\n`);
     return exitCodeOf(report);
   });
 }

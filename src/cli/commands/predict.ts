@@ -11,6 +11,7 @@ import {
   type MigrationOptions,
   type ObserveOption,
   OF_SCENARIOS,
+  openStoreOf,
   type PolicyOptions,
   refuseOptions,
   type StoreOption,
@@ -75,6 +76,8 @@ async function predicted(options: PredictOptions, signal: AbortSignal) {
       import("../observe-machine.js"),
       import("../../evidence/predict/predict.js"),
     ]);
+  // A store that was asked for and can't be used is told of now, and not once the machine was watched.
+  if (options.store !== undefined) (await openStoreOf(options))?.[Symbol.dispose]();
   if (options.trace !== undefined) {
     const { readTrace } = await import("../../evidence/trace/file.js");
     const { header, intervals } = await readTrace(options.trace);
