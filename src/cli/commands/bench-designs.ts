@@ -155,11 +155,16 @@ async function measure(
   const { checkMemory } = await import("../request.js");
   const { checkWorkload } = await import("../hosts.js");
   // All that may be wrong with what was asked for is found out before anything is started.
-  for (const size of [memory, ...(migrated.length > 0 ? [MIGRATED_BYTES] : [])]) {
-    const most = Math.max(...(size === memory ? devices : migrated));
-    const { description } = population(names[0], { devices: most, memory: size, footprint: FOOTPRINT, rate: 0 });
-    await checkWorkload(description);
-    checkMemory(description, size === memory ? 1 : 2);
+  const machineOf = (devices: readonly number[], memory: number) => {
+    return population(names[0], { devices: Math.max(...devices), memory, footprint: FOOTPRINT, rate: 0 }).description;
+  };
+  const read = machineOf(devices, memory);
+  await checkWorkload(read);
+  checkMemory(read, 1);
+  if (migrated.length > 0) {
+    const moved = machineOf(migrated, MIGRATED_BYTES);
+    await checkWorkload(moved);
+    checkMemory(moved, 2, "leave migrations out (--migrate 0)");
   }
   const [{ benchDesigns }, { openScripted }, { migrateOnce }] = await Promise.all([
     import("../../evidence/designs/bench.js"),

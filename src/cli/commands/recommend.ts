@@ -2,6 +2,7 @@ import type { Command } from "commander";
 import { DEFAULTS } from "../../defaults.js";
 import { UsageError } from "../../errors.js";
 import type { TrackerBenchmark } from "../../evidence/trackers/result.js";
+import { shellWord } from "../../shell-word.js";
 import { POLICY_ORDERS, VMMS } from "../choices.js";
 import { EXIT_CODES } from "../exit-codes.js";
 import {
@@ -64,13 +65,19 @@ export function addRecommend(program: Command): void {
 
 async function run(options: RecommendOptions, signal: AbortSignal): Promise<void> {
   const { output, only, check, policy = DEFAULTS.policy, json = false } = options;
-  const [{ recommendationOf, writeRecommendation }, { linkOf }, { vmmOptionsOf }, { recommendationText }] =
-    await Promise.all([
-      import("../../evidence/recommend/recommendation.js"),
-      import("../bench/link.js"),
-      import("../bench/vmm-options.js"),
-      import("../bench/recommendation-text.js"),
-    ]);
+  const [
+    { recommendationOf, writeRecommendation },
+    { linkOf },
+    { vmmOptionsOf },
+    { recommendationText },
+    { benchCommand, followCommand },
+  ] = await Promise.all([
+    import("../../evidence/recommend/recommendation.js"),
+    import("../bench/link.js"),
+    import("../bench/vmm-options.js"),
+    import("../bench/recommendation-text.js"),
+    import("../bench/bench-command.js"),
+  ]);
   const { benchmark, from } = await readFrom(options);
   const recommendation = recommendationOf(benchmark, linkOf(options, {}), policy);
   const vmm = vmmOptionsOf(benchmark, recommendation);
@@ -83,13 +90,13 @@ async function run(options: RecommendOptions, signal: AbortSignal): Promise<void
   if (check) {
     const { checkMachine } = await import("../bench/check-machine.js");
     for (const id of await checkMachine(recommendation, { from, signal })) {
-      note(`${id} was not measured; dirtmap bench trackers --device ${id} measures it`);
+      note(`${id} was not measured; ${benchCommand(benchmark)} measures it`);
     }
   }
   for (const { id, why } of benchmark.leftOut) note(`${id} was not measured: ${why}`);
   if (output !== undefined) {
     writeRecommendation(output, recommendation);
-    note(`written to ${output}: follow it with --policy measured:${output}`);
+    note(`written to ${output}; to follow it: ${followCommand(output, benchmark)}`);
   }
   const [{ libvirtText }, { qemuText }] = await Promise.all([
     import("../../tracking/vmm/libvirt.js"),
@@ -121,11 +128,16 @@ async function readFrom(options: RecommendOptions): Promise<{ benchmark: Tracker
   if (store === null || newest === undefined) {
     throw new UsageError(`there is no benchmark of trackers in ${store?.path ?? "the store"}`, {
       code: "NO_BENCHMARK",
-      remedy: "take one: dirtmap bench trackers; or name a file (--from FILE)",
+      remedy: `take one: dirtmap bench trackers${storeArguments(options)}; or name a file (--from FILE)`,
     });
   }
   const name = `benchmark ${newest.id} of ${store.path}`;
   return { benchmark: checkBenchmark(store.benchmark(newest.id).result, name), from: name };
+}
+
+/** The same store, for a command that is printed. */
+function storeArguments({ store }: StoreOption): string {
+  return typeof store === "string" ? ` --store ${shellWord(store)}` : "";
 }
 
 function note(text: string): void {

@@ -26,11 +26,11 @@ export interface TopOptions extends HostOptions, MachineOptions, PolicyOptions {
 
 const NOTES = `
 Examples:
-  dirtmap top                             a migration that is under way on this machine
+  dirtmap top                              a migration that is under way on this machine
   dirtmap top --run 2d45d78b
-  dirtmap top --scenario mixed            a scenario's machine, watched and not migrated
+  dirtmap top --scenario mixed             a scenario's machine, watched and not migrated
   dirtmap top --scenario mixed --once --json
-  dirtmap top --host vfio-user:./vf0.sock what a served device writes, by its own counters
+  dirtmap top --host vfio-user:./vf0.sock  what a served device writes, by its own counters
 
 Dirty bits have one reader. Of a run that is under way the ledger of its owner is shown, through its feed; a scenario's machine is
 started for this, and its trackers are read. A served device's log is never read here: whoever started it would lose what is
