@@ -297,7 +297,8 @@ function criteria(contenders: readonly Contender[], { downtimeLimitMs }: Link): 
 
 /**
  * How far measured times lie above undisturbed ones, in milliseconds. It is the machine's noise and not a tracker's, since trackers
- * are measured in turns: the median of all contenders, so that one that was disturbed badly hides no differences between others.
+ * are measured in turns: the third quartile of all contenders, so that one that was disturbed badly hides no differences between
+ * others.
  */
 function noiseOf(
   contenders: readonly Contender[],
@@ -307,7 +308,7 @@ function noiseOf(
     const [measured, undisturbed] = times(figures);
     return measured === null || undisturbed === null ? [] : [measured - undisturbed];
   });
-  return above.length === 0 ? 0 : summarize(above).median;
+  return above.length === 0 ? 0 : summarize(above).q3;
 }
 
 /** Whether a device that the IOMMU tracks shares its HWPT, and why; no reason where it had no choice. */
