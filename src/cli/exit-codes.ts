@@ -10,7 +10,7 @@ export const EXIT_CODES = {
     code: 3,
     means: "indeterminate: the source is paused, and waits for 'dirtmap resume' or 'dirtmap abort'",
   },
-  notConverging: { code: 4, means: "the migration that `dirtmap predict` foretells does not converge" },
+  notConverging: { code: 4, means: "the migration that `dirtmap predict` was asked about does not converge" },
   cancelled: { code: 130, means: "cancelled (Ctrl-C); the source goes on running" },
 } as const;
 

@@ -86,7 +86,7 @@ export function addMigrate(program: Command): void {
     )
     .option(
       "--predict [duration]",
-      `watch the machine first and foretell the migration; the report has both${orElse(writeDuration(DEFAULTS.observeMs))}`,
+      `watch the machine first and predict the migration; the report has both${orElse(writeDuration(DEFAULTS.observeMs))}`,
       durationWithin(OBSERVE_MS),
     )
     .option("--report <file>", "write the report with plots, too: FILE.md or FILE.html", argument(reportPath))

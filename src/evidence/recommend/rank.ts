@@ -10,7 +10,7 @@
  * - A winner that gets better still wins, and a loser that gets worse still loses to it.
  *
  * A class reaches further than one error if its candidates lie close together in a chain. A rule that keeps "what is near the
- * best" has no such chains, and loses all three properties.
+ * best" at each step has no such chains, but keeps neither the second nor the third property.
  */
 
 /**

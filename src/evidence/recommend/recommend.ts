@@ -261,7 +261,7 @@ interface Test {
   told?(contender: Contender): number | null;
 }
 
-/** Of trackers that nothing measured tells apart. */
+/** The stand-in for a criterion between trackers that no measurement tells apart. */
 const TIE: Test = { by: "order", figure: () => null, error: () => 0 };
 
 /** The criteria, the first to decide first. Times are as exact as the contenders' reads were, or as an estimate can be. */
