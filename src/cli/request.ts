@@ -60,9 +60,10 @@ function checkDevices({ devices }: MachineDescription, { tracker, granule, untra
 /**
  * Checks that a guest's memory can be had, before anything is started.
  * @param copies how many machines run here: two where the destination is on this machine too
+ * @param remedy what would work, for commands without `--memory`
  * @throws UsageError `MEMORY_DOES_NOT_FIT`
  */
-export function checkMemory(description: MachineDescription, copies: 1 | 2): void {
+export function checkMemory(description: MachineDescription, copies: 1 | 2, remedy?: string): void {
   const { memory } = description;
   layoutRegions(memory, platformOf(description));
   const available = process.availableMemory();
@@ -72,7 +73,7 @@ export function checkMemory(description: MachineDescription, copies: 1 | 2): voi
     `guest memory of ${formatSize(memory)} does not fit: ${formatSize(available)} available${here}`,
     {
       code: "MEMORY_DOES_NOT_FIT",
-      remedy: `give --memory ${Math.floor(available / copies / 2 ** 20)}M or less`,
+      remedy: remedy ?? `give --memory ${Math.floor(available / copies / 2 ** 20)}M or less`,
     },
   );
 }

@@ -1,4 +1,5 @@
 import { RamBitmap } from "../bitmap/ram-bitmap.js";
+import { DEFAULTS } from "../defaults.js";
 import { DirtmapError, explain, UsageError } from "../errors.js";
 import type { MachineDescription, PassthroughDescription } from "../host/description.js";
 import type { Machine } from "../host/host.js";
@@ -53,7 +54,7 @@ export interface MigrateOptions {
   readonly transport: SourceTransport;
   readonly policy: Policy;
   readonly design: TrackingDesign;
-  /** From the pause of the vCPUs until the destination runs, as estimated before switching over. Default 300. */
+  /** From the pause of the vCPUs until the destination runs, as estimated before switching over. Default 300 ms. */
   readonly downtimeLimitMs?: number;
   /** Bytes per second over all channels. Default: no limit. */
   readonly bandwidth?: number;
@@ -63,7 +64,7 @@ export interface MigrateOptions {
   readonly maxRounds?: number;
   /** Compare the memories after RUNNING (default), off the critical path, or before GO. */
   readonly verify?: "after" | "before";
-  /** How long the workload runs on at the destination before it is checked. Default 0. */
+  /** How long the workload runs on at the destination before it is checked. Default 500 ms. */
   readonly runAfterMs?: number;
   /** Cancels, at any point before the source gives up. Afterwards it is not heeded: the machine would be lost. */
   readonly signal?: AbortSignal;
@@ -202,7 +203,7 @@ class Source {
 
   /** Finds out whether this can work at all, and who is on the other side. Nothing of the machine is touched. */
   async #connect(): Promise<SourceHandover> {
-    const { transport, description, policy, design, channels = 2 } = this.#options;
+    const { transport, description, policy, design, channels = DEFAULTS.channels } = this.#options;
     decisionSocket(this.#directory, this.#migration);
     this.#devices = await migratableDevices(this.#machine);
     const choices = chooseTrackers(await probeMachine(this.#machine), policy);
@@ -217,8 +218,8 @@ class Source {
       machine: description,
       channels,
       migration: this.#migration,
-      verify: this.#options.verify ?? "after",
-      runAfterMs: this.#options.runAfterMs ?? 0,
+      verify: this.#options.verify ?? DEFAULTS.verify,
+      runAfterMs: this.#options.runAfterMs ?? DEFAULTS.runAfterMs,
     });
     const answer = await peer.expect(["ACCEPT", "REFUSE"], this.#timeouts.acceptMs, this.#signal);
     if (answer.type === "REFUSE") {
@@ -383,7 +384,7 @@ class Source {
   /** Gives the machine up, lets the destination run it, and compares and reports afterwards. */
   async #handOver(handover: SourceHandover): Promise<MigrationReport> {
     this.#otherSide.expectNothingBefore("GO");
-    const { decideMs = Number.POSITIVE_INFINITY } = this.#options;
+    const { decideMs = DEFAULTS.decideMs } = this.#options;
     const outcome = await handover.handOver({
       signal: this.#signal,
       decideMs,
@@ -434,7 +435,7 @@ class Source {
 
   /** Waits until the workload has run on at the destination, and takes its findings. */
   async #audit(resumeMs: number): Promise<void> {
-    const waitMs = (this.#options.runAfterMs ?? 0) + AUDIT_MS;
+    const waitMs = (this.#options.runAfterMs ?? DEFAULTS.runAfterMs) + AUDIT_MS;
     const { report } = await this.#otherSide.expect(["REPORT"], waitMs);
     this.#destination = parseDestinationReport(report, resumeMs);
   }
@@ -525,8 +526,8 @@ class Source {
     const sizes = await within(this.#timeouts.deviceMs, "the size of the devices' states", asked);
     const verifiedFirst = this.#options.verify === "before" ? this.#machine.memory.bytes : 0;
     return {
-      downtimeLimitMs: this.#options.downtimeLimitMs ?? 300,
-      maxRounds: this.#options.maxRounds ?? 30,
+      downtimeLimitMs: this.#options.downtimeLimitMs ?? DEFAULTS.downtimeLimitMs,
+      maxRounds: this.#options.maxRounds ?? DEFAULTS.maxRounds,
       bandwidth: this.#bandwidth,
       deviceStateBytes: sizes.reduce((sum, bytes) => sum + bytes, 0),
       fixedMs: fixedDowntime(read.ms, verifiedFirst),
@@ -656,7 +657,7 @@ class Source {
   }
 
   get #bandwidth(): number {
-    return this.#options.bandwidth ?? Number.POSITIVE_INFINITY;
+    return this.#options.bandwidth ?? DEFAULTS.bandwidth;
   }
 
   get #suspended(): ReadonlySet<string> {

@@ -218,6 +218,7 @@ export async function loopback(
         policy: DEFAULT_POLICY,
         design: "split",
         downtimeLimitMs: 200,
+        runAfterMs: 0,
         journalDirectory: journals,
         timeouts: TIMEOUTS,
         ...options,

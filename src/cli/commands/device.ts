@@ -3,7 +3,7 @@ import type { ServableModel } from "../../devices/servable.js";
 import { EXIT_CODES } from "../exit-codes.js";
 import { argument, oneOf } from "../options.js";
 import { printResult, runCommand } from "../output.js";
-import { parseSize } from "../units.js";
+import { parseSize, writeSize } from "../units.js";
 
 const DMA = ["auto", "messages"] as const;
 
@@ -59,8 +59,13 @@ Examples:
 function modelsText(models: readonly ServableModel[]): string {
   const lines = models.flatMap(({ name, summary, options }) => [
     `  ${name.padEnd(12)} ${summary}`,
-    ...options.map(({ name: option, about, default: value, required }) => {
-      const fallback = required === true ? "required" : value === undefined ? "" : `default: ${value}`;
+    ...options.map(({ name: option, about, default: value, required, kind }) => {
+      const fallback =
+        required === true
+          ? "required"
+          : value === undefined
+            ? ""
+            : `default: ${kind === "size" && typeof value === "number" ? writeSize(value) : value}`;
       return `      ${option.padEnd(12)} ${about}${fallback === "" ? "" : ` (${fallback})`}`;
     }),
   ]);

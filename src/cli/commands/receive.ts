@@ -1,4 +1,5 @@
 import type { Command } from "commander";
+import { DEFAULTS } from "../../defaults.js";
 import { DirtmapError, explain } from "../../errors.js";
 import type { ControlConnection } from "../../migration/stream/control-connection.js";
 import type { Listener } from "../../migration/transport/listener.js";
@@ -36,7 +37,7 @@ export function addReceive(program: Command): void {
     .option(
       "-l, --listen <address>",
       "tls://HOST:PORT or tcp://HOST:PORT; port 0: the system chooses",
-      "tcp://127.0.0.1:7700",
+      DEFAULTS.destination,
     );
   addTlsOptions(command)
     .option("--once", "end after the first migration, however it went")
