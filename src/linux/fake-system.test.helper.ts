@@ -69,9 +69,14 @@ export class FakeSystem implements Disposable {
     return path;
   }
 
-  mdev(id: string, { parent, type, ...fake }: FakePci & { parent: string; type: string }): string {
+  /** @param api its type's `device_api`; null: the type has none */
+  mdev(
+    id: string,
+    { parent, type, api = "vfio-pci", ...fake }: FakePci & { parent: string; type: string; api?: string | null },
+  ): string {
     const path = `${this.roots.sys}/devices/virtual/mtty/${parent}/${id}`;
     this.file(`${path}/uevent`, "");
+    if (api !== null) this.file(`${dirname(path)}/mdev_supported_types/${type}/device_api`, `${api}\n`);
     this.link(`${path}/mdev_type`, `../mdev_supported_types/${type}`);
     this.link(`${this.roots.sys}/bus/mdev/devices/${id}`, path);
     this.#device(path, id, "mdev", fake);

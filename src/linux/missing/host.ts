@@ -1,4 +1,5 @@
 import type { Roots } from "../roots.js";
+import type { LinuxDevice } from "../sysfs/device.js";
 import { entries, exists, readBytes, readValue } from "../sysfs/files.js";
 import { describeMode, lockableMemory, mayOpen, whoAmI } from "./identity.js";
 import { hasModule, isOlder, type KernelVersion, readKernelConfig, runningKernel } from "./kernel.js";
@@ -25,6 +26,48 @@ export function readHostState(roots: Roots, kernel: KernelVersion = runningKerne
     iommus,
     missing: found.filter((obstacle) => obstacle !== null),
   };
+}
+
+/** Whether a VMM can be given devices through iommufd, which takes /dev/iommu and a character device per VFIO device. */
+export interface IommufdForVmm {
+  /** False: the running kernel lacks one of the two, and devices go through their groups and type1. */
+  readonly possible: boolean | "unknown";
+  /** What is in the way, as a clause; null: nothing is. */
+  readonly why: string | null;
+  /** What would help; null where nothing is in the way. */
+  readonly remedy: string | null;
+}
+
+/** Obstacles that a reboot alone, into another kernel, clears away. */
+const ANOTHER_KERNEL = ["IOMMUFD_KERNEL_TOO_OLD", "IOMMUFD_NOT_BUILT", "IOMMUFD_DID_NOT_START"];
+
+/** @param devices what sysfs tells of this machine's */
+export function iommufdForVmm(
+  roots: Roots,
+  devices: readonly LinuxDevice[],
+  kernel: KernelVersion = runningKernel(),
+): IommufdForVmm {
+  const obstacle = iommufdObstacle(roots, kernel);
+  if (obstacle !== null && obstacle.code !== "IOMMUFD_NOT_PERMITTED") {
+    const { code, message: why, remedy } = obstacle;
+    if (ANOTHER_KERNEL.includes(code)) return { possible: false, why, remedy };
+    return { possible: code === "IOMMUFD_UNKNOWN" ? "unknown" : true, why, remedy };
+  }
+  if (makesCdevs(roots, devices, kernel) === false) {
+    const why = `this kernel (${kernel.release}) makes no nodes in ${roots.dev}/vfio/devices`;
+    return { possible: false, why, remedy: "boot a kernel with CONFIG_VFIO_DEVICE_CDEV, 6.6 or later" };
+  }
+  return { possible: true, why: null, remedy: null };
+}
+
+/** Whether the kernel makes a character device for each VFIO device. */
+export function makesCdevs(roots: Roots, devices: readonly LinuxDevice[], kernel: KernelVersion): boolean | "unknown" {
+  if (devices.some(({ vfio }) => vfio?.hasCdev === true)) return true;
+  const built = readKernelConfig(roots, kernel)("CONFIG_VFIO_DEVICE_CDEV");
+  if (built !== null) return built !== "n";
+  // Distributions bring features to older kernels: what is there is asked before the version.
+  if (devices.some(({ vfio, group }) => vfio !== null && group !== null && !group.noIommu)) return false;
+  return isOlder(kernel, [6, 6]) ? false : "unknown";
 }
 
 /** Why /dev/iommu can't be opened; null where it can. */
