@@ -19,6 +19,7 @@ export function findDevices(roots: Roots): LinuxDevice[] {
 export function isPresent(roots: Roots, name: string): boolean {
   const id = pciId(name) ?? name;
   return (
-    DEVICE_NAME.test(id) && ["pci", "mdev", "platform"].some((bus) => linkName(`${roots.sys}/bus/${bus}/devices/${id}`) !== null)
+    DEVICE_NAME.test(id) &&
+    ["pci", "mdev", "platform"].some((bus) => linkName(`${roots.sys}/bus/${bus}/devices/${id}`) !== null)
   );
 }
