@@ -103,15 +103,17 @@ function losses(roots: Roots, vanishing: readonly string[], uses: readonly strin
 }
 
 function notOnVfio(roots: Roots, device: LinuxDevice, kernel: KernelVersion): Obstacle | null {
-  const { id, kind, driver, vfio, path } = device;
+  const { id, kind, driver, vfio, path, pci } = device;
   if (vfio !== null) return null;
+  // Its VFs are on, and nothing but its own driver switches them off.
+  if (driver === null && pci?.sriov?.role === "pf" && pci.sriov.vfs > 0) return null;
   const message = driver === null ? "no driver has it" : `its driver is ${driver}, no VFIO driver`;
   const code = "NOT_A_VFIO_DRIVER";
   if (kind === "mdev") return mdevWithoutDriver(device, message);
   const { driver: wanted, module } = vfioDriverFor(roots, device, kernel);
   const bus = `${roots.sys}/bus/${kind}`;
   const loaded = exists(`${bus}/drivers/${wanted}`);
-  const available = loaded ? true : hasModule(roots, kernel, module);
+  const available = loaded || hasModule(roots, kernel, module);
   if (available === false) {
     return obstacle({
       code: "NO_VFIO_DRIVER",
@@ -122,13 +124,14 @@ function notOnVfio(roots: Roots, device: LinuxDevice, kernel: KernelVersion): Ob
   if (driver !== null && !canUnbind(path)) return obstacle({ code, message, remedy: keepsItsDriver(driver) });
   // What depends on a PF's VFs being on has been said.
   const vanishing = dependentsOf(roots, path).filter((other) => !vfsOf(path).includes(other));
-  const gone = available === "unknown" ? ` (its module ${module} is not in this file system: load it where it is)` : "";
+  const doubt =
+    available === "unknown" ? ` (if this kernel has it: no list of its modules is in ${roots.modules})` : "";
   return obstacle({
     code,
     message,
-    remedy: `bind it to ${wanted}${gone}${driver === null ? "" : `; ${driver}, and the host, lose it then`}`,
+    remedy: `bind it to ${wanted}${doubt}${driver === null ? "" : `; ${driver}, and the host, lose it then`}`,
     commands: [
-      ...(loaded || available === "unknown" ? [] : [`modprobe ${module}`]),
+      ...(loaded ? [] : [`modprobe ${module}`]),
       echo(wanted, `${path}/driver_override`),
       ...(driver === null ? [] : [echo(id, `${path}/driver/unbind`)]),
       echo(id, `${bus}/drivers_probe`),
