@@ -167,10 +167,12 @@ export { type Listener, listen } from "./migration/transport/listener.js";
 export { acceptedSource, sourceTransport } from "./migration/transport/network.js";
 export { type WatchOptions, watch } from "./observe/watch.js";
 export type {
+  Answer,
   DeviceCapabilities,
   TrackerAvailable,
   TrackerCapability,
   TrackerMissing,
+  TrackerUnknown,
 } from "./tracking/capabilities.js";
 export {
   DEFAULT_POLICY,

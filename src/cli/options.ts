@@ -224,7 +224,7 @@ export function addHostOptions(
     )
     .option(
       "--device <id...>",
-      `${everywhere ? "devices: a scenario's ids, of this machine" : "devices of this machine:"} 0000:3b:00.1, or an mdev's UUID (default: ${devices})`,
+      `${everywhere ? "devices: a scenario's ids, of this machine" : "devices of this machine:"} 3b:00.1, an mdev's UUID, eth0, nvme0n1, a path in sysfs, libvirt's pci_0000_3b_00_1 (default: ${devices})`,
     );
 }
 
