@@ -140,7 +140,7 @@ describe("a control connection", () => {
     await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
     const accepted = new Promise<Socket>((resolve) => server.once("connection", resolve));
     const near = connect((server.address() as AddressInfo).port, "127.0.0.1");
-    const far = await accepted;
+    const [far] = await Promise.all([accepted, once(near, "connect")]);
     const connection = new ControlConnection(near);
     far.write(encodeControlFrame(0, { type: "RUNNING", resumeMs: 1 }), () => far.resetAndDestroy());
     await once(far, "close");
@@ -189,10 +189,17 @@ describe("a control connection", () => {
     async (version, other, remedy) => {
       const [far, near] = joined();
       const connection = new ControlConnection(near, { other });
-      const said = new ControlConnection(far, { other: other === "source" ? "destination" : "source" });
-      near.push(otherVersion(0, version));
+      let said = "";
+      far.on("data", (bytes: Buffer) => {
+        said += bytes.toString("latin1");
+      });
+      far.write(otherVersion(0, version));
       await expect(connection.introduced).rejects.toMatchObject({ code: "INCOMPATIBLE", remedy });
-      if (other === "source") expect(await said.receive()).toMatchObject({ type: "REFUSE", remedy });
+      far.end();
+      await connection.close();
+      // A destination answers; a source that was not answered has nothing to say.
+      const refusal = JSON.stringify({ type: "REFUSE", code: "INCOMPATIBLE" }).slice(0, -1);
+      expect(said.includes(refusal) && said.includes(remedy)).toBe(other === "source");
     },
   );
 
