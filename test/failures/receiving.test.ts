@@ -298,7 +298,10 @@ describe("a destination that has received many", () => {
       design: "split",
       journalDirectory: journals,
     });
-    await expect(attempt).rejects.toMatchObject({ code: "BUSY", message: expect.stringMatching(/busy with migration one-before/) });
+    await expect(attempt).rejects.toMatchObject({
+      code: "BUSY",
+      message: expect.stringMatching(/busy with migration one-before/),
+    });
   });
 
   it("leaves no descriptor open of migrations that were cancelled at any point, and warns of no listeners", async () => {

@@ -5,6 +5,7 @@ import { ZERO_PAGE_DIGEST } from "../../kernels/pages.js";
 import type { GuestMemory } from "../../memory/guest-memory.js";
 import { dup } from "../../sys/fd.js";
 import { adviseHugePages } from "../../sys/hugepages.js";
+import { endThread } from "../../threads/end-thread.js";
 import { RpcClient } from "../../threads/rpc.js";
 import type { PageReceiver, RoundSent } from "../data-plane.js";
 import { within } from "../deadline.js";
@@ -129,7 +130,7 @@ class Receiver implements PageReceiver {
     // A descriptor that is on its way to a thread is closed by nobody else.
     const closed = Promise.allSettled(this.#threads.map(({ rpc }) => rpc.call("close", undefined)));
     await within(CLOSE_MS, "the channels closed", closed).catch(() => {});
-    await Promise.all(this.#threads.map(({ worker }) => worker.terminate()));
+    await Promise.all(this.#threads.map(({ worker, rpc }) => endThread(worker, rpc)));
   }
 
   /** Has a thread find out whether the connection is a channel. */
