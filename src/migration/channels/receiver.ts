@@ -77,7 +77,7 @@ class Receiver implements PageReceiver {
     this.#announced = channels;
     this.#onRefused = onRefused;
     this.#tables = memory.arenas.map((arena) => digestTable(arena, scratchLayout(arena, channels)));
-    for (const arena of memory.arenas) adviseHugePages(arena);
+    for (const arena of memory.arenas) adviseHugePages(arena.u8);
     for (const table of this.#tables) table.fill(ZERO_PAGE_DIGEST);
     this.failed = new Promise<never>((_, reject) => {
       this.#fail = reject;
