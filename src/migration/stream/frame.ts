@@ -150,7 +150,7 @@ export function decodeHeader(bytes: Uint8Array, expected: { channel: number; seq
   }
   const version = view.getUint8(4);
   if (version !== FRAME_VERSION) {
-    const [other, here] = ["the other side", "this side"];
+    const [other, here] = ["the other end", "this end"];
     throw versionMismatch({ what: "the stream", other, here, theirs: version, ours: FRAME_VERSION });
   }
   const type = TYPE_NAMES.get(view.getUint8(5));
