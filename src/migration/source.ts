@@ -211,7 +211,7 @@ class Source {
     const peer = new Peer(await transport.connect(this.#signal));
     this.#peer = peer;
     this.#signal = AbortSignal.any([this.#signal, peer.lost]);
-    await peer.send({
+    const hello = peer.send({
       type: "HELLO",
       protocol: PROTOCOL_VERSION,
       software: SOFTWARE,
@@ -221,9 +221,13 @@ class Source {
       verify: this.#options.verify ?? DEFAULTS.verify,
       runAfterMs: this.#options.runAfterMs ?? DEFAULTS.runAfterMs,
     });
+    await hello.catch((error: unknown) => {
+      // A destination that refused before it was asked has said why.
+      if (!peer.lost.aborted) throw error;
+    });
     const answer = await peer.expect(["ACCEPT", "REFUSE"], this.#timeouts.acceptMs, this.#signal);
     if (answer.type === "REFUSE") {
-      throw new UsageError(`${transport.destination} refuses the machine: ${answer.message}`, {
+      throw new UsageError(`${transport.destination} refuses the migration: ${answer.message}`, {
         code: answer.code,
         remedy: answer.remedy,
       });

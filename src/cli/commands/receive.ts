@@ -26,7 +26,8 @@ Examples:
   dirtmap receive --listen tcp://127.0.0.1:0 --once --json
 
 A machine that arrives runs here until Ctrl-C, or with --once until its workload was checked. A source that is turned
-away, or gives up, changes nothing: the next one may come. With --json each event is a line of JSON.
+away, or gives up, changes nothing: the next one may come. Sources that come meanwhile are told at once what keeps this
+destination busy. With --json each event is a line of JSON.
 `;
 
 /** `dirtmap receive`: the destination. */
@@ -92,7 +93,8 @@ async function run(options: ReceiveOptions): Promise<void> {
       const { outcome: event, migration } = result;
       if (!("machine" in result)) {
         tell({ event, migration, message: explain(result.error) }, `${event}: ${explain(result.error)}`);
-        if (once) return EXIT_CODES.failed.code;
+        // Something that never said what it brings was no migration.
+        if (once && migration !== null) return EXIT_CODES.failed.code;
         continue;
       }
       await using _machine = result.machine;
@@ -102,6 +104,7 @@ async function run(options: ReceiveOptions): Promise<void> {
       }
       tell({ event, migration }, `migration ${migration}: the machine runs here`);
       if (once) return EXIT_CODES.done.code;
+      listener.occupy(`the machine of migration ${migration}, which runs here`);
       await new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));
       return EXIT_CODES.done.code;
     }

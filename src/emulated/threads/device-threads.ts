@@ -6,6 +6,7 @@ import { modelInfo } from "../../devices/models.js";
 import type { StampTrail } from "../../devices/stamp.js";
 import { DirtmapError } from "../../errors.js";
 import type { PageNumber } from "../../memory/address.js";
+import { endThread } from "../../threads/end-thread.js";
 import { RpcClient, serve } from "../../threads/rpc.js";
 import { within } from "../../threads/within.js";
 import type { PostedTracker } from "../iommufd/emulated-iommu.js";
@@ -167,7 +168,7 @@ export class DeviceThreads implements AsyncDisposable {
   /** Ends the threads; what their devices were doing ends with them. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#disposed = true;
-    await Promise.all(this.#threads.map(({ worker }) => worker.terminate()));
+    await Promise.all(this.#threads.map(({ worker, rpc }) => endThread(worker, rpc)));
   }
 
   #spawn(onDeath: (error: Error) => void): Thread {
