@@ -24,7 +24,7 @@ import {
 import { mayColor, runCommand } from "../output.js";
 import type { Request } from "../request.js";
 import { addTlsOptions, readEndpoint, type TlsOptions } from "../tls-options.js";
-import { parseDuration, writeDuration } from "../units.js";
+import { parseDuration, parseLimit, writeDuration } from "../units.js";
 
 interface MigrateOptions extends MachineOptions, PolicyOptions, MigrationOptions, TlsOptions, StoreOption {
   readonly to?: string;
@@ -85,8 +85,8 @@ export function addMigrate(program: Command): void {
     .option("--journal <folder>", "where to keep the record of who may run the machine")
     .option(
       "--decide <duration>",
-      "end, and lose the source's memory, if the handover is not confirmed and nobody says `resume` or `abort` within this time (default: wait until told)",
-      argument(parseDuration),
+      `end, and lose the source's memory, if the handover is not confirmed and nobody says \`resume\` or \`abort\` within this time${orElse(writeDuration(DEFAULTS.decideMs))}`,
+      argument(parseLimit),
     )
     .option(
       "--predict [duration]",
