@@ -19,7 +19,7 @@ import { parseDestinationReport } from "./destination-report.js";
 import { DeviceStateSender } from "./device-state.js";
 import { type MigrationPhase, publish, publishRead, type ReadBounds } from "./events.js";
 import { defaultJournalDirectory, Journal, newMigrationId, type SourceRecord } from "./journal.js";
-import { type MigratableDevice, migratableDevices, startPrecopy, stopAll, takeDevicesBack } from "./lock-step.js";
+import { announceHandover, type MigratableDevice, migratableDevices, startPrecopy, stopAll, takeDevicesBack } from "./lock-step.js";
 import { type ControlLink, Peer, UNTIL_LOST } from "./peer.js";
 import { ProgressMeter } from "./progress.js";
 import type {
@@ -351,6 +351,9 @@ class Source {
 
   /** Gives the machine up, lets the destination run it, and compares and reports afterwards. */
   async #handOver(handover: SourceHandover): Promise<MigrationReport> {
+    // Before `given-up` is recorded: from the record on, no server may let its device run again by itself.
+    const told = { migration: this.#migration, deviceMs: this.#timeouts.deviceMs };
+    await announceHandover(this.#devices, "committing", told);
     const outcome = await handover.handOver({
       signal: this.#signal,
       cancel: this.#options.signal,
@@ -361,6 +364,7 @@ class Source {
     });
     if (outcome.state === "taken-back") return this.#failed(outcome.why);
     if (outcome.state === "undecided") return this.#end("indeterminate", this.#whatToDo(outcome.why));
+    await this.#tried("the servers of the devices told", announceHandover(this.#devices, "gone", told));
     if (outcome.running === null) return this.#end("indeterminate", this.#givenUp());
     this.#noteResumed(outcome.running.at);
     await this.#enter("running-at-destination");

@@ -184,7 +184,19 @@ export const DIRTMAP_COMMAND = {
   COUNTERS: 0x8000,
   /** VFIO_MIG_GET_PRECOPY_INFO, which has no message of its own: struct vfio_precopy_info in the request and the reply. */
   PRECOPY_INFO: 0x8001,
+  /** What a migration's controlling side tells before it gives the machine up, and after: {@link dirtmap_handover}. */
+  HANDOVER: 0x8002,
 } as const;
+
+/**
+ * The version of {@link DIRTMAP_COMMAND}, which both sides name in the JSON of VFIO_USER_VERSION: `"capabilities":
+ * {"dirtmap": {"protocol": 1, "software": …}}`. Raised when either side could misread the other.
+ */
+export const DIRTMAP_PROTOCOL = 1;
 
 /** DIRTMAP_COMMAND.COUNTERS; in the reply, JSON with a terminating NUL follows. */
 export const dirtmap_counters = struct("dirtmap_counters", { argsz: "u32", flags: "u32" });
+
+/** DIRTMAP_COMMAND.HANDOVER; the migration's id follows, in ASCII. The reply is the structure alone. */
+export const dirtmap_handover = struct("dirtmap_handover", { argsz: "u32", notice: "u32" });
+export const DIRTMAP_HANDOVER = { committing: 1, gone: 2 } as const;

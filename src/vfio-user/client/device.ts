@@ -7,6 +7,7 @@ import type {
   BitmapQuery,
   DataStream,
   DmaLoggingLimits,
+  HandoverNotice,
   Iommufd,
   IrqInfo,
   MigrationSupport,
@@ -35,6 +36,9 @@ import {
   vfio_irq_set,
 } from "../../uapi/vfio.js";
 import {
+  DIRTMAP_COMMAND,
+  DIRTMAP_HANDOVER,
+  dirtmap_handover,
   VFIO_IRQ_SET_DATA_NONE,
   VFIO_USER_COMMAND,
   vfio_user_dma_logging_control,
@@ -306,6 +310,17 @@ export class VfioUserDevice implements VfioDevice {
   async stopDmaLogging(): Promise<void> {
     this.#checkOpen("VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP", () => `stop the log of '${this.id}'`);
     await this.#lock.run(() => this.#stopLog());
+  }
+
+  /** DIRTMAP_COMMAND.HANDOVER; nothing of another server, which leaves its device alone in any case. */
+  async announceHandover(notice: HandoverNotice, migration: string): Promise<void> {
+    this.#checkOpen("handover", () => `announce that '${this.id}' is ${notice}`);
+    if (this.#counters === null) return;
+    const id = new TextEncoder().encode(migration);
+    const request = new Uint8Array(dirtmap_handover.size + id.byteLength);
+    dirtmap_handover.encode({ argsz: request.byteLength, notice: DIRTMAP_HANDOVER[notice] }, request);
+    request.set(id, dirtmap_handover.size);
+    await this.#connection.call(DIRTMAP_COMMAND.HANDOVER, "handover", request);
   }
 
   /** VFIO_USER_REGION_READ, in as many messages as it takes. @throws UapiError EINVAL outside of the region */

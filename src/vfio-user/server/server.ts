@@ -46,6 +46,8 @@ export interface ServerThreadData {
   readonly model: string;
   readonly options: ModelOptions;
   readonly id: string;
+  /** Of its socket, for messages. */
+  readonly path: string;
   readonly dma: DmaMode;
   readonly busy: boolean;
   readonly listener: number;
@@ -88,7 +90,7 @@ export async function serveDevice(given: ServeDeviceOptions): Promise<DeviceServ
 /** {@link serveDevice} with a thread of the caller's choice: tests have models of their own. */
 export async function startServer(
   entry: URL,
-  data: Omit<ServerThreadData, "listener" | "controlListener" | "stop" | "connections">,
+  data: Omit<ServerThreadData, "path" | "listener" | "controlListener" | "stop" | "connections">,
   { path, log }: { path: string; log: (line: string) => void },
 ): Promise<DeviceServer> {
   const listener = listen(path, log);
@@ -102,7 +104,7 @@ export async function startServer(
   }
   const server = new ThreadedServer(path, log);
   const connections = new Int32Array(new SharedArrayBuffer(MAX_CONNECTIONS * 4)).fill(-1);
-  await server.start(entry, { ...data, listener, controlListener, stop: server.stop.fd, connections });
+  await server.start(entry, { ...data, path, listener, controlListener, stop: server.stop.fd, connections });
   return server;
 }
 
