@@ -150,7 +150,8 @@ describe("a connection to a vfio-user server", () => {
 
   it("keeps to what the server takes, and to its own bounds", async () => {
     const version = versionReply({ max_msg_fds: 3, max_data_xfer_size: 4096, max_dma_maps: 7 });
-    expect((await connect({}, version)).agreement).toEqual({ maxFds: 3, maxTransfer: 4096, maxDmaMaps: 7 });
+    const agreed = { maxFds: 3, maxTransfer: 4096, maxDmaMaps: 7, dirtmap: false };
+    expect((await connect({}, version)).agreement).toEqual(agreed);
     const boundless = versionReply({ max_msg_fds: 10_000, max_data_xfer_size: 2 ** 40 });
     server.hangUp();
     expect((await connect({}, boundless)).agreement).toMatchObject({ maxFds: 253, maxTransfer: 2 ** 20 });
