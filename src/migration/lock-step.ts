@@ -1,5 +1,12 @@
 import { DirtmapError, explain, UsageError } from "../errors.js";
-import type { AttachedDevice, DataStream, HandoverNotice, Machine, MigrationSupport, SavingStream } from "../host/host.js";
+import type {
+  AttachedDevice,
+  DataStream,
+  HandoverNotice,
+  Machine,
+  MigrationSupport,
+  SavingStream,
+} from "../host/host.js";
 import type { MigState } from "../uapi/vfio.js";
 import { within } from "./deadline.js";
 

@@ -19,7 +19,14 @@ import { parseDestinationReport } from "./destination-report.js";
 import { DeviceStateSender } from "./device-state.js";
 import { type MigrationPhase, publish, publishRead, type ReadBounds } from "./events.js";
 import { defaultJournalDirectory, Journal, newMigrationId, type SourceRecord } from "./journal.js";
-import { announceHandover, type MigratableDevice, migratableDevices, startPrecopy, stopAll, takeDevicesBack } from "./lock-step.js";
+import {
+  announceHandover,
+  type MigratableDevice,
+  migratableDevices,
+  startPrecopy,
+  stopAll,
+  takeDevicesBack,
+} from "./lock-step.js";
 import { type ControlLink, Peer, UNTIL_LOST } from "./peer.js";
 import { ProgressMeter } from "./progress.js";
 import type {

@@ -1,6 +1,7 @@
 import { z } from "zod";
 import { UapiError } from "../../uapi/errno.js";
 import { DIRTMAP_COMMAND, dirtmap_counters } from "../../uapi/vfio-user.js";
+import { STAYS } from "../stays.js";
 import type { Connection } from "./connection.js";
 
 const NAME = "counters";
@@ -37,6 +38,7 @@ const schema = z.looseObject({
         .string()
         .regex(/^[0-9a-z-]{1,64}$/)
         .nullable(),
+      stays: z.enum(STAYS).nullable(),
     })
     .nullable(),
   log: z.looseObject({ granule: z.int().min(1), startedBy: z.string() }).nullable(),

@@ -5,19 +5,14 @@ import {
   VFIO_DEVICE_FEATURE_SET as SET,
   vfio_device_feature_dma_logging_range,
 } from "../../uapi/vfio.js";
-import { DIRTMAP_COMMAND, DIRTMAP_HANDOVER, vfio_user_dma_logging_control, vfio_user_mig_data } from "../../uapi/vfio-user.js";
-import { RawClient } from "../raw-client.test.helper.js";
 import {
-  announce,
-  dma,
-  errnoOf,
-  feature,
-  mapDma,
-  Served,
-  setState,
-  sharedMemory,
-  told,
-} from "./served.test.helper.js";
+  DIRTMAP_COMMAND,
+  DIRTMAP_HANDOVER,
+  vfio_user_dma_logging_control,
+  vfio_user_mig_data,
+} from "../../uapi/vfio-user.js";
+import { RawClient } from "../raw-client.test.helper.js";
+import { announce, dma, errnoOf, feature, mapDma, Served, setState, sharedMemory, told } from "./served.test.helper.js";
 import { TEST_REGISTER } from "./test-model.test.helper.js";
 
 /*
@@ -65,7 +60,9 @@ describe.runIf(process.platform === "linux")("a served device in a migration", (
     for (const state of states) setState(control, state);
     expect(told(watcher)).toMatchObject({ state: last, migration: { connected: true, loaded: false, notice: null } });
     control[Symbol.dispose]();
-    expect(await served.logged(/runs again/)).toBe(`control client 3 has gone and left 'test' in ${last}: it runs again`);
+    expect(await served.logged(/runs again/)).toBe(
+      `control client 3 has gone and left 'test' in ${last}: it runs again`,
+    );
     expect(told(watcher)).toMatchObject({ state: "RUNNING", log: null, migration: null });
     // The guest's client has noticed nothing.
     expect(dma(served.client, "WRITE", { address: 0n, value: 7 })).toBe("done");
@@ -150,7 +147,9 @@ describe.runIf(process.platform === "linux")("a served device in a migration", (
     announce(control, gone, "a-1");
     expect(errnoOf(() => setState(control, "RUNNING"))).toBe("EPERM");
     control[Symbol.dispose]();
-    expect(await served.logged(/stays/)).toMatch(/migration a-1 has handed it over: a reset makes it usable again/);
+    expect(await served.logged(/stays/)).toMatch(
+      /migration a-1 has handed it over: `dirtmap device resume .* --reset` makes it usable again/,
+    );
     for (const state of ["RUNNING", "RUNNING_P2P", "PRE_COPY"] as const) {
       expect(errnoOf(() => setState(watcher, state))).not.toBe("none");
     }
@@ -225,6 +224,7 @@ describe.runIf(process.platform === "linux")("a served device in a migration", (
     announce(control, committing, "a");
     expect(errnoOf(() => announce(control, gone, "b"))).toBe("EINVAL");
     announce(control, gone, "a");
+    expect(errnoOf(() => announce(control, committing, "a"))).toBe("EINVAL");
     served.client.request("DEVICE_RESET", null);
   });
 

@@ -1,6 +1,7 @@
 import { P2P_STATES, RUNNING_STATES } from "../../devices/driver/mig-state.js";
 import type { HandoverNotice } from "../../host/host.js";
 import type { MigState } from "../../uapi/vfio.js";
+import type { Stays } from "../stays.js";
 import { refusal } from "./refusal.js";
 
 const SET_STATE = "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE";
@@ -21,7 +22,7 @@ export type Abandoned =
   /** It holds another device's state, or a part of it: it must not run with that, and goes back to the reset state. */
   | { readonly what: "reset" }
   /** Only an operator, or a reset, may say what becomes of it. */
-  | { readonly what: "stay"; readonly why: string };
+  | { readonly what: "stay"; readonly stays: Stays };
 
 /** Who has moved the device out of RUNNING, for a report; null: it runs. */
 export interface CustodyReport {
@@ -32,6 +33,8 @@ export interface CustodyReport {
   readonly notice: HandoverNotice | null;
   /** The migration that the notice named. */
   readonly migration: string | null;
+  /** Why it stays as it is, once its mover has gone. */
+  readonly stays: Stays | null;
 }
 
 /**
@@ -42,19 +45,13 @@ export interface CustodyReport {
  * machine up, and has not. In all other cases it stays as it is: two running machines are worse than none.
  */
 export class Custody {
-  /** Named in what an operator is told to do. */
-  readonly #socket: string;
   #mover: Mover | null = null;
   /** The name of the last mover, connected or not. */
   #movedBy: string | null = null;
   #loaded = false;
   #announced: { readonly notice: HandoverNotice; readonly migration: string } | null = null;
-  /** A mover has left it with its fate open. */
-  #isOpen = false;
-
-  constructor(socket: string) {
-    this.#socket = socket;
-  }
+  /** Why its last mover could only leave it as it is. */
+  #stays: Stays | null = null;
 
   get report(): CustodyReport | null {
     if (this.#movedBy === null) return null;
@@ -64,6 +61,7 @@ export class Custody {
       loaded: this.#loaded,
       notice: this.#announced?.notice ?? null,
       migration: this.#announced?.migration ?? null,
+      stays: this.#mover === null ? this.#stays : null,
     };
   }
 
@@ -81,13 +79,16 @@ export class Custody {
 
   /** A change of state has ended, well or not: the device is in `state` now. */
   moved(user: Mover, state: MigState): void {
-    if (state === "RUNNING") return this.clear();
+    if (state === "RUNNING") {
+      this.clear();
+      return;
+    }
     this.#mover = user;
     this.#movedBy = user.name;
     if (state !== "RESUMING") return;
     this.#loaded = true;
     this.#announced = null;
-    this.#isOpen = false;
+    this.#stays = null;
   }
 
   /** DIRTMAP_COMMAND.HANDOVER. @throws UapiError EINVAL for a device that is not this connection's, or out of order */
@@ -97,6 +98,7 @@ export class Custody {
     if (this.#mover !== user) throw refuse("move the device out of RUNNING first, on this connection");
     const before = this.#announced;
     if (notice === "gone" && before?.migration !== migration) throw refuse("say 'committing' first");
+    if (notice === "committing" && before?.notice === "gone") throw refuse("it has been handed over already");
     this.#announced = { notice, migration };
   }
 
@@ -106,35 +108,24 @@ export class Custody {
     this.#movedBy = null;
     this.#loaded = false;
     this.#announced = null;
-    this.#isOpen = false;
+    this.#stays = null;
   }
 
   /** A connection is over, with the device in `state`. */
   leave(user: Mover, state: MigState): Abandoned {
     if (this.#mover !== user) return { what: "nothing" };
     this.#mover = null;
-    const stay = (why: string): Abandoned => {
-      this.#isOpen = true;
-      return { what: "stay", why };
-    };
-    const resume = `\`dirtmap device resume ${this.#socket}\``;
-    if (this.#announced?.notice === "gone") {
-      return stay(`migration ${this.#announced.migration} has handed it over: a reset makes it usable again`);
-    }
-    if (this.#announced !== null) {
-      const { migration } = this.#announced;
-      return stay(
-        `migration ${migration} may have handed it over: look at its other side; if nothing runs there, ${resume} lets it run here`,
-      );
-    }
+    if (this.#announced !== null) return this.#stay(this.#announced.notice === "gone" ? "handed-over" : "undecided");
     // It never ran with what it was given, and nothing but this connection knows how that goes on.
     if (state === "RESUMING") return { what: "reset" };
-    if (!user.announces) {
-      return stay(`its client does not tell whether it has handed it over: if it has not, ${resume} lets it run`);
-    }
-    if (this.#isOpen) return stay(`an earlier migration has left it so: ${resume} lets it run`);
+    if (!user.announces) return this.#stay("untold");
+    if (this.#stays !== null) return this.#stay("earlier");
     if (this.#loaded) return { what: "reset" };
-    if (state === "ERROR") return stay(`only a reset leads out of ERROR: ${resume} with --reset does one`);
-    return { what: "run" };
+    return state === "ERROR" ? this.#stay("error") : { what: "run" };
+  }
+
+  #stay(stays: Stays): Abandoned {
+    this.#stays = stays;
+    return { what: "stay", stays };
   }
 }

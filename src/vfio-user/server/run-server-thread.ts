@@ -31,7 +31,14 @@ export async function runServerThread(
   try {
     const { model, turnEventLoop, feed } = create(data);
     const onFailure = (reason: string) => write(`${id} has failed, until it is reset: ${reason}`);
-    using device = await ServedDevice.start({ id, model, dma, socket: path, onFailure, log: limited(write, LINES_OF_DEVICE) });
+    using device = await ServedDevice.start({
+      id,
+      model,
+      dma,
+      socket: path,
+      onFailure,
+      log: limited(write, LINES_OF_DEVICE),
+    });
     say({ kind: "ready", feed: feed?.() });
     serving = true;
     await serve({ device, listener, controlListener, stop, connections, busy, turnEventLoop, log });

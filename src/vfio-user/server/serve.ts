@@ -230,8 +230,7 @@ class Server {
       if (kind === "main") {
         this.#main = session;
         this.#device.noteClient(name);
-      }
-      else this.#controls.push(session);
+      } else this.#controls.push(session);
       this.#noteConnections();
       await this.#serve(session);
     } catch (error) {

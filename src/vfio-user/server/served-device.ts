@@ -4,6 +4,7 @@ import type { DeviceContext, DeviceModel, DmaFault } from "../../devices/model.j
 import { explain } from "../../errors.js";
 import { MiB } from "../../memory/address.js";
 import { type MigState, VFIO_PCI_IRQ_INDEX } from "../../uapi/vfio.js";
+import { whatToDo } from "../stays.js";
 import { ClientMemory, type DmaMode } from "./client-memory.js";
 import { Custody, type Mover } from "./custody.js";
 import { ServedLog } from "./dma-logging.js";
@@ -30,6 +31,7 @@ export class ServedDevice implements DeviceContext, Disposable {
   #failure: string | undefined;
   readonly #onFailure: (reason: string) => void;
   readonly #log: (line: string) => void;
+  readonly #socket: string;
 
   private constructor({ id, model, dma, onFailure, log = () => {}, socket = "SOCKET" }: ServedDeviceOptions) {
     this.id = id;
@@ -39,7 +41,8 @@ export class ServedDevice implements DeviceContext, Disposable {
     this.memory = new ClientMemory(dma);
     this.irqs = new Irqs(model.info.irqs);
     this.logging = new ServedLog(this.memory, model.info.dmaLogging);
-    this.custody = new Custody(socket);
+    this.custody = new Custody();
+    this.#socket = socket;
     const failure = () => this.#failure;
     this.driver = new MigrationDriver({
       id,
@@ -113,11 +116,17 @@ export class ServedDevice implements DeviceContext, Disposable {
     if (abandoned.what === "nothing") return;
     const left = `${user.name} has gone and left '${this.id}' in ${from}`;
     try {
-      if (abandoned.what === "stay") return this.#log(`${left}, where it stays; ${abandoned.why}`);
+      if (abandoned.what === "stay") {
+        const migration = this.custody.report?.migration ?? null;
+        const advice = whatToDo(abandoned.stays, { socket: this.#socket, migration });
+        return this.#log(`${left}, where it stays; ${advice}`);
+      }
       if (abandoned.what === "reset") await this.#reset();
       else await this.driver.setState("RUNNING");
       this.custody.clear();
-      this.#log(`${left}: ${abandoned.what === "reset" ? "it is reset, since its state is another's" : "it runs again"}`);
+      this.#log(
+        `${left}: ${abandoned.what === "reset" ? "it is reset, since its state is another's" : "it runs again"}`,
+      );
     } catch (error) {
       this.#log(`${left}, and it can't be brought back: ${explain(error)}`);
     }
