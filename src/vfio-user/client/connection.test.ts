@@ -1,6 +1,11 @@
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { ERRNO } from "../../uapi/errno.js";
-import { VFIO_USER_COMMAND, vfio_user_dma_access } from "../../uapi/vfio-user.js";
+import {
+  VFIO_USER_COMMAND,
+  VFIO_USER_F_NO_REPLY,
+  VFIO_USER_F_TYPE_REPLY,
+  vfio_user_dma_access,
+} from "../../uapi/vfio-user.js";
 import { Connection } from "./connection.js";
 import { FakeServer, versionReply } from "./fake-server.test.helper.js";
 
@@ -42,7 +47,8 @@ async function demand(command: number, address: bigint, count: bigint, data: Uin
 describe("a connection to a vfio-user server", () => {
   it("matches replies by their ids, in whatever order they come", async () => {
     const connection = await connect();
-    const [first, second] = [ask(connection), ask(connection, REGION_READ)];
+    // Of commands whose replies have no form of their own.
+    const [first, second] = [ask(connection, 0x7001), ask(connection, 0x7002)];
     const commands = [await server.next(), await server.next()];
     server.socket.sendReply(commands[1], Uint8Array.of(2));
     server.socket.sendReply(commands[0], Uint8Array.of(1));
@@ -57,6 +63,24 @@ describe("a connection to a vfio-user server", () => {
     const done = ask(connection);
     server.socket.sendReply(await server.next(), null);
     expect(await done).toHaveLength(0);
+  });
+
+  it("fails a command whose reply does not fit it with EPROTO, and goes on", async () => {
+    const connection = await connect();
+    const asked = ask(connection);
+    server.socket.sendReply(await server.next(), Uint8Array.of(1));
+    await expect(asked).rejects.toMatchObject({ code: "EPROTO", syscall: "a command" });
+    const done = ask(connection);
+    server.socket.sendReply(await server.next(), null);
+    expect(await done).toHaveLength(0);
+  });
+
+  it("is over when a reply has a flag that replies have not: EPROTO", async () => {
+    const connection = await connect();
+    const asked = ask(connection);
+    const { id, command } = await server.next();
+    server.socket.send({ id, command, flags: VFIO_USER_F_TYPE_REPLY | VFIO_USER_F_NO_REPLY }, null);
+    await expect(asked).rejects.toMatchObject({ code: "EPROTO" });
   });
 
   it("takes an error without a number as EIO", async () => {
