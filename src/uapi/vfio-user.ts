@@ -68,6 +68,12 @@ export const vfio_user_dma_map = struct("vfio_user_dma_map", {
 });
 export const VFIO_USER_F_DMA_REGION_READ = 1 << 0;
 export const VFIO_USER_F_DMA_REGION_WRITE = 1 << 1;
+/**
+ * How the server is to reach the file that comes along, as libvfio-user has it since its commit 5d64ebf: mapped, or by pread and
+ * pwrite. The specification has neither.
+ */
+export const VFIO_USER_F_DMA_REGION_MMAP = 1 << 2;
+export const VFIO_USER_F_DMA_REGION_FILE_IO = 1 << 3;
 
 /** VFIO_USER_DMA_UNMAP */
 export const vfio_user_dma_unmap = struct("vfio_user_dma_unmap", {
