@@ -182,16 +182,19 @@ const CASES: readonly Case[] = [
 ];
 
 describe("a reply", () => {
-  it.each(CASES)("to $name passes as it should be, and not with another length", ({ command, request, reply, least }) => {
-    expect(replyProblem(command, request, reply)).toBeNull();
-    for (let bytes = 0; bytes < reply.byteLength; bytes++) {
-      const passes = least !== undefined && bytes >= least;
-      expect(replyProblem(command, request, reply.subarray(0, bytes)) === null).toBe(passes);
-    }
-    for (const more of [1, 4, 4096]) {
-      expect(replyProblem(command, request, joined(reply, new Uint8Array(more)))).toMatch(/bytes came/);
-    }
-  });
+  it.each(CASES)(
+    "to $name passes as it should be, and not with another length",
+    ({ command, request, reply, least }) => {
+      expect(replyProblem(command, request, reply)).toBeNull();
+      for (let bytes = 0; bytes < reply.byteLength; bytes++) {
+        const passes = least !== undefined && bytes >= least;
+        expect(replyProblem(command, request, reply.subarray(0, bytes)) === null).toBe(passes);
+      }
+      for (const more of [1, 4, 4096]) {
+        expect(replyProblem(command, request, joined(reply, new Uint8Array(more)))).toMatch(/bytes came/);
+      }
+    },
+  );
 
   it.each(CASES)("to $name does not pass with another word where it has no choice", (one) => {
     const { command, request, reply, repeated } = one;

@@ -357,7 +357,13 @@ export class Generator {
       [8, VFIO_USER_F_DMA_REGION_FILE_IO],
       [2, VFIO_USER_F_DMA_REGION_MMAP | VFIO_USER_F_DMA_REGION_FILE_IO],
     ]);
-    const payload = vfio_user_dma_map.encode({ argsz: this.#argsz(32), flags: flags | way, offset, address: this.#address(), size });
+    const payload = vfio_user_dma_map.encode({
+      argsz: this.#argsz(32),
+      flags: flags | way,
+      offset,
+      address: this.#address(),
+      size,
+    });
     return [payload, descriptor === undefined ? [] : [descriptor]];
   }
 

@@ -206,9 +206,8 @@ export class VfioUserDevice implements VfioDevice {
     this.#checkOpen(SET_STATE, () => `move '${this.id}' to ${next}`);
     return this.#lock.run(async () => {
       const from = await this.#state();
-      const request = vfio_device_feature_mig_state.encode({ device_state: VFIO_DEVICE_STATE[next], data_fd: -1 });
       try {
-        await setFeature(this.#connection, "MIG_DEVICE_STATE", request);
+        await this.#setState(next);
       } catch (error) {
         throw await this.#stateError(error, next);
       }
@@ -442,6 +441,9 @@ export class VfioUserDevice implements VfioDevice {
     await this.#connection.call(VFIO_USER_COMMAND.DEVICE_RESET, "VFIO_USER_DEVICE_RESET", null);
     // It has ended the log, of Dirtmap's server at least; another's would be started anew all the same.
     this.mappings.written = null;
+    if (this.#counters !== null || !(await probeFeature(this.#connection, "MIG_DEVICE_STATE"))) return;
+    // VFIO's reset ends in RUNNING. libvfio-user's leaves the state as it is, since its commit 4f4fce4.
+    if ((await this.#state()) !== "RUNNING") await this.#setState("RUNNING");
   }
 
   async #close(): Promise<void> {
@@ -468,6 +470,11 @@ export class VfioUserDevice implements VfioDevice {
       attempted: `ask for the state of '${this.id}': it is ${device_state}`,
       remedy: "mend the server: there is no such state",
     });
+  }
+
+  async #setState(next: MigState): Promise<void> {
+    const request = vfio_device_feature_mig_state.encode({ device_state: VFIO_DEVICE_STATE[next], data_fd: -1 });
+    await setFeature(this.#connection, "MIG_DEVICE_STATE", request);
   }
 
   /** What a failed state change means: where the device is now decides what can be done. */
