@@ -1,4 +1,4 @@
-import { rmSync } from "node:fs";
+import { chmodSync, rmSync } from "node:fs";
 import { createConnection, createServer, type Socket } from "node:net";
 import { join } from "node:path";
 import { z } from "zod";
@@ -87,6 +87,8 @@ export class DecisionListener implements AsyncDisposable {
       server.once("error", reject);
       server.listen({ path, readableAll: false, writableAll: false }, resolve);
     });
+    // The umask says what others may do; a folder that Dirtmap has not made itself may be open to them.
+    chmodSync(path, 0o600);
     return new DecisionListener(decided, async () => {
       await new Promise<void>((resolve) => {
         server.close(() => resolve());

@@ -1,12 +1,14 @@
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { ERRNO } from "../../uapi/errno.js";
 import {
+  dirtmap_counters,
   VFIO_USER_COMMAND,
   VFIO_USER_F_NO_REPLY,
   VFIO_USER_F_TYPE_REPLY,
   vfio_user_dma_access,
 } from "../../uapi/vfio-user.js";
 import { Connection } from "./connection.js";
+import { readCounters } from "./counters.js";
 import { FakeServer, versionReply } from "./fake-server.test.helper.js";
 
 const { DEVICE_RESET, DMA_READ, DMA_WRITE, REGION_READ } = VFIO_USER_COMMAND;
@@ -189,6 +191,33 @@ describe("a connection to a vfio-user server", () => {
     ["too little", new Uint8Array(2), "EPROTO"],
   ])("can't be made to a server that answers with %s", async (_, version, code) => {
     await expect(server.connect({}, version)).rejects.toMatchObject({ code });
+  });
+
+  it.each([
+    [2, "upgrade the client"],
+    [65535, "upgrade the client"],
+  ])("can't be made to a server of version %i of Dirtmap's own commands, which says what to upgrade", async (protocol, remedy) => {
+    const opening = connect({}, versionReply({ dirtmap: { protocol } }));
+    await expect(opening).rejects.toMatchObject({
+      code: "EPROTONOSUPPORT",
+      remedy,
+      message: expect.stringMatching(`the server speaks version ${protocol} of Dirtmap's own commands, and this client`),
+    });
+  });
+
+  it("finds a server of Dirtmap's that is older than the version of its own commands, and says so", async () => {
+    const connection = await connect();
+    const counters = readCounters(connection);
+    counters.catch(() => undefined);
+    server.socket.sendReply(await server.next(), dirtmap_counters.encode({ argsz: dirtmap_counters.size }));
+    await expect(counters).rejects.toMatchObject({ code: "EPROTONOSUPPORT", remedy: "upgrade the server" });
+  });
+
+  it("takes a server that refuses Dirtmap's own commands for another's", async () => {
+    const connection = await connect();
+    const counters = readCounters(connection);
+    server.socket.sendError(await server.next(), ERRNO.EINVAL);
+    expect(await counters).toBeNull();
   });
 
   it("can't be made where nobody listens: ENOENT, with what to start", async () => {
