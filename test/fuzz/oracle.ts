@@ -158,7 +158,10 @@ export class Oracle {
     custody.mover = null;
     if (custody.announced === null) {
       const isOpen = custody.isOpen || !speaksDirtmap;
-      if (this.state === "RESUMING" || (custody.loaded && !isOpen)) return this.reset();
+      if (this.state === "RESUMING" || (custody.loaded && !isOpen)) {
+        this.reset();
+        return;
+      }
       if (!isOpen && this.state !== "ERROR") {
         this.#moved(null, "RUNNING");
         return;

@@ -196,14 +196,19 @@ describe("a connection to a vfio-user server", () => {
   it.each([
     [2, "upgrade the client"],
     [65535, "upgrade the client"],
-  ])("can't be made to a server of version %i of Dirtmap's own commands, which says what to upgrade", async (protocol, remedy) => {
-    const opening = connect({}, versionReply({ dirtmap: { protocol } }));
-    await expect(opening).rejects.toMatchObject({
-      code: "EPROTONOSUPPORT",
-      remedy,
-      message: expect.stringMatching(`the server speaks version ${protocol} of Dirtmap's own commands, and this client`),
-    });
-  });
+  ])(
+    "can't be made to a server of version %i of Dirtmap's own commands, which says what to upgrade",
+    async (protocol, remedy) => {
+      const opening = connect({}, versionReply({ dirtmap: { protocol } }));
+      await expect(opening).rejects.toMatchObject({
+        code: "EPROTONOSUPPORT",
+        remedy,
+        message: expect.stringMatching(
+          `the server speaks version ${protocol} of Dirtmap's own commands, and this client`,
+        ),
+      });
+    },
+  );
 
   it("finds a server of Dirtmap's that is older than the version of its own commands, and says so", async () => {
     const connection = await connect();

@@ -132,7 +132,9 @@ describe.runIf(process.platform === "linux")("a vfio-user server", () => {
       expect(client.version({ dirtmap: { protocol: 2 } }).capabilities.dirtmap).toEqual({ protocol: DIRTMAP_PROTOCOL });
       expect(() => client.next()).toThrow(expect.objectContaining({ code: "CLOSED" }));
     }
-    await served.logged(/^client \d+ is closed: the client speaks version 2 .*, and this server speaks version 1; upgrade the server$/);
+    await served.logged(
+      /^client \d+ is closed: the client speaks version 2 .*, and this server speaks version 1; upgrade the server$/,
+    );
     await served.logged(/^control client \d+ is closed: .*upgrade the server$/);
     for (const protocol of [0, -1, 1.5, "1", 65536]) {
       using client = RawClient.connect(served.server.controlPath);
