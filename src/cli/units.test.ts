@@ -2,8 +2,15 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { UsageError } from "../errors.js";
 import { formatSize } from "../observe/format.js";
-import { parseBandwidth, parseDuration,
-  parseLimit, parseSize, writeBandwidth, writeDuration, writeSize } from "./units.js";
+import {
+  parseBandwidth,
+  parseDuration,
+  parseLimit,
+  parseSize,
+  writeBandwidth,
+  writeDuration,
+  writeSize,
+} from "./units.js";
 
 describe("sizes", () => {
   it.each([

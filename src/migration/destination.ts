@@ -9,7 +9,7 @@ import type { Audit } from "./destination-report.js";
 import { DeviceStateReceiver } from "./device-state.js";
 import { type DestinationEvent, type DestinationState, destinationStep } from "./handover.js";
 import { type DestinationRecord, defaultJournalDirectory, Journal } from "./journal.js";
-import { type MigratableDevice, migratableDevices, runAll } from "./lock-step.js";
+import { announceHandover, type MigratableDevice, migratableDevices, runAll } from "./lock-step.js";
 import { type ControlLink, Peer, UNTIL_LOST } from "./peer.js";
 import { RoundSequence } from "./rounds.js";
 import { SOFTWARE } from "./software.js";
@@ -245,6 +245,9 @@ class Destination {
     const machine = opened(this.#machine);
     const migration = this.#migration ?? "";
     try {
+      // Before `running` is recorded: from the record on, no server may reset a device whose controlling side has died.
+      const told = { migration, deviceMs: this.#timeouts.deviceMs };
+      await announceHandover(this.#devices, "committing", told);
       await this.#happened("go");
     } catch (error) {
       if (this.#state !== "running") return await this.#discard(error as Error);

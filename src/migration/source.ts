@@ -20,7 +20,14 @@ import { parseDestinationReport } from "./destination-report.js";
 import { DeviceStateSender } from "./device-state.js";
 import { type MigrationPhase, publish, publishRead, type ReadBounds } from "./events.js";
 import { defaultJournalDirectory, Journal, newMigrationId, type SourceRecord } from "./journal.js";
-import { type MigratableDevice, migratableDevices, startPrecopy, stopAll, takeDevicesBack } from "./lock-step.js";
+import {
+  announceHandover,
+  type MigratableDevice,
+  migratableDevices,
+  startPrecopy,
+  stopAll,
+  takeDevicesBack,
+} from "./lock-step.js";
 import { type ControlLink, Peer, UNTIL_LOST } from "./peer.js";
 import { ProgressMeter } from "./progress.js";
 import {
@@ -389,6 +396,9 @@ class Source {
   async #handOver(handover: SourceHandover): Promise<MigrationReport> {
     this.#otherSide.expectNothingBefore("GO");
     const { decideMs = DEFAULTS.decideMs } = this.#options;
+    // Before `given-up` is recorded: from the record on, no server may let its device run again by itself.
+    const told = { migration: this.#migration, deviceMs: this.#timeouts.deviceMs };
+    await announceHandover(this.#devices, "committing", told);
     const outcome = await handover.handOver({
       signal: this.#signal,
       decideMs,
@@ -402,6 +412,7 @@ class Source {
     if (outcome.state === "undecided") return this.#end("indeterminate", this.#notDecided(outcome.why, decideMs));
     await this.#tell(() => this.#options.onSettled?.());
     if (outcome.state === "taken-back") return this.#failed(outcome.why);
+    await this.#tried("the servers of the devices told", announceHandover(this.#devices, "gone", told));
     if (outcome.running === null) return this.#end("indeterminate", this.#givenUp());
     this.#noteResumed(outcome.running.at);
     try {

@@ -286,6 +286,59 @@ describe("a destination that refuses", () => {
   });
 });
 
+describe("the servers of devices", () => {
+  it("are told before either side's journal says that the machine may run at the destination, and afterwards", async () => {
+    const told: string[] = [];
+    const pair = await started({
+      onDestination: (machine) => {
+        machine.fakes[0].onHandover = (notice, migration) => {
+          told.push(`destination: ${notice}, ${readJournal(pair.journals, migration, "destination")?.state}`);
+        };
+      },
+    });
+    pair.source.fakes[1].onHandover = (notice, migration) => {
+      told.push(`source: ${notice}, ${readJournal(pair.journals, migration, "source")?.state}`);
+    };
+    expect(await pair.migrate()).toMatchObject({ result: "completed", verified: true });
+    expect(told).toEqual(["source: committing, running", "destination: committing, ready", "source: gone, gone"]);
+  });
+
+  it("of which one can't be told keep the source from giving up: it runs on", async () => {
+    const pair = await started();
+    pair.source.fakes[1].onHandover = () => {
+      throw new Error("its server is gone");
+    };
+    const report = await pair.migrate();
+    expectSourceRuns(pair, report, "failed", "DEVICE_FAILED");
+    expect(report.error?.message).toMatch(/the server of dev1 was not told about the handover.*its server is gone/);
+    expect((await pair.received).outcome).toBe("discarded");
+  });
+
+  it("of which one can't be told at the destination keep it from running: the source takes the machine back", async () => {
+    const pair = await started({
+      onDestination: (machine) => {
+        machine.fakes[0].onHandover = () => {
+          throw new Error("its server is gone");
+        };
+      },
+    });
+    const report = await pair.migrate();
+    expectSourceRuns(pair, report, "failed");
+    expect((await pair.received).outcome).toBe("discarded");
+    expect(pair.destination?.fakes.map(({ now }) => now)).not.toContain("RUNNING");
+  });
+
+  it("that can't be told that it is over are a warning: the machine runs at the destination", async () => {
+    const pair = await started();
+    pair.source.fakes[0].onHandover = (notice) => {
+      if (notice === "gone") throw new Error("its server is gone");
+    };
+    const report = await pair.migrate();
+    expect(report).toMatchObject({ result: "completed", verified: true });
+    expect(report.warnings.join()).toContain("the server of dev0 was not told");
+  });
+});
+
 describe("GO that is not confirmed", () => {
   /** RUNNING never arrives. */
   const noAnswer = { toSource: (frame: Buffer) => (frame.includes('"RUNNING"') ? ("stuck" as const) : frame) };
