@@ -1,6 +1,12 @@
 import { DirtmapError, explain } from "../errors.js";
-import type { MachineDescription, PassthroughDescription } from "../host/description.js";
+import {
+  type MachineDescription,
+  type NamedFiles,
+  type PassthroughDescription,
+  withoutPaths,
+} from "../host/description.js";
 import type { Machine } from "../host/host.js";
+import { type MachineShape, machineShape, shapeDifferences } from "../host/shape.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
 import { PhaseClock } from "./clock.js";
 import type { PageReceiver } from "./data-plane.js";
@@ -31,9 +37,11 @@ export interface ReceiveOptions {
   /**
    * Builds the emulated machine that is described, with its vCPUs paused and its devices doing nothing. Absent: such
    * machines are refused.
+   * @param description without paths: what the source names is not for a destination to open
+   * @param named the files that the source has, by device, for a destination that knows them as well
    * @throws DirtmapError why it can't be built here: the source is refused with it
    */
-  readonly createMachine?: (description: MachineDescription) => Promise<Machine>;
+  readonly createMachine?: (description: MachineDescription, named: NamedFiles) => Promise<Machine>;
   /** The same for a machine of passed-through devices. Absent: such machines are refused. */
   readonly createPassthroughMachine?: (description: PassthroughDescription) => Promise<Machine>;
   /** Checks the machine after the workload has run on; it may pause it for that, and must let it run again. */
@@ -121,6 +129,8 @@ class Destination {
       }
       this.#machine = await this.#create(hello.machine);
       this.#devices = await migratableDevices(this.#machine);
+      const shape = await within(this.#timeouts.deviceMs, "what the devices are", machineShape(this.#machine));
+      checkShape(hello.shape, shape);
       this.#journal = Journal.destination(journalDirectory ?? defaultJournalDirectory(), hello.migration, source.from);
       const { receiver, token } = await source.openReceiver({ memory: this.#machine.memory, channels: hello.channels });
       this.#receiver = receiver;
@@ -141,8 +151,11 @@ class Destination {
   async #create(description: MachineDescription | PassthroughDescription): Promise<Machine> {
     const { createMachine, createPassthroughMachine } = this.#options;
     const passthrough = "kind" in description;
-    const made = passthrough ? createPassthroughMachine?.(description) : createMachine?.(description);
-    if (made !== undefined) return made;
+    if (passthrough && createPassthroughMachine !== undefined) return createPassthroughMachine(description);
+    if (!passthrough && createMachine !== undefined) {
+      const { description: bare, named } = withoutPaths(description);
+      return createMachine(bare, named);
+    }
     throw new DirtmapError(`no machines of ${passthrough ? "passed-through" : "emulated"} devices are taken here`, {
       code: "INCOMPATIBLE",
       remedy: "migrate to a destination on a host of the same kind",
@@ -334,6 +347,18 @@ class Destination {
   get #migration(): string | null {
     return this.#hello?.migration ?? null;
   }
+}
+
+/** @throws DirtmapError `OTHER_HARDWARE` where the guest would find another machine here */
+function checkShape(source: MachineShape, destination: MachineShape): void {
+  const [first, ...others] = shapeDifferences(source, destination);
+  if (first === undefined) return;
+  const more = others.length === 0 ? "" : ` (and ${others.length} more difference${others.length === 1 ? "" : "s"})`;
+  throw new DirtmapError(`${first}${more}`, {
+    code: "OTHER_HARDWARE",
+    attempted: "compare the destination's machine with the source's",
+    remedy: "give the destination what the source has",
+  });
 }
 
 function opened<T>(part: T | undefined): T {

@@ -2,6 +2,7 @@ import { RamBitmap } from "../bitmap/ram-bitmap.js";
 import { DirtmapError, explain, UsageError } from "../errors.js";
 import type { MachineDescription, PassthroughDescription } from "../host/description.js";
 import type { Machine } from "../host/host.js";
+import { machineShape } from "../host/shape.js";
 import { PAGE_SIZE } from "../memory/address.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
 import { type Policy, policyName, type TrackingDesign } from "../tracking/choice.js";
@@ -16,11 +17,12 @@ import type { PageSender } from "./data-plane.js";
 import { DEFAULT_TIMEOUTS, type Timeouts, within } from "./deadline.js";
 import { decisionSocket } from "./decision.js";
 import { parseDestinationReport } from "./destination-report.js";
-import { DeviceStateSender } from "./device-state.js";
+import { DeviceError } from "./device-error.js";
+import { checkStateSize, DeviceStateSender } from "./device-state.js";
 import { type MigrationPhase, publish, publishRead, type ReadBounds } from "./events.js";
 import { defaultJournalDirectory, Journal, newMigrationId, type SourceRecord } from "./journal.js";
 import { type MigratableDevice, migratableDevices, startPrecopy, stopAll, takeDevicesBack } from "./lock-step.js";
-import { type ControlLink, Peer, UNTIL_LOST } from "./peer.js";
+import { type ControlLink, Peer, PeerAborted, UNTIL_LOST } from "./peer.js";
 import { ProgressMeter } from "./progress.js";
 import type {
   DestinationReport,
@@ -181,6 +183,7 @@ class Source {
     decisionSocket(this.#directory, this.#migration);
     this.#devices = await migratableDevices(this.#machine);
     const choices = chooseTrackers(await probeMachine(this.#machine), policy);
+    const shape = await within(this.#timeouts.deviceMs, "what the devices are", machineShape(this.#machine));
     this.#signal.throwIfAborted();
     const peer = new Peer(await transport.connect(this.#signal));
     this.#peer = peer;
@@ -190,6 +193,7 @@ class Source {
       protocol: PROTOCOL_VERSION,
       software: SOFTWARE,
       machine: description,
+      shape,
       channels,
       migration: this.#migration,
       verify: this.#options.verify ?? "after",
@@ -486,6 +490,8 @@ class Source {
   async #conditions(read: DirtyRead): Promise<Conditions> {
     const asked = Promise.all(this.#devices.map(({ vfio }) => vfio.dataSize()));
     const sizes = await within(this.#timeouts.deviceMs, "the size of the devices' states", asked);
+    // Now, rather than in the downtime.
+    this.#devices.forEach(({ id }, index) => checkStateSize(id, (this.#streams.get(id)?.bytes ?? 0) + sizes[index]));
     const verifiedFirst = this.#options.verify === "before" ? this.#machine.memory.bytes : 0;
     return {
       downtimeLimitMs: this.#options.downtimeLimitMs ?? 300,
@@ -631,5 +637,11 @@ function reportedError(error: unknown): NonNullable<MigrationReport["error"]> {
   const code = error instanceof DirtmapError ? error.code : "INTERNAL";
   const message = error instanceof Error ? error.message : String(error);
   const remedy = error instanceof DirtmapError ? error.remedy : undefined;
-  return { code, message, ...(remedy === undefined ? {} : { remedy }) };
+  const device =
+    error instanceof DeviceError
+      ? { id: error.device, side: "source" as const, reason: error.reason }
+      : error instanceof PeerAborted && error.device !== undefined
+        ? { ...error.device, side: "destination" as const }
+        : undefined;
+  return { code, message, ...(remedy === undefined ? {} : { remedy }), ...(device === undefined ? {} : { device }) };
 }

@@ -13,6 +13,7 @@ import type {
   Vcpus,
   VfioDevice,
 } from "../../src/host/host.js";
+import type { DeviceShape } from "../../src/host/shape.js";
 import { iovaOf, MiB, PAGE_SIZE, type PageNumber } from "../../src/memory/address.js";
 import { createGuestMemory, type GuestMemory } from "../../src/memory/guest-memory.js";
 import { UapiError } from "../../src/uapi/errno.js";
@@ -71,6 +72,8 @@ export class FakeDevice implements VfioDevice {
   readonly model = "fake";
   readonly regions = [];
   readonly irqs = [];
+  /** What a guest can tell it by. */
+  facts: DeviceShape["facts"] = {};
   /** Each state that it was in, in order. */
   readonly states: MigState[];
   /** The device goes to ERROR when it is asked for this state. */
@@ -139,6 +142,10 @@ export class FakeDevice implements VfioDevice {
     return wrong;
   }
 
+  async shape(): Promise<DeviceShape> {
+    const { model, regions, irqs, facts } = this;
+    return { version: 1, model, stateVersion: 1, regions, irqs, config: null, facts };
+  }
   async bind(): Promise<never> {
     throw refuse("EINVAL", "bind again");
   }

@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { machineSchema, passthroughSchema } from "../../host/description.js";
+import { machineShapeSchema } from "../../host/shape.js";
 import { MAX_CHANNELS } from "../data-plane.js";
 
 /*
@@ -30,7 +31,16 @@ const round = z.int().min(0).max(0xffffffff);
 const count = z.int().min(0);
 const text = z.string().max(4096);
 const rootDigest = z.string().regex(/^[0-9a-f]{64}$/, "64 hexadecimal digits");
-const problem = { code: z.string().max(64), message: text, remedy: text.optional() };
+const problem = {
+  code: z.string().max(64),
+  message: text,
+  remedy: text.optional(),
+  /** The device that it is about, and what that says. */
+  device: z.strictObject({ id: z.string().max(64), reason: text }).optional(),
+};
+const problemSchema = z.strictObject(problem);
+/** What has gone wrong, as one side tells the other. */
+export type Problem = z.output<typeof problemSchema>;
 
 const heads = [
   z.strictObject({
@@ -38,7 +48,10 @@ const heads = [
     protocol: z.int(),
     /** Name and version of the sending software, for messages. */
     software: z.string().max(128),
+    /** What is to be built. Paths in it say how the source names things, and not what to open. */
     machine: z.union([machineSchema, passthroughSchema]),
+    /** What the guest can tell its machine by: the destination's must be the same. */
+    shape: machineShapeSchema,
     channels: z.int().min(1).max(MAX_CHANNELS),
     /** The id that both journals are kept under. */
     migration: z.string().regex(/^[0-9a-z-]{1,64}$/, "lower-case letters, digits and '-', at most 64"),
