@@ -131,6 +131,7 @@ async function run(options: MigrateOptions): Promise<void> {
     );
     const [
       { startLocalDestination },
+      { grantsOf },
       { LiveView },
       { publishFeed },
       { newMigrationId },
@@ -138,6 +139,7 @@ async function run(options: MigrateOptions): Promise<void> {
       { withDisks },
     ] = await Promise.all([
       import("../local-destination.js"),
+      import("../granted.js"),
       import("../../observe/live-view.js"),
       import("../../observe/feed/publish.js"),
       import("../../migration/journal.js"),
@@ -152,7 +154,7 @@ async function run(options: MigrateOptions): Promise<void> {
     if (options.predict !== undefined && !quiet) note("watching the machine, to foretell its migration");
     const predicted = options.predict === undefined ? undefined : await foretold(machine, options, { signal, note });
 
-    await using local = remote === undefined ? await startLocalDestination(signal, options.journal) : undefined;
+    await using local = remote === undefined ? await startLocalDestination(signal, grantsOf(description), options.journal) : undefined;
     const destination = remote ?? (await readEndpoint(local?.address ?? "", "client", options));
     const downtimeLimitMs = options.downtimeLimit ?? defaults.downtimeLimit;
     using view = quiet

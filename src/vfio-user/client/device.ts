@@ -15,6 +15,8 @@ import type {
   TrackingFlags,
   VfioDevice,
 } from "../../host/host.js";
+import { DirtmapError } from "../../errors.js";
+import { type DeviceShape, shapeOf } from "../../host/shape.js";
 import { hex, type Iova, iovaOf, isPowerOfTwo, PAGE_SIZE, U64_MAX } from "../../memory/address.js";
 import { Lock } from "../../threads/lock.js";
 import { type ErrnoName, isErrno, UapiError } from "../../uapi/errno.js";
@@ -133,6 +135,13 @@ export class VfioUserDevice implements VfioDevice {
       connection[Symbol.dispose]();
       throw error;
     }
+  }
+
+  /** Of another's server without what its model alone knows: the protocol has no message for it. */
+  async shape(): Promise<DeviceShape> {
+    this.#checkOpen("VFIO_USER_REGION_READ", () => `ask what '${this.id}' is`);
+    const { stateVersion = null, facts = {} } = (await this.serverCounters())?.shape ?? {};
+    return shapeOf(this, { stateVersion, facts });
   }
 
   async bind(iommufd: Iommufd): Promise<ObjectId> {
@@ -462,12 +471,19 @@ export class VfioUserDevice implements VfioDevice {
     const { direction } = this.#stream ?? {};
     if (direction === "resuming" ? now !== "RESUMING" : !SAVING_GROUP.has(now))
       this.#endStream(`the device is in ${now}`);
+    const known = await this.#explained(error);
     return new UapiError(error.code, {
       syscall: SET_STATE,
-      attempted: `move '${this.id}' to ${next}: it is in ${now}`,
+      attempted: `move '${this.id}' to ${next}: it is in ${now}${known === error ? "" : `: ${known.message}`}`,
       remedy: now === "ERROR" ? "reset the device" : "see the arcs of enum vfio_device_mig_state, and the server's log",
-      cause: error,
+      cause: known,
     });
+  }
+
+  /** An errno with what Dirtmap's own server knows besides: why the device refuses. Another's has it in its log. */
+  async #explained(error: UapiError): Promise<Error> {
+    const problem = (await this.serverCounters().catch(() => null))?.problem ?? null;
+    return problem === null ? error : new DirtmapError(problem, { code: "DEVICE_PROBLEM", cause: error });
   }
 
   #session(): SessionOptions {
@@ -477,6 +493,7 @@ export class VfioUserDevice implements VfioDevice {
       precopyInfoV2: () => this.#precopyInfoV2,
       hasPrecopyInfo: this.#counters !== null,
       dataSize: () => this.dataSize(),
+      explained: (error) => this.#explained(error),
     };
   }
 
