@@ -18,7 +18,13 @@ function machineOf(...devices: object[]) {
 const NVME = { id: "disk0", model: "nvme", file: "/at/source/disk.img", ...BEHIND };
 const BLK = { id: "disk1", model: "blk", file: "/at/source/other.img", ...BEHIND };
 const REPLAY = { id: "dev0", model: "replay", trace: "/at/source/run.dtrc", iommu: "iommu0" };
-const SERVED = { id: "vf0", model: "mlx5", socket: "/at/source/vf0", destinationSocket: "/named/by/source", load: LOAD };
+const SERVED = {
+  id: "vf0",
+  model: "mlx5",
+  socket: "/at/source/vf0",
+  destinationSocket: "/named/by/source",
+  load: LOAD,
+};
 const STARTED = { id: "disk2", model: "nvme", serve: true, file: "/at/source/third.img", load: LOAD };
 const ALL = [NVME, BLK, REPLAY, SERVED, STARTED];
 

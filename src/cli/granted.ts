@@ -34,7 +34,10 @@ function grantedDevice(
   const { id } = device;
   if (isServed(device) && device.serve !== true) {
     if (!Object.hasOwn(sockets, id)) {
-      throw notGranted(`'${id}' runs in another process`, `serve the device that takes over, and give --socket ${id}=PATH`);
+      throw notGranted(
+        `'${id}' runs in another process`,
+        `serve the device that takes over, and give --socket ${id}=PATH`,
+      );
     }
     return { ...device, destinationSocket: sockets[id] };
   }
@@ -43,7 +46,10 @@ function grantedDevice(
   if (path === undefined) {
     // A disk that the source makes up is made up here as well.
     if (named === undefined && device.model === "blk") return device;
-    throw notGranted(`'${id}' has a file`, `give --file ${id}=FILE, or --files FOLDER with the source's own path in it`);
+    throw notGranted(
+      `'${id}' has a file`,
+      `give --file ${id}=FILE, or --files FOLDER with the source's own path in it`,
+    );
   }
   const within = Object.hasOwn(files, id) ? undefined : folder;
   return device.model === "replay" ? { ...device, trace: path, within } : { ...device, file: path, within };

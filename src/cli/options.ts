@@ -170,7 +170,9 @@ export function nonEmpty(text: string): string {
 }
 
 /** `DEV=VALUE`, as often as wanted; the last one for a device wins. */
-export function perDevice<T>(parse: (text: string) => T): (text: string, before?: Record<string, T>) => Record<string, T> {
+export function perDevice<T>(
+  parse: (text: string) => T,
+): (text: string, before?: Record<string, T>) => Record<string, T> {
   return (text, before = {}) => {
     const at = text.indexOf("=");
     if (at < 1) throw new InvalidArgumentError(`'${text}' has no device; write DEV=VALUE`);

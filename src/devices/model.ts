@@ -1,6 +1,6 @@
 import type { DmaLoggingLimits, IrqInfo, MigrationSupport, RegionInfo, TrackingFlags } from "../host/host.js";
-import type { PageNumber } from "../memory/address.js";
 import type { ShapeFacts } from "../host/shape.js";
+import type { PageNumber } from "../memory/address.js";
 import type { StampTrail } from "./stamp.js";
 
 /*

@@ -1,7 +1,7 @@
 import { UsageError } from "../errors.js";
 import type { DeviceDescription } from "../host/description.js";
-import { checksumWords } from "./checksum.js";
 import type { ShapeFacts } from "../host/shape.js";
+import { checksumWords } from "./checksum.js";
 import type { ModelInfo } from "./model.js";
 import { FIRST_MODEL_TAG, type ModelWiring, PciModel, pciRegions } from "./pci-model.js";
 import { badState, type StateRecord } from "./records.js";

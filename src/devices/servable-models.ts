@@ -6,7 +6,14 @@ import { createSharedMemory } from "./memory-file.js";
 import type { DeviceModel } from "./model.js";
 import { createWorkloadModel, type WorkloadDescription } from "./models.js";
 import { NVME } from "./nvme/nvme.js";
-import { type ModelOption, type ModelOptions, numberOption, type ServableModel, textOption, WITHIN } from "./servable.js";
+import {
+  type ModelOption,
+  type ModelOptions,
+  numberOption,
+  type ServableModel,
+  textOption,
+  WITHIN,
+} from "./servable.js";
 
 /*
  * The models that can be served. To add one: make it a ServableModel beside its file, and name it in the list.

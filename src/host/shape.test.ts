@@ -55,7 +55,7 @@ describe("two machines whose guests can't tell them apart", () => {
     ["the command register", (view) => view.setUint16(0x04, 0xffff, true)],
     ["error bits of the status register", (view) => view.setUint16(0x06, 0xf910, true)],
     ["cache line size and latency timer", (view) => view.setUint16(0x0c, 0xffff, true)],
-    ["where its BARs are", (view) => [0x10, 0x14].forEach((at) => view.setUint32(at, 0xfeb0_000c, true))],
+    ["where its BAR is", (view) => view.setBigUint64(0x10, 0xfeb0_000c_feb0_000cn, true)],
     ["its interrupt line", (view) => view.setUint8(0x3c, 0xff)],
     ["its power state", (view) => view.setUint8(0x44, 0x0b)],
     ["MSI-X being on", (view) => view.setUint16(0x52, 0xc020, true)],
@@ -72,7 +72,10 @@ describe("what a guest would find changed is named with both sides:", () => {
     ["the source's state version is 1, the destination's 2", machine({ stateVersion: 2 })],
     ["the source's capacity is 2 GiB, the destination's 1 GiB", machine({ facts: { capacity: { bytes: GiB } } })],
     // A size is exact: rounded, these two would read the same.
-    ["the source's capacity is 2 GiB, the destination's 2147484160 bytes", machine({ facts: { capacity: { bytes: 2 * GiB + 512 } } })],
+    [
+      "the source's capacity is 2 GiB, the destination's 2147484160 bytes",
+      machine({ facts: { capacity: { bytes: 2 * GiB + 512 } } }),
+    ],
     ["the source's capacity is 2 GiB, the destination's unknown", machine({ facts: {} })],
     [
       "the source's region 0 (bar0) is 16 KiB rw, the destination's 16 KiB r-",
@@ -85,23 +88,54 @@ describe("what a guest would find changed is named with both sides:", () => {
         regions: [...shape().regions, { index: 2, name: "bar2", bytes: MiB, readable: true, writeable: true }],
       }),
     ],
-    ["the source's number of msix interrupts is 17, the destination's 9", machine({ irqs: [{ index: 2, name: "msix", count: 9 }] })],
+    [
+      "the source's number of msix interrupts is 17, the destination's 9",
+      machine({ irqs: [{ index: 2, name: "msix", count: 9 }] }),
+    ],
     ["the source's number of msix interrupts is 17, the destination's 0", machine({ irqs: [] })],
     ["the source's has one, the destination's no PCI configuration space", machine({ config: null })],
-    ["the source's PCI vendor id is 0x15b3, the destination's 0x1af4", withConfig((view) => view.setUint16(0, 0x1af4, true))],
-    ["the source's PCI device id is 0x1018, the destination's 0x101e", withConfig((view) => view.setUint16(2, 0x101e, true))],
+    [
+      "the source's PCI vendor id is 0x15b3, the destination's 0x1af4",
+      withConfig((view) => view.setUint16(0, 0x1af4, true)),
+    ],
+    [
+      "the source's PCI device id is 0x1018, the destination's 0x101e",
+      withConfig((view) => view.setUint16(2, 0x101e, true)),
+    ],
     ["the source's PCI revision is 0x0, the destination's 0x1", withConfig((view) => view.setUint8(8, 1))],
-    ["the source's PCI class code is 0x20000, the destination's 0x10802", withConfig((view) => view.setUint32(8, 0x0108_0200, true))],
-    ["the source's PCI subsystem id is 0x7, the destination's 0x8", withConfig((view) => view.setUint16(0x2e, 8, true))],
-    ["the source's PCI configuration byte 0x10 is 0xc, the destination's 0x4", withConfig((view) => view.setUint32(0x10, 4, true))],
-    ["the source's PCI configuration byte 0x52 is 0x20, the destination's 0x10", withConfig((view) => view.setUint16(0x52, 0x10, true))],
-    ["the source's PCI configuration byte 0x67 is 0x10, the destination's 0x0", withConfig((view) => view.setUint8(0x67, 0))],
+    [
+      "the source's PCI class code is 0x20000, the destination's 0x10802",
+      withConfig((view) => view.setUint32(8, 0x0108_0200, true)),
+    ],
+    [
+      "the source's PCI subsystem id is 0x7, the destination's 0x8",
+      withConfig((view) => view.setUint16(0x2e, 8, true)),
+    ],
+    [
+      "the source's PCI configuration byte 0x10 is 0xc, the destination's 0x4",
+      withConfig((view) => view.setUint32(0x10, 4, true)),
+    ],
+    [
+      "the source's PCI configuration byte 0x52 is 0x20, the destination's 0x10",
+      withConfig((view) => view.setUint16(0x52, 0x10, true)),
+    ],
+    [
+      "the source's PCI configuration byte 0x67 is 0x10, the destination's 0x0",
+      withConfig((view) => view.setUint8(0x67, 0)),
+    ],
   ])("%s", (expected, destination) => {
     expect(shapeDifferences(machine(), destination)).toEqual([`disk0: ${expected}`]);
   });
 
   it("a device that only one of them has, their memory, their vCPUs", () => {
-    const other = machine({}, { devices: [{ id: "disk1", shape: shape() }], vcpus: 4, memory: [{ firstPage: 256, pages: 256, writeable: false }] });
+    const other = machine(
+      {},
+      {
+        devices: [{ id: "disk1", shape: shape() }],
+        vcpus: 4,
+        memory: [{ firstPage: 256, pages: 256, writeable: false }],
+      },
+    );
     expect(shapeDifferences(machine(), other)).toEqual([
       "the source's memory is 640 KiB at 0x0, the destination's 1 MiB at 0x100000 (read-only)",
       "the source has 2 vCPUs, the destination 4",

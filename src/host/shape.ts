@@ -17,7 +17,9 @@ const SHAPE_VERSION = 1;
 const MAX_INDICES = 64;
 const MAX_FACTS = 32;
 
-const name = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$/, "letters, digits, blanks, '.', '_' and '-', at most 64");
+const name = z
+  .string()
+  .regex(/^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$/, "letters, digits, blanks, '.', '_' and '-', at most 64");
 const index = z.int().min(0).max(0xffff);
 const bytes = z.int().min(0);
 
@@ -226,6 +228,12 @@ function factText(value: ShapeFacts[string] | undefined): string {
 
 /** Exact: two sizes that differ never read the same. */
 function sizeText(size: number): string {
-  const unit = ([["GiB", GiB], ["MiB", MiB], ["KiB", KiB]] as const).find(([, each]) => size > 0 && size % each === 0);
+  const unit = (
+    [
+      ["GiB", GiB],
+      ["MiB", MiB],
+      ["KiB", KiB],
+    ] as const
+  ).find(([, each]) => size > 0 && size % each === 0);
   return unit === undefined ? `${size} bytes` : `${size / unit[1]} ${unit[0]}`;
 }

@@ -1,5 +1,5 @@
 import { DirtmapError, type ErrorDetails } from "../errors.js";
-import { oneLine } from "../one-line.js";
+import { safeText } from "../safe-text.js";
 import { UapiError } from "../uapi/errno.js";
 
 /** Characters of a reason: a device's own words may come from another process. */
@@ -13,7 +13,7 @@ export class DeviceError extends DirtmapError {
 
   /** @param what it was asked for, as "take its state" */
   constructor(device: string, what: string, details: ErrorDetails) {
-    const reason = oneLine(reasonOf(details.cause), MAX_REASON);
+    const reason = safeText(reasonOf(details.cause), MAX_REASON);
     super(`${device} did not ${what}: ${reason}`, { attempted: `have ${device} ${what}`, ...details });
     this.device = device;
     this.reason = reason;

@@ -491,7 +491,9 @@ class Source {
     const asked = Promise.all(this.#devices.map(({ vfio }) => vfio.dataSize()));
     const sizes = await within(this.#timeouts.deviceMs, "the size of the devices' states", asked);
     // Now, rather than in the downtime.
-    this.#devices.forEach(({ id }, index) => checkStateSize(id, (this.#streams.get(id)?.bytes ?? 0) + sizes[index]));
+    for (const [index, { id }] of this.#devices.entries()) {
+      checkStateSize(id, (this.#streams.get(id)?.bytes ?? 0) + sizes[index]);
+    }
     const verifiedFirst = this.#options.verify === "before" ? this.#machine.memory.bytes : 0;
     return {
       downtimeLimitMs: this.#options.downtimeLimitMs ?? 300,

@@ -72,6 +72,8 @@ export class FakeDevice implements VfioDevice {
   readonly model = "fake";
   readonly regions = [];
   readonly irqs = [];
+  /** How large it says that its state is. */
+  stateBytes = 400;
   /** What a guest can tell it by. */
   facts: DeviceShape["facts"] = {};
   /** Each state that it was in, in order. */
@@ -241,7 +243,7 @@ export class FakeDevice implements VfioDevice {
   }
 
   async dataSize(): Promise<number> {
-    return 400;
+    return this.stateBytes;
   }
   async enablePrecopyInfoV2(): Promise<void> {}
 

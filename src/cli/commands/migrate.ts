@@ -154,7 +154,8 @@ async function run(options: MigrateOptions): Promise<void> {
     if (options.predict !== undefined && !quiet) note("watching the machine, to foretell its migration");
     const predicted = options.predict === undefined ? undefined : await foretold(machine, options, { signal, note });
 
-    await using local = remote === undefined ? await startLocalDestination(signal, grantsOf(description), options.journal) : undefined;
+    await using local =
+      remote === undefined ? await startLocalDestination(signal, grantsOf(description), options.journal) : undefined;
     const destination = remote ?? (await readEndpoint(local?.address ?? "", "client", options));
     const downtimeLimitMs = options.downtimeLimit ?? defaults.downtimeLimit;
     using view = quiet

@@ -68,16 +68,23 @@ async function run(options: ReceiveOptions): Promise<void> {
   };
   await runCommand({ json }, async (signal) => {
     const { endpoint, credentials } = await readEndpoint(options.listen, "server", options);
-    const [{ listen }, { receive }, { acceptedSource }, { openMachine }, { withGranted }, { formatEndpoint }, { checkMemory }] =
-      await Promise.all([
-        import("../../migration/transport/listener.js"),
-        import("../../migration/destination.js"),
-        import("../../migration/transport/network.js"),
-        import("../hosts.js"),
-        import("../granted.js"),
-        import("../../migration/transport/endpoint.js"),
-        import("../request.js"),
-      ]);
+    const [
+      { listen },
+      { receive },
+      { acceptedSource },
+      { openMachine },
+      { withGranted },
+      { formatEndpoint },
+      { checkMemory },
+    ] = await Promise.all([
+      import("../../migration/transport/listener.js"),
+      import("../../migration/destination.js"),
+      import("../../migration/transport/network.js"),
+      import("../hosts.js"),
+      import("../granted.js"),
+      import("../../migration/transport/endpoint.js"),
+      import("../request.js"),
+    ]);
     const grants = { files: options.file ?? {}, sockets: options.socket ?? {}, folder: options.files };
     const onRefused = (error: unknown) =>
       tell({ event: "refused", message: explain(error) }, `turned away: ${explain(error)}`);

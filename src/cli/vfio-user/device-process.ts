@@ -85,7 +85,10 @@ function optionsOf(
 ): Record<string, string | number> {
   const { rate } = description.load;
   const place = "file" in description ? { file: description.file, within: description.within } : {};
-  const disk = Object.fromEntries(Object.entries(place).filter(([, path]) => path !== undefined)) as Record<string, string>;
+  const disk = Object.fromEntries(Object.entries(place).filter(([, path]) => path !== undefined)) as Record<
+    string,
+    string
+  >;
   switch (description.model) {
     case "nvme":
       return {

@@ -116,11 +116,12 @@ function openDisk(path: string, { within, incoming = false }: DiskOptions): numb
       throw badFile(cause.message, "give a raw disk image");
     }
     const { code } = cause as NodeJS.ErrnoException;
-    const remedy = code !== "ENOENT"
-      ? "give a file that you may write to"
-      : incoming
-        ? "give the source's file: disks' contents are not migrated, so both sides must reach it"
-        : "make it first: truncate -s 1G FILE";
+    const remedy =
+      code !== "ENOENT"
+        ? "give a file that you may write to"
+        : incoming
+          ? "give the source's file: disks' contents are not migrated, so both sides must reach it"
+          : "make it first: truncate -s 1G FILE";
     throw badFile(`${path} can't be opened: ${code}`, remedy, cause);
   }
 }

@@ -135,11 +135,7 @@ export async function readTrace(
   return { header: file.header, intervals };
 }
 
-async function* decode(
-  path: string,
-  decoder: TraceDecoder,
-  within: string | undefined,
-): AsyncGenerator<TraceInterval> {
+async function* decode(path: string, decoder: TraceDecoder, within: string | undefined): AsyncGenerator<TraceInterval> {
   let stream: ReadStream | undefined;
   try {
     stream = createReadStream(path, { fd: openRegularFile(path, { within }) });

@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { deviceShapeSchema } from "../../host/shape.js";
-import { oneLine } from "../../one-line.js";
+import { safeText } from "../../safe-text.js";
 import { UapiError } from "../../uapi/errno.js";
 import { DIRTMAP_COMMAND, dirtmap_counters } from "../../uapi/vfio-user.js";
 import type { Connection } from "./connection.js";
@@ -35,11 +35,13 @@ const schema = z.looseObject({
   log: z.looseObject({ granule: z.int().min(1), startedBy: z.string() }).nullable(),
   dma: z.looseObject({ bytesWritten: count }).optional(),
   /** Absent of a server of an older version. */
-  shape: z.looseObject({ stateVersion: deviceShapeSchema.shape.stateVersion, facts: deviceShapeSchema.shape.facts }).optional(),
+  shape: z
+    .looseObject({ stateVersion: deviceShapeSchema.shape.stateVersion, facts: deviceShapeSchema.shape.facts })
+    .optional(),
   /** Why it is in ERROR, or refuses the state that it is given. Absent of a server of an older version. */
   problem: z
     .string()
-    .transform((text) => oneLine(text, MAX_PROBLEM))
+    .transform((text) => safeText(text, MAX_PROBLEM))
     .nullable()
     .optional(),
   device: z.record(z.string(), z.number()),

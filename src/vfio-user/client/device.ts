@@ -3,6 +3,7 @@ import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import type { PageSpan } from "../../devices/buffers.js";
 import { BUFFER_ENTRY_BYTES, PCI_COMMAND, PCI_COMMAND_MASTER, REGION, REGISTER } from "../../devices/pci-model.js";
 import type { StampTrail } from "../../devices/stamp.js";
+import { DirtmapError } from "../../errors.js";
 import type {
   BitmapQuery,
   DataStream,
@@ -15,7 +16,6 @@ import type {
   TrackingFlags,
   VfioDevice,
 } from "../../host/host.js";
-import { DirtmapError } from "../../errors.js";
 import { type DeviceShape, shapeOf } from "../../host/shape.js";
 import { hex, type Iova, iovaOf, isPowerOfTwo, PAGE_SIZE, U64_MAX } from "../../memory/address.js";
 import { Lock } from "../../threads/lock.js";

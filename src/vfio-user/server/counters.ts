@@ -1,5 +1,5 @@
 import { hex, iovaOf, PAGE_SIZE } from "../../memory/address.js";
-import { oneLine } from "../../one-line.js";
+import { safeText } from "../../safe-text.js";
 import { dirtmap_counters } from "../../uapi/vfio-user.js";
 import type { Message } from "../message-socket.js";
 import { sizedRequestOf } from "./refusal.js";
@@ -41,7 +41,7 @@ function report(device: ServedDevice): object {
     dma: { ...memory.counts, regions: memory.size },
     messages: device.messages,
     shape: { stateVersion: info.stateVersion, facts: model.facts?.() ?? {} },
-    problem: driver.problem === null ? null : oneLine(driver.problem, MAX_PROBLEM),
+    problem: driver.problem === null ? null : safeText(driver.problem, MAX_PROBLEM),
     device: model.counters(),
     // What its stamps in memory must be: of models whose DMA is stamped.
     trail: model.trail?.() ?? null,
