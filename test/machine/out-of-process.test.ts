@@ -5,6 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { openMachine } from "../../src/cli/hosts.js";
 import { type DeviceProcess, startDeviceProcess } from "../../src/cli/vfio-user/device-process.js";
 import type { MachineDescription } from "../../src/host/description.js";
+import { says, withText } from "../support/frame-proxy.js";
 import { DISK, GPU, LOAD, machineOf, NIC, VF } from "../support/machines.js";
 import { expectMoved, expectRunning, Rig } from "../support/migration.js";
 
@@ -121,6 +122,30 @@ describe("a device whose process ends during the migration", () => {
     } finally {
       await end(processes);
     }
+  });
+});
+
+describe("a served device at the destination that refuses its state", () => {
+  it("is named in the report, with its reason, while the source runs", LONG, async () => {
+    await using rig = await Rig.startServed(machineOf([{ id: "vf0", model: "mlx5", load: LOAD, serve: true }]));
+    const { report, received } = await rig.migrate({
+      meddlers: {
+        // As a server of another version would send it.
+        toDestination: (frame) =>
+          says(frame, "DEVICE_STATE") ? withText(frame, '"stateVersion":1', '"stateVersion":9') : frame,
+      },
+    });
+    const reason = expect.stringMatching(/"stateVersion":9.*this device is a mlx5 with state version 1/);
+    expect(report).toMatchObject({
+      result: "failed",
+      downtimeMs: null,
+      error: { code: "BAD_DEVICE_STATE", device: { id: "vf0", side: "destination", reason } },
+    });
+    // Nothing that only the device's own user could do.
+    expect(report.error?.remedy).not.toMatch(/reset/);
+    expect(report.error?.message).not.toMatch(/reset/);
+    expect(received.outcome).toBe("discarded");
+    await expectRunning(rig.source);
   });
 });
 

@@ -1,4 +1,5 @@
 import { createConnection, createServer, type Socket } from "node:net";
+import { crc32 } from "node:zlib";
 import { FRAME_HEADER_BYTES } from "../../src/migration/stream/frame.js";
 
 /*
@@ -80,4 +81,13 @@ export async function frameProxy(port: number, { toDestination, toSource }: Medd
 /** True for the control message of this type: its head is JSON, readable in the frame. */
 export function says(frame: Buffer, type: string): boolean {
   return frame.includes(`"type":"${type}"`);
+}
+
+/** A control frame with some of its text changed for other text of the same length, and its checksums made anew. */
+export function withText(frame: Buffer, text: string, other: string): Buffer {
+  const body = Buffer.from(frame.subarray(FRAME_HEADER_BYTES).toString("latin1").replace(text, other), "latin1");
+  const changed = Buffer.concat([frame.subarray(0, FRAME_HEADER_BYTES), body]);
+  changed.writeUInt32LE(crc32(body), 32);
+  changed.writeUInt32LE(crc32(changed.subarray(0, 36)), 36);
+  return changed;
 }
