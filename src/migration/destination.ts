@@ -180,7 +180,7 @@ class Destination {
     for (;;) {
       // A round may take any time; that the source is alive meanwhile is the connection's to watch.
       const message = await this.#peer.expect(
-        ["ROUND_BEGIN", "ROUND_END", "DEVICE_STATE", "VCPU_STATE", "PREPARE"],
+        ["ROUND_BEGIN", "ROUND_END", "DEVICE_STATE", "CHECK_STATE", "VCPU_STATE", "PREPARE"],
         UNTIL_LOST,
         this.#signal,
       );
@@ -195,6 +195,8 @@ class Destination {
           stream.write(message),
           this.#signal,
         );
+      } else if (message.type === "CHECK_STATE") {
+        await this.#peer.send({ type: "STATE_TAKEN", round: message.round });
       } else if (message.type === "VCPU_STATE") {
         vcpuState = message.data;
       } else if (message.type === "ROUND_END") {

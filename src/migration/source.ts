@@ -255,6 +255,7 @@ class Source {
       const sent = await this.#send(round, "pre-copy");
       let drained = true;
       for (const stream of this.#streams.values()) drained = (await stream.sendPrecopy(this.#signal)) && drained;
+      await this.#checkState(round);
       this.#signal.throwIfAborted();
 
       // Reads and clears first; the next round copies after.
@@ -283,6 +284,13 @@ class Source {
       // What devices can still send while they run is not left for the downtime, within reason.
       if (verdict.kind === "switch-over" && (drained || history.length >= conditions.maxRounds)) return round;
     }
+  }
+
+  /** A device that refuses its state does so while the machine runs, not in its downtime. */
+  async #checkState(round: number): Promise<void> {
+    if (this.#streams.size === 0) return;
+    await this.#otherSide.send({ type: "CHECK_STATE", round });
+    await this.#otherSide.expect(["STATE_TAKEN"], this.#timeouts.readyMs, this.#signal);
   }
 
   /** Who reported how much, with the devices' own names where a container reports for all that it can't follow. */
@@ -645,5 +653,10 @@ function reportedError(error: unknown): NonNullable<MigrationReport["error"]> {
       : error instanceof PeerAborted && error.device !== undefined
         ? { ...error.device, side: "destination" as const }
         : undefined;
-  return { code, message, ...(remedy === undefined ? {} : { remedy }), ...(device === undefined ? {} : { device }) };
+  return {
+    code,
+    message: device?.side === "destination" ? `at the destination, ${message}` : message,
+    ...(remedy === undefined ? {} : { remedy }),
+    ...(device === undefined ? {} : { device }),
+  };
 }

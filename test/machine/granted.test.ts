@@ -93,12 +93,12 @@ describe("`dirtmap receive`", () => {
     async () => {
       const { child, address } = await receive("--files", path("shared"));
       await using _child = child;
-        const refusals = [
+      const refusals = [
         await refused(scenario("link", disk(path("shared/link.img"))), address),
         await refused(scenario("outside", blk(path("elsewhere/text"))), address),
       ];
       for (const { code } of refusals) expect(code).toBe("NOT_GRANTED");
-        await using source = migrate("--scenario", scenario("inside", disk(path("shared/disk.img"))), "--to", address);
+      await using source = migrate("--scenario", scenario("inside", disk(path("shared/disk.img"))), "--to", address);
       expect(await source.said("result")).toMatchObject({ result: "completed", verified: true });
     },
   );

@@ -5,6 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { openMachine } from "../../src/cli/hosts.js";
 import { type DeviceProcess, startDeviceProcess } from "../../src/cli/vfio-user/device-process.js";
 import type { MachineDescription } from "../../src/host/description.js";
+import { VfioUserHost } from "../../src/vfio-user/client/host.js";
 import { says, withText } from "../support/frame-proxy.js";
 import { DISK, GPU, LOAD, machineOf, NIC, VF } from "../support/machines.js";
 import { expectMoved, expectRunning, Rig } from "../support/migration.js";
@@ -22,6 +23,17 @@ afterAll(() => rmSync(folder, { recursive: true, force: true }));
 function served(name: string): MachineDescription {
   const socket = join(folder, name);
   return machineOf([{ id: "vf0", model: "mlx5", socket, destinationSocket: `${socket}-destination`, load: LOAD }]);
+}
+
+/** Has a control client stop the device that is served at a socket. */
+async function stopAt(path: string): Promise<void> {
+  await using host = new VfioUserHost([{ path, id: "device" }]);
+  await (await host.openControl("device")).setState("STOP");
+}
+
+async function stateAt(path: string): Promise<string> {
+  await using host = new VfioUserHost([{ path, id: "device" }]);
+  return await (await host.openControl("device")).state();
 }
 
 /** Starts the process of its source's device, and of its destination's. */
@@ -156,10 +168,13 @@ describe("a machine that names a socket", () => {
     const socket = vf.socket ?? "";
     const server = await startDeviceProcess({ ...vf, id: "another" }, { socket, seed: 1 });
     try {
+      await stopAt(socket);
       await expect(openMachine(description)).rejects.toMatchObject({
         code: "WRONG_DEVICE",
         remedy: expect.stringContaining("--id vf0"),
       });
+      // It is left as it was: not reset, as it would be to be used.
+      expect(await stateAt(socket)).toBe("STOP");
     } finally {
       await end([server]);
     }

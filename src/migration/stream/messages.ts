@@ -11,6 +11,8 @@ import { MAX_CHANNELS } from "../data-plane.js";
  *   HELLO          ───────────────────▶   (checks the machine, builds it, opens its channels)
  *                  ◀───────────────────   ACCEPT, or REFUSE
  *   ROUND_BEGIN, (pages over the channels), ROUND_END            once per round
+ *   DEVICE_STATE …, CHECK_STATE ────────▶   (devices take what there is, or refuse it)
+ *                  ◀───────────────────   STATE_TAKEN: once per pre-copy round, while the source runs
  *   DEVICE_STATE …, VCPU_STATE, PREPARE ─▶
  *                  ◀───────────────────   READY: all loaded and verified
  *   (durably gives up)  GO ─────────────▶
@@ -81,6 +83,9 @@ const heads = [
     chunk: count,
     last: z.boolean(),
   }),
+  /** Has every device taken what was sent of its state so far? */
+  z.strictObject({ type: z.literal("CHECK_STATE"), round }),
+  z.strictObject({ type: z.literal("STATE_TAKEN"), round }),
   z.strictObject({ type: z.literal("VCPU_STATE") }),
   z.strictObject({
     type: z.literal("PREPARE"),

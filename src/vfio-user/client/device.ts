@@ -76,6 +76,8 @@ export interface VfioUserDeviceOptions {
   readonly control?: boolean;
   /** Milliseconds that the server may take to answer; default 10 s. */
   readonly limitMs?: number;
+  /** Throws where it is not the device that is meant: it is left as it is then. `server`: what Dirtmap's own server tells. */
+  readonly check?: (server: ServerCounters | null) => void;
   /** Called once the device is closed. */
   readonly onClose?: () => void;
 }
@@ -127,6 +129,7 @@ export class VfioUserDevice implements VfioDevice {
     const connection = await Connection.open(options.path, options);
     try {
       const counters = await readCounters(connection);
+      options.check?.(counters);
       const info = await readDeviceInfo(connection);
       const device = new VfioUserDevice(options, connection, { info, counters });
       if (options.control !== true) await device.#begin();
