@@ -142,7 +142,7 @@ class Destination {
     } catch (error) {
       refusal = error;
     }
-    await this.#peer.send({ type: "REFUSE", ...problemOf(refusal) }).catch(() => {});
+    await this.#peer.send({ type: "REFUSE", ...problemOf(toldToSource(refusal)) }).catch(() => {});
     this.#record("discarded");
     await this.#disposeMachine();
     return refusal as Error;
@@ -349,6 +349,17 @@ class Destination {
   get #migration(): string | null {
     return this.#hello?.migration ?? null;
   }
+}
+
+/** A refusal without what is this machine's own affair: which files and folders there are. Its operator is told all of it. */
+function toldToSource(refusal: unknown): unknown {
+  const { code } = refusal as { code?: unknown };
+  if (refusal instanceof DirtmapError && code !== "JOURNAL") return refusal;
+  const what = code === "JOURNAL" ? "keep a record of the migration" : "build the machine";
+  return new DirtmapError(`the destination can't ${what}`, {
+    code: code === "JOURNAL" ? "JOURNAL" : "INTERNAL",
+    remedy: "see what the destination itself says",
+  });
 }
 
 /** @throws DirtmapError `OTHER_HARDWARE` where the guest would find another machine here */

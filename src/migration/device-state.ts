@@ -100,7 +100,7 @@ export class DeviceStateReceiver {
 
   /** Takes a device to RESUMING. */
   static async open(device: Resumable): Promise<DeviceStateReceiver> {
-    const stream = await asked(device.id, "go to RESUMING", device.setState("RESUMING"));
+    const stream = await asked(device.id, "go to RESUMING", "DEVICE_FAILED", device.setState("RESUMING"));
     if (stream?.direction !== "resuming") {
       throw new DirtmapError(`${device.id} gave no stream to resume from`, { code: "BAD_DEVICE_STATE" });
     }
@@ -125,7 +125,7 @@ export class DeviceStateReceiver {
     this.#chunks++;
     this.#bytes += data.length;
     checkStateSize(this.id, this.#bytes);
-    if (data.length > 0) await asked(this.id, "take its state", this.#stream.write(data));
+    if (data.length > 0) await this.#taking(this.#stream.write(data));
     this.#complete = last;
   }
 
@@ -136,21 +136,24 @@ export class DeviceStateReceiver {
         code: "BAD_DEVICE_STATE",
       });
     }
-    await asked(this.id, "take its state", this.#device.setState("STOP"));
+    await this.#taking(this.#device.setState("STOP"));
     await this.#stream[Symbol.asyncDispose]();
+  }
+
+  #taking<T>(doing: Promise<T>): Promise<T> {
+    return asked(this.id, "take its state", "BAD_DEVICE_STATE", doing);
   }
 }
 
 /** What a device is asked for; where it refuses, in the words that a report has. */
-async function asked<T>(device: string, what: string, doing: Promise<T>): Promise<T> {
+async function asked<T>(device: string, what: string, code: string, doing: Promise<T>): Promise<T> {
   try {
     return await doing;
   } catch (cause) {
-    throw new DeviceError(device, what, {
-      code: "BAD_DEVICE_STATE",
-      remedy: "have the device's driver or server in the same version on both sides",
-      cause,
-    });
+    // That the two are devices of the same shape is known by then.
+    const remedy =
+      code === "BAD_DEVICE_STATE" ? "have the device's driver or server in the same version on both sides" : undefined;
+    throw new DeviceError(device, what, { code, remedy, cause });
   }
 }
 

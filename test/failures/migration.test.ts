@@ -313,6 +313,20 @@ describe("a destination that refuses", () => {
     expect(pair.source.runsFreely).toBe(true);
     expect((await pair.received).outcome).toBe("refused");
   });
+
+  it("tells its own operator what is its own affair, and the source that there is something", async () => {
+    const pair = await started({
+      receive: {
+        createMachine: async () => {
+          throw new Error("ENOENT: no such file or directory, open '/root/secret'");
+        },
+      },
+    });
+    const told = await pair.migrate().catch((error: unknown) => error);
+    expect(told).toMatchObject({ code: "INTERNAL", remedy: "see what the destination itself says" });
+    expect((told as Error).message).not.toContain("/root");
+    expect(await pair.received).toMatchObject({ error: { message: expect.stringContaining("/root/secret") } });
+  });
 });
 
 describe("GO that is not confirmed", () => {
