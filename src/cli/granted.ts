@@ -1,3 +1,4 @@
+import { statSync } from "node:fs";
 import { UsageError } from "../errors.js";
 import { type DeviceDescription, isServed, type MachineDescription, type NamedFiles } from "../host/description.js";
 
@@ -60,6 +61,19 @@ function notGranted(has: string, option: string): UsageError {
     code: "NOT_GRANTED",
     remedy: `start \`dirtmap receive\` anew: ${option}`,
   });
+}
+
+/**
+ * The folder of --files, which is there.
+ * @throws UsageError `BAD_OPTION`
+ */
+export function grantedFolder(folder: string): string {
+  const refuse = (what: string, remedy: string) =>
+    new UsageError(`--files ${folder}: ${what}`, { code: "BAD_OPTION", remedy });
+  // Where an opened file lies is read from /proc.
+  if (process.platform !== "linux") throw refuse("needs Linux", "name files by device: --file DEV=FILE");
+  if (statSync(folder, { throwIfNoEntry: false })?.isDirectory() === true) return folder;
+  throw refuse("it is no folder", "name the folder that has the machines' files");
 }
 
 /** What the destination on this machine may open: the operator is the same, and has named it all. */

@@ -123,6 +123,12 @@ describe("`dirtmap receive`", () => {
   });
 });
 
+it("a folder that is none is refused before anything is listened at", LONG, async () => {
+  await using child = new Child(PROGRAM, "receive", "--listen", "tcp://127.0.0.1:0", "--files", path("none"));
+  expect(await child.ended).toBe(EXIT_CODES.usage.code);
+  expect(child.errors).toMatch(/--files .*none: it is no folder/);
+});
+
 it("the destination on this machine opens what the scenario names, without an option", LONG, async () => {
   await using source = migrate("--scenario", scenario("local", disk(path("elsewhere/disk.img"))));
   expect(await source.said("result")).toMatchObject({ result: "completed", verified: true });

@@ -73,7 +73,7 @@ async function run(options: ReceiveOptions): Promise<void> {
       { receive },
       { acceptedSource },
       { openMachine },
-      { withGranted },
+      { grantedFolder, withGranted },
       { formatEndpoint },
       { checkMemory },
     ] = await Promise.all([
@@ -85,7 +85,11 @@ async function run(options: ReceiveOptions): Promise<void> {
       import("../../migration/transport/endpoint.js"),
       import("../request.js"),
     ]);
-    const grants = { files: options.file ?? {}, sockets: options.socket ?? {}, folder: options.files };
+    const grants = {
+      files: options.file ?? {},
+      sockets: options.socket ?? {},
+      folder: options.files === undefined ? undefined : grantedFolder(options.files),
+    };
     const onRefused = (error: unknown) =>
       tell({ event: "refused", message: explain(error) }, `turned away: ${explain(error)}`);
     await using listener = await listen({
