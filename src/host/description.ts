@@ -338,7 +338,7 @@ export type NamedFiles = ReadonlyMap<string, string>;
 /**
  * A description that came from another machine, as it may be acted on: without its paths, which are that machine's. What
  * runs in another process there does so here; at which socket, and with which file, is for this machine's operator to say.
- * @returns the files that it named, too, for whom they mean the same here
+ * @returns it, and by device the files that it named, for a destination that has them under the same names
  */
 export function withoutPaths(description: MachineDescription): {
   readonly description: MachineDescription;

@@ -160,7 +160,7 @@ describe("a shape from another side", () => {
     const check = (more: Partial<DeviceShape>) => machineShapeSchema.safeParse(machine(more)).success;
     expect(check({})).toBe(true);
     const region = shape().regions[0];
-    expect(check({ regions: Array.from({ length: 65 }, (_, index) => ({ ...region, index })) })).toBe(false);
+    expect(check({ regions: Array.from({ length: 257 }, (_, index) => ({ ...region, index })) })).toBe(false);
     expect(check({ config: "00".repeat(257) })).toBe(false);
     expect(check({ facts: { serial: "\u001b[2J" } })).toBe(false);
     expect(check({ model: "\u001b[2J" })).toBe(false);

@@ -13,8 +13,8 @@ import { fixedConfig, PCI_SHAPE_BYTES, pciFieldAt } from "./pci-shape.js";
 /** Raised when a shape means something else; two sides of different versions don't understand each other. */
 const SHAPE_VERSION = 1;
 
-/** Devices have 9 regions and 5 types of interrupts by PCI, and drivers add a handful. */
-const MAX_INDICES = 64;
+/** PCI has 9 regions and 5 types of interrupts, and drivers add a handful: as many as the Linux host takes (vfio/device-info.ts). */
+const MAX_INDICES = 256;
 const MAX_FACTS = 32;
 
 const name = z

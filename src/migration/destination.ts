@@ -129,8 +129,7 @@ class Destination {
       }
       this.#machine = await this.#create(hello.machine);
       this.#devices = await migratableDevices(this.#machine);
-      const shape = await within(this.#timeouts.deviceMs, "what the devices are", machineShape(this.#machine));
-      checkShape(hello.shape, shape);
+      checkShape(hello.shape, await machineShape(this.#machine));
       this.#journal = Journal.destination(journalDirectory ?? defaultJournalDirectory(), hello.migration, source.from);
       const { receiver, token } = await source.openReceiver({ memory: this.#machine.memory, channels: hello.channels });
       this.#receiver = receiver;

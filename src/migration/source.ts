@@ -183,7 +183,7 @@ class Source {
     decisionSocket(this.#directory, this.#migration);
     this.#devices = await migratableDevices(this.#machine);
     const choices = chooseTrackers(await probeMachine(this.#machine), policy);
-    const shape = await within(this.#timeouts.deviceMs, "what the devices are", machineShape(this.#machine));
+    const shape = await machineShape(this.#machine);
     this.#signal.throwIfAborted();
     const peer = new Peer(await transport.connect(this.#signal));
     this.#peer = peer;
