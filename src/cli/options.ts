@@ -177,8 +177,16 @@ export function oneOf<Word extends string>(words: readonly Word[], what: string)
   };
 }
 
+/** Text that is there. */
+export function nonEmpty(text: string): string {
+  if (text !== "") return text;
+  throw new UsageError("it is empty", { code: "BAD_OPTION", remedy: "write what is meant" });
+}
+
 /** `DEV=VALUE`, as often as wanted; the last one for a device wins. */
-function perDevice<T>(parse: (text: string) => T): (text: string, before?: Record<string, T>) => Record<string, T> {
+export function perDevice<T>(
+  parse: (text: string) => T,
+): (text: string, before?: Record<string, T>) => Record<string, T> {
   return (text, before = {}) => {
     const at = text.indexOf("=");
     if (at < 1) throw new InvalidArgumentError(`'${text}' has no device; write DEV=VALUE`);

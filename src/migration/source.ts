@@ -3,6 +3,7 @@ import { DEFAULTS } from "../defaults.js";
 import { DirtmapError, explain, UsageError } from "../errors.js";
 import type { MachineDescription, PassthroughDescription } from "../host/description.js";
 import type { Machine } from "../host/host.js";
+import { machineShape } from "../host/shape.js";
 import { PAGE_SIZE } from "../memory/address.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
 import { type Policy, policyName, type TrackingDesign } from "../tracking/choice.js";
@@ -17,7 +18,8 @@ import type { PageSender } from "./data-plane.js";
 import { DEFAULT_TIMEOUTS, type Timeouts, within } from "./deadline.js";
 import { type Decision, DecisionListener, decisionCommand, decisionSocket } from "./decision.js";
 import { parseDestinationReport } from "./destination-report.js";
-import { DeviceStateSender } from "./device-state.js";
+import { DeviceError } from "./device-error.js";
+import { checkStateSize, DeviceStateSender } from "./device-state.js";
 import { type MigrationPhase, publish, publishRead, type ReadBounds } from "./events.js";
 import { defaultJournalDirectory, Journal, newMigrationId, type SourceRecord } from "./journal.js";
 import {
@@ -28,7 +30,7 @@ import {
   stopAll,
   takeDevicesBack,
 } from "./lock-step.js";
-import { type ControlLink, Peer, UNTIL_LOST } from "./peer.js";
+import { type ControlLink, Peer, PeerAborted, UNTIL_LOST } from "./peer.js";
 import { ProgressMeter } from "./progress.js";
 import {
   type DestinationReport,
@@ -214,6 +216,7 @@ class Source {
     decisionSocket(this.#directory, this.#migration);
     this.#devices = await migratableDevices(this.#machine);
     const choices = chooseTrackers(await probeMachine(this.#machine), policy);
+    const shape = await machineShape(this.#machine);
     this.#signal.throwIfAborted();
     const peer = new Peer(await transport.connect(this.#signal));
     this.#peer = peer;
@@ -223,6 +226,7 @@ class Source {
       protocol: PROTOCOL_VERSION,
       software: SOFTWARE,
       machine: description,
+      shape,
       channels,
       migration: this.#migration,
       verify: this.#options.verify ?? DEFAULTS.verify,
@@ -293,6 +297,7 @@ class Source {
       const sent = await this.#send(round, "pre-copy");
       let drained = true;
       for (const stream of this.#streams.values()) drained = (await stream.sendPrecopy(this.#signal)) && drained;
+      await this.#checkState(round);
       this.#signal.throwIfAborted();
 
       // Reads and clears first; the next round copies after.
@@ -321,6 +326,13 @@ class Source {
       // What devices can still send while they run is not left for the downtime, within reason.
       if (verdict.kind === "switch-over" && (drained || history.length >= conditions.maxRounds)) return round;
     }
+  }
+
+  /** A device that refuses its state does so while the machine runs, not in its downtime. */
+  async #checkState(round: number): Promise<void> {
+    if (this.#streams.size === 0) return;
+    await this.#otherSide.send({ type: "CHECK_STATE", round });
+    await this.#otherSide.expect(["STATE_TAKEN"], this.#timeouts.readyMs, this.#signal);
   }
 
   /** Who reported how much, with the devices' own names where a container reports for all that it can't follow. */
@@ -539,6 +551,10 @@ class Source {
   async #conditions(read: DirtyRead): Promise<Conditions> {
     const asked = Promise.all(this.#devices.map(({ vfio }) => vfio.dataSize()));
     const sizes = await within(this.#timeouts.deviceMs, "the size of the devices' states", asked);
+    // Now, rather than in the downtime.
+    for (const [index, { id }] of this.#devices.entries()) {
+      checkStateSize(id, (this.#streams.get(id)?.bytes ?? 0) + sizes[index]);
+    }
     const verifiedFirst = this.#options.verify === "before" ? this.#machine.memory.bytes : 0;
     return {
       downtimeLimitMs: this.#options.downtimeLimitMs ?? DEFAULTS.downtimeLimitMs,
@@ -717,5 +733,16 @@ function reportedError(error: unknown): NonNullable<MigrationReport["error"]> {
   const code = error instanceof DirtmapError ? error.code : "INTERNAL";
   const message = error instanceof Error ? error.message : String(error);
   const remedy = error instanceof DirtmapError ? error.remedy : undefined;
-  return { code, message, ...(remedy === undefined ? {} : { remedy }) };
+  const device =
+    error instanceof DeviceError
+      ? { id: error.device, side: "source" as const, reason: error.reason }
+      : error instanceof PeerAborted && error.device !== undefined
+        ? { ...error.device, side: "destination" as const }
+        : undefined;
+  return {
+    code,
+    message: device?.side === "destination" ? `at the destination, ${message}` : message,
+    ...(remedy === undefined ? {} : { remedy }),
+    ...(device === undefined ? {} : { device }),
+  };
 }

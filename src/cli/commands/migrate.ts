@@ -131,6 +131,7 @@ async function run(options: MigrateOptions): Promise<void> {
     );
     const [
       { startLocalDestination },
+      { grantsOf },
       { LiveView },
       { publishFeed },
       { newMigrationId },
@@ -142,6 +143,7 @@ async function run(options: MigrateOptions): Promise<void> {
       { watchConditions },
     ] = await Promise.all([
       import("../local-destination.js"),
+      import("../granted.js"),
       import("../../observe/live-view.js"),
       import("../../observe/feed/publish.js"),
       import("../../migration/journal.js"),
@@ -162,7 +164,8 @@ async function run(options: MigrateOptions): Promise<void> {
     const predicted =
       options.predict === undefined ? undefined : await foretold(machine, request, options, { signal, note });
 
-    await using local = remote === undefined ? await startLocalDestination(signal, options.journal) : undefined;
+    await using local =
+      remote === undefined ? await startLocalDestination(signal, grantsOf(description), options.journal) : undefined;
     const destination = remote ?? (await readEndpoint(local?.address ?? "", "client", options));
     const downtimeLimitMs = options.downtimeLimit ?? defaults.downtimeLimit;
     using view = quiet

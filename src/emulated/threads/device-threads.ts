@@ -5,6 +5,7 @@ import type { ModelInfo } from "../../devices/model.js";
 import { modelInfo } from "../../devices/models.js";
 import type { StampTrail } from "../../devices/stamp.js";
 import { DirtmapError } from "../../errors.js";
+import type { ShapeFacts } from "../../host/shape.js";
 import type { PageNumber } from "../../memory/address.js";
 import { endThread } from "../../threads/end-thread.js";
 import { RpcClient, serve } from "../../threads/rpc.js";
@@ -101,6 +102,11 @@ export class DeviceClient {
 
   async dropPins(args: { page: PageNumber; pages: number; epoch: number }): Promise<void> {
     await this.#call("dropPins", args);
+  }
+
+  /** What a guest can tell it by, of its model's own. */
+  async facts(): Promise<ShapeFacts> {
+    return this.#call("facts", {});
   }
 
   async counters(): Promise<Record<string, number>> {
