@@ -23,6 +23,8 @@ export const REGISTER = {
   SEQUENCE_HIGH: 0x04,
   /** Read and write; means nothing to the device. */
   SCRATCH: 0x08,
+  /** See {@link STATUS}. */
+  STATUS: 0x0c,
   /**
    * Writing n makes the device use the first n entries of the buffer table, and number its units from 1 again; 0: the
    * buffers that it was made with. Reads as the number in use: a table that can't be changes nothing.
@@ -30,6 +32,14 @@ export const REGISTER = {
   BUFFERS: 0x40,
   /** The buffer table: per entry the first byte's IOVA and the length (u64 each), whole pages; no two overlap. */
   BUFFER_TABLE: 0x100,
+} as const;
+
+/** Bits of REGISTER.STATUS. */
+export const STATUS = {
+  /** Read-only: the device has failed, and does nothing before a reset. */
+  FAILED: 1 << 0,
+  /** Writing 1 resets the device: all is as after power-on. Reads as 0. */
+  RESET: 1 << 1,
 } as const;
 
 /** Bytes of an entry of the buffer table, and how many it has at most. */
@@ -107,6 +117,7 @@ export abstract class PciModel implements DeviceModel {
   readonly #config = new Uint8Array(CONFIG_BYTES);
   readonly #memory: DeviceMemory;
   #context: DeviceContext | undefined;
+  #failed = false;
   /** Units were written of which no interrupt has told the guest. */
   #unannounced = false;
   #interruptedAt = 0;
@@ -132,6 +143,14 @@ export abstract class PciModel implements DeviceModel {
     this.#context = context;
     this.dma.bind(context);
     await this.open();
+  }
+
+  get hasFailed(): boolean {
+    return this.#failed;
+  }
+
+  showFailure(): void {
+    this.#failed = true;
   }
 
   run(budgetMs: number): number {
@@ -161,6 +180,7 @@ export abstract class PciModel implements DeviceModel {
 
   reset(): void {
     this.quiesce();
+    this.#failed = false;
     this.registers.fill(0);
     this.#useBuffers(0);
     this.#config.set(this.#powerOnConfig);
@@ -219,9 +239,11 @@ export abstract class PciModel implements DeviceModel {
     this.#region(region).set(source, offset);
     // The identity of a function is read-only.
     if (region === REGION.CONFIG) this.#config.set(this.#powerOnConfig.subarray(0, 4));
-    if (region === REGION.BAR0 && offset <= REGISTER.BUFFERS && offset + source.byteLength > REGISTER.BUFFERS) {
-      this.#useBuffers(registerView(this.registers).getUint32(REGISTER.BUFFERS, true));
-    }
+    if (region !== REGION.BAR0) return;
+    const view = registerView(this.registers);
+    const wrote = (register: number) => offset < register + 4 && offset + source.byteLength > register;
+    if (wrote(REGISTER.BUFFERS)) this.#useBuffers(view.getUint32(REGISTER.BUFFERS, true));
+    if (wrote(REGISTER.STATUS) && (view.getUint32(REGISTER.STATUS, true) & STATUS.RESET) !== 0) this.reset();
   }
 
   counters(): Record<string, number> {
@@ -263,6 +285,7 @@ export abstract class PciModel implements DeviceModel {
     const view = registerView(this.registers);
     view.setUint32(REGISTER.SEQUENCE_LOW, this.dma.lastSequence >>> 0, true);
     view.setUint32(REGISTER.SEQUENCE_HIGH, Math.floor(this.dma.lastSequence / 2 ** 32), true);
+    view.setUint32(REGISTER.STATUS, this.#failed ? STATUS.FAILED : 0, true);
   }
 
   #useBuffers(count: number): void {

@@ -118,6 +118,17 @@ export class Controller {
     return (this.#csts & (CSTS.RDY | CSTS.CFS | CSTS.SHST)) === CSTS.RDY;
   }
 
+  /** Controller Fatal Status (3.1.6): a reset leads out of it. */
+  get hasFailed(): boolean {
+    return (this.#csts & CSTS.CFS) !== 0;
+  }
+
+  /** See DeviceModel.showFailure. */
+  showFailure(): void {
+    this.#csts |= CSTS.CFS;
+    if (!this.#working) this.#apply();
+  }
+
   /** See DeviceModel.run. */
   run(budgetMs: number): number {
     const until = performance.now() + budgetMs;
@@ -280,6 +291,8 @@ export class Controller {
     }
     const before = this.#disabled ? this.#applied & ~CC.EN : this.#applied;
     if (this.#disabled && (this.#applied & CC.EN) !== 0) this.#resetController();
+    // It may have failed, or been shut down, while it was disabled.
+    if (this.#disabled) this.#csts &= ~CSTS.CFS;
     this.#disabled = false;
     this.#applied = this.#cc;
     if ((this.#cc & CC.EN) !== 0 && (before & CC.EN) === 0) this.#enable();
@@ -291,6 +304,7 @@ export class Controller {
 
   /** What can't be configured is a fatal error, from which a reset leads. */
   #enable(): void {
+    this.#csts &= CSTS.NSSRO;
     const entries = (shift: number) => ((this.#aqa >>> shift) & 0xfff) + 1;
     if ((this.#cc & (CC.CSS | CC.MPS | CC.AMS)) !== 0 || entries(0) < 2 || entries(16) < 2) {
       this.#csts |= CSTS.CFS;
@@ -367,7 +381,7 @@ export class Controller {
     if (status !== STATUS.SUCCESS && status !== STATUS.ABORT_REQUESTED) {
       this.errors++;
       const { phase } = queue.completion;
-      const lba = queue.id === 0 ? 0 : lbaOf(this.#fetched);
+      const lba = queue.id === 0 ? 0n : lbaOf(this.#fetched);
       this.logs.addError({ queue: queue.id, cid, status, phase, lba, nsid: this.#fetched.nsid });
     }
     this.#post(queue, cid, status, result);

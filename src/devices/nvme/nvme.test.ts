@@ -456,6 +456,21 @@ describe.runIf(process.platform === "linux")("an NVMe controller's admin command
     expect(guest.take(0)).toEqual([{ queue: 0, cid: request, status: 0, result: (LOG.ERROR << 16) | (1 << 8) }]);
   });
 
+  it.each([0x1_0000_0000n, 2n ** 53n + 1n, 2n ** 64n - 1024n, 2n ** 64n - 1n])(
+    "log that block %d is none, exactly",
+    async (block) => {
+      const { guest } = await startGuest();
+      const prp1 = guest.allocate(PAGE_SIZE);
+      for (const opcode of [IO.READ, IO.WRITE, IO.WRITE_ZEROES, IO.FLUSH, 0x7e]) {
+        const [dword10, dword11] = [Number(block & 0xffff_ffffn), Number(block >> 32n)];
+        guest.execute(1, { opcode, nsid: opcode === IO.FLUSH ? 2 : NSID, dword10, dword11, prp1 });
+        const page = guest.allocate(PAGE_SIZE);
+        guest.admin({ opcode: ADMIN.GET_LOG_PAGE, prp1: page, dword10: (15 << 16) | LOG.ERROR }, 0);
+        expect(guest.view(page, 64).getBigUint64(16, true)).toBe(block);
+      }
+    },
+  );
+
   it("log what went wrong, and what the disk has done", async () => {
     const { guest } = await startGuest();
     const prp1 = guest.allocate(PAGE_SIZE);

@@ -115,6 +115,14 @@ export class Nvme implements DeviceModel {
     return this.#config.busMaster;
   }
 
+  get hasFailed(): boolean {
+    return this.#controller.hasFailed;
+  }
+
+  showFailure(): void {
+    this.#controller.showFailure();
+  }
+
   /** @throws UsageError `DISK_LOCKED` */
   async start(context: DeviceContext): Promise<void> {
     this.#context = context;

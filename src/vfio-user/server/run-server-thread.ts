@@ -6,7 +6,7 @@ import { DirtmapError, UsageError } from "../../errors.js";
 import { serve } from "./serve.js";
 import { ServedDevice } from "./served-device.js";
 import type { ServerThreadData, ServerThreadMessage } from "./server.js";
-import { LINES_OF_ALL, limited } from "./server-log.js";
+import { LINES_OF_ALL, LINES_OF_CLIENT, limited } from "./server-log.js";
 
 /**
  * What a server's thread does: makes the model, serves it until it is told to stop, and tells the main thread what
@@ -30,7 +30,9 @@ export async function runServerThread(
   let serving = false;
   try {
     const { model, turnEventLoop, feed } = create(data);
-    const onFailure = (reason: string) => write(`${id} has failed, until it is reset: ${reason}`);
+    // A guest that makes it fail and resets it, again and again, fills no disk either.
+    const logFailure = limited(write, LINES_OF_CLIENT);
+    const onFailure = (reason: string) => logFailure(`${id} has failed, until it is reset: ${reason}`);
     using device = await ServedDevice.start({ id, model, dma, onFailure });
     say({ kind: "ready", feed: feed?.() });
     serving = true;
