@@ -40,6 +40,11 @@ export class DmaLogging {
     this.#source = source;
   }
 
+  /** What is logged; null: it is off. */
+  get ranges(): readonly LogRange[] | null {
+    return this.#ranges;
+  }
+
   /** Returns the page size that the device chose: the largest it has up to the hint, or else its smallest. */
   async start(pageSize: number, ranges: readonly LoggedRange[]): Promise<number> {
     const { pageSizes, maxRanges, addressWidth } = this.#limits;
