@@ -87,6 +87,8 @@ export class Controller {
   #disabled = false;
   #resetDue: "function" | "subsystem" | undefined;
   #working = false;
+  /** The queue whose turn it is. */
+  #turn = 0;
   #csts = 0;
   #aqa = 0;
   #asq = { low: 0, high: 0 };
@@ -133,7 +135,7 @@ export class Controller {
   run(budgetMs: number): number {
     const until = performance.now() + budgetMs;
     while (this.isReady) {
-      const worked = this.#work();
+      const worked = this.#work(until);
       this.#apply();
       if (!worked) return IDLE_MS;
       if (performance.now() >= until) return 0;
@@ -141,13 +143,18 @@ export class Controller {
     return IDLE_MS;
   }
 
-  /** One round over the queues; false where there was nothing to do. */
-  #work(): boolean {
+  /** One round over the queues, or as much of it as time is left for; false where there was nothing to do. */
+  #work(until: number): boolean {
     this.#working = true;
     try {
+      const { submission } = this.queues;
       let worked = this.#tellEvents();
-      for (const queue of this.queues.submission) {
-        if (queue !== undefined && this.isReady && !this.#resetWaits && this.#serve(queue)) worked = true;
+      for (let looks = 0; looks < submission.length && this.isReady && !this.#resetWaits; looks++) {
+        const queue = submission[this.#turn];
+        this.#turn = (this.#turn + 1) % submission.length;
+        if (queue === undefined || !this.#serve(queue, until)) continue;
+        worked = true;
+        if (performance.now() >= until) break;
       }
       this.#announce();
       return worked;
@@ -346,7 +353,7 @@ export class Controller {
   }
 
   /** Does some of a queue's commands; false where there are none, or no room for their completions. */
-  #serve(queue: SubmissionQueue): boolean {
+  #serve(queue: SubmissionQueue, until: number): boolean {
     const { head, page, entries, completion } = queue;
     const at = head << SQE_SHIFT;
     const offset = at % PAGE_SIZE;
@@ -372,7 +379,8 @@ export class Controller {
         const status = this.#admin.execute(this.#fetched, dma);
         if (status !== HELD) this.#complete(queue, this.#fetched.cid, status, this.#admin.result);
       } else this.#complete(queue, this.#fetched.cid, this.#io.execute(this.#fetched, dma), 0);
-      if (!this.isReady || this.#resetWaits) break;
+      // A command may take a while: 512 KiB of a slow disk, or of a client that is asked for every page.
+      if (!this.isReady || this.#resetWaits || performance.now() >= until) break;
     }
     return true;
   }

@@ -634,6 +634,21 @@ describe.runIf(process.platform === "linux")("an NVMe controller's disk", () => 
     expect(guest.context.vectors).toEqual([2, 3]);
   });
 
+  it("ends a slice after the command in which its budget is over, and gives each queue its turn", async () => {
+    const { guest } = await startGuest({}, { ioQueues: 3 });
+    const prp1 = guest.allocate(PAGE_SIZE);
+    for (const queue of [1, 2, 3]) {
+      for (let i = 0; i < 8; i++) guest.queue(queue, read(0, 1, { prp1 }));
+      guest.ring(queue);
+    }
+    const before = guest.device.counters().commands;
+    for (let slice = 1; slice <= 6; slice++) {
+      expect(guest.device.run(0)).toBe(0);
+      expect(guest.device.counters().commands - before).toBe(slice);
+    }
+    expect([1, 2, 3].map((queue) => guest.take(queue).length)).toEqual([2, 2, 2]);
+  });
+
   it("posts no more than the completion queue has room for, and goes on when there is room", async () => {
     const { guest } = await startGuest({}, { entries: 4 });
     // The submission queue is refilled while nothing is taken: 3 completions fill their queue.
