@@ -1,7 +1,7 @@
 import { closeSync } from "node:fs";
 import type { RegionInfo } from "../host/host.js";
 import type { ReplaySchedule } from "../host/replay-schedule.js";
-import { PAGE_SIZE } from "../memory/address.js";
+import { PAGE_SIZE, pageOf } from "../memory/address.js";
 import type { PageSpan, SlotOrder } from "./buffers.js";
 import { DeviceMemory } from "./device-memory.js";
 import type { DeviceContext, DeviceModel, MappableRegion, ModelInfo } from "./model.js";
@@ -27,7 +27,8 @@ export const REGISTER = {
   STATUS: 0x0c,
   /**
    * Writing n makes the device use the first n entries of the buffer table, and number its units from 1 again; 0: the
-   * buffers that it was made with. Reads as the number in use: a table that can't be changes nothing.
+   * buffers that it was made with. Reads as the number in use: a table that can't be changes nothing. A write to an entry
+   * in use makes it 0: what the device uses is what the table says, here and where its state is loaded.
    */
   BUFFERS: 0x40,
   /** The buffer table: per entry the first byte's IOVA and the length (u64 each), whole pages; no two overlap. */
@@ -243,6 +244,7 @@ export abstract class PciModel implements DeviceModel {
     const view = registerView(this.registers);
     const wrote = (register: number) => offset < register + 4 && offset + source.byteLength > register;
     if (wrote(REGISTER.BUFFERS)) this.#useBuffers(view.getUint32(REGISTER.BUFFERS, true));
+    else if (this.#isInUse(offset, source.byteLength)) this.#useBuffers(0);
     if (wrote(REGISTER.STATUS) && (view.getUint32(REGISTER.STATUS, true) & STATUS.RESET) !== 0) this.reset();
   }
 
@@ -288,6 +290,12 @@ export abstract class PciModel implements DeviceModel {
     view.setUint32(REGISTER.STATUS, this.#failed ? STATUS.FAILED : 0, true);
   }
 
+  /** True for a part of BAR 0 in which an entry lies that the device uses. */
+  #isInUse(offset: number, bytes: number): boolean {
+    const end = REGISTER.BUFFER_TABLE + this.#buffersUsed * BUFFER_ENTRY_BYTES;
+    return offset < end && offset + bytes > REGISTER.BUFFER_TABLE;
+  }
+
   #useBuffers(count: number): void {
     const buffers = count === 0 ? this.#ownBuffers : this.#bufferTable(count);
     if (buffers !== undefined && (count > 0 || this.#buffersUsed > 0)) {
@@ -304,9 +312,11 @@ export abstract class PciModel implements DeviceModel {
     const spans: PageSpan[] = [];
     for (let index = 0; index < count; index++) {
       const at = REGISTER.BUFFER_TABLE + index * BUFFER_ENTRY_BYTES;
-      const firstPage = Number(view.getBigUint64(at, true)) / PAGE_SIZE;
-      const pages = Number(view.getBigUint64(at + 8, true)) / PAGE_SIZE;
-      if (!Number.isInteger(firstPage) || !Number.isInteger(pages) || pages === 0) return undefined;
+      const iova = view.getBigUint64(at, true);
+      const bytes = view.getBigUint64(at + 8, true);
+      if ((iova | bytes) % BigInt(PAGE_SIZE) !== 0n || bytes === 0n || iova + bytes > 1n << 64n) return undefined;
+      const firstPage = pageOf(iova);
+      const pages = pageOf(bytes);
       if (spans.some((span) => firstPage < span.firstPage + span.pages && span.firstPage < firstPage + pages)) {
         return undefined;
       }

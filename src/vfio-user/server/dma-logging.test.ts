@@ -55,7 +55,7 @@ function logOf(limits = LIMITS) {
 describe("a log of everything", () => {
   it("does nothing for a map, however many there are", async () => {
     const { log, memory, map, dirty } = logOf();
-    const starts = vi.spyOn(DmaLogging.prototype, "start");
+    const starts = vi.spyOn(DmaLogging.prototype, "startAll");
     const logs = vi.spyOn(DmaLog, "create");
     await log.start(4096, [], USER);
     const looks = vi.spyOn(memory, "regions");
@@ -106,6 +106,9 @@ describe("a log of everything", () => {
     expect(map(2 ** 52 - 17)).toBe(true);
     memory.log?.mark(2 ** 52 - 17);
     expect((await dirty(2 ** 52 - 32, 16)).length).toBe(16);
+    expect(map(2 ** 52 - 2)).toBe(true);
+    memory.log?.mark(2 ** 52 - 2);
+    expect(await dirty(2 ** 52 - 2, 1)).toEqual([2 ** 52 - 2]);
   });
 
   it("refuses to be read, until it is started anew, where it has lost a mark", async () => {

@@ -9,7 +9,7 @@ import {
 } from "../../devices/driver/dma-logging.js";
 import { SparseLog } from "../../devices/sparse-log.js";
 import type { BitmapQuery, DmaLoggingLimits } from "../../host/host.js";
-import { iovaOf, type PageNumber, U64_MAX } from "../../memory/address.js";
+import { hex, iovaOf, type PageNumber } from "../../memory/address.js";
 import type { UapiError } from "../../uapi/errno.js";
 import type { ClientMemory } from "./client-memory.js";
 import { refusal } from "./refusal.js";
@@ -29,7 +29,7 @@ export interface DmaLogUser {
 export class ServedLog {
   readonly #memory: ClientMemory;
   readonly #logging: DmaLogging | null;
-  /** The first address that the device's log does not cover, at most U64_MAX. */
+  /** The first address that the device's log does not cover. */
   readonly #end: bigint;
   #user: DmaLogUser | null = null;
   /** What is logged is not ranges, but everything. */
@@ -38,15 +38,8 @@ export class ServedLog {
 
   constructor(memory: ClientMemory, limits: DmaLoggingLimits | null) {
     this.#memory = memory;
-    const end = 1n << BigInt(limits?.addressWidth ?? 0);
-    this.#end = end > U64_MAX ? U64_MAX : end;
-    this.#logging =
-      limits === null
-        ? null
-        : new DmaLogging(
-            limits,
-            logOf(memory, () => this.#everything),
-          );
+    this.#end = 1n << BigInt(limits?.addressWidth ?? 0);
+    this.#logging = limits === null ? null : new DmaLogging(limits, logOf(memory));
   }
 
   /** What is logged, for a report; null: it is off. */
@@ -63,16 +56,13 @@ export class ServedLog {
   /** VFIO_DEVICE_FEATURE_DMA_LOGGING_START; returns the granule. */
   async start(pageSize: number, ranges: readonly LoggedRange[], user: DmaLogUser): Promise<number> {
     const logging = this.#supported("start");
-    if (this.#user !== null || ranges.length > 0) this.#granule = await logging.start(pageSize, ranges);
-    else {
-      this.#everything = true;
-      try {
-        this.#granule = await logging.start(pageSize, [this.#whole(BigInt(pageSize))]);
-      } catch (error) {
-        this.#everything = false;
-        throw error;
-      }
+    const everything = ranges.length === 0;
+    if (everything && this.#memory.regions().some((region) => !this.#reaches(region))) {
+      const remedy = `map nothing from ${hex(this.#end)} on: its log ends there`;
+      throw refusal("EOPNOTSUPP", "VFIO_DEVICE_FEATURE_DMA_LOGGING_START", "log everything that is mapped", remedy);
     }
+    this.#granule = everything ? await logging.startAll(pageSize) : await logging.start(pageSize, ranges);
+    this.#everything = everything;
     this.#user = user;
     return this.#granule;
   }
@@ -100,16 +90,20 @@ export class ServedLog {
   /** Ends the log, whoever has started it: the device was reset. */
   async end(): Promise<void> {
     this.#user = null;
-    await this.#logging?.stop();
     this.#everything = false;
+    await this.#logging?.stop();
   }
 
   /**
    * False for a region in which the device's writes would go unlogged, where everything is to be logged: its log does not
    * reach as far. The caller ends the log, so that the next report is refused: an error means that all is dirty.
    */
-  covers({ page, pages }: LogRange): boolean {
-    return !this.#everything || iovaOf(page + pages) <= this.#end;
+  covers(region: LogRange): boolean {
+    return !this.#everything || this.#reaches(region);
+  }
+
+  #reaches({ page, pages }: LogRange): boolean {
+    return iovaOf(page + pages) <= this.#end;
   }
 
   #supported(operation: "start" | "report" | "stop"): DmaLogging {
@@ -121,36 +115,23 @@ export class ServedLog {
     if (this.#user === null || this.#user === user) return;
     throw refusal("EBUSY", "VFIO_DEVICE_FEATURE_DMA_LOGGING", `${what} the log`, `${this.#user.name} has started it`);
   }
-
-  /**
-   * All that can be logged, as a range; longer, and to be refused, where something is mapped behind that. The topmost page
-   * of the 64-bit space can't be said to be logged, here as in the kernel.
-   */
-  #whole(pageSize: bigint): LoggedRange {
-    const unit = pageSize > 0n ? pageSize : 1n;
-    const last = this.#memory.regions().at(-1);
-    const end = last === undefined ? 0n : iovaOf(last.page + last.pages);
-    const whole = [this.#end, end, unit].reduce((a, b) => (a > b ? a : b)) + unit - 1n;
-    return { iova: 0n, length: ((whole > U64_MAX ? U64_MAX : whole) / unit) * unit };
-  }
 }
 
-function logOf(memory: ClientMemory, logsEverything: () => boolean): LogSource {
+function logOf(memory: ClientMemory): LogSource {
   let read: (page: PageNumber, pages: number, into: DirtyBitmap) => void = () => {};
   return {
     async start(ranges, granule) {
-      if (logsEverything()) {
-        const log = new SparseLog(granule);
-        memory.log = log;
-        read = (page, pages, into) => {
-          if (log.lost) throw lostMarks();
-          log.readAndClear(page, pages, into);
-        };
-      } else {
-        const log = createLog(ranges, granule);
-        memory.log = log;
-        read = (page, pages, into) => log.readAndClearAlone(page, pages, into);
-      }
+      const log = createLog(ranges, granule);
+      memory.log = log;
+      read = (page, pages, into) => log.readAndClearAlone(page, pages, into);
+    },
+    async startAll(granule) {
+      const log = new SparseLog(granule);
+      memory.log = log;
+      read = (page, pages, into) => {
+        if (log.lost) throw lostMarks();
+        log.readAndClear(page, pages, into);
+      };
     },
     async readAndClear(page, pages, { into }) {
       read(page, pages, into);
