@@ -311,10 +311,15 @@ export class Engine {
     const ring = this.#completions;
     const { page, offset } = ring.place(ring.tail);
     const { dma } = this.#host;
-    if (
-      dma.write(page, offset, record, 0, HALF_RECORD) !== null ||
-      dma.write(page, offset + HALF_RECORD, record, HALF_RECORD, HALF_RECORD) !== null
-    ) {
+    const isWritten =
+      dma.write(page, offset, record, 0, HALF_RECORD) === null &&
+      dma.write(page, offset + HALF_RECORD, record, HALF_RECORD, HALF_RECORD) === null;
+    const goesOn = status !== CHAIN_STATUS.SUCCESS && (last.flags & FLAG.CHAIN) !== 0;
+    this.#chain = goesOn ? CHAIN.FAILED : CHAIN.NONE;
+    this.#work = undefined;
+    this.#done = 0;
+    this.#descriptors = 0;
+    if (!isWritten) {
       this.#halt(HALT.COMPLETION_FAULT);
       return;
     }
@@ -323,11 +328,6 @@ export class Engine {
     if (status !== CHAIN_STATUS.SUCCESS) this.failedChains++;
     if (status !== CHAIN_STATUS.SUCCESS || (last.flags & FLAG.INTERRUPT) !== 0) this.#unannounced = true;
     this.chains++;
-    const goesOn = status !== CHAIN_STATUS.SUCCESS && (last.flags & FLAG.CHAIN) !== 0;
-    this.#chain = goesOn ? CHAIN.FAILED : CHAIN.NONE;
-    this.#work = undefined;
-    this.#done = 0;
-    this.#descriptors = 0;
   }
 
   #halt(error: number): void {

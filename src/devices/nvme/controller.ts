@@ -163,6 +163,11 @@ export class Controller {
     }
   }
 
+  /** The device stops: what it does next depends on its state alone, here and elsewhere. */
+  quiesce(): void {
+    this.#turn = 0;
+  }
+
   /** Registers and doorbells; a doorbell reads as 0. */
   read(offset: number, target: Uint8Array): void {
     const registers = new Uint8Array(REGISTERS_BYTES);

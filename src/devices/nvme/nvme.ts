@@ -139,6 +139,7 @@ export class Nvme implements DeviceModel {
   }
 
   quiesce(): void {
+    this.#controller.quiesce();
     this.#disk.unlock();
   }
 
