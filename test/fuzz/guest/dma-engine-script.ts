@@ -60,9 +60,8 @@ export class DmaEngineScript implements Script {
     const s = this.#source;
     const entries = random.pick([2, 3, 16, 64, 128, 129]);
     const records = random.pick([2, 3, 16, 64, 256]);
-    const pages = (bytes: number) => s.pages(Math.ceil(bytes / PAGE_SIZE));
-    const ring = pages(entries * descriptor.size);
-    const completions = random.chance(3) ? ring : pages(records * completion.size);
+    const ring = s.queue(entries * descriptor.size);
+    const completions = random.chance(3) ? ring : s.queue(records * completion.size);
     this.#rings = { ring, completions, entries, records, tail: 0, head: 0, pass: 1 };
     return [
       busMaster(),

@@ -83,13 +83,14 @@ export class NvmeScript implements Script {
     const [admin] = this.#queues;
     if (admin === undefined) return [];
     const entries = random.pick([2, 3, 8, 32, 64, 128]);
+    const isThere = this.#queues[id] !== undefined;
     const queue = this.#makeQueue(id, entries);
     this.#queues[id] = queue;
     const size = Number(s.twist(((entries - 1) << 16) | id, 32));
-    // Sometimes an identifier that there is already, or one without deleting the other.
+    // Sometimes an identifier that there is already, or that there isn't.
     return [
-      ...(random.chance(40) ? this.#command(admin, { opcode: ADMIN.DELETE_SQ, dword10: id }) : []),
-      ...(random.chance(40) ? this.#command(admin, { opcode: ADMIN.DELETE_CQ, dword10: id }) : []),
+      ...(random.chance(isThere ? 95 : 5) ? this.#command(admin, { opcode: ADMIN.DELETE_SQ, dword10: id }) : []),
+      ...(random.chance(isThere ? 95 : 5) ? this.#command(admin, { opcode: ADMIN.DELETE_CQ, dword10: id }) : []),
       ...this.#command(admin, { opcode: ADMIN.CREATE_CQ, prp1: queue.cq, dword10: size, dword11: (id << 16) | 3 }),
       ...this.#command(admin, { opcode: ADMIN.CREATE_SQ, prp1: queue.sq, dword10: size, dword11: (id << 16) | 1 }),
       ...this.#ring(admin),
@@ -106,7 +107,7 @@ export class NvmeScript implements Script {
 
   #ioCommand(queue: Queue): GuestOperation[] {
     const { random } = this.#source;
-    const opcode = random.pick([IO.READ, IO.READ, IO.WRITE, IO.WRITE, IO.FLUSH, IO.WRITE_ZEROES, 0x7e]);
+    const opcode = random.pick([IO.READ, IO.READ, IO.READ, IO.WRITE, IO.WRITE, IO.WRITE, IO.FLUSH, IO.WRITE_ZEROES]);
     const blocks = random.pick([1, 1, 2, 8, 9, 16, 24, 64, 200]);
     const lba = random.below(DISK_BLOCKS - blocks + 1);
     const pages = Math.ceil((blocks * 512) / PAGE_SIZE) + 1;
@@ -218,10 +219,9 @@ export class NvmeScript implements Script {
   }
 
   #makeQueue(id: number, entries: number): Queue {
-    const pages = (bytes: number) => this.#source.pages(Math.ceil((entries * bytes) / PAGE_SIZE));
-    const sq = pages(SQE_BYTES);
+    const sq = this.#source.queue(entries * SQE_BYTES);
     // Sometimes both in the same place.
-    const cq = this.#source.random.chance(3) ? sq : pages(CQE_BYTES);
+    const cq = this.#source.random.chance(3) ? sq : this.#source.queue(entries * CQE_BYTES);
     return { id, sq, cq, entries, tail: 0, head: 0, phase: 1 };
   }
 }

@@ -32,6 +32,9 @@ const NUMBERS: readonly bigint[] = [
   ],
 ];
 
+/** Pages of the large region in which a driver that has its wits about it puts its queues, and nothing else. */
+const QUEUE_PAGES = 24;
+
 /** Bytes of the guest's memory, as it is now. */
 export type Peek = (address: number, bytes: number) => Uint8Array;
 
@@ -71,11 +74,20 @@ export class Source {
     return new Uint8Array(BigUint64Array.of(this.twist(value, 64)).buffer);
   }
 
-  /** The first address of pages that can be read and written: mostly of the large region. */
+  /** The first address of pages for a queue: mostly apart from {@link pages} for data. */
+  queue(bytes: number): number {
+    const count = Math.ceil(bytes / PAGE_SIZE);
+    if (this.random.chance(10)) return this.pages(count);
+    return (REGIONS[0].page + this.random.below(QUEUE_PAGES - count + 1)) * PAGE_SIZE;
+  }
+
+  /** The first address of pages that can be read and written: mostly of the large region, behind the queues. */
   pages(count: number): number {
     const { random } = this;
+    const [{ page, pages: all }] = REGIONS;
+    if (random.chance(80)) return (page + QUEUE_PAGES + random.below(all - QUEUE_PAGES - count + 1)) * PAGE_SIZE;
     const regions = REGIONS.filter(({ readable, writeable, pages }) => readable && writeable && pages >= count);
-    const region = random.chance(60) ? regions[0] : random.pick(regions);
+    const region = random.pick(regions);
     // At the very end, or anywhere.
     const from = random.chance(20) ? region.pages - count : random.below(region.pages - count + 1);
     return (region.page + from) * PAGE_SIZE;
