@@ -43,7 +43,7 @@ export interface GuestFuzzOptions {
   readonly operations: number;
   readonly seed: number;
   /** For tests of the fuzzer: something that goes wrong. */
-  readonly sabotage?: (side: Side) => void;
+  readonly sabotage?: ((side: Side) => void) | undefined;
   readonly onProgress?: (operations: number) => void;
 }
 
@@ -57,40 +57,52 @@ export class GuestFuzzFailure extends Error {
   }
 }
 
+/** What was done, and what the devices have counted, in the end of each run. */
+export type GuestTally = Map<string, number>;
+
 /** Runs with seeds from `seed` on, until there were as many operations as wanted. @throws GuestFuzzFailure */
-export async function fuzzGuest(
-  options: GuestFuzzOptions,
-): Promise<{ tally: ReadonlyMap<string, number>; grown: number }> {
-  const { model, seed, sabotage, onProgress } = options;
-  const tally = new Map<string, number>();
+export async function fuzzGuest(options: GuestFuzzOptions): Promise<{ tally: GuestTally; grown: number }> {
+  const { model, seed, operations, sabotage, onProgress } = options;
+  const tally: GuestTally = new Map();
   let before: number | undefined;
-  for (let run = 0, done = 0; done < options.operations; run++) {
-    const runSeed = (seed + run) >>> 0;
-    const operations: GuestOperation[] = [];
-    const what = await attempt(model, sabotage, async (bench) => {
-      const generator = new Generator(model, new Random(runSeed), bench);
-      while (operations.length < Math.min(RUN_OPERATIONS, options.operations - done)) {
-        const operation = generator.next();
-        operations.push(operation);
-        await bench.perform(operation);
-      }
-      for (const [name, times] of Object.entries(bench.side.device.model.counters())) {
-        if (Number.isInteger(times)) tally.set(name, (tally.get(name) ?? 0) + times);
-      }
-    });
-    if (what !== undefined) {
-      const { last, shortest } = await shrink(model, sabotage, what, operations);
-      throw new GuestFuzzFailure({ model, seed: runSeed }, last, shortest);
-    }
-    for (const { kind } of operations) tally.set(kind, (tally.get(kind) ?? 0) + 1);
-    done += operations.length;
+  for (let run = 0, done = 0; done < operations; run++) {
+    const wanted = Math.min(RUN_OPERATIONS, operations - done);
+    await runGuest({ model, seed: (seed + run) >>> 0, operations: wanted, tally, sabotage });
+    done += wanted;
     onProgress?.(done);
-    if (before === undefined && done >= options.operations / 10) before = process.memoryUsage().rss;
+    if (before === undefined && done >= operations / 10) before = process.memoryUsage().rss;
     const grown = process.memoryUsage().rss - (before ?? Number.POSITIVE_INFINITY);
-    if (grown > MAX_GROWTH)
-      throw new GuestFuzzFailure({ model, seed: runSeed }, `the process grew by ${grown} bytes`, []);
+    if (grown > MAX_GROWTH) throw new GuestFuzzFailure({ model, seed }, `the process grew by ${grown} bytes`, []);
   }
   return { tally, grown: process.memoryUsage().rss - (before ?? 0) };
+}
+
+/** One run. @throws GuestFuzzFailure */
+export async function runGuest({
+  model,
+  seed,
+  operations: wanted = RUN_OPERATIONS,
+  tally = new Map(),
+  sabotage,
+}: Omit<GuestFuzzOptions, "operations" | "onProgress"> & {
+  readonly operations?: number;
+  readonly tally?: GuestTally;
+}): Promise<void> {
+  const operations: GuestOperation[] = [];
+  const count = (what: string, times: number) => tally.set(what, (tally.get(what) ?? 0) + times);
+  const what = await attempt(model, sabotage, async (bench) => {
+    const generator = new Generator(model, new Random(seed), bench);
+    while (operations.length < wanted) {
+      const operation = generator.next();
+      operations.push(operation);
+      await bench.perform(operation);
+      count(operation.kind, 1);
+    }
+    for (const [name, times] of Object.entries(bench.side.device.model.counters())) count(`device's ${name}`, times);
+  });
+  if (what === undefined) return;
+  const { last, shortest } = await shrink(model, sabotage, what, operations);
+  throw new GuestFuzzFailure({ model, seed }, last, shortest);
 }
 
 /** Does a list of operations once more; returns what goes wrong, undefined where nothing does. */
@@ -242,6 +254,7 @@ class GuestBench implements AsyncDisposable {
     await this.#look();
     source.check();
     const target = await Side.start(this.#model, this.#directory, ++this.generation, source);
+    this.#sabotage?.(target);
     try {
       await target.device.driver.setState("RESUMING");
       const into = target.device.driver.stream as ResumingStream;
@@ -269,7 +282,6 @@ class GuestBench implements AsyncDisposable {
       throw error;
     }
     this.side = target;
-    this.#sabotage?.(target);
     await source[Symbol.asyncDispose]();
   }
 
