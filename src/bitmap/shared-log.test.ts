@@ -1,5 +1,6 @@
 import fc from "fast-check";
 import { afterEach, describe, expect, it, vi } from "vitest";
+import { forEachRun } from "./bits.js";
 import { SharedLog } from "./shared-log.js";
 
 const BITS = 5000;
@@ -134,6 +135,29 @@ describe("a shared log", () => {
     }
   });
 
+  it("gives whole blocks at once to a reader on the writers' thread, and keeps the granules beside them", () => {
+    const bits = 8 * 1024 + 40;
+    const log = SharedLog.create(bits);
+    for (const first of [0, 1, 31, 32, 1023, 1024, 1025]) {
+      for (const end of [bits, 8 * 1024 + 1, 8 * 1024, 8 * 1024 - 1, 7 * 1024 + 1, 7 * 1024]) {
+        for (let bit = 0; bit < bits; bit++) log.mark(bit);
+        // Where its bits fall on whole words, as they lie in the log.
+        const into = new Uint32Array(300);
+        log.readAndClearAlone(first, end - first, into, first % 32);
+        expect(runsIn(into)).toEqual([[first % 32, end - first]]);
+        const rest = new Uint32Array(300);
+        log.readAndClearAlone(0, bits, rest, 0);
+        const left: [number, number][] = [
+          [0, first],
+          [end, bits - end],
+        ];
+        expect(runsIn(rest)).toEqual(left.filter(([, count]) => count > 0));
+        // The second level says no more than it has to of blocks that were taken whole.
+        expect(log.arena.u32.subarray(log.summary / 4, log.summary / 4 + 8).some((word) => word !== 0)).toBe(false);
+      }
+    }
+  });
+
   it("leaves nothing to be looked at where all was taken: a read costs what is dirty", () => {
     const log = SharedLog.create(CUT_BITS);
     for (const bit of EDGES) log.mark(bit);
@@ -152,7 +176,7 @@ describe("a shared log", () => {
     expect(log.arena.u32.subarray(log.summary / 4, log.summary / 4 + 3)).toEqual(Uint32Array.of(0, 0, 0));
   });
 
-  it.each([1, 31, 32, 33, 1023, 1024, 1025, 32_767, 32_768, 32_769])(
+  it.each([1, 31, 32, 33, 1023, 1024, 1025, 32_768, 32_769, 508_416])(
     "has a place for the last of %d granules",
     (bits) => {
       const log = SharedLog.create(bits);
@@ -308,6 +332,12 @@ describe("a shared log's reader and writers", () => {
     ]);
   });
 });
+
+function runsIn(words: Uint32Array): [first: number, count: number][] {
+  const runs: [number, number][] = [];
+  forEachRun(words, words.length * 32, (first, count) => runs.push([first, count]));
+  return runs;
+}
 
 function bytesOf(words: Uint32Array): Uint8Array {
   return new Uint8Array(words.buffer, words.byteOffset, words.byteLength);

@@ -133,6 +133,22 @@ describe("a device's DMA log", () => {
     }
   });
 
+  it.each(readers)("adds nothing before and behind a bitmap that is shorter than what is read: %s", (_, take) => {
+    const log = DmaLog.create([{ page: 32, pages: 64 }], 4096);
+    for (let page = 32; page < 96; page++) log.mark(page);
+    const into = new DirtyBitmap({ iova: 33n << 12n, length: 62n << 12n, granule: 4096 });
+    take(log, 32, 64, into);
+    expect([into.bits, into.count(), into.get(0), into.get(61), into.get(62)]).toEqual([62, 62, true, true, false]);
+    const short = new DirtyBitmap({ iova: 32n << 12n, length: 63n << 12n, granule: 4096 });
+    for (let page = 32; page < 96; page++) log.mark(page);
+    take(log, 32, 64, short);
+    expect([short.bits, short.count(), short.get(63)]).toEqual([63, 63, false]);
+    // What had no place was taken, too.
+    const rest = new DirtyBitmap({ iova: 0n, length: 128n << 12n, granule: 4096 });
+    take(log, 0, 128, rest);
+    expect(rest.count()).toBe(0);
+  });
+
   it("is the same on another thread, by what is posted of it", () => {
     const log = DmaLog.create(EDGED, 8192);
     const posted = log.posted();

@@ -136,8 +136,8 @@ describe("PinLog", () => {
   it("keeps what a pin may write until the last pin of its run is gone", () => {
     const log = new PinLog();
     log.start();
-    log.pin(4, 2, false);
     log.pin(4, 2, true);
+    log.pin(4, 2, false);
     expect(log.unpin(4, 2)).toBe(true);
     expect(log.pinned()).toMatchObject([{ firstPage: 4, pages: 2, write: true }]);
     expect(read(log, 0, 16)).toEqual([4, 5]);
@@ -145,6 +145,15 @@ describe("PinLog", () => {
     expect(log.pinned()).toEqual([]);
     expect(read(log, 0, 16)).toEqual([4, 5]);
     expect(read(log, 0, 16)).toEqual([]);
+  });
+
+  it("counts a run as writeable from the first pin that says so", () => {
+    const log = new PinLog();
+    log.start();
+    log.pin(4, 1, false);
+    expect(read(log, 0, 16)).toEqual([]);
+    log.pin(4, 1, true);
+    expect(read(log, 0, 16)).toEqual([4]);
   });
 
   it("reports into a bitmap of another range only what lies in both, at every edge", () => {
