@@ -54,6 +54,11 @@ export class DeviceClient {
     return this.#failure;
   }
 
+  /** Called by its thread's side: the device was reset. */
+  noteRevival(): void {
+    this.#failure = undefined;
+  }
+
   /** Called by its thread's side: the device has failed. */
   noteFailure(reason: string): void {
     this.#failure ??= reason;
@@ -201,6 +206,9 @@ export class DeviceThreads implements AsyncDisposable {
       },
       failed({ device, reason }) {
         client(device).noteFailure(reason);
+      },
+      revived({ device }) {
+        client(device).noteRevival();
       },
     };
     serve(port1, operations);
