@@ -1,9 +1,9 @@
-import { closeSync, ftruncateSync, mkdtempSync, openSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { closeSync, ftruncateSync, openSync } from "node:fs";
 import { join } from "node:path";
 import type { MachineDescription } from "../host/description.js";
 import { MiB } from "../memory/address.js";
-import { cannotWrite, ELSEWHERE_TEMPORARY } from "../output-file.js";
+import { cannotWrite, ELSEWHERE_TEMPORARY } from "../sys/output-file.js";
+import { temporaryFolder } from "../sys/temporary-folder.js";
 
 /** Of a disk that is made: sparse, so that it takes what is written. */
 const DISK_BYTES = 64 * MiB;
@@ -20,12 +20,11 @@ export interface WithDisks extends Disposable {
 export function withDisks(description: MachineDescription): WithDisks {
   const lacks = description.devices.some(isDiskWithoutFile);
   if (!lacks) return { description, [Symbol.dispose]: () => {} };
-  const folder = makeTemporary();
-  const remove = () => rmSync(folder, { recursive: true, force: true });
+  const folder = temporaryFolder("disks");
   try {
     const devices = description.devices.map((device) => {
       if (!isDiskWithoutFile(device)) return device;
-      const file = join(folder, `${device.id}.img`);
+      const file = join(folder.path, `${device.id}.img`);
       const fd = openSync(file, "wx", 0o600);
       try {
         ftruncateSync(fd, DISK_BYTES);
@@ -34,19 +33,10 @@ export function withDisks(description: MachineDescription): WithDisks {
       }
       return { ...device, file };
     });
-    return { description: { ...description, devices }, [Symbol.dispose]: remove };
+    return { description: { ...description, devices }, [Symbol.dispose]: () => folder[Symbol.dispose]() };
   } catch (error) {
-    remove();
-    throw cannotWrite(folder, error, ELSEWHERE_TEMPORARY);
-  }
-}
-
-/** @throws UsageError `CANNOT_WRITE` */
-function makeTemporary(): string {
-  try {
-    return mkdtempSync(join(tmpdir(), "dirtmap-disks-"));
-  } catch (cause) {
-    throw cannotWrite(tmpdir(), cause, ELSEWHERE_TEMPORARY);
+    folder[Symbol.dispose]();
+    throw cannotWrite(folder.path, error, ELSEWHERE_TEMPORARY);
   }
 }
 

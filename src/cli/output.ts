@@ -14,6 +14,9 @@ export const SCHEMA_VERSION = 1;
 /** After a command is done, how long what it left running may keep the process. */
 const LINGER_MS = 3000;
 
+/** Of a pipe whose reader has gone, and of a terminal that was closed: no failure of ours, and nobody is left to tell. */
+const NOBODY_READS = ["EPIPE", "EIO", "ENXIO"];
+
 /** Aborted when whoever read standard output has gone away (`| head`). */
 const readerGone = new AbortController();
 
@@ -61,8 +64,7 @@ class Output {
 }
 
 export const out = new Output(process.stdout, (error) => {
-  // A reader that goes away is no failure of ours, and there is nobody left to tell.
-  if (error.code === "EPIPE") readerGone.abort();
+  if (NOBODY_READS.includes(error.code ?? "")) readerGone.abort();
   else if (outputFailure === undefined) {
     outputFailure = error;
     printError({ code: "CANNOT_WRITE", message: `can't write to standard output: ${error.message}` }, { json: false });
@@ -73,7 +75,7 @@ export const out = new Output(process.stdout, (error) => {
   }
 });
 
-/** Nobody is left to be told that it takes no more. */
+/** What can't be told must not end what is told of: a source that waits for a decision has the machine. */
 export const err = new Output(process.stderr, () => {});
 
 /**
@@ -86,6 +88,11 @@ export function printResult<Value extends object>(
 ): void {
   if (json) out.write(`${safeJson({ schemaVersion: SCHEMA_VERSION, ...value })}\n`);
   else printText(text(safeStrings(value)));
+}
+
+/** Writes a JSON value on standard error, on a line of its own: what happens before there is a result. */
+export function noteEvent(event: { event: string } & Record<string, unknown>): void {
+  err.write(`${safeJson({ schemaVersion: SCHEMA_VERSION, ...event })}\n`);
 }
 
 /** Writes text that Dirtmap made, to be used as it is: options, XML, JSON. */
@@ -144,6 +151,20 @@ export function mayColor(stream: { isTTY?: boolean }): boolean {
   return stream.isTTY === true && !process.env.NO_COLOR && process.env.TERM !== "dumb";
 }
 
+/** What an interrupt (Ctrl-C, SIGTERM, SIGHUP) does while something must not be cancelled. */
+export interface Holding {
+  /** Tells the user why nothing was cancelled, and what would end the wait. */
+  first(): void;
+  /** Tells the user what is lost; then the process ends. */
+  forced(): void;
+}
+
+/** The interrupts of a command. */
+export interface Interrupts {
+  /** From now on the first interrupt cancels nothing, and the second forces. Disposing ends that. */
+  hold(holding: Holding): Disposable;
+}
+
 /**
  * Runs a command's work: with a signal that Ctrl-C (SIGINT), SIGTERM and SIGHUP abort, of which a second one forces; and
  * sets the exit code that the work returns, or that its error means.
@@ -152,11 +173,29 @@ export function mayColor(stream: { isTTY?: boolean }): boolean {
  */
 export async function runCommand(
   { json, onInterrupt, endsWithReader = false }: { json: boolean; onInterrupt?: () => void; endsWithReader?: boolean },
-  work: (signal: AbortSignal) => Promise<number>,
+  work: (signal: AbortSignal, interrupts: Interrupts) => Promise<number>,
 ): Promise<void> {
   const interrupted = new AbortController();
+  let held: { readonly holding: Holding; warned: boolean } | undefined;
+  const interrupts: Interrupts = {
+    hold: (holding) => {
+      const mine = { holding, warned: false };
+      held = mine;
+      return {
+        [Symbol.dispose]: () => {
+          if (held === mine) held = undefined;
+        },
+      };
+    },
+  };
   const interrupt = () => {
-    if (interrupted.signal.aborted) process.exit(EXIT_CODES.cancelled.code);
+    if (held !== undefined && !held.warned) {
+      held.warned = true;
+      held.holding.first();
+      return;
+    }
+    held?.holding.forced();
+    if (held !== undefined || interrupted.signal.aborted) process.exit(EXIT_CODES.cancelled.code);
     interrupted.abort();
     if (onInterrupt === undefined) warn("stopping; Ctrl-C once more forces");
     else onInterrupt();
@@ -165,7 +204,7 @@ export async function runCommand(
   for (const name of signals) process.on(name, interrupt);
   if (endsWithReader) readerGone.signal.addEventListener("abort", () => interrupted.abort());
   try {
-    process.exitCode = await work(interrupted.signal);
+    process.exitCode = await work(interrupted.signal, interrupts);
   } catch (error) {
     process.exitCode = exitCodeOfError(error);
     if (process.exitCode === EXIT_CODES.cancelled.code) warn("cancelled");

@@ -1,7 +1,7 @@
 import { z } from "zod";
 import { UsageError } from "../errors.js";
-import { readTextInput } from "../input-file.js";
 import type { MigrationReport } from "../migration/report.js";
+import { readTextInput } from "../sys/input-file.js";
 import { openStoreOf, type StoreOption } from "./options.js";
 
 /** A report is a few kilobytes; what is much longer is another kind of file. */

@@ -1,4 +1,3 @@
-import { closeSync, readSync } from "node:fs";
 import { UsageError } from "../errors.js";
 import { TraceDecoder } from "../evidence/trace/decoder.js";
 import {
@@ -8,26 +7,19 @@ import {
   TRACE_MAGIC,
   type TraceHeader,
 } from "../evidence/trace/format.js";
-import { openInput } from "../input-file.js";
+import { readStart } from "../sys/input-file.js";
 
 /** What a trace's file is called, so that it can be given where a scenario can. */
 const TRACE_SUFFIX = ".dtrc";
 
-/** True for a file that is called like a trace, or begins like one. */
-export function isTrace(path: string): boolean {
-  if (path.endsWith(TRACE_SUFFIX)) return true;
-  try {
-    const fd = openInput(path, { pipes: false });
-    try {
-      const head = new Uint8Array(4);
-      return readSync(fd, head) === 4 && new DataView(head.buffer).getUint32(0, true) === TRACE_MAGIC;
-    } finally {
-      closeSync(fd);
-    }
-  } catch {
-    // Whoever reads it next says why it can't be.
-    return false;
-  }
+/** True for a file that is called like a trace. */
+export function isCalledTrace(path: string): boolean {
+  return path.endsWith(TRACE_SUFFIX);
+}
+
+/** True for a file's first bytes if a trace begins so. */
+export function beginsTrace(head: Buffer): boolean {
+  return head.length >= 4 && head.readUInt32LE() === TRACE_MAGIC;
 }
 
 /** A scenario, not checked yet, of a machine that does what a trace says. */
@@ -71,19 +63,9 @@ function deviceIdOf(owner: string): string {
 }
 
 function readHeader(path: string): TraceHeader {
-  const bytes = new Uint8Array(FILE_HEAD_BYTES + FRAME_HEAD_BYTES + MAX_PAYLOAD_BYTES + 4);
-  let length = 0;
+  let start: Buffer;
   try {
-    const fd = openInput(path, { pipes: false });
-    try {
-      for (;;) {
-        const read = readSync(fd, bytes, length, bytes.length - length, null);
-        length += read;
-        if (read === 0 || length === bytes.length) break;
-      }
-    } finally {
-      closeSync(fd);
-    }
+    start = readStart(path, FILE_HEAD_BYTES + FRAME_HEAD_BYTES + MAX_PAYLOAD_BYTES + 4);
   } catch (cause) {
     throw new UsageError(`can't read ${path}: ${(cause as Error).message}`, {
       code: "NO_TRACE",
@@ -93,6 +75,6 @@ function readHeader(path: string): TraceHeader {
   }
   const decoder = new TraceDecoder(path);
   // As far as the header's end; what comes after it is read when it is replayed.
-  for (const _interval of decoder.push(bytes.subarray(0, length))) break;
+  for (const _interval of decoder.push(start)) break;
   return decoder.header ?? decoder.finish();
 }

@@ -1,7 +1,7 @@
 import { explain, UsageError } from "../errors.js";
-import { readTextInput } from "../input-file.js";
-import { writeOutput } from "../output-file.js";
 import { safeJson } from "../safe-text.js";
+import { readTextInput } from "../sys/input-file.js";
+import { writeOutput } from "../sys/output-file.js";
 
 /*
  * Files of what was measured: JSON, which whoever reads it checks field by field.

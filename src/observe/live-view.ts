@@ -14,8 +14,8 @@ const BAR_CELLS = 20;
 /** Shorter, so that the line fits 80 columns. */
 const ROUND_BAR_CELLS = 12;
 
-/** Phases whose text the final report repeats. `indeterminate` is not one: its text tells what to do meanwhile. */
-const ENDED: readonly MigrationPhase[] = ["completed", "failed", "cancelled"];
+/** Phases whose text the final report repeats, or, of `indeterminate`, the command says at more length. */
+const ENDED: readonly MigrationPhase[] = ["completed", "failed", "cancelled", "indeterminate"];
 
 /** Where the view is drawn; process.stderr is one. */
 export interface ViewStream {
@@ -137,10 +137,15 @@ export class LiveView implements Disposable {
     if (stream.isTTY === true) this.#draw();
   }
 
-  [Symbol.dispose](): void {
-    migrationEvents.unsubscribe(this.#listener);
+  /** Erases the block, so that something else may be written; the next event or note draws it again. */
+  clear(): void {
     const erase = this.#erase();
     if (erase !== "") this.#options.stream.write(erase);
+  }
+
+  [Symbol.dispose](): void {
+    migrationEvents.unsubscribe(this.#listener);
+    this.clear();
   }
 
   #show(event: MigrationEvent): void {

@@ -28,7 +28,7 @@ describe("only one file", () => {
   });
 
   it("makes folders where a user says: Node's own way of making several can spin for ever", () => {
-    expect(filesWith(/\bmkdir(Sync)?\(/)).toEqual(["output-file.ts"]);
+    expect(filesWith(/\bmkdir(Sync)?\(/)).toEqual(["sys/output-file.ts"]);
   });
 
   it("knows which characters are unsafe", () => {

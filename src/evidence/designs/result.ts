@@ -1,7 +1,7 @@
 import { z } from "zod";
 import { explain, UsageError } from "../../errors.js";
-import { readTextInput } from "../../input-file.js";
 import { safeJson } from "../../safe-text.js";
+import { readTextInput } from "../../sys/input-file.js";
 import { TRACKING_DESIGNS } from "../../tracking/choice.js";
 import { machineReportSchema } from "../machine.js";
 import { summarySchema } from "../statistics.js";

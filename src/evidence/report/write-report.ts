@@ -1,6 +1,6 @@
 import { basename, dirname, extname, join } from "node:path";
 import { UsageError } from "../../errors.js";
-import { writeOutput } from "../../output-file.js";
+import { writeOutput } from "../../sys/output-file.js";
 import type { ReportDocument } from "./document.js";
 import { htmlReport } from "./html.js";
 import { markdownReport } from "./markdown.js";

@@ -2,7 +2,7 @@ import { createPrivateKey, X509Certificate } from "node:crypto";
 import { join } from "node:path";
 import type { TLSSocketOptions } from "node:tls";
 import { explain, UsageError } from "../../errors.js";
-import { readInput } from "../../input-file.js";
+import { readInput } from "../../sys/input-file.js";
 
 /** One side's certificate and key, and the CA that the other side's must come from; PEM. */
 export interface TlsCredentials {

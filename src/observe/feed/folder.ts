@@ -2,7 +2,7 @@ import { lstatSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { DirtmapError, UsageError } from "../../errors.js";
-import { makeFolder } from "../../output-file.js";
+import { makeFolder } from "../../sys/output-file.js";
 import { runIdSchema } from "./schema.js";
 
 const SUFFIX = ".feed";

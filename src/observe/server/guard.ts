@@ -1,8 +1,8 @@
 import { createHash, randomBytes, timingSafeEqual } from "node:crypto";
 import { statSync } from "node:fs";
 import { UsageError } from "../../errors.js";
-import { readTextInput } from "../../input-file.js";
 import { isLoopback } from "../../migration/transport/endpoint.js";
+import { readTextInput } from "../../sys/input-file.js";
 
 /*
  * Who may see the dashboard. Without a token: whoever asks this machine by one of its own names, so that a page from

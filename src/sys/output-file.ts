@@ -1,6 +1,7 @@
-import { accessSync, constants, mkdirSync, statSync, writeFileSync } from "node:fs";
+import { accessSync, constants, mkdirSync, statSync } from "node:fs";
 import { dirname } from "node:path";
-import { UsageError } from "./errors.js";
+import { explain, UsageError } from "../errors.js";
+import { writeWholeFile } from "./whole-file.js";
 
 /*
  * Folders and files that are made where a user, or the environment, says.
@@ -39,14 +40,14 @@ export function checkWritable(folder: string): void {
 }
 
 /**
- * Writes a file, and makes its folder.
+ * Writes a file, whole or not at all, and makes its folder.
  * @returns the path
  * @throws UsageError `CANNOT_WRITE`
  */
 export function writeOutput(path: string, text: string): string {
   try {
     makeFolder(dirname(path));
-    writeFileSync(path, text);
+    writeWholeFile(path, text);
     return path;
   } catch (cause) {
     throw cannotWrite(path, cause);
@@ -59,7 +60,7 @@ export function cannotWrite(
   cause: unknown,
   remedy = "give a place that may be written to, and has room",
 ): UsageError {
-  return new UsageError(`can't write to ${path}: ${(cause as Error).message}`, { code: "CANNOT_WRITE", remedy, cause });
+  return new UsageError(`can't write to ${path}: ${explain(cause)}`, { code: "CANNOT_WRITE", remedy, cause });
 }
 
 /** What would work where a temporary file can't be made. */
