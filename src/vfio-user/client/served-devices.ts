@@ -48,12 +48,12 @@ export class ServedDevices implements AsyncDisposable {
     if (description.model === "vfio-user") {
       throw new UsageError(`${socket} serves '${server.id}', a ${server.model} of Dirtmap's own`, {
         code: "WRONG_DEVICE",
-        remedy: `write model: ${server.model}; vfio-user is for devices of other servers`,
+        remedy: `write model: ${server.model}${server.id === id ? "" : ` and id: ${server.id}`}; vfio-user is for devices of other servers`,
       });
     }
     throw new UsageError(`${socket} serves '${server.id}', a ${server.model}, and '${id}' is a ${description.model}`, {
       code: "WRONG_DEVICE",
-      remedy: `start it with: dirtmap device ${description.model} --id ${id} --socket ${socket}`,
+      remedy: `end that server, and start: dirtmap device ${description.model} --id ${id} --socket ${socket}${optionsOf(description)}`,
     });
   }
 
@@ -61,4 +61,9 @@ export class ServedDevices implements AsyncDisposable {
     await this.#host[Symbol.asyncDispose]();
     await Promise.allSettled(this.#owned.map((one) => one[Symbol.asyncDispose]()));
   }
+}
+
+/** What its server can't do without. */
+function optionsOf(description: DeviceDescription): string {
+  return description.model === "nvme" ? ` --option file=${description.file ?? "FILE"}` : "";
 }
