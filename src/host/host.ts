@@ -4,6 +4,7 @@ import type { Arena } from "../memory/arena.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
 import type { DeviceFeature, MigState } from "../uapi/vfio.js";
 import type { KernelDesigns } from "./designs.js";
+import type { DeviceShape } from "./shape.js";
 
 /*
  * The interfaces that every host implements: the emulated one, this machine's Linux kernel, and devices behind a
@@ -231,6 +232,8 @@ export interface VfioDevice extends AsyncDisposable {
    * device is disposed. Absent where the host doesn't say.
    */
   readonly released?: AbortSignal;
+  /** What a guest can tell the device by, of a bound device; it is compared before the device's state goes to another. @throws UapiError */
+  shape(): Promise<DeviceShape>;
   /** VFIO_DEVICE_BIND_IOMMUFD; returns the device's id in that iommufd. @throws UapiError EINVAL when bound already */
   bind(iommufd: Iommufd): Promise<ObjectId>;
   /**

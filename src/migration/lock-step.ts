@@ -9,6 +9,7 @@ import type {
 } from "../host/host.js";
 import type { MigState } from "../uapi/vfio.js";
 import { within } from "./deadline.js";
+import { DeviceError } from "./device-error.js";
 
 /*
  * Takes all devices of a machine through the migration states together. Devices write into each other: so all reach the
@@ -170,11 +171,7 @@ async function setState(device: MigratableDevice, next: MigState, deviceMs: numb
   try {
     return await within(deviceMs, `${device.id} in ${next}`, device.vfio.setState(next));
   } catch (cause) {
-    throw new DirtmapError(`${device.id} did not go to ${next}: ${explain(cause)}`, {
-      code: "DEVICE_FAILED",
-      attempted: `take ${device.id} to ${next}`,
-      cause,
-    });
+    throw new DeviceError(device.id, `go to ${next}`, { code: "DEVICE_FAILED", cause });
   }
 }
 

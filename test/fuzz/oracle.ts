@@ -325,7 +325,8 @@ export class Oracle {
     };
     this.regions.push(region);
     this.#allow(region);
-    if (this.log?.ranges === null) this.#logIsSure = false;
+    // Everything is logged, and the log doesn't reach as far: it ends.
+    if (this.log?.ranges === null && this.#isBehindLog(region)) this.log = null;
     return succeed(0);
   }
 
@@ -600,14 +601,19 @@ export class Oracle {
     };
     const reply = 8 + data.byteLength;
     if (this.log !== null && this.#logIsSure) return EINVAL;
-    // Everything that is mapped, which may be more than the log can hold, or a log that may have ended.
-    if (count === 0 || this.log !== null) {
+    // A log that may have ended.
+    if (this.log !== null) {
       return {
-        outcomes: ["none", "EINVAL", "E2BIG", "EOPNOTSUPP", "ENOMEM", "EOVERFLOW"],
+        outcomes: ["none", "EINVAL", "E2BIG", "EOPNOTSUPP", "ENOMEM"],
         closes: false,
         bytes: reply,
         observe: start,
       };
+    }
+    if (count === 0) {
+      if (this.regions.some((region) => this.#isBehindLog(region))) return fail("EOPNOTSUPP");
+      start("none");
+      return succeed(reply);
     }
     if (count > limits.maxRanges) return fail("E2BIG");
     const last = ranges[count - 1];
@@ -617,6 +623,11 @@ export class Oracle {
     if (total > 2n ** 42n) return { outcomes: ["none", "ENOMEM"], closes: false, bytes: reply, observe: start };
     start("none");
     return succeed(reply);
+  }
+
+  /** A region that ends behind the addresses that the device's log can cover. */
+  #isBehindLog({ address, size }: Pick<MappedRegion, "address" | "size">): boolean {
+    return address + size > 1n << BigInt(this.facts.dmaLogging?.addressWidth ?? 64);
   }
 
   #reportLog(data: Uint8Array, room: number, on: Slot): Expected {

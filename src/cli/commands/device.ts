@@ -4,7 +4,7 @@ import { UsageError } from "../../errors.js";
 import { EXIT_CODES } from "../exit-codes.js";
 import { argument, oneOf } from "../options.js";
 import { printResult, runCommand } from "../output.js";
-import { parseSize } from "../units.js";
+import { parseSize, writeSize } from "../units.js";
 import { addDeviceResume, addDeviceStatus } from "./device-control.js";
 
 const DMA = ["auto", "messages"] as const;
@@ -67,8 +67,13 @@ Examples:
 function modelsText(models: readonly ServableModel[]): string {
   const lines = models.flatMap(({ name, summary, options }) => [
     `  ${name.padEnd(12)} ${summary}`,
-    ...options.map(({ name: option, about, default: value, required }) => {
-      const fallback = required === true ? "required" : value === undefined ? "" : `default: ${value}`;
+    ...options.map(({ name: option, about, default: value, required, kind }) => {
+      const fallback =
+        required === true
+          ? "required"
+          : value === undefined
+            ? ""
+            : `default: ${kind === "size" && typeof value === "number" ? writeSize(value) : value}`;
       return `      ${option.padEnd(12)} ${about}${fallback === "" ? "" : ` (${fallback})`}`;
     }),
   ]);

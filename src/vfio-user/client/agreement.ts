@@ -92,7 +92,7 @@ function readCapabilities(reply: Uint8Array): NonNullable<z.output<typeof server
     throw new UapiError("EPROTONOSUPPORT", {
       syscall: VERSION,
       attempted: `speak version ${major}.${minor}, which the server chose`,
-      remedy: `upgrade the client, or use a server that speaks ${VFIO_USER_MAJOR}.${VFIO_USER_MINOR}`,
+      remedy: `upgrade the ${major < VFIO_USER_MAJOR ? "server" : "client"}: this client speaks ${VFIO_USER_MAJOR}.${VFIO_USER_MINOR}`,
     });
   }
   const json = reply.subarray(vfio_user_version.size);

@@ -1,4 +1,6 @@
 import { z } from "zod";
+import { deviceShapeSchema } from "../../host/shape.js";
+import { safeText } from "../../safe-text.js";
 import { UapiError } from "../../uapi/errno.js";
 import { DIRTMAP_COMMAND, dirtmap_counters } from "../../uapi/vfio-user.js";
 import { STAYS } from "../stays.js";
@@ -8,6 +10,9 @@ const NAME = "counters";
 
 /** Room for the answer: what a device has counted is a page of text. */
 const ROOM_BYTES = 65536;
+
+/** Characters of what a server says of its device: it is shown. */
+const MAX_PROBLEM = 1000;
 
 const count = z.int().min(0);
 
@@ -43,6 +48,16 @@ const schema = z.looseObject({
     .nullable(),
   log: z.looseObject({ granule: z.int().min(1), startedBy: z.string() }).nullable(),
   dma: z.looseObject({ bytesWritten: count }).optional(),
+  /** Absent of a server of an older version. */
+  shape: z
+    .looseObject({ stateVersion: deviceShapeSchema.shape.stateVersion, facts: deviceShapeSchema.shape.facts })
+    .optional(),
+  /** Why it is in ERROR, or refuses the state that it is given. Absent of a server of an older version. */
+  problem: z
+    .string()
+    .transform((text) => safeText(text, MAX_PROBLEM))
+    .nullable()
+    .optional(),
   device: z.record(z.string(), z.number()),
   trail: z
     .looseObject({

@@ -19,6 +19,8 @@ export interface SessionOptions {
   readonly hasPrecopyInfo: boolean;
   /** VFIO_DEVICE_FEATURE_MIG_DATA_SIZE, for servers that tell nothing of pre-copy. */
   readonly dataSize: () => Promise<number>;
+  /** An errno of the server with what is known besides. */
+  readonly explained: (error: UapiError) => Promise<Error>;
 }
 
 /** What both directions have in common: transfers one at a time, and their end. */
@@ -115,7 +117,7 @@ export class VfioUserResumingStream extends Session implements ResumingStream {
 
   write(data: Uint8Array): Promise<void> {
     const syscall = "VFIO_USER_MIG_DATA_WRITE";
-    const { device, connection } = this.options;
+    const { device, connection, explained } = this.options;
     const attempted = `write ${data.byteLength} bytes of state to '${device}'`;
     return this.turns.run(async () => {
       this.check(syscall, attempted);
@@ -125,7 +127,12 @@ export class VfioUserResumingStream extends Session implements ResumingStream {
         const request = new Uint8Array(HEAD + part.byteLength);
         vfio_user_mig_data.encode({ argsz: request.byteLength, size: part.byteLength }, request);
         request.set(part, HEAD);
-        await connection.call(VFIO_USER_COMMAND.MIG_DATA_WRITE, syscall, request);
+        try {
+          await connection.call(VFIO_USER_COMMAND.MIG_DATA_WRITE, syscall, request);
+        } catch (error) {
+          if (connection.failure !== undefined || !(error instanceof UapiError)) throw error;
+          throw new UapiError(error.code, { syscall, attempted, cause: await explained(error) });
+        }
       }
     });
   }

@@ -3,6 +3,7 @@ import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import type { PageSpan } from "../../devices/buffers.js";
 import { BUFFER_ENTRY_BYTES, PCI_COMMAND, PCI_COMMAND_MASTER, REGION, REGISTER } from "../../devices/pci-model.js";
 import type { StampTrail } from "../../devices/stamp.js";
+import { DirtmapError } from "../../errors.js";
 import type {
   BitmapQuery,
   DataStream,
@@ -16,6 +17,7 @@ import type {
   TrackingFlags,
   VfioDevice,
 } from "../../host/host.js";
+import { type DeviceShape, shapeOf } from "../../host/shape.js";
 import { hex, type Iova, iovaOf, isPowerOfTwo, PAGE_SIZE, U64_MAX } from "../../memory/address.js";
 import { Lock } from "../../threads/lock.js";
 import { type ErrnoName, isErrno, UapiError } from "../../uapi/errno.js";
@@ -84,6 +86,8 @@ export interface VfioUserDeviceOptions {
   readonly control?: boolean;
   /** Milliseconds that the server may take to answer; default 10 s. */
   readonly limitMs?: number;
+  /** Throws where it is not the device that is meant: it is left as it is then. `server`: what Dirtmap's own server tells. */
+  readonly check?: (server: ServerCounters | null) => void;
   /** Called once the device is closed. */
   readonly onClose?: () => void;
 }
@@ -135,6 +139,7 @@ export class VfioUserDevice implements VfioDevice {
     const connection = await Connection.open(options.path, options);
     try {
       const counters = await readCounters(connection);
+      options.check?.(counters);
       const info = await readDeviceInfo(connection);
       const device = new VfioUserDevice(options, connection, { info, counters });
       if (options.control !== true) await device.#begin();
@@ -143,6 +148,13 @@ export class VfioUserDevice implements VfioDevice {
       connection[Symbol.dispose]();
       throw error;
     }
+  }
+
+  /** Of another's server without what its model alone knows: the protocol has no message for it. */
+  async shape(): Promise<DeviceShape> {
+    this.#checkOpen("VFIO_USER_REGION_READ", () => `ask what '${this.id}' is`);
+    const { stateVersion = null, facts = {} } = (await this.serverCounters())?.shape ?? {};
+    return shapeOf(this, { stateVersion, facts });
   }
 
   async bind(iommufd: Iommufd): Promise<ObjectId> {
@@ -491,12 +503,19 @@ export class VfioUserDevice implements VfioDevice {
     const { direction } = this.#stream ?? {};
     if (direction === "resuming" ? now !== "RESUMING" : !SAVING_GROUP.has(now))
       this.#endStream(`the device is in ${now}`);
+    const known = await this.#explained(error);
     return new UapiError(error.code, {
       syscall: SET_STATE,
-      attempted: `move '${this.id}' to ${next}: it is in ${now}`,
+      attempted: `move '${this.id}' to ${next}: it is in ${now}${known === error ? "" : `: ${known.message}`}`,
       remedy: now === "ERROR" ? "reset the device" : (STATE_REMEDIES[error.code] ?? SEE_ARCS),
-      cause: error,
+      cause: known,
     });
+  }
+
+  /** An errno with what Dirtmap's own server knows besides: why the device refuses. Another's has it in its log. */
+  async #explained(error: UapiError): Promise<Error> {
+    const problem = (await this.serverCounters().catch(() => null))?.problem ?? null;
+    return problem === null ? error : new DirtmapError(problem, { code: "DEVICE_PROBLEM", cause: error });
   }
 
   #session(): SessionOptions {
@@ -506,6 +525,7 @@ export class VfioUserDevice implements VfioDevice {
       precopyInfoV2: () => this.#precopyInfoV2,
       hasPrecopyInfo: this.#counters !== null,
       dataSize: () => this.dataSize(),
+      explained: (error) => this.#explained(error),
     };
   }
 

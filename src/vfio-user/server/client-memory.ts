@@ -1,5 +1,4 @@
 import { closeSync, fstatSync, statfsSync } from "node:fs";
-import type { DmaLog } from "../../devices/dma-log.js";
 import type { DmaFault, DmaPort } from "../../devices/model.js";
 import { UsageError } from "../../errors.js";
 import { hex, iovaOf, PAGE_SIZE, type PageNumber } from "../../memory/address.js";
@@ -67,7 +66,7 @@ export interface DmaCounts {
  */
 export class ClientMemory implements DmaPort {
   /** The device's own log, while DMA logging is on. */
-  log: DmaLog | null = null;
+  log: { mark(page: PageNumber): void } | null = null;
   readonly counts: DmaCounts = { writes: 0, bytesWritten: 0, reads: 0, bytesRead: 0, faults: 0 };
   readonly #mode: DmaMode;
   readonly #space = new FileSpace();

@@ -13,6 +13,7 @@ import {
 import type { Message, MessageSocket } from "../message-socket.js";
 import type { Answer } from "./answer.js";
 import { bitmapBytes, bitmapOver, MAX_BITMAP_BYTES } from "./bitmap.js";
+import type { DmaRegion } from "./client-memory.js";
 import type { DmaChannel } from "./dma-channel.js";
 import type { DmaLogUser } from "./dma-logging.js";
 import { refusal, requestOf, sizedRequestOf } from "./refusal.js";
@@ -24,7 +25,7 @@ const UNMAP = "VFIO_USER_DMA_UNMAP";
 /** The last page of the 64-bit address space; one behind it counts as outside, as in the kernel. */
 const END = U64_MAX;
 
-/** VFIO_USER_DMA_MAP. At once, in the middle of a DMA even, but where a log of everything has to grow. */
+/** VFIO_USER_DMA_MAP. At once, in the middle of a DMA even, but where a log of everything has to end. */
 export function mapDma(message: Message, device: ServedDevice, channel: DmaChannel): null | Promise<null> {
   const { payload, fds } = message;
   const { flags, offset, address, size } = sizedRequestOf(vfio_user_dma_map, payload, MAP);
@@ -42,19 +43,16 @@ export function mapDma(message: Message, device: ServedDevice, channel: DmaChann
   if (fds.length > 0 && offset + size > BigInt(Number.MAX_SAFE_INTEGER)) throw refuse("no file is that long");
   const fd = fds.at(0);
   fds.length = 0;
-  device.memory.map(
-    {
-      page: pageOf(address),
-      pages: Number(size / BigInt(PAGE_SIZE)),
-      readable: (flags & VFIO_USER_F_DMA_REGION_READ) !== 0,
-      writeable: (flags & VFIO_USER_F_DMA_REGION_WRITE) !== 0,
-      offset: Number(offset),
-      fileIo: (flags & VFIO_USER_F_DMA_REGION_FILE_IO) !== 0,
-    },
-    fd,
-    channel,
-  );
-  return device.logging.logsEverything ? device.logging.mapped().then(() => null) : null;
+  const region: DmaRegion = {
+    page: pageOf(address),
+    pages: Number(size / BigInt(PAGE_SIZE)),
+    readable: (flags & VFIO_USER_F_DMA_REGION_READ) !== 0,
+    writeable: (flags & VFIO_USER_F_DMA_REGION_WRITE) !== 0,
+    offset: Number(offset),
+    fileIo: (flags & VFIO_USER_F_DMA_REGION_FILE_IO) !== 0,
+  };
+  device.memory.map(region, fd, channel);
+  return device.logging.covers(region) ? null : device.logging.end().then(() => null);
 }
 
 /**

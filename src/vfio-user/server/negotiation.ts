@@ -62,7 +62,7 @@ export function readProposal(payload: Uint8Array): Agreement {
       "EPROTONOSUPPORT",
       VERSION,
       `speak version ${major}.${minor}`,
-      `this server speaks ${VFIO_USER_MAJOR}.${VFIO_USER_MINOR}: upgrade the server, or have the client speak that`,
+      `upgrade the ${major < VFIO_USER_MAJOR ? "client" : "server"}: this server speaks ${VFIO_USER_MAJOR}.${VFIO_USER_MINOR}`,
     );
   }
   const capabilities = readJson(payload.subarray(vfio_user_version.size)).capabilities ?? {};

@@ -30,15 +30,10 @@ export async function runServerThread(
   let serving = false;
   try {
     const { model, turnEventLoop, feed } = create(data);
-    const onFailure = (reason: string) => write(`${id} has failed, until it is reset: ${reason}`);
-    using device = await ServedDevice.start({
-      id,
-      model,
-      dma,
-      socket: path,
-      onFailure,
-      log: limited(write, LINES_OF_DEVICE),
-    });
+    const logDevice = limited(write, LINES_OF_DEVICE);
+    // A guest that makes it fail and resets it, again and again, fills no disk either.
+    const onFailure = (reason: string) => logDevice(`${id} has failed, until it is reset: ${reason}`);
+    using device = await ServedDevice.start({ id, model, dma, socket: path, onFailure, log: logDevice });
     say({ kind: "ready", feed: feed?.() });
     serving = true;
     await serve({ device, listener, controlListener, stop, connections, busy, turnEventLoop, log });

@@ -1,4 +1,5 @@
 import { clockMonotonic } from "../../devices/clock.js";
+import { Containment } from "../../devices/containment.js";
 import { MigrationDriver, type RunMode } from "../../devices/driver/migration-driver.js";
 import type { DeviceContext, DeviceModel, DmaFault } from "../../devices/model.js";
 import { explain } from "../../errors.js";
@@ -20,6 +21,8 @@ const MAX_IMAGE_BYTES = 1024 * MiB;
 export class ServedDevice implements DeviceContext, Disposable {
   readonly id: string;
   readonly model: DeviceModel;
+  /** The model's registers, and its work. */
+  readonly contained: Containment;
   readonly driver: MigrationDriver;
   readonly memory: ClientMemory;
   readonly irqs: Irqs;
@@ -28,22 +31,27 @@ export class ServedDevice implements DeviceContext, Disposable {
   /** Commands that were answered, and those that were refused. */
   readonly messages = { answered: 0, refused: 0 };
   #mode: RunMode = "running";
-  #failure: string | undefined;
-  readonly #onFailure: (reason: string) => void;
   readonly #log: (line: string) => void;
   readonly #socket: string;
 
   private constructor({ id, model, dma, onFailure, log = () => {}, socket = "SOCKET" }: ServedDeviceOptions) {
     this.id = id;
     this.model = model;
-    this.#onFailure = onFailure;
     this.#log = log;
+    this.#socket = socket;
+    this.contained = new Containment(model, {
+      failed: (reason, guestSees) => {
+        onFailure(reason);
+        // A VMM may end its guest for it, which could have helped itself.
+        if (!guestSees) this.irqs.raise(VFIO_PCI_IRQ_INDEX.ERR, 0);
+      },
+      revived: () => {},
+    });
     this.memory = new ClientMemory(dma);
     this.irqs = new Irqs(model.info.irqs);
     this.logging = new ServedLog(this.memory, model.info.dmaLogging);
     this.custody = new Custody();
-    this.#socket = socket;
-    const failure = () => this.#failure;
+    const failure = () => this.failure;
     this.driver = new MigrationDriver({
       id,
       info: model.info,
@@ -76,7 +84,7 @@ export class ServedDevice implements DeviceContext, Disposable {
   }
 
   get failure(): string | undefined {
-    return this.#failure;
+    return this.contained.failure;
   }
 
   /**
@@ -84,15 +92,10 @@ export class ServedDevice implements DeviceContext, Disposable {
    * undefined where nothing but a message can change that.
    */
   run(budgetMs: number): number | undefined {
-    if (this.#failure !== undefined || this.#mode === "stopped" || !this.model.busMaster) return undefined;
+    if (this.failure !== undefined || this.#mode === "stopped" || !this.model.busMaster) return undefined;
     if (this.#mode === "p2p-quiesced" && !this.model.info.separatesP2p) return undefined;
-    try {
-      return this.model.run(budgetMs);
-    } catch (error) {
-      // A bug in a model: its stack is what helps to mend it.
-      this.fail(error instanceof Error ? (error.stack ?? error.message) : String(error));
-      return undefined;
-    }
+    const wait = this.contained.run(budgetMs);
+    return this.failure === undefined ? wait : undefined;
   }
 
   /** VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, SET. @throws UapiError also of {@link Custody.check} */
@@ -166,11 +169,7 @@ export class ServedDevice implements DeviceContext, Disposable {
   async unpin(): Promise<void> {}
 
   fail(reason: string): void {
-    if (this.#failure !== undefined) return;
-    this.#failure = reason;
-    this.model.quiesce();
-    this.#onFailure(reason);
-    this.irqs.raise(VFIO_PCI_IRQ_INDEX.ERR, 0);
+    this.contained.fail(reason);
   }
 
   /** The client has gone: its memory and interrupts go, the device's state stays. */
@@ -189,8 +188,7 @@ export class ServedDevice implements DeviceContext, Disposable {
   #reset(): Promise<void> {
     return this.driver.reset(async () => {
       await this.logging.end();
-      this.model.reset();
-      this.#failure = undefined;
+      this.contained.reset();
       this.custody.clear();
     });
   }
