@@ -56,7 +56,8 @@ if (sources.some((source) => modified(source) > modified(wasm))) {
     "bulk-memory",
   ]);
 }
-run(programOf("typescript", "tsc"), ["-p", join(root, "tsconfig.json")]);
+// A project a folder of src/; its references are what it may import (docs/architecture.md).
+run(programOf("typescript", "tsc"), ["--build", root]);
 
 // The page: its modules are served as they are compiled, beside what they import from elsewhere; there is no bundler.
 const page = join(root, "dist/web");

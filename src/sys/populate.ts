@@ -1,8 +1,9 @@
-import { PAGE_SIZE } from "../memory/address.js";
 import { type ErrnoName, errnoName, UapiError } from "../uapi/errno.js";
 import { lastErrno, libc } from "./libc.js";
 
 const madvise = libc.func("madvise", "int", ["uintptr_t", "size_t", "int"]);
+
+const getpagesize = libc.func("int getpagesize()");
 
 /** <asm-generic/mman-common.h>; Linux 5.14, older than /dev/iommu. */
 const MADV_POPULATE_WRITE = 23;
@@ -23,7 +24,8 @@ export interface Stretch {
  * @throws UapiError ENOMEM
  */
 export async function populateOnThread({ address, bytes }: Stretch): Promise<void> {
-  const inPage = address % PAGE_SIZE;
+  // The system's own page, 64 KiB on some arm64 kernels: madvise refuses an address inside one.
+  const inPage = address % getpagesize();
   const errno = await new Promise<number>((resolve, reject) => {
     madvise.async(address - inPage, bytes + inPage, MADV_POPULATE_WRITE, (error: unknown, answer: number) => {
       if (error) reject(error);

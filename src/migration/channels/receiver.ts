@@ -25,7 +25,7 @@ export function openReceiver(args: {
 }): PageReceiver {
   const { memory, listener, channels, token, onRefused = () => {} } = args;
   const tables = memory.arenas.map((arena) => digestTable(arena, scratchLayout(arena, channels)));
-  for (const arena of memory.arenas) adviseHugePages(arena);
+  for (const arena of memory.arenas) adviseHugePages(arena.u8);
   for (const table of tables) table.fill(ZERO_PAGE_DIGEST);
   const closing = new AbortController();
   let fail: (error: unknown) => void = () => {};

@@ -1,0 +1,90 @@
+/*
+ * The correctness core: what may lose a write, name the wrong page, or let two machines run. Each part names its files and
+ * the tests that must notice a mistake in them, quickest first.
+ */
+
+/** Files that belong together, and their tests. */
+export interface Part {
+  readonly name: string;
+  /** Paths below `src/`, without an extension; a folder stands for the files in it. */
+  readonly files: readonly string[];
+  /** Stages of tests, each a list of vitest's filters below `dist/`; a later stage runs where the one before notices nothing. */
+  readonly stages: readonly (readonly string[])[];
+}
+
+export const CORE: readonly Part[] = [
+  {
+    name: "DMA in flight",
+    files: ["memory/in-flight"],
+    stages: [["src/memory/in-flight", "src/emulated/iommu/drain"], ["test/stress/iommu"]],
+  },
+  {
+    name: "bitmaps and shared logs",
+    files: ["bitmap"],
+    stages: [["src/bitmap/"], ["src/devices/dma-log", "src/emulated/iommufd/", "src/emulated/vfio/", "src/tracking/"]],
+  },
+  {
+    name: "logs of devices and mdevs",
+    files: ["devices/dma-log", "devices/driver/dma-logging", "emulated/iommufd/pin-log"],
+    stages: [
+      ["src/devices/dma-log", "src/devices/driver/", "src/emulated/iommufd/pin-log", "src/emulated/vfio/dma-logging"],
+      ["src/vfio-user/server/", "test/conformance/vfio-emulated"],
+    ],
+  },
+  {
+    name: "page tables and their dirty bits",
+    files: ["emulated/iommu/scan", "emulated/iommu/walker", "emulated/iommu/domain", "emulated/iommu/dma-port"],
+    stages: [["src/emulated/iommu/"], ["src/emulated/iommufd/", "test/conformance/iommufd-emulated"]],
+  },
+  {
+    name: "trackers and the union",
+    files: [
+      "tracking/areas",
+      "tracking/collector",
+      "tracking/ledger",
+      "tracking/suspension",
+      "tracking/trackers/cpu",
+      "tracking/trackers/dma-log",
+      "tracking/trackers/everything",
+      "tracking/trackers/iommu",
+      "tracking/trackers/session",
+    ],
+    stages: [
+      ["src/tracking/"],
+      ["test/machine/shares", "test/machine/ledger", "test/machine/remap", "test/machine/trackers"],
+    ],
+  },
+  {
+    name: "handover and journals",
+    files: [
+      "migration/handover",
+      "migration/source-handover",
+      "migration/destination",
+      "migration/decision",
+      "migration/journal",
+      "migration/lock-step",
+      "migration/peer",
+    ],
+    stages: [
+      ["src/migration/handover", "src/migration/decision", "src/migration/journal", "src/migration/peer"],
+      ["test/failures/"],
+    ],
+  },
+  {
+    name: "stream, channels and digests",
+    files: [
+      "migration/stream",
+      "migration/channels/page-sink",
+      "migration/channels/receiver",
+      "migration/channels/receiver-channel",
+      "migration/channels/sender",
+      "migration/channels/sender-channel",
+      "migration/device-state",
+      "migration/verification",
+    ],
+    stages: [
+      ["src/migration/stream/", "src/migration/channels/", "src/migration/verification", "src/migration/device-state"],
+      ["test/failures/"],
+    ],
+  },
+];
