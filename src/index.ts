@@ -89,6 +89,7 @@ export {
   type IommuFormatName,
   type MachineDescription,
   machineSchema,
+  type NamedFiles,
   type PassthroughDescription,
   passthroughSchema,
   platformOf,
@@ -124,6 +125,14 @@ export type {
   VfioDevice,
 } from "./host/host.js";
 export type { ReplaySchedule } from "./host/replay-schedule.js";
+export {
+  type DeviceShape,
+  type MachineShape,
+  machineShape,
+  type ShapeFacts,
+  shapeDifferences,
+  shapeOf,
+} from "./host/shape.js";
 export { LinuxHost } from "./linux/host.js";
 export { createLinuxMachine, LinuxMachine, type LinuxMachineOptions } from "./linux/machine.js";
 export type { LinuxDevice } from "./linux/sysfs/device.js";
@@ -167,10 +176,12 @@ export { type Listener, listen } from "./migration/transport/listener.js";
 export { acceptedSource, sourceTransport } from "./migration/transport/network.js";
 export { type WatchOptions, watch } from "./observe/watch.js";
 export type {
+  Answer,
   DeviceCapabilities,
   TrackerAvailable,
   TrackerCapability,
   TrackerMissing,
+  TrackerUnknown,
 } from "./tracking/capabilities.js";
 export {
   DEFAULT_POLICY,

@@ -5,6 +5,7 @@ import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import sqlite from "node-sqlite3-wasm";
 import { afterAll, describe, expect, it } from "vitest";
 import { Journal } from "../migration/journal.js";
 import { EXIT_CODES } from "./exit-codes.js";
@@ -166,6 +167,20 @@ describe("wrong usage is refused in one line that says what would work, with exi
     const { code, stderr } = await run("migrate", "--scenario", file);
     expect(code).toBe(2);
     expect(stderr).toMatch(/broken\.yaml:5:3: machine\.iommuss: there is no such field; did you mean 'iommus'\?/);
+  });
+
+  it("a store of a newer Dirtmap, which says to upgrade", async () => {
+    const store = join(folder, "newer.db");
+    const db = new sqlite.Database(store);
+    db.exec("CREATE TABLE run (id); PRAGMA application_id = 0x44697274; PRAGMA user_version = 99");
+    db.close();
+    for (const command of ["recommend", "migrate", "predict", "serve"]) {
+      const { code, stderr } = await run(command, "--store", store);
+      expect({ command, code }).toEqual({ command, code: 2 });
+      expect(stderr).toMatch(
+        /^dirtmap: the store .*newer\.db is of version 99, .*; upgrade Dirtmap, or give another --store\n$/,
+      );
+    }
   });
 
   it("a port in use", async () => {

@@ -13,6 +13,7 @@ export const EXIT_CODES = {
     code: 3,
     means: "indeterminate: not confirmed, and not decided within --decide; the source's memory is gone",
   },
+  notConverging: { code: 4, means: "the migration that `dirtmap predict` was asked about does not converge" },
   cancelled: {
     code: 130,
     means: "cancelled (Ctrl-C): the source goes on running; forced (a second one): its memory is gone",

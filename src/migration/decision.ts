@@ -3,6 +3,7 @@ import { createConnection, createServer, type Server, type Socket } from "node:n
 import { join, resolve } from "node:path";
 import { z } from "zod";
 import { DirtmapError, explain, UsageError } from "../errors.js";
+import { shellWord } from "../shell-word.js";
 import { lives } from "../sys/process-identity.js";
 import { checkMigrationId, Journal, type JournalRecord, journalPath, readJournal } from "./journal.js";
 
@@ -46,12 +47,7 @@ export function decisionSocket(directory: string, migration: string): string {
 
 /** The command that tells a source of its operator's decision, ready for a shell in any directory. */
 export function decisionCommand(decision: Decision, migration: string, directory: string): string {
-  return `dirtmap ${decision} ${migration} --journal ${shellQuoted(resolve(directory))}`;
-}
-
-/** A word for a POSIX shell. */
-function shellQuoted(word: string): string {
-  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`;
+  return `dirtmap ${decision} ${migration} --journal ${shellWord(resolve(directory))}`;
 }
 
 const greetingSchema = z.strictObject({ migration: z.string().max(64), pid: z.int().min(1) });
@@ -93,6 +89,7 @@ export class DecisionListener implements AsyncDisposable {
       await new Promise<void>((resolve, reject) => {
         server.once("error", reject).listen({ path, readableAll: false, writableAll: false }, resolve);
       });
+      // The umask says what others may do; a folder that Dirtmap has not made itself may be open to them.
       chmodSync(path, 0o600);
     } catch (cause) {
       server.close();

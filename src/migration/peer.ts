@@ -1,5 +1,5 @@
 import { DirtmapError } from "../errors.js";
-import type { ControlMessage, ControlMessageOf, ControlMessageType } from "./stream/messages.js";
+import type { ControlMessage, ControlMessageOf, ControlMessageType, Problem } from "./stream/messages.js";
 
 /** A control connection, as the orchestration needs it. It keeps itself alive, and notices a silent other side. */
 export interface ControlLink {
@@ -12,7 +12,15 @@ export interface ControlLink {
 }
 
 /** The other side said ABORT. From a destination this means: the machine is discarded, durably, and never ran. */
-export class PeerAborted extends DirtmapError {}
+export class PeerAborted extends DirtmapError {
+  /** The other side's device that it is about. */
+  readonly device: Problem["device"];
+
+  constructor({ code, message, remedy, device }: Problem) {
+    super(message, { code, remedy });
+    this.device = device;
+  }
+}
 
 /** The longest that a timer can wait (2^31 - 1 ms, 24 days): for waits that the connection's own silence bounds. */
 export const UNTIL_LOST = 2 ** 31 - 1;
@@ -128,7 +136,7 @@ export class Peer {
       while (!this.#closing) {
         const message = await this.#link.receive();
         if (message.type === "ABORT") {
-          throw new PeerAborted(message.message, { code: message.code, remedy: message.remedy });
+          throw new PeerAborted(message);
         }
         this.#queue.push(message);
         this.#arrived?.();

@@ -116,5 +116,11 @@ export interface MigrationReport {
   readonly predicted: PredictedOutcome | null;
   /** What happened on the way that the operator should know of, though it did not end the migration. */
   readonly warnings: readonly string[];
-  readonly error?: { readonly code: string; readonly message: string; readonly remedy?: string | undefined };
+  readonly error?: {
+    readonly code: string;
+    readonly message: string;
+    readonly remedy?: string | undefined;
+    /** The device that it is about, of which side, and why in its own words; absent: it is about none. */
+    readonly device?: { readonly id: string; readonly side: "source" | "destination"; readonly reason: string };
+  };
 }

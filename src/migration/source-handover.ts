@@ -2,10 +2,11 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { DirtmapError, explain } from "../errors.js";
 import type { Timeouts } from "./deadline.js";
 import type { Decision } from "./decision.js";
+import { DeviceError } from "./device-error.js";
 import { type SourceEvent, type SourceState, sourceStep } from "./handover.js";
 import type { Journal, SourceRecord } from "./journal.js";
 import { type Peer, PeerAborted, UNTIL_LOST } from "./peer.js";
-import type { ControlMessageOf } from "./stream/messages.js";
+import type { ControlMessageOf, Problem } from "./stream/messages.js";
 
 /** RUNNING, and when it arrived, by performance.now(). */
 export type Confirmation = ControlMessageOf<"RUNNING"> & { readonly at: number };
@@ -250,7 +251,7 @@ async function after(ms: number, stop: AbortSignal): Promise<null> {
 }
 
 /** An error as ABORT, REFUSE and RUN_FAILED carry it. */
-export function problemOf(error: unknown): { code: string; message: string; remedy?: string } {
+export function problemOf(error: unknown): Problem {
   const limit = (text: string) => text.slice(0, 4096);
   if (error instanceof DirtmapError) {
     const { code, message, remedy } = error;
@@ -258,6 +259,7 @@ export function problemOf(error: unknown): { code: string; message: string; reme
       code: code.slice(0, 64),
       message: limit(message),
       ...(remedy === undefined ? {} : { remedy: limit(remedy) }),
+      ...(error instanceof DeviceError ? { device: { id: error.device, reason: error.reason } } : {}),
     };
   }
   return { code: "INTERNAL", message: limit(explain(error)) };

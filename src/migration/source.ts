@@ -1,7 +1,9 @@
 import { RamBitmap } from "../bitmap/ram-bitmap.js";
+import { DEFAULTS } from "../defaults.js";
 import { DirtmapError, explain, UsageError } from "../errors.js";
 import type { MachineDescription, PassthroughDescription } from "../host/description.js";
 import type { Machine } from "../host/host.js";
+import { machineShape } from "../host/shape.js";
 import { PAGE_SIZE } from "../memory/address.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
 import { type Policy, policyName, type TrackingDesign } from "../tracking/choice.js";
@@ -16,11 +18,19 @@ import type { PageSender } from "./data-plane.js";
 import { DEFAULT_TIMEOUTS, type Timeouts, within } from "./deadline.js";
 import { type Decision, DecisionListener, decisionCommand, decisionSocket } from "./decision.js";
 import { parseDestinationReport } from "./destination-report.js";
-import { DeviceStateSender } from "./device-state.js";
+import { DeviceError } from "./device-error.js";
+import { checkStateSize, DeviceStateSender } from "./device-state.js";
 import { type MigrationPhase, publish, publishRead, type ReadBounds } from "./events.js";
 import { defaultJournalDirectory, Journal, newMigrationId, type SourceRecord } from "./journal.js";
-import { type MigratableDevice, migratableDevices, startPrecopy, stopAll, takeDevicesBack } from "./lock-step.js";
-import { type ControlLink, Peer, UNTIL_LOST } from "./peer.js";
+import {
+  announceHandover,
+  type MigratableDevice,
+  migratableDevices,
+  startPrecopy,
+  stopAll,
+  takeDevicesBack,
+} from "./lock-step.js";
+import { type ControlLink, Peer, PeerAborted, UNTIL_LOST } from "./peer.js";
 import { ProgressMeter } from "./progress.js";
 import {
   type DestinationReport,
@@ -53,7 +63,7 @@ export interface MigrateOptions {
   readonly transport: SourceTransport;
   readonly policy: Policy;
   readonly design: TrackingDesign;
-  /** From the pause of the vCPUs until the destination runs, as estimated before switching over. Default 300. */
+  /** From the pause of the vCPUs until the destination runs, as estimated before switching over. Default 300 ms. */
   readonly downtimeLimitMs?: number;
   /** Bytes per second over all channels. Default: no limit. */
   readonly bandwidth?: number;
@@ -63,7 +73,7 @@ export interface MigrateOptions {
   readonly maxRounds?: number;
   /** Compare the memories after RUNNING (default), off the critical path, or before GO. */
   readonly verify?: "after" | "before";
-  /** How long the workload runs on at the destination before it is checked. Default 0. */
+  /** How long the workload runs on at the destination before it is checked. Default 500 ms. */
   readonly runAfterMs?: number;
   /** Cancels, at any point before the source gives up. Afterwards it is not heeded: the machine would be lost. */
   readonly signal?: AbortSignal;
@@ -202,27 +212,33 @@ class Source {
 
   /** Finds out whether this can work at all, and who is on the other side. Nothing of the machine is touched. */
   async #connect(): Promise<SourceHandover> {
-    const { transport, description, policy, design, channels = 2 } = this.#options;
+    const { transport, description, policy, design, channels = DEFAULTS.channels } = this.#options;
     decisionSocket(this.#directory, this.#migration);
     this.#devices = await migratableDevices(this.#machine);
     const choices = chooseTrackers(await probeMachine(this.#machine), policy);
+    const shape = await machineShape(this.#machine);
     this.#signal.throwIfAborted();
     const peer = new Peer(await transport.connect(this.#signal));
     this.#peer = peer;
     this.#signal = AbortSignal.any([this.#signal, peer.lost]);
-    await peer.send({
+    const hello = peer.send({
       type: "HELLO",
       protocol: PROTOCOL_VERSION,
       software: SOFTWARE,
       machine: description,
+      shape,
       channels,
       migration: this.#migration,
-      verify: this.#options.verify ?? "after",
-      runAfterMs: this.#options.runAfterMs ?? 0,
+      verify: this.#options.verify ?? DEFAULTS.verify,
+      runAfterMs: this.#options.runAfterMs ?? DEFAULTS.runAfterMs,
+    });
+    await hello.catch((error: unknown) => {
+      // A destination that refused before it was asked has said why.
+      if (!peer.lost.aborted) throw error;
     });
     const answer = await peer.expect(["ACCEPT", "REFUSE"], this.#timeouts.acceptMs, this.#signal);
     if (answer.type === "REFUSE") {
-      throw new UsageError(`${transport.destination} refuses the machine: ${answer.message}`, {
+      throw new UsageError(`${transport.destination} refuses the migration: ${answer.message}`, {
         code: answer.code,
         remedy: answer.remedy,
       });
@@ -281,6 +297,7 @@ class Source {
       const sent = await this.#send(round, "pre-copy");
       let drained = true;
       for (const stream of this.#streams.values()) drained = (await stream.sendPrecopy(this.#signal)) && drained;
+      await this.#checkState(round);
       this.#signal.throwIfAborted();
 
       // Reads and clears first; the next round copies after.
@@ -309,6 +326,13 @@ class Source {
       // What devices can still send while they run is not left for the downtime, within reason.
       if (verdict.kind === "switch-over" && (drained || history.length >= conditions.maxRounds)) return round;
     }
+  }
+
+  /** A device that refuses its state does so while the machine runs, not in its downtime. */
+  async #checkState(round: number): Promise<void> {
+    if (this.#streams.size === 0) return;
+    await this.#otherSide.send({ type: "CHECK_STATE", round });
+    await this.#otherSide.expect(["STATE_TAKEN"], this.#timeouts.readyMs, this.#signal);
   }
 
   /** Who reported how much, with the devices' own names where a container reports for all that it can't follow. */
@@ -383,7 +407,10 @@ class Source {
   /** Gives the machine up, lets the destination run it, and compares and reports afterwards. */
   async #handOver(handover: SourceHandover): Promise<MigrationReport> {
     this.#otherSide.expectNothingBefore("GO");
-    const { decideMs = Number.POSITIVE_INFINITY } = this.#options;
+    const { decideMs = DEFAULTS.decideMs } = this.#options;
+    // Before `given-up` is recorded: from the record on, no server may let its device run again by itself.
+    const told = { migration: this.#migration, deviceMs: this.#timeouts.deviceMs };
+    await announceHandover(this.#devices, "committing", told);
     const outcome = await handover.handOver({
       signal: this.#signal,
       decideMs,
@@ -397,6 +424,7 @@ class Source {
     if (outcome.state === "undecided") return this.#end("indeterminate", this.#notDecided(outcome.why, decideMs));
     await this.#tell(() => this.#options.onSettled?.());
     if (outcome.state === "taken-back") return this.#failed(outcome.why);
+    await this.#tried("the servers of the devices told", announceHandover(this.#devices, "gone", told));
     if (outcome.running === null) return this.#end("indeterminate", this.#givenUp());
     this.#noteResumed(outcome.running.at);
     try {
@@ -434,7 +462,7 @@ class Source {
 
   /** Waits until the workload has run on at the destination, and takes its findings. */
   async #audit(resumeMs: number): Promise<void> {
-    const waitMs = (this.#options.runAfterMs ?? 0) + AUDIT_MS;
+    const waitMs = (this.#options.runAfterMs ?? DEFAULTS.runAfterMs) + AUDIT_MS;
     const { report } = await this.#otherSide.expect(["REPORT"], waitMs);
     this.#destination = parseDestinationReport(report, resumeMs);
   }
@@ -523,10 +551,14 @@ class Source {
   async #conditions(read: DirtyRead): Promise<Conditions> {
     const asked = Promise.all(this.#devices.map(({ vfio }) => vfio.dataSize()));
     const sizes = await within(this.#timeouts.deviceMs, "the size of the devices' states", asked);
+    // Now, rather than in the downtime.
+    for (const [index, { id }] of this.#devices.entries()) {
+      checkStateSize(id, (this.#streams.get(id)?.bytes ?? 0) + sizes[index]);
+    }
     const verifiedFirst = this.#options.verify === "before" ? this.#machine.memory.bytes : 0;
     return {
-      downtimeLimitMs: this.#options.downtimeLimitMs ?? 300,
-      maxRounds: this.#options.maxRounds ?? 30,
+      downtimeLimitMs: this.#options.downtimeLimitMs ?? DEFAULTS.downtimeLimitMs,
+      maxRounds: this.#options.maxRounds ?? DEFAULTS.maxRounds,
       bandwidth: this.#bandwidth,
       deviceStateBytes: sizes.reduce((sum, bytes) => sum + bytes, 0),
       fixedMs: fixedDowntime(read.ms, verifiedFirst),
@@ -656,7 +688,7 @@ class Source {
   }
 
   get #bandwidth(): number {
-    return this.#options.bandwidth ?? Number.POSITIVE_INFINITY;
+    return this.#options.bandwidth ?? DEFAULTS.bandwidth;
   }
 
   get #suspended(): ReadonlySet<string> {
@@ -701,5 +733,16 @@ function reportedError(error: unknown): NonNullable<MigrationReport["error"]> {
   const code = error instanceof DirtmapError ? error.code : "INTERNAL";
   const message = error instanceof Error ? error.message : String(error);
   const remedy = error instanceof DirtmapError ? error.remedy : undefined;
-  return { code, message, ...(remedy === undefined ? {} : { remedy }) };
+  const device =
+    error instanceof DeviceError
+      ? { id: error.device, side: "source" as const, reason: error.reason }
+      : error instanceof PeerAborted && error.device !== undefined
+        ? { ...error.device, side: "destination" as const }
+        : undefined;
+  return {
+    code,
+    message: device?.side === "destination" ? `at the destination, ${message}` : message,
+    ...(remedy === undefined ? {} : { remedy }),
+    ...(device === undefined ? {} : { device }),
+  };
 }

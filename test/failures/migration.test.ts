@@ -184,6 +184,7 @@ describe("a device that goes to ERROR", () => {
       const report = await pair.migrate();
       expectSourceRuns(pair, report, "failed", "DEVICE_FAILED");
       expect(report.error?.message).toContain(`dev0 did not go to ${state}`);
+      expect(report.error?.device).toEqual({ id: "dev0", side: "source", reason: `fake: EIO: take dev0 to ${state}` });
       expect(pair.source.fakes[0].resets).toBe(1);
       expect(report.warnings.join()).toContain("dev0 was reset");
       expect((await pair.received).outcome).toBe("discarded");
@@ -197,6 +198,11 @@ describe("a device that goes to ERROR", () => {
       const report = await pair.migrate();
       expectSourceRuns(pair, report, "failed");
       expect(report.error?.message).toContain("dev1");
+      expect(report.error?.device).toEqual({
+        id: "dev1",
+        side: "destination",
+        reason: `fake: EIO: take dev1 to ${state}`,
+      });
       expect(await pair.received).toMatchObject({ outcome: "discarded" });
     },
   );
@@ -230,6 +236,34 @@ describe("a device that goes to ERROR", () => {
       expectSourceRuns(pair, report, "failed", "DEVICE_FAILED");
     },
   );
+});
+
+it("a device whose state is larger than any that is moved is refused while the machine runs", async () => {
+  const pair = await started();
+  pair.source.fakes[1].stateBytes = 2 ** 30;
+  const report = await pair.migrate();
+  expectSourceRuns(pair, report, "failed", "BAD_DEVICE_STATE");
+  expect(report.error?.message).toContain("dev1");
+  expect(report.downtimeMs).toBeNull();
+});
+
+describe("a destination whose device", () => {
+  it("is another by what a guest can see of it is refused before anything is started", async () => {
+    const pair = await started({
+      onDestination: ({ fakes }) => {
+        fakes[1].facts = { capacity: { bytes: 2 ** 30 } };
+      },
+    });
+    pair.source.fakes[1].facts = { capacity: { bytes: 2 ** 31 } };
+    await expect(pair.migrate()).rejects.toMatchObject({
+      name: "UsageError",
+      code: "OTHER_HARDWARE",
+      message: expect.stringContaining("dev1: the source's capacity is 2 GiB, the destination's 1 GiB"),
+    });
+    expect(pair.source.fakes.map(({ states }) => states)).toEqual([["RUNNING"], ["RUNNING"]]);
+    expect(pair.source.runsFreely).toBe(true);
+    expect(await pair.received).toMatchObject({ outcome: "refused", error: { code: "OTHER_HARDWARE" } });
+  });
 });
 
 describe("a tracker that fails", () => {
@@ -283,6 +317,73 @@ describe("a destination that refuses", () => {
     await expect(pair.migrate()).rejects.toMatchObject({ code: "MEMORY_DOES_NOT_FIT", remedy: "buy some" });
     expect(pair.source.runsFreely).toBe(true);
     expect((await pair.received).outcome).toBe("refused");
+  });
+
+  it("tells its own operator what is its own affair, and the source that there is something", async () => {
+    const pair = await started({
+      receive: {
+        createMachine: async () => {
+          throw new Error("ENOENT: no such file or directory, open '/root/secret'");
+        },
+      },
+    });
+    const told = await pair.migrate().catch((error: unknown) => error);
+    expect(told).toMatchObject({ code: "INTERNAL", remedy: "see what the destination itself says" });
+    expect((told as Error).message).not.toContain("/root");
+    expect(await pair.received).toMatchObject({ error: { message: expect.stringContaining("/root/secret") } });
+  });
+});
+
+describe("the servers of devices", () => {
+  it("are told before either side's journal says that the machine may run at the destination, and afterwards", async () => {
+    const told: string[] = [];
+    const pair = await started({
+      onDestination: (machine) => {
+        machine.fakes[0].onHandover = (notice, migration) => {
+          told.push(`destination: ${notice}, ${readJournal(pair.journals, migration, "destination")?.state}`);
+        };
+      },
+    });
+    pair.source.fakes[1].onHandover = (notice, migration) => {
+      told.push(`source: ${notice}, ${readJournal(pair.journals, migration, "source")?.state}`);
+    };
+    expect(await pair.migrate()).toMatchObject({ result: "completed", verified: true });
+    expect(told).toEqual(["source: committing, running", "destination: committing, ready", "source: gone, gone"]);
+  });
+
+  it("of which one can't be told keep the source from giving up: it runs on", async () => {
+    const pair = await started();
+    pair.source.fakes[1].onHandover = () => {
+      throw new Error("its server is gone");
+    };
+    const report = await pair.migrate();
+    expectSourceRuns(pair, report, "failed", "DEVICE_FAILED");
+    expect(report.error?.message).toMatch(/the server of dev1 was not told about the handover.*its server is gone/);
+    expect((await pair.received).outcome).toBe("discarded");
+  });
+
+  it("of which one can't be told at the destination keep it from running: the source takes the machine back", async () => {
+    const pair = await started({
+      onDestination: (machine) => {
+        machine.fakes[0].onHandover = () => {
+          throw new Error("its server is gone");
+        };
+      },
+    });
+    const report = await pair.migrate();
+    expectSourceRuns(pair, report, "failed");
+    expect((await pair.received).outcome).toBe("discarded");
+    expect(pair.destination?.fakes.map(({ now }) => now)).not.toContain("RUNNING");
+  });
+
+  it("that can't be told that it is over are a warning: the machine runs at the destination", async () => {
+    const pair = await started();
+    pair.source.fakes[0].onHandover = (notice) => {
+      if (notice === "gone") throw new Error("its server is gone");
+    };
+    const report = await pair.migrate();
+    expect(report).toMatchObject({ result: "completed", verified: true });
+    expect(report.warnings.join()).toContain("the server of dev0 was not told");
   });
 });
 

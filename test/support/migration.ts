@@ -2,6 +2,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect } from "vitest";
+import { grantsOf, withGranted } from "../../src/cli/granted.js";
 import { openMachine } from "../../src/cli/hosts.js";
 import { createEmulatedMachine, type EmulatedMachine } from "../../src/emulated/machine.js";
 import type { DmaHold } from "../../src/emulated/threads/hold.js";
@@ -83,8 +84,9 @@ export class Rig implements AsyncDisposable {
       const control = await listener.acceptControl(over.signal);
       return await receive({
         source: acceptedSource(listener, control),
-        createMachine: async (received) => {
-          destination = await this.#open(received, { paused: true, side: "destination" });
+        createMachine: async (received, named) => {
+          const granted = withGranted(received, named, grantsOf(this.description));
+          destination = await this.#open(granted, { paused: true, side: "destination" });
           this.#opened.push(destination);
           onDestination?.(destination);
           return destination;

@@ -7,6 +7,7 @@ import * as x509 from "@peculiar/x509";
 import { UsageError } from "../../errors.js";
 import { writeWholeFile } from "../../sys/whole-file.js";
 import { credentialFiles, type TlsCredentials } from "./credentials.js";
+import { checkHost } from "./host-name.js";
 
 /*
  * Certificates for trying out mutual TLS: a CA made for the occasion, whose key is thrown away, and a certificate for
@@ -26,8 +27,10 @@ const ALGORITHM = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" } as con
  * Makes a CA, and a certificate and key for the destination (server) and the source (client).
  * @param args.hosts names and IP addresses that the destination is reached by
  * @param args.days how long they are good for; 0 or less: expired already, for tests
+ * @throws UsageError `BAD_HOST`
  */
 export async function makeCertificates(args: { hosts: readonly string[]; days?: number }): Promise<TryoutCertificates> {
+  args.hosts.forEach(checkHost);
   const notAfter = new Date(Date.now() + (args.days ?? 30) * DAY_MS);
   // Clocks of two machines are seldom equal.
   const notBefore = new Date(Math.min(Date.now(), notAfter.getTime()) - DAY_MS);

@@ -1,9 +1,17 @@
 import { existsSync, lstatSync, readdirSync, rmSync } from "node:fs";
 import { connect, type Socket } from "node:net";
-import type { z } from "zod";
+import { z } from "zod";
 import { DirtmapError, UsageError } from "../../errors.js";
+import { versionMismatch } from "../../version-mismatch.js";
 import { defaultFeedFolder, feedSocket, ownFeedFolder, runOfFile } from "./folder.js";
-import { type FeedEvent, type FeedHeader, feedEventSchema, feedHeaderSchema, MAX_LINE_BYTES } from "./schema.js";
+import {
+  FEED_VERSION,
+  type FeedEvent,
+  type FeedHeader,
+  feedEventSchema,
+  feedHeaderSchema,
+  MAX_LINE_BYTES,
+} from "./schema.js";
 
 /** Until a feed has answered with its header: it does at once, unless its process stands still. */
 const HEADER_MS = 1000;
@@ -49,7 +57,8 @@ export async function removeDeadFeeds({ folder = defaultFeedFolder() }: { folder
 
 /**
  * Reads one run's feed.
- * @throws UsageError `NO_SUCH_RUN`; DirtmapError `BAD_FEED` here and while iterating, where what comes is no feed
+ * @throws UsageError `NO_SUCH_RUN`; DirtmapError `INCOMPATIBLE` for another version's; DirtmapError `BAD_FEED` here and
+ * while iterating, where what comes is no feed
  */
 export async function followFeed(
   run: string,
@@ -65,6 +74,7 @@ export async function followFeed(
     const lines = linesOf(socket, run);
     const first = await lines.next();
     if (first.done) throw badFeed(run, "it ended before its header");
+    checkVersion(first.value, run);
     const header = parsed(first.value, feedHeaderSchema, run);
     return {
       header,
@@ -131,6 +141,21 @@ async function* linesOf(socket: Socket, run: string): AsyncGenerator<string, und
     bytes += chunk.length - from;
     if (bytes > MAX_LINE_BYTES) throw badFeed(run, `a line has more than ${MAX_LINE_BYTES} bytes`);
   }
+}
+
+const versionSchema = z.looseObject({ schemaVersion: z.int().min(0) });
+
+/** Before the rest of a header is looked at: another version's may be anything. @throws DirtmapError `INCOMPATIBLE` */
+function checkVersion(line: string, run: string): void {
+  const { schemaVersion: theirs } = parsed(line, versionSchema, run);
+  if (theirs === FEED_VERSION) return;
+  throw versionMismatch({
+    what: "the live feed",
+    other: "the run's process",
+    here: "the reader",
+    theirs,
+    ours: FEED_VERSION,
+  });
 }
 
 function parsed<Schema extends z.ZodType>(line: string, schema: Schema, run: string): z.output<Schema> {
