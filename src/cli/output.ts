@@ -46,7 +46,7 @@ export interface Interrupts {
   hold(holding: Holding): Disposable;
 }
 
-/** Of a terminal that was closed, and of a pipe whose reader has gone: there is nobody left to tell. */
+/** Errors of writing to a terminal that was closed, or to a pipe whose reader has gone. */
 const NOBODY_READS = ["EPIPE", "EIO", "ENXIO"];
 
 /**

@@ -263,7 +263,7 @@ class Source {
       takeBack: () => this.#takeBack(),
       warn: (text) => this.#warnings.push(text),
     });
-    // Open long before GO: whoever decides just after GO is heard.
+    // Open long before GO, so that a decision just after GO is heard.
     this.#decisions = await DecisionListener.open(this.#directory, this.#migration, (decision) =>
       handover.decide(decision),
     );
