@@ -65,9 +65,10 @@ const SERVER_BYTES = 64 * MiB;
  * Checks that a machine's memory can be had, before anything is started: the guest's, its devices', and that of the processes
  * that are started for them.
  * @param where how many machines run here, two where the destination is on this machine too; or that this is the destination
+ * @param remedy what would work, for commands without `--memory`
  * @throws UsageError `MEMORY_DOES_NOT_FIT`
  */
-export function checkMemory(description: MachineDescription, where: 1 | 2 | "destination"): void {
+export function checkMemory(description: MachineDescription, where: 1 | 2 | "destination", remedy?: string): void {
   const { memory } = description;
   layoutRegions(memory, platformOf(description));
   const copies = where === 2 ? 2 : 1;
@@ -82,11 +83,12 @@ export function checkMemory(description: MachineDescription, where: 1 | 2 | "des
     {
       code: "MEMORY_DOES_NOT_FIT",
       remedy:
-        where === "destination"
+        remedy ??
+        (where === "destination"
           ? "migrate to a destination that has more"
           : most < 4
             ? "give it fewer devices, or devices with less memory"
-            : `give --memory ${most}M or less`,
+            : `give --memory ${most}M or less`),
     },
   );
 }

@@ -1,11 +1,11 @@
-import { fstatSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { fstatSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { UsageError } from "../errors.js";
 import type { DeviceDescription } from "../host/description.js";
 import type { ShapeFacts } from "../host/shape.js";
 import { OpenFile } from "../sys/open-file.js";
 import { openRegularFile } from "../sys/regular-file.js";
+import { temporaryFolder } from "../sys/temporary-folder.js";
 import type { ModelInfo } from "./model.js";
 import { FIRST_MODEL_TAG, type ModelWiring, PciModel, pciRegions } from "./pci-model.js";
 import { badState, type StateRecord } from "./records.js";
@@ -212,21 +212,17 @@ function openDisk(path: string, within: string | undefined): number {
 
 /** A disk of its own, without a name once it is open: it is gone with the device, however that ends. */
 function makeDisk(seed: number): number {
-  const folder = mkdtempSync(join(tmpdir(), "dirtmap-disk-"));
-  try {
-    const words = new Uint32Array(MADE_DISK_BYTES / 4);
-    // xorshift32: the same disk at the source and at the destination.
-    let x = (seed ^ 0x9e3779b9) >>> 0 || 1;
-    for (let i = 0; i < words.length; i++) {
-      x ^= x << 13;
-      x ^= x >>> 17;
-      x ^= x << 5;
-      words[i] = x;
-    }
-    const path = join(folder, "disk.img");
-    writeFileSync(path, words, { flag: "wx", mode: 0o600 });
-    return openRegularFile(path);
-  } finally {
-    rmSync(folder, { recursive: true, force: true });
+  using folder = temporaryFolder("disk");
+  const words = new Uint32Array(MADE_DISK_BYTES / 4);
+  // xorshift32: the same disk at the source and at the destination.
+  let x = (seed ^ 0x9e3779b9) >>> 0 || 1;
+  for (let i = 0; i < words.length; i++) {
+    x ^= x << 13;
+    x ^= x >>> 17;
+    x ^= x << 5;
+    words[i] = x;
   }
+  const path = join(folder.path, "disk.img");
+  writeFileSync(path, words, { flag: "wx", mode: 0o600 });
+  return openRegularFile(path);
 }

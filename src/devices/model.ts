@@ -32,7 +32,7 @@ export interface DeviceContext {
   /** For models whose mdev hardware must have a page pinned before it touches it; resolves to the fault, or null. */
   pin(page: PageNumber, pages: number): Promise<DmaFault | null>;
   unpin(page: PageNumber, pages: number): Promise<void>;
-  /** The model can't go on: its migration state becomes ERROR until it is reset. */
+  /** The model can't go on. Until it is reset, by its guest or its host, its migration state becomes ERROR. */
   fail(reason: string): void;
 }
 
@@ -78,6 +78,14 @@ export interface DeviceModel extends Disposable {
    * false, {@link run} is not called.
    */
   readonly busMaster: boolean;
+  /**
+   * It has failed: shows that to its guest, in the way that its programming interface has, and does no work until it is
+   * reset. A reset that its guest asked for meanwhile takes effect. Absent, as `hasFailed` is then: its guest can't see it,
+   * and only its host resets it.
+   */
+  showFailure?(): void;
+  /** Since {@link showFailure}, until it is reset. A device may show the same for a reason that is no failure of the model. */
+  readonly hasFailed?: boolean;
   /** Opens what it needs (sockets, files); called once, before anything else. */
   start(context: DeviceContext): Promise<void>;
   /**

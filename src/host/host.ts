@@ -278,7 +278,20 @@ export interface VfioDevice extends AsyncDisposable {
   reportDmaLogging(query: BitmapQuery): Promise<void>;
   /** VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP. */
   stopDmaLogging(): Promise<void>;
+  /**
+   * Tells who serves the device how far the handover is; `migration` names the migration for an operator. Absent where the
+   * device ends with this process, so that nobody else has to decide about it.
+   * @throws UapiError where that could not be told: the migration must not go on as if it had been
+   */
+  announceHandover?(notice: HandoverNotice, migration: string): Promise<void>;
 }
+
+/**
+ * What a migration tells about a device that it has stopped. `committing`: from now on the machine may be the other side's,
+ * or may run here, so that only this process or an operator may say what becomes of the device. `gone`: the machine is
+ * the other side's for good.
+ */
+export type HandoverNotice = "committing" | "gone";
 
 /** What migrates: memory, vCPUs, and devices of a host. */
 export interface Machine extends AsyncDisposable {

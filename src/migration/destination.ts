@@ -15,8 +15,9 @@ import type { Audit } from "./destination-report.js";
 import { DeviceStateReceiver } from "./device-state.js";
 import { type DestinationEvent, type DestinationState, destinationStep } from "./handover.js";
 import { type DestinationRecord, defaultJournalDirectory, Journal } from "./journal.js";
-import { type MigratableDevice, migratableDevices, runAll } from "./lock-step.js";
+import { announceHandover, type MigratableDevice, migratableDevices, runAll } from "./lock-step.js";
 import { type ControlLink, Peer, UNTIL_LOST } from "./peer.js";
+import { RoundSequence } from "./rounds.js";
 import { SOFTWARE } from "./software.js";
 import { problemOf } from "./source-handover.js";
 import { type ControlMessageOf, PROTOCOL_VERSION } from "./stream/messages.js";
@@ -27,6 +28,8 @@ export interface AcceptedSource {
   /** For messages and the journal. */
   readonly from: string;
   readonly control: ControlLink;
+  /** Is told the migration's id as soon as the source has said it. */
+  announce?(migration: string): void;
   /** Takes the page channels of this source from now on; they must show the token. */
   openReceiver(args: { memory: GuestMemory; channels: number }): Promise<{ receiver: PageReceiver; token: string }>;
 }
@@ -121,6 +124,7 @@ class Destination {
     try {
       const hello = await this.#peer.expect(["HELLO"], this.#timeouts.peerMs, this.#signal);
       this.#hello = hello;
+      source.announce?.(hello.migration);
       if (hello.protocol !== PROTOCOL_VERSION) {
         throw new DirtmapError(
           `it speaks protocol ${hello.protocol} (${hello.software}), and this is ${PROTOCOL_VERSION} (${SOFTWARE})`,
@@ -175,7 +179,9 @@ class Destination {
     const machine = opened(this.#machine);
     this.#clock.enter("pre-copy");
     let vcpuState: Uint8Array | undefined;
-    let lastRound: number | undefined;
+    const rounds = new RoundSequence();
+    const receiver = opened(this.#receiver);
+    const { peerMs } = this.#timeouts;
     for (;;) {
       // A round may take any time; that the source is alive meanwhile is the connection's to watch.
       const message = await this.#peer.expect(
@@ -197,14 +203,22 @@ class Destination {
       } else if (message.type === "CHECK_STATE") {
         await this.#peer.send({ type: "STATE_TAKEN", round: message.round });
       } else if (message.type === "VCPU_STATE") {
+        if (vcpuState !== undefined) {
+          throw new DirtmapError("the vCPUs' state came twice", { code: "BAD_VCPU_STATE" });
+        }
         vcpuState = message.data;
+      } else if (message.type === "ROUND_BEGIN") {
+        rounds.begin(message);
+        await within(peerMs, "the channels in a round", receiver.beginRound(message.round), this.#signal);
       } else if (message.type === "ROUND_END") {
-        lastRound = message.round;
-      } else if (message.type === "PREPARE") {
-        if (message.round === lastRound) break;
-        throw new DirtmapError(`round ${message.round} is to be the last, and ${lastRound ?? "none"} was`, {
-          code: "UNEXPECTED_MESSAGE",
-        });
+        rounds.end(message);
+        const { round, pages, zeroPages, bytes } = message;
+        const ending = receiver.endRound(round, { pages, zeroPages, bytes });
+        await within(peerMs, "the channels' counts of a round", ending, this.#signal);
+      } else {
+        rounds.finish(message.round);
+        await within(peerMs, "the channels at rest", receiver.seal(), this.#signal);
+        break;
       }
     }
     this.#clock.enter("stop-copy");
@@ -216,14 +230,16 @@ class Destination {
       ),
       within(deviceMs, "the vCPUs with their state loaded", machine.vcpus.loadState(vcpuState), this.#signal),
     ];
-    // Hashed here while device threads load. All pages have been acknowledged, so the table is complete.
-    this.#rootDigest = rootDigest(opened(this.#receiver).digests());
+    // Hashed here while device threads load. All pages have come and no more may, so the table is complete.
+    this.#rootDigest = rootDigest(receiver.digests());
     await Promise.all(loading);
   }
 
   /** All is here and verified: says so, with the hash of what memory holds now. */
   async #ready(): Promise<void> {
     this.#signal.throwIfAborted();
+    // A GO that is here already was said of a machine that was not.
+    this.#peer.expectNothingBefore("READY");
     await this.#happened("loaded");
     if (this.#hello?.verify === "before") await this.#sendDigests();
   }
@@ -243,6 +259,9 @@ class Destination {
     const machine = opened(this.#machine);
     const migration = this.#migration ?? "";
     try {
+      // Before `running` is recorded: from the record on, no server may reset a device whose controlling side has died.
+      const told = { migration, deviceMs: this.#timeouts.deviceMs };
+      await announceHandover(this.#devices, "committing", told);
       await this.#happened("go");
     } catch (error) {
       if (this.#state !== "running") return await this.#discard(error as Error);

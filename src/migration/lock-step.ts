@@ -1,5 +1,12 @@
-import { explain, UsageError } from "../errors.js";
-import type { AttachedDevice, DataStream, Machine, MigrationSupport, SavingStream } from "../host/host.js";
+import { DirtmapError, explain, UsageError } from "../errors.js";
+import type {
+  AttachedDevice,
+  DataStream,
+  HandoverNotice,
+  Machine,
+  MigrationSupport,
+  SavingStream,
+} from "../host/host.js";
 import type { MigState } from "../uapi/vfio.js";
 import { within } from "./deadline.js";
 import { DeviceError } from "./device-error.js";
@@ -125,6 +132,30 @@ export async function takeDevicesBack(
   await step("RUNNING_P2P", ({ support }, state) => support.p2p && state !== "RUNNING" && state !== "PRE_COPY");
   await step("RUNNING", () => true);
   return lost;
+}
+
+/**
+ * Tells those who serve devices how far the handover is, all at once. @throws DirtmapError `DEVICE_FAILED` where one could
+ * not be told
+ */
+export async function announceHandover(
+  devices: readonly MigratableDevice[],
+  notice: HandoverNotice,
+  { migration, deviceMs }: { migration: string; deviceMs: number },
+): Promise<void> {
+  await together(devices, async ({ id, vfio }) => {
+    const telling = vfio.announceHandover?.(notice, migration);
+    if (telling === undefined) return;
+    try {
+      await within(deviceMs, `${id} told '${notice}'`, telling);
+    } catch (cause) {
+      throw new DirtmapError(`the server of ${id} was not told about the handover ('${notice}'): ${explain(cause)}`, {
+        code: "DEVICE_FAILED",
+        attempted: `tell the server of ${id} about the handover`,
+        cause,
+      });
+    }
+  });
 }
 
 /** All at once; waits for all, then throws the first error: no device is left on its way. */

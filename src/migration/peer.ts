@@ -80,6 +80,19 @@ export class Peer {
     return message as ControlMessageOf<Type>;
   }
 
+  /**
+   * Refuses what the other side has said too early: its answer to a message that has not been sent yet.
+   * @throws DirtmapError `UNEXPECTED_MESSAGE`
+   */
+  expectNothingBefore(ours: ControlMessageType): void {
+    const [early] = this.#queue;
+    if (early === undefined) return;
+    throw new DirtmapError(`${early.type} arrived before ${ours} was sent`, {
+      code: "UNEXPECTED_MESSAGE",
+      remedy: "use the same version on both sides",
+    });
+  }
+
   /** Ends the connection in an orderly way. */
   async close(): Promise<void> {
     this.#closing = true;

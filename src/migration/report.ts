@@ -87,6 +87,9 @@ export interface PredictedOutcome {
   readonly observedMs: number;
 }
 
+/** The error's code of a migration that is `indeterminate` because the operator said `abort`. */
+export const GIVEN_UP = "GIVEN_UP";
+
 /** What `dirtmap migrate --json` prints. */
 export interface MigrationReport {
   readonly schemaVersion: 1;

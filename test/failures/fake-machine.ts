@@ -4,6 +4,7 @@ import type {
   BitmapQuery,
   DataStream,
   DmaLoggingLimits,
+  HandoverNotice,
   Iommufd,
   Machine,
   MigrationSupport,
@@ -82,6 +83,8 @@ export class FakeDevice implements VfioDevice {
   failAt: MigState | null = null;
   /** The device never answers when it is asked for this state. */
   hangAt: MigState | null = null;
+  /** Called with what it is told about the handover; what it throws is the answer. */
+  onHandover: (notice: HandoverNotice, migration: string) => void = () => {};
   /** Reads of the log that fail from now on. */
   failReports = 0;
   resets = 0;
@@ -155,6 +158,10 @@ export class FakeDevice implements VfioDevice {
     return pt;
   }
   async detach(): Promise<void> {}
+
+  async announceHandover(notice: HandoverNotice, migration: string): Promise<void> {
+    this.onHandover(notice, migration);
+  }
 
   async reset(): Promise<void> {
     this.resets++;

@@ -6,7 +6,7 @@ import { openMachine } from "../../src/cli/hosts.js";
 import { type DeviceProcess, startDeviceProcess } from "../../src/cli/vfio-user/device-process.js";
 import type { MachineDescription } from "../../src/host/description.js";
 import { VfioUserHost } from "../../src/vfio-user/client/host.js";
-import { says, withText } from "../support/frame-proxy.js";
+import { reworded, says } from "../support/frame-proxy.js";
 import { DISK, GPU, LOAD, machineOf, NIC, VF } from "../support/machines.js";
 import { expectMoved, expectRunning, Rig } from "../support/migration.js";
 
@@ -144,7 +144,7 @@ describe("a served device at the destination that refuses its state", () => {
       meddlers: {
         // As a server of another version would send it.
         toDestination: (frame) =>
-          says(frame, "DEVICE_STATE") ? withText(frame, '"stateVersion":1', '"stateVersion":9') : frame,
+          says(frame, "DEVICE_STATE") ? reworded(frame, /"stateVersion":1/, () => '"stateVersion":9') : frame,
       },
     });
     const reason = expect.stringMatching(/"stateVersion":9.*this device is a mlx5 with state version 1/);

@@ -83,11 +83,20 @@ export function says(frame: Buffer, type: string): boolean {
   return frame.includes(`"type":"${type}"`);
 }
 
-/** A control frame with some of its text changed for other text of the same length, and its checksums made anew. */
-export function withText(frame: Buffer, text: string, other: string): Buffer {
-  const body = Buffer.from(frame.subarray(FRAME_HEADER_BYTES).toString("latin1").replace(text, other), "latin1");
-  const changed = Buffer.concat([frame.subarray(0, FRAME_HEADER_BYTES), body]);
-  changed.writeUInt32LE(crc32(body), 32);
-  changed.writeUInt32LE(crc32(changed.subarray(0, 36)), 36);
-  return changed;
+/** The frame of a control message with some of its text replaced by as much other text, and checksums that fit. */
+export function reworded(frame: Buffer, pattern: RegExp, text: (found: string) => string): Buffer {
+  const body = frame.subarray(FRAME_HEADER_BYTES).toString("latin1");
+  return rechecked(
+    Buffer.concat([frame.subarray(0, FRAME_HEADER_BYTES), Buffer.from(body.replace(pattern, text), "latin1")]),
+  );
+}
+
+/** The frame, or the start of one, with checksums that fit what is in it. */
+export function rechecked(frame: Buffer): Buffer {
+  const bytes = Buffer.from(frame);
+  if (bytes.length < FRAME_HEADER_BYTES) return bytes;
+  const bodyBytes = Math.min(bytes.readUInt32LE(24), bytes.length - FRAME_HEADER_BYTES);
+  bytes.writeUInt32LE(crc32(bytes.subarray(FRAME_HEADER_BYTES, FRAME_HEADER_BYTES + bodyBytes)), 32);
+  bytes.writeUInt32LE(crc32(bytes.subarray(0, FRAME_HEADER_BYTES - 4)), 36);
+  return bytes;
 }

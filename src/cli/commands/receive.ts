@@ -1,4 +1,5 @@
 import type { Command } from "commander";
+import { DEFAULTS } from "../../defaults.js";
 import { DirtmapError, explain } from "../../errors.js";
 import type { ControlConnection } from "../../migration/stream/control-connection.js";
 import type { Listener } from "../../migration/transport/listener.js";
@@ -35,7 +36,8 @@ in another process is taken over at the socket that --socket gives. What the sou
 destination's before anything moves; another machine is refused.
 
 A machine that arrives runs here until Ctrl-C, or with --once until its workload was checked. A source that is turned
-away, or gives up, changes nothing: the next one may come. With --json each event is a line of JSON.
+away, or gives up, changes nothing: the next one may come. Sources that come meanwhile are told at once what keeps this
+destination busy. With --json each event is a line of JSON.
 `;
 
 /** `dirtmap receive`: the destination. */
@@ -46,7 +48,7 @@ export function addReceive(program: Command): void {
     .option(
       "-l, --listen <address>",
       "tls://HOST:PORT or tcp://HOST:PORT; port 0: the system chooses",
-      "tcp://127.0.0.1:7700",
+      DEFAULTS.destination,
     );
   addTlsOptions(command)
     .option("--once", "end after the first migration, however it went")
@@ -68,6 +70,7 @@ async function run(options: ReceiveOptions): Promise<void> {
   };
   await runCommand({ json }, async (signal) => {
     const { endpoint, credentials } = await readEndpoint(options.listen, "server", options);
+    await (await import("../tidy.js")).tidyUp(options.journal);
     const [
       { listen },
       { receive },
@@ -117,7 +120,8 @@ async function run(options: ReceiveOptions): Promise<void> {
       const { outcome: event, migration } = result;
       if (!("machine" in result)) {
         tell({ event, migration, message: explain(result.error) }, `${event}: ${explain(result.error)}`);
-        if (once) return EXIT_CODES.failed.code;
+        // Something that never said what it brings was no migration.
+        if (once && migration !== null) return EXIT_CODES.failed.code;
         continue;
       }
       await using _machine = result.machine;
@@ -127,6 +131,7 @@ async function run(options: ReceiveOptions): Promise<void> {
       }
       tell({ event, migration }, `migration ${migration}: the machine runs here`);
       if (once) return EXIT_CODES.done.code;
+      listener.occupy(`the machine of migration ${migration}, which runs here`);
       await new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));
       return EXIT_CODES.done.code;
     }

@@ -118,6 +118,14 @@ export class Nvme implements DeviceModel {
     return this.#config.busMaster;
   }
 
+  get hasFailed(): boolean {
+    return this.#controller.hasFailed;
+  }
+
+  showFailure(): void {
+    this.#controller.showFailure();
+  }
+
   /** @throws UsageError `DISK_LOCKED` */
   async start(context: DeviceContext): Promise<void> {
     this.#context = context;
@@ -134,6 +142,7 @@ export class Nvme implements DeviceModel {
   }
 
   quiesce(): void {
+    this.#controller.quiesce();
     this.#disk.unlock();
   }
 

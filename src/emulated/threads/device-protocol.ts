@@ -69,4 +69,5 @@ export type HostOperations = {
   unpin(args: { device: DeviceNumber; page: PageNumber; pages: number }): Promise<void>;
   raiseIrq(args: { device: DeviceNumber; index: number; vector: number }): void;
   failed(args: { device: DeviceNumber; reason: string }): void;
+  revived(args: { device: DeviceNumber }): void;
 };

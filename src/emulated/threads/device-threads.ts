@@ -7,6 +7,7 @@ import type { StampTrail } from "../../devices/stamp.js";
 import { DirtmapError } from "../../errors.js";
 import type { ShapeFacts } from "../../host/shape.js";
 import type { PageNumber } from "../../memory/address.js";
+import { endThread } from "../../threads/end-thread.js";
 import { RpcClient, serve } from "../../threads/rpc.js";
 import { within } from "../../threads/within.js";
 import type { PostedTracker } from "../iommufd/emulated-iommu.js";
@@ -51,6 +52,11 @@ export class DeviceClient {
   /** Why the device can't go on; undefined while it can. A reset clears it, unless its thread has ended. */
   get failure(): string | undefined {
     return this.#failure;
+  }
+
+  /** Called by its thread's side: the device was reset. */
+  noteRevival(): void {
+    this.#failure = undefined;
   }
 
   /** Called by its thread's side: the device has failed. */
@@ -173,7 +179,7 @@ export class DeviceThreads implements AsyncDisposable {
   /** Ends the threads; what their devices were doing ends with them. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#disposed = true;
-    await Promise.all(this.#threads.map(({ worker }) => worker.terminate()));
+    await Promise.all(this.#threads.map(({ worker, rpc }) => endThread(worker, rpc)));
   }
 
   #spawn(onDeath: (error: Error) => void): Thread {
@@ -200,6 +206,9 @@ export class DeviceThreads implements AsyncDisposable {
       },
       failed({ device, reason }) {
         client(device).noteFailure(reason);
+      },
+      revived({ device }) {
+        client(device).noteRevival();
       },
     };
     serve(port1, operations);

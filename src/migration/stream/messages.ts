@@ -23,8 +23,11 @@ import { MAX_CHANNELS } from "../data-plane.js";
  * connection's own: both sides send it when they have nothing to say.
  */
 
-/** Raised when messages or frames change incompatibly; a destination refuses a source that speaks another. */
-export const PROTOCOL_VERSION = 1;
+/**
+ * Raised when messages change incompatibly. Every CONTROL frame carries its sender's version in its header, before
+ * anything in it is read. Version 1 wrote 0 there.
+ */
+export const PROTOCOL_VERSION = 2;
 
 /** Bytes of device state, or of a digest table, that one message may carry: the writer cuts longer ones. */
 export const MAX_MESSAGE_DATA = 1 << 20;

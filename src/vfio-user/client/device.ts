@@ -8,6 +8,7 @@ import type {
   BitmapQuery,
   DataStream,
   DmaLoggingLimits,
+  HandoverNotice,
   Iommufd,
   IrqInfo,
   MigrationSupport,
@@ -37,6 +38,9 @@ import {
   vfio_irq_set,
 } from "../../uapi/vfio.js";
 import {
+  DIRTMAP_COMMAND,
+  DIRTMAP_HANDOVER,
+  dirtmap_handover,
   VFIO_IRQ_SET_DATA_NONE,
   VFIO_USER_COMMAND,
   vfio_user_dma_logging_control,
@@ -214,9 +218,8 @@ export class VfioUserDevice implements VfioDevice {
     this.#checkOpen(SET_STATE, () => `move '${this.id}' to ${next}`);
     return this.#lock.run(async () => {
       const from = await this.#state();
-      const request = vfio_device_feature_mig_state.encode({ device_state: VFIO_DEVICE_STATE[next], data_fd: -1 });
       try {
-        await setFeature(this.#connection, "MIG_DEVICE_STATE", request);
+        await this.#setState(next);
       } catch (error) {
         throw await this.#stateError(error, next);
       }
@@ -238,7 +241,12 @@ export class VfioUserDevice implements VfioDevice {
     const layout = vfio_device_feature_mig_data_size;
     if (this.#counters === null && !(await probeFeature(this.#connection, "MIG_DATA_SIZE"))) return 0;
     const { stop_copy_length } = layout.decode(await getFeature(this.#connection, "MIG_DATA_SIZE", layout.size));
-    return Number(stop_copy_length);
+    if (stop_copy_length <= BigInt(Number.MAX_SAFE_INTEGER)) return Number(stop_copy_length);
+    throw new UapiError("EPROTO", {
+      syscall: "VFIO_DEVICE_FEATURE_MIG_DATA_SIZE",
+      attempted: `ask how large the state of '${this.id}' is: it is ${stop_copy_length} bytes`,
+      remedy: "mend the server: no device has that much",
+    });
   }
 
   async enablePrecopyInfoV2(): Promise<void> {
@@ -288,7 +296,7 @@ export class VfioUserDevice implements VfioDevice {
         this.mappings.written = before;
         throw error;
       });
-      const chosen = answer.byteLength < head ? 0n : vfio_user_dma_logging_control.decode(answer).page_size;
+      const chosen = vfio_user_dma_logging_control.decode(answer).page_size;
       if (isPowerOfTwo(chosen) && chosen <= 1n << 40n) return Number(chosen);
       await this.#stopLog();
       throw refuse("EPROTO", `the server chose a page size of ${hex(chosen)}, which is none`);
@@ -320,6 +328,17 @@ export class VfioUserDevice implements VfioDevice {
     await this.#lock.run(() => this.#stopLog());
   }
 
+  /** DIRTMAP_COMMAND.HANDOVER; nothing of another server, which leaves its device alone in any case. */
+  async announceHandover(notice: HandoverNotice, migration: string): Promise<void> {
+    this.#checkOpen("handover", () => `announce that '${this.id}' is ${notice}`);
+    if (this.#counters === null) return;
+    const id = new TextEncoder().encode(migration);
+    const request = new Uint8Array(dirtmap_handover.size + id.byteLength);
+    dirtmap_handover.encode({ argsz: request.byteLength, notice: DIRTMAP_HANDOVER[notice] }, request);
+    request.set(id, dirtmap_handover.size);
+    await this.#connection.call(DIRTMAP_COMMAND.HANDOVER, "handover", request);
+  }
+
   /** VFIO_USER_REGION_READ, in as many messages as it takes. @throws UapiError EINVAL outside of the region */
   async regionRead(region: number, offset: number, bytes: number): Promise<Uint8Array> {
     const syscall = "VFIO_USER_REGION_READ";
@@ -330,10 +349,6 @@ export class VfioUserDevice implements VfioDevice {
       const count = Math.min(maxTransfer, bytes - done);
       const request = vfio_user_region_access.encode({ offset: BigInt(offset + done), region, count });
       const answer = await this.#connection.call(VFIO_USER_COMMAND.REGION_READ, syscall, request);
-      if (answer.byteLength !== request.byteLength + count) {
-        const attempted = `read ${count} bytes, in an answer of ${answer.byteLength}`;
-        throw new UapiError("EPROTO", { syscall, attempted, remedy: "mend the server" });
-      }
       data.set(answer.subarray(request.byteLength), done);
     }
     return data;
@@ -438,6 +453,9 @@ export class VfioUserDevice implements VfioDevice {
     await this.#connection.call(VFIO_USER_COMMAND.DEVICE_RESET, "VFIO_USER_DEVICE_RESET", null);
     // It has ended the log, of Dirtmap's server at least; another's would be started anew all the same.
     this.mappings.written = null;
+    if (this.#counters !== null || !(await probeFeature(this.#connection, "MIG_DEVICE_STATE"))) return;
+    // VFIO's reset ends in RUNNING. libvfio-user's leaves the state as it is, since its commit 4f4fce4.
+    if ((await this.#state()) !== "RUNNING") await this.#setState("RUNNING");
   }
 
   async #close(): Promise<void> {
@@ -464,6 +482,11 @@ export class VfioUserDevice implements VfioDevice {
       attempted: `ask for the state of '${this.id}': it is ${device_state}`,
       remedy: "mend the server: there is no such state",
     });
+  }
+
+  async #setState(next: MigState): Promise<void> {
+    const request = vfio_device_feature_mig_state.encode({ device_state: VFIO_DEVICE_STATE[next], data_fd: -1 });
+    await setFeature(this.#connection, "MIG_DEVICE_STATE", request);
   }
 
   /** What a failed state change means: where the device is now decides what can be done. */

@@ -34,6 +34,7 @@ function report(device: ServedDevice): object {
     model: info.model,
     state: info.migration === null ? null : driver.state,
     failure: device.failure ?? null,
+    migration: device.custody.report,
     busMaster: model.busMaster,
     tracking: info.tracking,
     dmaLogging: info.dmaLogging,
