@@ -604,7 +604,7 @@ describe("a message of the handover at the wrong time", () => {
     const pair = await started({ sourceHears: behind("STATE_TAKEN", READY) });
     const report = await pair.migrate();
     expectSourceRuns(pair, report, "failed", "UNEXPECTED_MESSAGE");
-    expect(report.error?.message).toMatch(/READY arrived (before PREPARE was sent|where STATE_TAKEN was due)/);
+    expect(report.error?.message).toContain("READY arrived before PREPARE was sent");
     expect((await pair.received).outcome).toBe("discarded");
   });
 
