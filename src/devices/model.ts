@@ -1,4 +1,5 @@
 import type { DmaLoggingLimits, IrqInfo, MigrationSupport, RegionInfo, TrackingFlags } from "../host/host.js";
+import type { ShapeFacts } from "../host/shape.js";
 import type { PageNumber } from "../memory/address.js";
 import type { StampTrail } from "./stamp.js";
 
@@ -102,6 +103,11 @@ export interface DeviceModel extends Disposable {
   load(state: Uint8Array): void;
   regionRead(region: number, offset: number, target: Uint8Array): void;
   regionWrite(region: number, offset: number, source: Uint8Array): void;
+  /**
+   * What its guest can tell it by besides its regions, interrupts and configuration space; constant once it is started.
+   * Absent: nothing. What moves with its state does not belong here.
+   */
+  facts?(): ShapeFacts;
   /** Counters for reports: DMA writes, bytes, datagrams, sequence numbers … */
   counters(): Record<string, number>;
   /** Of a model whose DMA is stamped: what its stamps in guest memory must be, once it has stopped. */

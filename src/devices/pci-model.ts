@@ -1,7 +1,8 @@
 import { closeSync } from "node:fs";
 import type { RegionInfo } from "../host/host.js";
+import { fixedBits } from "../host/pci-shape.js";
 import type { ReplaySchedule } from "../host/replay-schedule.js";
-import { PAGE_SIZE, pageOf } from "../memory/address.js";
+import { hex, PAGE_SIZE, pageOf } from "../memory/address.js";
 import type { PageSpan, SlotOrder } from "./buffers.js";
 import { DeviceMemory } from "./device-memory.js";
 import type { DeviceContext, DeviceModel, MappableRegion, ModelInfo } from "./model.js";
@@ -115,6 +116,8 @@ export abstract class PciModel implements DeviceModel {
   /** Entries of the buffer table that are in use. */
   #buffersUsed = 0;
   readonly #powerOnConfig: Uint8Array;
+  /** Bits of the configuration space that no driver changes: what the function is. */
+  readonly #fixedConfig: Uint8Array;
   readonly #config = new Uint8Array(CONFIG_BYTES);
   readonly #memory: DeviceMemory;
   #context: DeviceContext | undefined;
@@ -137,6 +140,7 @@ export abstract class PciModel implements DeviceModel {
     this.#ownBuffers = wiring.buffers;
     this.#takesBuffers = load.order === undefined;
     this.#powerOnConfig = configSpace(ids);
+    this.#fixedConfig = fixedBits(this.#powerOnConfig);
     this.#config.set(this.#powerOnConfig);
   }
 
@@ -222,6 +226,8 @@ export abstract class PciModel implements DeviceModel {
       throw badState(`it is not of a ${this.info.model} with state version ${this.info.stateVersion}`);
     }
     const config = take(TAG.CONFIG, CONFIG_BYTES + REGISTER_BYTES);
+    const other = this.#fixedConfig.findIndex((fixed, at) => ((config[at] ^ this.#powerOnConfig[at]) & fixed) !== 0);
+    if (other >= 0) throw badState(`its configuration space differs at ${hex(other)}, where nothing can be written`);
     const memory = take(TAG.MEMORY);
     this.loadOwn(take);
     this.#config.set(config.subarray(0, CONFIG_BYTES));
@@ -238,8 +244,12 @@ export abstract class PciModel implements DeviceModel {
 
   regionWrite(region: number, offset: number, source: Uint8Array): void {
     this.#region(region).set(source, offset);
-    // The identity of a function is read-only.
-    if (region === REGION.CONFIG) this.#config.set(this.#powerOnConfig.subarray(0, 4));
+    if (region === REGION.CONFIG) {
+      // The identity of a function is read-only.
+      this.#fixedConfig.forEach((fixed, at) => {
+        this.#config[at] = (this.#config[at] & ~fixed) | (this.#powerOnConfig[at] & fixed);
+      });
+    }
     if (region !== REGION.BAR0) return;
     const view = registerView(this.registers);
     const wrote = (register: number) => offset < register + 4 && offset + source.byteLength > register;

@@ -100,6 +100,9 @@ const operations: DeviceOperations = {
   dropPins({ device: number, page, pages, epoch }) {
     device(number).dropPins(page, pages, epoch);
   },
+  facts({ device: number }) {
+    return device(number).model.facts?.() ?? {};
+  },
   counters({ device: number }) {
     return device(number).model.counters();
   },

@@ -1,5 +1,7 @@
 import { hex, isPowerOfTwo, PAGE_SIZE, pageOf, U64_MAX } from "../../memory/address.js";
 import {
+  VFIO_USER_F_DMA_REGION_FILE_IO,
+  VFIO_USER_F_DMA_REGION_MMAP,
   VFIO_USER_F_DMA_REGION_READ,
   VFIO_USER_F_DMA_REGION_WRITE,
   VFIO_USER_F_DMA_UNMAP_ALL,
@@ -28,8 +30,13 @@ export function mapDma(message: Message, device: ServedDevice, channel: DmaChann
   const { payload, fds } = message;
   const { flags, offset, address, size } = sizedRequestOf(vfio_user_dma_map, payload, MAP);
   const refuse = (remedy: string) => refusal("EINVAL", MAP, `map ${hex(size)} bytes at ${hex(address)}`, remedy);
-  const known = VFIO_USER_F_DMA_REGION_READ | VFIO_USER_F_DMA_REGION_WRITE;
-  if ((flags & known) === 0 || (flags & ~known) !== 0) throw refuse(`flags ${flags}: give readable, writeable or both`);
+  const rights = VFIO_USER_F_DMA_REGION_READ | VFIO_USER_F_DMA_REGION_WRITE;
+  const ways = VFIO_USER_F_DMA_REGION_MMAP | VFIO_USER_F_DMA_REGION_FILE_IO;
+  if ((flags & rights) === 0 || (flags & ~(rights | ways)) !== 0) {
+    throw refuse(`flags ${flags}: give readable, writeable or both, and no others but MMAP or FILE_IO`);
+  }
+  if ((flags & ways) === ways) throw refuse("MMAP and FILE_IO exclude each other");
+  if ((flags & ways) !== 0 && fds.length === 0) throw refuse("send the descriptor that is to be mapped or read");
   checkRange(address, size, refuse);
   if (fds.length > 1) throw refuse(`${fds.length} descriptors came: send one, or none`);
   if (offset % BigInt(PAGE_SIZE) !== 0n) throw refuse(`an offset of ${hex(offset)} is no multiple of ${PAGE_SIZE}`);
@@ -42,6 +49,7 @@ export function mapDma(message: Message, device: ServedDevice, channel: DmaChann
     readable: (flags & VFIO_USER_F_DMA_REGION_READ) !== 0,
     writeable: (flags & VFIO_USER_F_DMA_REGION_WRITE) !== 0,
     offset: Number(offset),
+    fileIo: (flags & VFIO_USER_F_DMA_REGION_FILE_IO) !== 0,
   };
   device.memory.map(region, fd, channel);
   return device.logging.covers(region) ? null : device.logging.end().then(() => null);

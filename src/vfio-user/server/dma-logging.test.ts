@@ -35,7 +35,7 @@ function logOf(limits = LIMITS) {
     log,
     /** Maps a page, as VFIO_USER_DMA_MAP does; returns whether the log still covers all. */
     map(page: number): boolean {
-      const region = { page, pages: 1, readable: true, writeable: true, offset: 0 };
+      const region = { page, pages: 1, readable: true, writeable: true, offset: 0, fileIo: false };
       memory.map(region, undefined, NO_CHANNEL);
       return log.covers(region);
     },

@@ -27,7 +27,7 @@ const MAX_DMA_PER_SLICE = 400;
 const DISK_BYTES = DISK_BLOCKS * 512;
 /** What a page holds that its device has not written. */
 const PATTERN = 0x5a;
-const USER = { name: "the fuzzer" };
+const USER = { name: "the fuzzer", announces: false };
 
 /** All memory has a file: the client is asked for none. */
 const NO_CHANNEL = {} as DmaChannel;
@@ -204,7 +204,7 @@ export class Side implements AsyncDisposable {
   }
 
   async reset(): Promise<void> {
-    await this.device.reset();
+    await this.device.reset(USER);
     this.#log = null;
   }
 
@@ -278,7 +278,11 @@ export class Side implements AsyncDisposable {
     this.#mapped.add(region);
     const fd = openSync(`/proc/self/fd/${region.fd}`, "r+");
     const { page, pages, readable, writeable, filePage } = region;
-    this.device.memory.map({ page, pages, readable, writeable, offset: filePage * PAGE_SIZE }, fd, NO_CHANNEL);
+    this.device.memory.map(
+      { page, pages, readable, writeable, offset: filePage * PAGE_SIZE, fileIo: false },
+      fd,
+      NO_CHANNEL,
+    );
     if (!this.device.logging.covers({ page, pages })) this.#log = null;
   }
 
