@@ -25,8 +25,8 @@ export const DEFAULTS = {
   verify: "after",
   /** How long the workload runs on at the destination before it is checked. */
   runAfterMs: 500,
-  /** How long an undecided source waits for the operator. */
-  decideMs: 0,
+  /** How long an undecided source waits for the operator: until told. */
+  decideMs: Number.POSITIVE_INFINITY,
 
   // A migration that is only estimated: bytes per second of a common link (10 Gbit/s), and what a read takes if none was seen.
   linkBandwidth: 1.25e9,

@@ -177,8 +177,16 @@ export function oneOf<Word extends string>(words: readonly Word[], what: string)
   };
 }
 
+/** Text that is there. */
+export function nonEmpty(text: string): string {
+  if (text !== "") return text;
+  throw new UsageError("it is empty", { code: "BAD_OPTION", remedy: "write what is meant" });
+}
+
 /** `DEV=VALUE`, as often as wanted; the last one for a device wins. */
-function perDevice<T>(parse: (text: string) => T): (text: string, before?: Record<string, T>) => Record<string, T> {
+export function perDevice<T>(
+  parse: (text: string) => T,
+): (text: string, before?: Record<string, T>) => Record<string, T> {
   return (text, before = {}) => {
     const at = text.indexOf("=");
     if (at < 1) throw new InvalidArgumentError(`'${text}' has no device; write DEV=VALUE`);
@@ -224,7 +232,7 @@ export function addHostOptions(
     )
     .option(
       "--device <id...>",
-      `${everywhere ? "devices: a scenario's ids, of this machine" : "devices of this machine:"} 0000:3b:00.1, or an mdev's UUID (default: ${devices})`,
+      `${everywhere ? "devices: a scenario's ids, of this machine" : "devices of this machine:"} 3b:00.1, an mdev's UUID, eth0, nvme0n1, a path in sysfs, libvirt's pci_0000_3b_00_1 (default: ${devices})`,
     );
 }
 

@@ -4,6 +4,7 @@ import { addBench } from "./commands/bench.js";
 import { addCerts } from "./commands/certs.js";
 import { addAbort, addResume } from "./commands/decide.js";
 import { addDevice } from "./commands/device.js";
+import { addList } from "./commands/list.js";
 import { addMigrate } from "./commands/migrate.js";
 import { addPlan } from "./commands/plan.js";
 import { addPredict } from "./commands/predict.js";
@@ -32,6 +33,7 @@ const COMMANDS = [
   addTop,
   addScenarios,
   addCerts,
+  addList,
   addResume,
   addAbort,
 ];

@@ -2,7 +2,15 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { UsageError } from "../errors.js";
 import { formatSize } from "../observe/format.js";
-import { parseBandwidth, parseDuration, parseSize, writeBandwidth, writeDuration, writeSize } from "./units.js";
+import {
+  parseBandwidth,
+  parseDuration,
+  parseLimit,
+  parseSize,
+  writeBandwidth,
+  writeDuration,
+  writeSize,
+} from "./units.js";
 
 describe("sizes", () => {
   it.each([
@@ -73,6 +81,7 @@ describe("what is written can be typed again", () => {
     [writeDuration(0), "0ms"],
     [writeDuration(1500), "1500ms"],
     [writeDuration(10_000), "10s"],
+    [writeDuration(parseLimit("unlimited")), "unlimited"],
     [writeBandwidth(1.25e9), "10Gbit"],
     [writeBandwidth(500 * 2 ** 20), "500M"],
     [writeBandwidth(Number.POSITIVE_INFINITY), "unlimited"],

@@ -53,13 +53,19 @@ export function parseBandwidth(text: string): number {
   return rate;
 }
 
+/** A duration as {@link parseDuration} reads it, or `unlimited` for Infinity. @throws UsageError `BAD_UNIT` */
+export function parseLimit(text: string): number {
+  return text.trim() === "unlimited" ? Number.POSITIVE_INFINITY : parseDuration(text);
+}
+
 /** A size as {@link parseSize} reads it: `4K`, `256M`. @param bytes whole */
 export function writeSize(bytes: number): string {
   return scaled(bytes, BINARY);
 }
 
-/** A duration as {@link parseDuration} reads it: `50ms`, `2s`. */
+/** A duration as {@link parseLimit} reads it: `50ms`, `2s`, `unlimited`. */
 export function writeDuration(ms: number): string {
+  if (ms === Number.POSITIVE_INFINITY) return "unlimited";
   return scaled(ms, DURATION_MS);
 }
 

@@ -1,4 +1,5 @@
 import { Worker } from "node:worker_threads";
+import { endThread } from "../threads/end-thread.js";
 import { RpcClient } from "../threads/rpc.js";
 import { within } from "../threads/within.js";
 import { feedPlan } from "./feed.js";
@@ -43,6 +44,6 @@ export class Feeder implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#worker.terminate();
+    await endThread(this.#worker, this.#rpc);
   }
 }

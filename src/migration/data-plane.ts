@@ -9,12 +9,16 @@ import type { GuestMemory } from "../memory/guest-memory.js";
 /** The most channels that a migration may have. */
 export const MAX_CHANNELS = 16;
 
-/** What a round moved. */
-export interface SentRound {
+/** How much a round moved, as ROUND_END says it. */
+export interface RoundSent {
   readonly pages: number;
   readonly zeroPages: number;
   /** On the wire, headers included. */
   readonly bytes: number;
+}
+
+/** What a round moved. */
+export interface SentRound extends RoundSent {
   readonly ms: number;
 }
 
@@ -49,8 +53,20 @@ export interface PageSender extends AsyncDisposable {
   digest(): Promise<PageDigests>;
 }
 
-/** The destination's end. */
+/** The destination's end. Rounds come from 0 on, each the one after the last, and each is begun and ended. */
 export interface PageReceiver extends AsyncDisposable {
+  /**
+   * The source has begun a round: its channels' ROUND_ENDs are acknowledged from now on.
+   * @throws DirtmapError `FRAME_REFUSED` where not all channels that were announced have joined
+   */
+  beginRound(round: number): Promise<void>;
+  /**
+   * The source says that the round is over, and that this is what it sent.
+   * @throws DirtmapError `FRAME_REFUSED` where a channel has not ended it, or something else arrived
+   */
+  endRound(round: number, sent: RoundSent): Promise<void>;
+  /** No page may come any more. @throws DirtmapError `FRAME_REFUSED` where some have, after the last round */
+  seal(): Promise<void>;
   /** Rejects when a channel breaks, or carries a frame that is not whole; never resolves before dispose. */
   readonly failed: Promise<never>;
   /** What the memory's pages hash to, computed from the memory as each page was stored. */

@@ -37,11 +37,14 @@ export class Moved<T> {
   }
 }
 
+/** Every thread that serves answers this, besides its own operations: {@link RpcClient.loaded}. */
+const LOADED = "rpc:loaded";
+
 /** Answers requests that arrive on `port` with `operations`. */
 export function serve(port: MessagePort, operations: Operations): void {
   port.on("message", async ({ id, operation, argument }: Request) => {
     try {
-      const result = await operations[operation](argument);
+      const result = operation === LOADED ? undefined : await operations[operation](argument);
       if (result instanceof Moved) port.postMessage({ id, result: result.value }, result.transfer);
       else port.postMessage({ id, result });
     } catch (error) {
@@ -56,10 +59,12 @@ export class RpcClient<Ops extends Operations> {
   readonly #pending = new Map<number, { resolve: (result: never) => void; reject: (error: Error) => void }>();
   #next = 1;
   #closed: Error | undefined;
+  #hasAnswered = false;
 
   constructor(port: MessagePort | Worker) {
     this.#port = port;
     port.on("message", (answer: Answer) => {
+      this.#hasAnswered = true;
       const pending = this.#pending.get(answer.id);
       if (pending === undefined) return;
       this.#pending.delete(answer.id);
@@ -82,6 +87,11 @@ export class RpcClient<Ops extends Operations> {
       this.#pending.set(id, { resolve, reject });
       this.#port.postMessage({ id, operation, argument } satisfies Request, transfer);
     });
+  }
+
+  /** Resolves when the other side has loaded its modules and answers requests, or has ended. */
+  async loaded(): Promise<void> {
+    if (!this.#hasAnswered) await this.call(LOADED, undefined as never).catch(() => undefined);
   }
 
   #fail(error: Error): void {

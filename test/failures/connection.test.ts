@@ -2,6 +2,7 @@ import { describe, expect, it } from "vitest";
 import { DirtmapError } from "../../src/errors.js";
 import type { MigrationReport } from "../../src/migration/report.js";
 import { FRAME_HEADER_BYTES } from "../../src/migration/stream/frame.js";
+import { reworded, says } from "../support/frame-proxy.js";
 import { type Damage, type Loopback, loopback } from "./loopback.js";
 
 /** Runs one migration over a damaged connection, and checks what must hold whatever happens. */
@@ -9,7 +10,7 @@ async function survive(damage: Damage): Promise<MigrationReport["result"] | "ref
   const pair = await loopback({ damage });
   try {
     const outcome = await Promise.race([
-      pair.migrate().then(
+      pair.migrate({ decideMs: 0 }).then(
         (report) => check(pair, report),
         (error: unknown) => {
           // Nothing was started: only then may it throw.
@@ -106,5 +107,51 @@ describe("a migration whose control connection", () => {
     // What follows is taken for the rest of the frame, so its checksum is wrong.
     const results = await all([1, frames >> 1, frames - 2].map((i) => () => survive({ toDestination: half(i) })));
     expect(results).not.toContain("completed");
+  });
+
+  it.each([
+    ["damaged bytes", (frame: Buffer) => Buffer.concat([frame, Buffer.alloc(FRAME_HEADER_BYTES, 7)])],
+    ["half a frame", (frame: Buffer) => Buffer.concat([frame, frame.subarray(0, 20)])],
+  ])("carries RUNNING with %s right behind it knows that the machine runs at the destination", async (_, damage) => {
+    const pair = await loopback({
+      damage: { toSource: (frame) => (says(frame, "RUNNING") ? damage(frame) : frame) },
+    });
+    try {
+      const report = await pair.migrate();
+      // What is lost is the proof, not the machine.
+      expect(report).toMatchObject({ result: "completed", verified: null, error: { code: expect.any(String) } });
+      expect(pair.witness.running).toEqual(["destination"]);
+      expect(pair.witness.violations).toEqual([]);
+    } finally {
+      await pair.close();
+    }
+  });
+
+  /** READY with the root of another table of page digests. */
+  const otherRoot = (frame: Buffer) =>
+    says(frame, "READY")
+      ? reworded(frame, /[0-9a-f]{64}/, (root) => (root.startsWith("0") ? "1" : "0") + root.slice(1))
+      : frame;
+
+  it("brings page digests that are not those of READY verifies nothing", async () => {
+    const pair = await loopback({ damage: { toSource: otherRoot } });
+    try {
+      const report = await pair.migrate();
+      expect(report).toMatchObject({ result: "completed", verified: null, error: { code: "BAD_DIGESTS" } });
+    } finally {
+      await pair.close();
+    }
+  });
+
+  it("brings page digests that are not those of READY fails a migration that is verified first", async () => {
+    const pair = await loopback({ damage: { toSource: otherRoot } });
+    try {
+      const report = await pair.migrate({ verify: "before" });
+      expect(report).toMatchObject({ result: "failed", verified: null, error: { code: "BAD_DIGESTS" } });
+      expect(pair.source.runsFreely).toBe(true);
+      expect((await pair.received).outcome).toBe("discarded");
+    } finally {
+      await pair.close();
+    }
   });
 });

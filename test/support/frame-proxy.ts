@@ -1,4 +1,5 @@
 import { createConnection, createServer, type Socket } from "node:net";
+import { crc32 } from "node:zlib";
 import { FRAME_HEADER_BYTES } from "../../src/migration/stream/frame.js";
 
 /*
@@ -80,4 +81,22 @@ export async function frameProxy(port: number, { toDestination, toSource }: Medd
 /** True for the control message of this type: its head is JSON, readable in the frame. */
 export function says(frame: Buffer, type: string): boolean {
   return frame.includes(`"type":"${type}"`);
+}
+
+/** The frame of a control message with some of its text replaced by as much other text, and checksums that fit. */
+export function reworded(frame: Buffer, pattern: RegExp, text: (found: string) => string): Buffer {
+  const body = frame.subarray(FRAME_HEADER_BYTES).toString("latin1");
+  return rechecked(
+    Buffer.concat([frame.subarray(0, FRAME_HEADER_BYTES), Buffer.from(body.replace(pattern, text), "latin1")]),
+  );
+}
+
+/** The frame, or the start of one, with checksums that fit what is in it. */
+export function rechecked(frame: Buffer): Buffer {
+  const bytes = Buffer.from(frame);
+  if (bytes.length < FRAME_HEADER_BYTES) return bytes;
+  const bodyBytes = Math.min(bytes.readUInt32LE(24), bytes.length - FRAME_HEADER_BYTES);
+  bytes.writeUInt32LE(crc32(bytes.subarray(FRAME_HEADER_BYTES, FRAME_HEADER_BYTES + bodyBytes)), 32);
+  bytes.writeUInt32LE(crc32(bytes.subarray(0, FRAME_HEADER_BYTES - 4)), 36);
+  return bytes;
 }

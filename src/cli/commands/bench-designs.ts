@@ -1,4 +1,4 @@
-import { accessSync, constants, mkdirSync, writeFileSync } from "node:fs";
+import { accessSync, constants, mkdirSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { type Command, Option } from "commander";
 import { DEFAULTS } from "../../defaults.js";
@@ -6,6 +6,7 @@ import { explain, UsageError } from "../../errors.js";
 import type { DesignsResult } from "../../evidence/designs/result.js";
 import { WORKLOAD_TEXT, WORKLOADS, type WorkloadName } from "../../evidence/designs/workloads.js";
 import { reportPath } from "../../evidence/report/write-report.js";
+import { writeWholeFile } from "../../sys/whole-file.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
 import { leaveReport } from "../leave-report.js";
 import { addStoreOption, argument, oneOf, openStoreOf, orElse, type StoreOption, wholeNumber } from "../options.js";
@@ -251,7 +252,7 @@ function chosen<Named extends { readonly name: string }>(
 
 function write(path: string, text: string): string {
   try {
-    writeFileSync(path, text);
+    writeWholeFile(path, text);
     return path;
   } catch (cause) {
     throw cannotWrite(path, cause);

@@ -138,13 +138,12 @@ async function openSite(options: BenchTrackersOptions, signal: AbortSignal): Pro
     return { ...nothing, site: await servedSite(sockets, { only: device, memoryBytes }) };
   }
   if (host === "linux") {
-    const [{ openLinuxHost }, { linuxSite }, { deviceId }] = await Promise.all([
+    const [{ openLinuxHost }, { linuxSite }] = await Promise.all([
       import("../hosts.js"),
       import("../bench/linux-site.js"),
-      import("../linux/select.js"),
     ]);
     const linux = await openLinuxHost();
-    const site = await linuxSite(linux, { ids: device?.map(deviceId), memoryBytes, signal });
+    const site = await linuxSite(linux, { names: device, memoryBytes, signal });
     return { defaults: {}, site, [Symbol.asyncDispose]: () => linux[Symbol.asyncDispose]() };
   }
   const [{ checkMemory, readRequest }, { emulatedSite }] = await Promise.all([

@@ -24,7 +24,7 @@ import {
 import { mayColor, runCommand } from "../output.js";
 import type { Request } from "../request.js";
 import { addTlsOptions, readEndpoint, type TlsOptions } from "../tls-options.js";
-import { parseDuration, writeDuration } from "../units.js";
+import { parseDuration, parseLimit, writeDuration } from "../units.js";
 
 interface MigrateOptions extends MachineOptions, PolicyOptions, MigrationOptions, TlsOptions, StoreOption {
   readonly to?: string;
@@ -55,6 +55,10 @@ options with which QEMU does.
 
 Ctrl-C cancels, and the source goes on running; once more forces. Without --to the destination is a second process on
 this machine. Options that are left out are the scenario's to say.
+
+If the destination does not confirm that it runs, the source stays paused and waits for \`dirtmap resume\` or
+\`dirtmap abort\`, which it prints on standard error, with --json as a line {"event":"undecided", …}. The first Ctrl-C does
+not end that wait; a second does, and so does the end of --decide: the source's memory is gone then.
 `;
 
 /** `dirtmap migrate`: runs a scenario's machine and moves it. */
@@ -81,8 +85,8 @@ export function addMigrate(program: Command): void {
     .option("--journal <folder>", "where to keep the record of who may run the machine")
     .option(
       "--decide <duration>",
-      `how long to wait for \`resume\` or \`abort\` where the handover was not confirmed (default: on a terminal until told, else ${writeDuration(DEFAULTS.decideMs)})`,
-      argument(parseDuration),
+      `end, and lose the source's memory, if the handover is not confirmed and nobody says \`resume\` or \`abort\` within this time${orElse(writeDuration(DEFAULTS.decideMs))}`,
+      argument(parseLimit),
     )
     .option(
       "--predict [duration]",
@@ -106,7 +110,7 @@ async function run(options: MigrateOptions): Promise<void> {
     process.stderr.write(`${text}\n`);
   };
   const onInterrupt = () => note("cancelling: the source goes on running; Ctrl-C once more forces");
-  await runCommand({ json, onInterrupt }, async (signal) => {
+  await runCommand({ json, onInterrupt }, async (signal, interrupts) => {
     // All that may be wrong with what was asked for is found out before anything is started.
     const { checkMemory, readRequest } = await import("../request.js");
     const request = readRequest(options);
@@ -127,21 +131,30 @@ async function run(options: MigrateOptions): Promise<void> {
     );
     const [
       { startLocalDestination },
+      { grantsOf },
       { LiveView },
       { publishFeed },
       { newMigrationId },
       { reportText },
       { withDisks },
+      { tidyUp },
+      { handingOver, undecidedEvent, undecidedText, waitingForDecision },
+      { DEFAULT_TIMEOUTS },
       { watchConditions },
     ] = await Promise.all([
       import("../local-destination.js"),
+      import("../granted.js"),
       import("../../observe/live-view.js"),
       import("../../observe/feed/publish.js"),
       import("../../migration/journal.js"),
       import("../report-text.js"),
       import("../disks.js"),
+      import("../tidy.js"),
+      import("../undecided.js"),
+      import("../../migration/deadline.js"),
       import("../run-conditions.js"),
     ]);
+    await tidyUp(options.journal);
     using disks = withDisks(wanted);
     const { description } = disks;
     await using machine = await openMachine(description);
@@ -151,7 +164,8 @@ async function run(options: MigrateOptions): Promise<void> {
     const predicted =
       options.predict === undefined ? undefined : await foretold(machine, request, options, { signal, note });
 
-    await using local = remote === undefined ? await startLocalDestination(signal, options.journal) : undefined;
+    await using local =
+      remote === undefined ? await startLocalDestination(signal, grantsOf(description), options.journal) : undefined;
     const destination = remote ?? (await readEndpoint(local?.address ?? "", "client", options));
     const downtimeLimitMs = options.downtimeLimit ?? defaults.downtimeLimit;
     using view = quiet
@@ -186,6 +200,7 @@ async function run(options: MigrateOptions): Promise<void> {
     };
     const moved = { host: machine.host.name, description, endpoint: destination.endpoint, local: remote === undefined };
     const conditionsUntilNow = watchConditions(moved, asked);
+    let held: Disposable | undefined;
     const report = await migrate({
       machine,
       description,
@@ -195,7 +210,15 @@ async function run(options: MigrateOptions): Promise<void> {
       migration,
       ...(options.journal === undefined ? {} : { journalDirectory: options.journal }),
       ...(predicted === undefined ? {} : { predicted }),
-      decideMs: options.decide ?? (process.stderr.isTTY ? Number.POSITIVE_INFINITY : DEFAULTS.decideMs),
+      ...(options.decide === undefined ? {} : { decideMs: options.decide }),
+      onGivenUp: () => {
+        held = interrupts.hold(handingOver(DEFAULT_TIMEOUTS.runningMs, note));
+      },
+      onUndecided: (undecided) => {
+        held = interrupts.hold(waitingForDecision(undecided, note));
+        note(json ? undecidedEvent(undecided) : undecidedText(undecided));
+      },
+      onSettled: () => held?.[Symbol.dispose](),
     });
     view?.[Symbol.dispose]();
     const reads = recorder?.reads ?? [];

@@ -1,6 +1,7 @@
 import { Worker } from "node:worker_threads";
 import { loadKernels } from "../../kernels/kernels.js";
 import type { Arena } from "../../memory/arena.js";
+import { endThread } from "../../threads/end-thread.js";
 import { RpcClient } from "../../threads/rpc.js";
 import { ENTRIES, type PageTableFormat } from "./format.js";
 import type { ReaderOperations, ReaderThreadData } from "./reader-thread.js";
@@ -59,6 +60,6 @@ export class DirtyReader implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#thread?.worker.terminate();
+    if (this.#thread !== undefined) await endThread(this.#thread.worker, this.#thread.client);
   }
 }

@@ -5,7 +5,9 @@ import type { ModelInfo } from "../../devices/model.js";
 import { modelInfo } from "../../devices/models.js";
 import type { StampTrail } from "../../devices/stamp.js";
 import { DirtmapError } from "../../errors.js";
+import type { ShapeFacts } from "../../host/shape.js";
 import type { PageNumber } from "../../memory/address.js";
+import { endThread } from "../../threads/end-thread.js";
 import { RpcClient, serve } from "../../threads/rpc.js";
 import { within } from "../../threads/within.js";
 import type { PostedTracker } from "../iommufd/emulated-iommu.js";
@@ -50,6 +52,11 @@ export class DeviceClient {
   /** Why the device can't go on; undefined while it can. A reset clears it, unless its thread has ended. */
   get failure(): string | undefined {
     return this.#failure;
+  }
+
+  /** Called by its thread's side: the device was reset. */
+  noteRevival(): void {
+    this.#failure = undefined;
   }
 
   /** Called by its thread's side: the device has failed. */
@@ -100,6 +107,11 @@ export class DeviceClient {
 
   async dropPins(args: { page: PageNumber; pages: number; epoch: number }): Promise<void> {
     await this.#call("dropPins", args);
+  }
+
+  /** What a guest can tell it by, of its model's own. */
+  async facts(): Promise<ShapeFacts> {
+    return this.#call("facts", {});
   }
 
   async counters(): Promise<Record<string, number>> {
@@ -167,7 +179,7 @@ export class DeviceThreads implements AsyncDisposable {
   /** Ends the threads; what their devices were doing ends with them. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#disposed = true;
-    await Promise.all(this.#threads.map(({ worker }) => worker.terminate()));
+    await Promise.all(this.#threads.map(({ worker, rpc }) => endThread(worker, rpc)));
   }
 
   #spawn(onDeath: (error: Error) => void): Thread {
@@ -194,6 +206,9 @@ export class DeviceThreads implements AsyncDisposable {
       },
       failed({ device, reason }) {
         client(device).noteFailure(reason);
+      },
+      revived({ device }) {
+        client(device).noteRevival();
       },
     };
     serve(port1, operations);

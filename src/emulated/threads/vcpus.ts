@@ -10,6 +10,7 @@ import type { Vcpus } from "../../host/host.js";
 import { iovaOf, PAGE_SIZE, type PageNumber } from "../../memory/address.js";
 import type { GuestMemory } from "../../memory/guest-memory.js";
 import { InFlight } from "../../memory/in-flight.js";
+import { endThread } from "../../threads/end-thread.js";
 import { RpcClient, serve } from "../../threads/rpc.js";
 import { within } from "../../threads/within.js";
 import { UapiError } from "../../uapi/errno.js";
@@ -227,7 +228,7 @@ export class EmulatedVcpus implements Vcpus, AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#disposed = true;
-    await Promise.all(this.#threads.map(({ worker }) => worker.terminate()));
+    await Promise.all(this.#threads.map(({ worker, rpc }) => endThread(worker, rpc)));
   }
 
   get #isLogging(): boolean {

@@ -59,17 +59,22 @@ async function measured(channels: number, late: AbortSignal): Promise<LinkEstima
   fillMemory(source, 1, 1);
   await using listener = await listen({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: 0 } });
   const token = randomBytes(32).toString("hex");
-  await using _receiver = openReceiver({ memory: createGuestMemory(PROBE_BYTES), listener, channels, token });
+  await using receiver = openReceiver({ memory: createGuestMemory(PROBE_BYTES), listener, channels, token });
   const address = { host: "127.0.0.1", port: listener.endpoint.port, token };
   await using sender = await openSender({ memory: source, address, channels, signal: late });
   const pages = new RamBitmap(source);
   pages.setAll();
-  const first = await sender.sendRound(0, pages, late);
-  const second = await sender.sendRound(1, pages, late);
+  let rounds = 0;
+  const send = async (bitmap: RamBitmap) => {
+    await receiver.beginRound(rounds);
+    return await sender.sendRound(rounds++, bitmap, late);
+  };
+  const first = await send(pages);
+  const second = await send(pages);
   const one = new RamBitmap(source);
   one.addPages(pages.memory.regions[0].firstPage, 1);
   const small: number[] = [];
-  for (let n = 0; n < SMALL_ROUNDS; n++) small.push((await sender.sendRound(2 + n, one, late)).ms);
+  for (let n = 0; n < SMALL_ROUNDS; n++) small.push((await send(one)).ms);
   const { median } = summarize(small);
   return {
     source: "loopback",

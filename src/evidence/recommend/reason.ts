@@ -56,7 +56,7 @@ function missing({ trackers, capabilities }: BenchedDevice): string {
   const could = capabilities.mdev ? (["iommu", "pinned"] as const) : (["iommu", "device"] as const);
   return could
     .map((kind) => capabilities.trackers[kind])
-    .flatMap((one) => (one.available ? [] : [one.why]))
+    .flatMap((one) => (one.available === true ? [] : [one.why]))
     .join("; ");
 }
 

@@ -6,8 +6,9 @@ import { RamBitmap } from "../../bitmap/ram-bitmap.js";
 import { DirtmapError } from "../../errors.js";
 import { KiB, MiB, PAGE_SIZE } from "../../memory/address.js";
 import { createGuestMemory, type GuestMemory } from "../../memory/guest-memory.js";
-import type { ChannelAddress, PageSender } from "../data-plane.js";
+import type { ChannelAddress, PageReceiver, PageSender } from "../data-plane.js";
 import { encodeFrame } from "../stream/frame.js";
+import { PROTOCOL_VERSION } from "../stream/messages.js";
 import { makeCertificates } from "../transport/certs.js";
 import type { TlsCredentials } from "../transport/credentials.js";
 import { type Listener, listen } from "../transport/listener.js";
@@ -28,6 +29,9 @@ interface Pair extends AsyncDisposable {
   /** Sends the pages and checks that the two memories, and what either side says of them, are equal. */
   round(pages: RamBitmap): Promise<{ pages: number; zeroPages: number; bytes: number }>;
   readonly sender: PageSender;
+  readonly receiver: PageReceiver;
+  /** Begins the next round at the destination; its number. */
+  begin(): Promise<number>;
   closeReceiver(): Promise<void>;
 }
 
@@ -62,15 +66,23 @@ async function openPair(
     await closeReceiver();
     throw error;
   });
-  let number = 0;
+  let rounds = 0;
+  const begin = async () => {
+    await receiver.beginRound(rounds);
+    return rounds++;
+  };
   return {
     source,
     destination,
     refused,
     sender,
+    receiver,
+    begin,
     closeReceiver,
     async round(pages) {
-      const sent = await sender.sendRound(number++, pages, never);
+      const round = await begin();
+      const sent = await sender.sendRound(round, pages, never);
+      await receiver.endRound(round, sent);
       for (const [index, arena] of source.arenas.entries()) {
         const bytes = arena.ramPages * PAGE_SIZE;
         const other = destination.arenas[index].u8.subarray(0, bytes);
@@ -176,7 +188,7 @@ describe("a sender", () => {
     pair.sender.setBandwidth(100 * KiB);
     const cancel = new AbortController();
     const all = only(pair.source, { first: 0, pages: 1024, seed: 3 });
-    const round = pair.sender.sendRound(0, all, cancel.signal);
+    const round = pair.sender.sendRound(await pair.begin(), all, cancel.signal);
     while (pair.sender.progress().pages === 0) await new Promise((resolve) => setTimeout(resolve, 5));
     cancel.abort(new Error("that's enough"));
     await expect(round).rejects.toThrow("that's enough");
@@ -227,7 +239,12 @@ describe("a receiver", () => {
     await using listener = await listen({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: 0 } });
     const token = randomBytes(32).toString("hex");
     await using receiver = openReceiver({ memory, listener, channels: 1, token });
-    const hello = { protocol: 1, token, channel: 1, arenas: memory.arenas.map(({ ramPages }) => ramPages) };
+    const hello = {
+      protocol: PROTOCOL_VERSION,
+      token,
+      channel: 1,
+      arenas: memory.arenas.map(({ ramPages }) => ramPages),
+    };
     const body = new TextEncoder().encode(JSON.stringify(hello));
     const socket = connect(listener.endpoint.port, "127.0.0.1");
     socket.write(encodeFrame({ type: "CHANNEL_HELLO", channel: 1, sequence: 0 }, body));

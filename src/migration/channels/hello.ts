@@ -1,5 +1,6 @@
 import { timingSafeEqual } from "node:crypto";
 import { z } from "zod";
+import { versionMismatch } from "../../version-mismatch.js";
 import { MAX_CHANNELS } from "../data-plane.js";
 import { frameRefused } from "../stream/frame.js";
 import { PROTOCOL_VERSION } from "../stream/messages.js";
@@ -56,20 +57,35 @@ function decodeBody<T>(schema: z.ZodType<T>, body: Uint8Array): T {
 export const decodeRoundTotals = (body: Uint8Array): RoundTotals => decodeBody(roundTotalsSchema, body);
 export const decodeRefusal = (body: Uint8Array): Refusal => decodeBody(refusalSchema, body);
 
+/** What a channel's hello must say. */
+export interface ExpectedHello {
+  readonly token: string;
+  /** How many channels HELLO announced. */
+  readonly channels: number;
+  readonly arenas: readonly number[];
+}
+
 /**
  * The hello in a frame's body, if it belongs to the migration whose token it must show. The comparison takes the same
  * time whatever the token is.
- * @throws DirtmapError `FRAME_REFUSED`
+ * @throws DirtmapError `FRAME_REFUSED`, `INCOMPATIBLE`
  */
-export function checkHello(body: Uint8Array, expected: { token: string; arenas: readonly number[] }): ChannelHello {
+export function checkHello(body: Uint8Array, expected: ExpectedHello): ChannelHello {
   const hello = decodeBody(helloSchema, body);
   if (!timingSafeEqual(Buffer.from(hello.token, "hex"), Buffer.from(expected.token, "hex"))) {
     throw frameRefused("a channel doesn't belong to this migration");
   }
   if (hello.protocol !== PROTOCOL_VERSION) {
-    throw frameRefused(`a channel speaks version ${hello.protocol} of the protocol, not ${PROTOCOL_VERSION}`);
+    const versions = { theirs: hello.protocol, ours: PROTOCOL_VERSION };
+    throw versionMismatch({
+      what: "the migration protocol",
+      other: "the source",
+      here: "the destination",
+      ...versions,
+    });
   }
-  const { arenas } = expected;
+  const { arenas, channels } = expected;
+  if (hello.channel > channels) throw frameRefused(`channel ${hello.channel} of ${channels}`);
   if (hello.arenas.length !== arenas.length || hello.arenas.some((pages, i) => pages !== arenas[i])) {
     throw frameRefused("the source's memory is laid out in another way");
   }

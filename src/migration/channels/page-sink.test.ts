@@ -8,9 +8,10 @@ import { MiB, PAGE_SIZE } from "../../memory/address.js";
 import { createArena } from "../../memory/arena.js";
 import { ramArena } from "../../memory/guest-memory.js";
 import { encodeFrame, encodeHeader, FRAME_HEADER_BYTES } from "../stream/frame.js";
+import { PROTOCOL_VERSION } from "../stream/messages.js";
 import { encodeBody } from "./hello.js";
 import { scratchLayout } from "./layout.js";
-import { PageSink, type SinkEvents } from "./page-sink.js";
+import { OtherSource, PageSink, type SinkEvents } from "./page-sink.js";
 
 const RAM_BYTES = 1 * MiB;
 const RAM_PAGES = RAM_BYTES / PAGE_SIZE;
@@ -19,11 +20,25 @@ const TOKEN = "5a".repeat(32);
 /** One arena for all tests: what lies behind the sink's slice must never change. */
 const arena = ramArena(createArena(RAM_BYTES + 2.5 * MiB), RAM_BYTES);
 const sinkArena = { arena, kernels: loadKernels(arena.memory), layout: scratchLayout(arena, 2) };
+const CHANNELS = 2;
 const SLICE = 0;
 
+/** A sink that is answered at once, as by a migration whose other channels have joined and whose rounds are begun. */
 function openSink(events: Partial<SinkEvents> = {}): PageSink {
+  const sink: PageSink = openUnansweredSink({
+    ...events,
+    onHello: () => sink.answered(),
+    onRoundEnd: (carried) => {
+      sink.answered();
+      events.onRoundEnd?.(carried);
+    },
+  });
+  return sink;
+}
+
+function openUnansweredSink(events: Partial<SinkEvents> = {}): PageSink {
   const nothing = { onHello: () => {}, onRoundEnd: () => {}, onClose: () => {} };
-  return new PageSink({ arenas: [sinkArena], slice: SLICE, token: TOKEN, events: { ...nothing, ...events } });
+  return new PageSink({ arenas: [sinkArena], token: TOKEN, channels: CHANNELS, events: { ...nothing, ...events } });
 }
 
 /** Gives a sink bytes as a socket would, in pieces. */
@@ -47,7 +62,11 @@ function pageData(seed: number): Uint8Array {
 }
 
 /** A PAGES frame as a sender would make it, and, for hostile ones, with a header that lies about it. */
-function pagesFrame(sequence: number, runs: readonly Run[], lie: { bodyBytes?: number; dataBytes?: number } = {}) {
+function pagesFrame(
+  sequence: number,
+  runs: readonly Run[],
+  lie: { bodyBytes?: number; dataBytes?: number; round?: number } = {},
+) {
   const pages = runs
     .filter(({ zero }) => !zero)
     .flatMap(({ first, pages }) => Array.from({ length: pages }, (_, i) => first + i));
@@ -82,11 +101,21 @@ function pagesFrame(sequence: number, runs: readonly Run[], lie: { bodyBytes?: n
 
 const helloFrame = encodeFrame(
   { type: "CHANNEL_HELLO", channel: 1, sequence: 0 },
-  encodeBody({ protocol: 1, token: TOKEN, channel: 1, arenas: [RAM_PAGES] }),
+  encodeBody({ protocol: PROTOCOL_VERSION, token: TOKEN, channel: 1, arenas: [RAM_PAGES] }),
 );
 
-const endFrame = (sequence: number, pages: number, zeroPages: number) =>
-  encodeFrame({ type: "ROUND_END", channel: 1, sequence }, encodeBody({ pages, zeroPages }));
+const endFrame = (sequence: number, pages: number, zeroPages: number, round = 0) =>
+  encodeFrame({ type: "ROUND_END", channel: 1, sequence, round }, encodeBody({ pages, zeroPages }));
+
+const goodbye = { type: "CLOSE", channel: 1 } as const;
+
+/** The frame with another 16-bit field in its header, and a checksum that fits. */
+function withField(frame: Uint8Array, at: number, value: number): Uint8Array {
+  const view = new DataView(frame.buffer, frame.byteOffset);
+  view.setUint16(at, value, true);
+  view.setUint32(36, crc32(frame.subarray(0, 36)), true);
+  return frame;
+}
 
 /** A small stream with both ways of storing: a long run (received directly), and lone pages (by way of staging). */
 const RUNS: Run[][] = [
@@ -129,9 +158,10 @@ describe("a page sink", () => {
       fc.property(fc.integer({ min: 1, max: 5000 }), (piece) => {
         arena.u8.fill(0xee, 0, RAM_BYTES);
         const rounds: unknown[] = [];
-        const sink = openSink({ onRoundEnd: (round, totals) => rounds.push([round, totals]) });
+        const sink = openSink({ onRoundEnd: (carried) => rounds.push(carried) });
         feed(sink, STREAM, piece);
-        expect(rounds).toEqual([[0, { pages: 13, zeroPages: 2 }]]);
+        const bytes = RUNS.reduce((sum, runs, i) => sum + pagesFrame(i + 1, runs).length, 0);
+        expect(rounds).toEqual([{ round: 0, pages: 13, zeroPages: 2, bytes }]);
         expect(sink.closed).toBe(true);
         expect(sink.midFrame).toBe(false);
         for (let page = 0; page < RAM_PAGES; page++) {
@@ -205,6 +235,16 @@ describe("a page sink", () => {
     ["a body of 4 GiB", () => pagesFrame(1, [{ first: 0, pages: 1, zero: true }], { bodyBytes: 0xffffffff })],
     ["data of 4 GiB", () => pagesFrame(1, [{ first: 0, pages: 1, zero: true }], { dataBytes: 0xfffff000 })],
     ["a round's end with another number of pages", () => endFrame(1, 1, 0)],
+    ["a round's end with another number of zero pages", () => endFrame(1, 0, 1)],
+    ["the end of another round", () => endFrame(1, 0, 0, 1)],
+    ["pages of another round", () => pagesFrame(1, [{ first: 0, pages: 1, zero: false }], { round: 1 })],
+    ["pages of another arena", () => withField(pagesFrame(1, [{ first: 0, pages: 1, zero: false }]), 10, 1)],
+    ["a goodbye that names a round", () => encodeFrame({ ...goodbye, sequence: 1, round: 1 }, new Uint8Array(0))],
+    [
+      "a goodbye that names an arena",
+      () => withField(encodeFrame({ ...goodbye, sequence: 1 }, new Uint8Array(0)), 10, 1),
+    ],
+    ["flags", () => withField(encodeFrame({ ...goodbye, sequence: 1 }, new Uint8Array(0)), 6, 1)],
     ["a second hello", () => encodeFrame({ type: "CHANNEL_HELLO", channel: 1, sequence: 1 }, helloFrame.subarray(40))],
     ["a frame of another channel", () => encodeFrame({ type: "CLOSE", channel: 2, sequence: 1 }, new Uint8Array(0))],
     ["a frame that is left out", () => encodeFrame({ type: "CLOSE", channel: 1, sequence: 2 }, new Uint8Array(0))],
@@ -219,19 +259,65 @@ describe("a page sink", () => {
   });
 
   it("takes nothing before a hello with the migration's token and memory", () => {
-    const good = { protocol: 1, token: TOKEN, channel: 1, arenas: [RAM_PAGES] };
+    const good = { protocol: PROTOCOL_VERSION, token: TOKEN, channel: 1, arenas: [RAM_PAGES] };
     const bad = [
       { ...good, token: "5b".repeat(32) },
       { ...good, arenas: [RAM_PAGES, RAM_PAGES] },
       { ...good, arenas: [RAM_PAGES + 1] },
-      { ...good, protocol: 2 },
       { ...good, channel: 2 },
     ];
+    const frameOf = (hello: typeof good, channel = 1) =>
+      encodeFrame({ type: "CHANNEL_HELLO", channel, sequence: 0 }, encodeBody(hello));
     for (const hello of bad) {
-      const frame = encodeFrame({ type: "CHANNEL_HELLO", channel: 1, sequence: 0 }, encodeBody(hello));
-      expect(() => feed(openSink(), frame)).toThrow(expect.objectContaining({ code: "FRAME_REFUSED" }));
+      expect(() => feed(openSink(), frameOf(hello))).toThrow(expect.objectContaining({ code: "FRAME_REFUSED" }));
     }
+    expect(() => feed(openSink(), frameOf({ ...good, channel: 3 }, 3))).toThrow("channel 3 of 2");
+    expect(() => feed(openSink(), frameOf({ ...good, protocol: 1 }))).toThrow(
+      expect.objectContaining({ code: "INCOMPATIBLE", remedy: "upgrade Dirtmap at the source" }),
+    );
     const pages = pagesFrame(0, [{ first: 0, pages: 1, zero: false }]);
     expect(() => feed(openSink(), pages)).toThrow(/before the hello/);
+  });
+
+  it("takes no page before its hello was answered, nor between a round's end and its answer", () => {
+    const waiting = openUnansweredSink();
+    feed(waiting, helloFrame);
+    expect(() => feed(waiting, pagesFrame(1, [{ first: 0, pages: 1, zero: false }]))).toThrow(/answer to the hello/);
+
+    const sink: PageSink = openUnansweredSink({ onHello: () => sink.answered() });
+    feed(sink, Buffer.concat([helloFrame, endFrame(1, 0, 0)]));
+    const next = pagesFrame(2, [{ first: 0, pages: 1, zero: false }], { round: 1 });
+    expect(() => feed(sink, next)).toThrow(/answer to the round's end/);
+    expect(arena.u8.subarray(0, RAM_BYTES).every((byte) => byte === 0)).toBe(true);
+  });
+
+  it("takes no page once it is sealed, and can't be sealed in the middle of a round", () => {
+    const page = [{ first: 0, pages: 1, zero: false }];
+    const sealed = openSink();
+    feed(sealed, helloFrame);
+    sealed.seal();
+    expect(() => feed(sealed, pagesFrame(1, page))).toThrow(/follows the last round/);
+
+    const goodbye = openSink();
+    feed(goodbye, helloFrame);
+    goodbye.seal();
+    feed(goodbye, encodeFrame({ type: "CLOSE", channel: 1, sequence: 1 }, new Uint8Array(0)));
+    expect(goodbye.closed).toBe(true);
+
+    for (const cut of [FRAME_HEADER_BYTES, FRAME_HEADER_BYTES + 16, FRAME_HEADER_BYTES + 100, undefined]) {
+      const begun = openSink();
+      feed(begun, helloFrame);
+      feed(begun, pagesFrame(1, page).subarray(0, cut));
+      expect(() => begun.seal()).toThrow(/never begun/);
+    }
+  });
+
+  it("knows another source's control connection, and TLS, by their first bytes", () => {
+    const ping = encodeFrame({ type: "CONTROL", channel: 0, sequence: 0, round: PROTOCOL_VERSION }, new Uint8Array(0));
+    expect(() => feed(openSink(), ping)).toThrow(OtherSource);
+    expect(() => feed(openSink(), Uint8Array.of(0x16, 3, 1))).toThrow(
+      expect.objectContaining({ code: "WRONG_SCHEME" }),
+    );
+    expect(() => feed(openSink(), Buffer.from("GET"))).toThrow(expect.objectContaining({ code: "FRAME_REFUSED" }));
   });
 });

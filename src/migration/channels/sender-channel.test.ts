@@ -6,6 +6,7 @@ import { MiB } from "../../memory/address.js";
 import { createArena } from "../../memory/arena.js";
 import { ramArena } from "../../memory/guest-memory.js";
 import { encodeFrame } from "../stream/frame.js";
+import { PROTOCOL_VERSION } from "../stream/messages.js";
 import { ChunkQueue, RoundProgress } from "./control-words.js";
 import { encodeBody } from "./hello.js";
 import { scratchLayout } from "./layout.js";
@@ -14,7 +15,7 @@ import { TokenBucket } from "./token-bucket.js";
 
 const arena = ramArena(createArena(6 * MiB), 1 * MiB);
 const layout = scratchLayout(arena, 1);
-const hello = { protocol: 1, token: "00".repeat(32), channel: 1, arenas: [arena.ramPages] };
+const hello = { protocol: PROTOCOL_VERSION, token: "00".repeat(32), channel: 1, arenas: [arena.ramPages] };
 
 /** A destination that the test plays: what it answers to each write of the source; undefined: it takes no more. */
 function channelTo(answer: (write: number) => Uint8Array | null | undefined): SenderChannel {

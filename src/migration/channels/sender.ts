@@ -1,5 +1,6 @@
 import { Worker } from "node:worker_threads";
 import type { RamBitmap } from "../../bitmap/ram-bitmap.js";
+import { endThread } from "../../threads/end-thread.js";
 import { RpcClient } from "../../threads/rpc.js";
 import type { OpenSender, PageDigests, PageSender, SentRound } from "../data-plane.js";
 import { ChunkQueue, RoundProgress } from "./control-words.js";
@@ -38,7 +39,7 @@ export const openSender: OpenSender = async ({ memory, address, channels, signal
     threads.push(new RpcClient(worker));
   }
   const terminate = async () => {
-    await Promise.all(workers.map((worker) => worker.terminate()));
+    await Promise.all(threads.map((thread, channel) => endThread(workers[channel], thread)));
   };
 
   /** Has every thread do something; the first that fails makes the others stop, and is what is thrown. */

@@ -1,8 +1,15 @@
 import type { Duplex } from "node:stream";
 import { DirtmapError } from "../../errors.js";
-import { encodeFrame, frameRefused, MAX_CONTROL_BODY } from "./frame.js";
+import { versionMismatch } from "../../version-mismatch.js";
+import { encodeFrame, frameRefused, MAX_CHANNEL_BODY, MAX_CONTROL_BODY } from "./frame.js";
 import { FrameReader } from "./frame-reader.js";
-import { type ControlMessage, controlHeadSchema, isBinaryMessage, MAX_MESSAGE_DATA } from "./messages.js";
+import {
+  type ControlMessage,
+  controlHeadSchema,
+  isBinaryMessage,
+  MAX_MESSAGE_DATA,
+  PROTOCOL_VERSION,
+} from "./messages.js";
 
 /** A peer that has said nothing for this long is gone or stopped; each side speaks at least four times as often. */
 export const SILENCE_MS = 10_000;
@@ -10,14 +17,25 @@ export const SILENCE_MS = 10_000;
 /** Received but not yet asked for: above this the socket is read no further. */
 const MAX_QUEUED_BYTES = 16 << 20;
 
-/** How long an orderly close waits for the peer's end. */
+/** How long an orderly close waits for the peer's end, and how long a peer that is refused may take to read why. */
 const CLOSE_MS = 2_000;
+
+/** Why a connection can't go on, as ABORT, REFUSE and REFUSED carry it. */
+export interface Problem {
+  readonly code: string;
+  readonly message: string;
+  readonly remedy?: string | undefined;
+}
 
 export interface ControlConnectionOptions {
   /** For tests: {@link SILENCE_MS}. */
   readonly silenceMs?: number;
-  /** Who the other side is, for messages. */
+  /** Who the other side is: an address, for messages. */
   readonly peer?: string;
+  /** Which side the other one is. Default: destination. */
+  readonly other?: "source" | "destination";
+  /** Reads no further than the first frame until {@link ControlConnection.begin}: nobody has decided to take it yet. */
+  readonly held?: boolean;
   /** Explains errors of the socket; the transport knows the address. */
   readonly explain?: (error: unknown) => DirtmapError;
 }
@@ -35,10 +53,17 @@ interface Waiter {
 export class ControlConnection implements AsyncDisposable {
   /** Who the other side is: an address. */
   readonly peer: string;
+  /**
+   * Resolves with the other side's first message, of whatever type: only then is it known to speak this protocol.
+   * @throws DirtmapError `INCOMPATIBLE`, `PEER_SILENT`, `CONNECTION_CLOSED`, `FRAME_REFUSED`, or what the transport says
+   */
+  readonly introduced: Promise<void>;
   readonly #socket: Duplex;
+  readonly #other: "source" | "destination";
   readonly #silenceMs: number;
   readonly #explain: (error: unknown) => DirtmapError;
-  readonly #reader = new FrameReader(0, ["CONTROL"]);
+  /** The first message is a PING, or a REFUSE: a stranger costs no more memory than that. */
+  readonly #reader = new FrameReader(0, ["CONTROL"], MAX_CHANNEL_BODY * 4);
   readonly #queue: { message: ControlMessage; bytes: number }[] = [];
   readonly #heartbeat: NodeJS.Timeout;
   #queuedBytes = 0;
@@ -46,21 +71,35 @@ export class ControlConnection implements AsyncDisposable {
   #sequence = 0;
   #lost: DirtmapError | undefined;
   #closing = false;
+  #held: boolean;
+  #introduce: () => void = () => {};
+  #neverIntroduced: (error: DirtmapError) => void = () => {};
   #heardAt = performance.now();
   #spokeAt = performance.now();
 
   constructor(socket: Duplex, options: ControlConnectionOptions = {}) {
     this.peer = options.peer ?? "unknown";
+    this.introduced = new Promise((resolve, reject) => {
+      this.#introduce = resolve;
+      this.#neverIntroduced = reject;
+    });
+    // A caller that goes straight on to receive() learns of it there.
+    this.introduced.catch(() => {});
     this.#socket = socket;
+    this.#other = options.other ?? "destination";
+    this.#held = options.held ?? false;
     this.#silenceMs = options.silenceMs ?? SILENCE_MS;
     this.#explain =
       options.explain ??
       ((cause) => new DirtmapError("the control connection broke", { code: "CONNECTION_LOST", cause }));
     socket.on("data", (bytes: Uint8Array) => this.#take(bytes));
-    socket.resume();
     socket.on("end", () => this.#ended());
     socket.on("close", () => this.#ended());
-    socket.on("error", (error) => this.#fail(this.#explain(error)));
+    socket.on("error", (error) => {
+      // What had arrived before the error, and waited because reading was paused.
+      for (let bytes = socket.read(); bytes !== null; bytes = socket.read()) this.#take(bytes);
+      this.#fail(this.#explain(error));
+    });
     // Accepted connections come paused.
     socket.resume();
     this.#heartbeat = setInterval(() => this.#beat(), this.#silenceMs / 8);
@@ -97,6 +136,25 @@ export class ControlConnection implements AsyncDisposable {
     });
   }
 
+  /** Reads on behind the first message of a connection that was held. */
+  begin(): void {
+    this.#held = false;
+    this.#heardAt = performance.now();
+    this.#socket.resume();
+  }
+
+  /** True once nothing more can come of the connection: it is lost, or was closed here. */
+  get over(): boolean {
+    return this.#lost !== undefined || this.#closing;
+  }
+
+  /** Tells the other side why it can't stay, and ends the connection once it has had time to read that. */
+  refuse({ code, message, remedy }: Problem): void {
+    if (this.over) return;
+    this.#speak({ type: "REFUSE", code, message, ...(remedy === undefined ? {} : { remedy }) });
+    this.#dismiss(new DirtmapError(message, { code, remedy }));
+  }
+
   /** Sends what is underway, says goodbye, and waits for the peer to do so for at most two seconds. */
   async close(): Promise<void> {
     if (this.#closing) return;
@@ -121,7 +179,7 @@ export class ControlConnection implements AsyncDisposable {
   }
 
   #speak(message: ControlMessage, taken?: (error?: Error | null) => void): void {
-    const frame = encodeFrame({ type: "CONTROL", channel: 0, sequence: this.#sequence }, encodeMessage(message));
+    const frame = encodeControlFrame(this.#sequence, message);
     this.#sequence = (this.#sequence + 1) >>> 0;
     this.#spokeAt = performance.now();
     this.#socket.write(frame, taken);
@@ -143,10 +201,23 @@ export class ControlConnection implements AsyncDisposable {
   }
 
   #take(bytes: Uint8Array): void {
+    // What a side still says that was refused is dropped.
+    if (this.#lost !== undefined) return;
     this.#heardAt = performance.now();
     try {
-      for (const { body } of this.#reader.push(bytes)) {
+      for (const { header, body } of this.#reader.push(bytes)) {
+        if (header.round !== PROTOCOL_VERSION) {
+          throw versionMismatch({
+            what: "the migration protocol",
+            other: `the ${this.#other}`,
+            here: this.#other === "source" ? "the destination" : "the source",
+            // Version 1 wrote 0.
+            theirs: Math.max(1, header.round),
+            ours: PROTOCOL_VERSION,
+          });
+        }
         const message = decodeMessage(body);
+        this.#introduce();
         if (message.type === "PING") continue;
         const waiter = this.#waiter;
         this.#waiter = undefined;
@@ -156,10 +227,22 @@ export class ControlConnection implements AsyncDisposable {
           this.#queuedBytes += body.length;
         }
       }
-      if (this.#queuedBytes > MAX_QUEUED_BYTES) this.#socket.pause();
+      if (this.#held || this.#queuedBytes > MAX_QUEUED_BYTES) this.#socket.pause();
     } catch (error) {
-      this.#fail(error instanceof DirtmapError ? error : this.#explain(error));
+      const problem = error instanceof DirtmapError ? error : this.#explain(error);
+      // A source of another version can read a REFUSE: it has been the same in all of them.
+      if (problem.code === "INCOMPATIBLE" && this.#other === "source") this.refuse(problem);
+      else this.#fail(problem);
     }
+  }
+
+  /** Ends the connection when the other side has read what was said last, or after a while. */
+  #dismiss(error: DirtmapError): void {
+    this.#fail(error, { destroy: false });
+    this.#socket.end();
+    this.#socket.resume();
+    const timer = setTimeout(() => this.#socket.destroy(), CLOSE_MS);
+    this.#socket.once("close", () => clearTimeout(timer));
   }
 
   #ended(): void {
@@ -171,14 +254,20 @@ export class ControlConnection implements AsyncDisposable {
     );
   }
 
-  #fail(error: DirtmapError): void {
+  #fail(error: DirtmapError, { destroy = true }: { destroy?: boolean } = {}): void {
     if (this.#lost !== undefined) return;
     clearInterval(this.#heartbeat);
     this.#lost = error;
+    this.#neverIntroduced(error);
     this.#waiter?.reject(error);
     this.#waiter = undefined;
-    if (!this.#closing) this.#socket.destroy();
+    if (destroy && !this.#closing) this.#socket.destroy();
   }
+}
+
+/** A control message as the `sequence`-th frame of its direction. @throws DirtmapError `MESSAGE_TOO_LONG` */
+export function encodeControlFrame(sequence: number, message: ControlMessage): Uint8Array {
+  return encodeFrame({ type: "CONTROL", channel: 0, sequence, round: PROTOCOL_VERSION }, encodeMessage(message));
 }
 
 const encoder = new TextEncoder();

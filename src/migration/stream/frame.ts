@@ -1,6 +1,8 @@
 import { crc32 } from "node:zlib";
 import { DirtmapError } from "../../errors.js";
 import { PAGE_SIZE } from "../../memory/address.js";
+import { versionMismatch } from "../../version-mismatch.js";
+import { wrongScheme } from "../transport/transport-error.js";
 
 /*
  * The frame that everything on a connection travels in; docs/stream.md draws it. A header of 40 bytes, little-endian:
@@ -9,11 +11,12 @@ import { PAGE_SIZE } from "../../memory/address.js";
  *   4  u8  version                           24  u32 bodyBytes       bytes behind the header, checksummed
  *   5  u8  type                              28  u32 dataBytes       bytes of pages behind the body
  *   6  u16 flags      0                      32  u32 bodyChecksum    CRC-32 of the body
- *   8  u16 channel    from 1; else 0            36  u32 headerChecksum  CRC-32 of bytes 0 to 35
+ *   8  u16 channel    from 1; else 0         36  u32 headerChecksum  CRC-32 of bytes 0 to 35
  *  10  u16 arena      (PAGES)
  *  12  u32 sequence   counts a direction's frames from 0, modulo 2^32
- *  16  u32 round
+ *  16  u32 round      (PAGES, ROUND_END, ROUND_ACK); CONTROL: the sender's version of the protocol
  *
+ * Magic, version and header checksum keep their places in every version, so that another version is told from damage.
  * The body of a PAGES frame is a run table (per run u32 first page of the arena, u32 count * 2 + (1: all zero)), and one
  * XXH3-64 per page of data. The data has no checksum of its own: the receiver computes the page digests from its guest
  * memory once the pages lie there, and compares. Lengths are checked before anything is allocated or stored.
@@ -111,20 +114,44 @@ export function encodeFrame(
   return frame;
 }
 
+/** First bytes that are TLS: a handshake record, which a source sends, and an alert, which a server answers (RFC 8446, 5.1). */
+const TLS_HANDSHAKE = 0x16;
+const TLS_ALERT = 0x15;
+const MAGIC_BYTES = Uint8Array.from("DMAP", (letter) => letter.charCodeAt(0));
+
+/**
+ * Looks at the first bytes of a connection, as soon as there are any: something else may never send a whole header.
+ * @throws DirtmapError `FRAME_REFUSED`, `WRONG_SCHEME`
+ */
+export function checkOpening(bytes: Uint8Array): void {
+  if (bytes[0] === TLS_HANDSHAKE) throw wrongScheme({ source: "tls", destination: "tcp" });
+  if (bytes[0] === TLS_ALERT) throw wrongScheme({ source: "tcp", destination: "tls" });
+  if (MAGIC_BYTES.some((byte, i) => i < bytes.length && byte !== bytes[i])) {
+    throw frameRefused("a frame must start with the magic 'DMAP'");
+  }
+}
+
+/** True where a connection starts with a TLS handshake. */
+export function opensTls(firstByte: number): boolean {
+  return firstByte === TLS_HANDSHAKE;
+}
+
 /**
  * Takes the header at the start of `bytes` apart and checks all that can be checked without knowing the machine: magic,
- * version, checksum, type, and that each length is one that a frame of its type can have.
+ * checksum, version, type, and that each length is one that a frame of its type can have.
  * @param expected what the next frame on this connection must say
- * @throws DirtmapError `FRAME_REFUSED`
+ * @throws DirtmapError `FRAME_REFUSED`, `INCOMPATIBLE`
  */
 export function decodeHeader(bytes: Uint8Array, expected: { channel: number; sequence: number }): FrameHeader {
   const view = new DataView(bytes.buffer, bytes.byteOffset, FRAME_HEADER_BYTES);
   if (view.getUint32(0, true) !== FRAME_MAGIC) throw frameRefused("a frame must start with the magic 'DMAP'");
-  if (view.getUint8(4) !== FRAME_VERSION) {
-    throw frameRefused(`frames of version ${view.getUint8(4)} are not understood, only ${FRAME_VERSION}`);
-  }
   if (view.getUint32(36, true) !== crc32(bytes.subarray(0, CHECKED_HEADER_BYTES))) {
     throw frameRefused("a header's checksum is wrong");
+  }
+  const version = view.getUint8(4);
+  if (version !== FRAME_VERSION) {
+    const [other, here] = ["the other end", "this end"];
+    throw versionMismatch({ what: "the stream", other, here, theirs: version, ours: FRAME_VERSION });
   }
   const type = TYPE_NAMES.get(view.getUint8(5));
   if (type === undefined) throw frameRefused(`frame type ${view.getUint8(5)} is not known`);
@@ -147,8 +174,13 @@ export function decodeHeader(bytes: Uint8Array, expected: { channel: number; seq
     throw frameRefused(`frame ${header.sequence} arrived where ${expected.sequence} was due`);
   }
   checkLengths(header);
+  if (header.arena !== 0 && type !== "PAGES") throw frameRefused(`a ${type} frame names arena ${header.arena}`);
+  if (header.round !== 0 && !HAS_ROUND.has(type)) throw frameRefused(`a ${type} frame names round ${header.round}`);
   return header;
 }
+
+/** Types whose `round` field means something. */
+const HAS_ROUND: ReadonlySet<FrameTypeName> = new Set(["CONTROL", "PAGES", "ROUND_END", "ROUND_ACK"]);
 
 function checkLengths({ type, runs, bodyBytes, dataBytes }: FrameHeader): void {
   if (type === "PAGES") {

@@ -1,11 +1,13 @@
 // @peculiar/x509 looks for the Reflect API that this adds, so it has to come first.
 import "reflect-metadata";
 import { webcrypto } from "node:crypto";
-import { mkdir, writeFile } from "node:fs/promises";
+import { mkdirSync, rmSync } from "node:fs";
 import { isIP } from "node:net";
 import * as x509 from "@peculiar/x509";
 import { UsageError } from "../../errors.js";
+import { writeWholeFile } from "../../sys/whole-file.js";
 import { credentialFiles, type TlsCredentials } from "./credentials.js";
+import { checkHost } from "./host-name.js";
 
 /*
  * Certificates for trying out mutual TLS: a CA made for the occasion, whose key is thrown away, and a certificate for
@@ -25,8 +27,10 @@ const ALGORITHM = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" } as con
  * Makes a CA, and a certificate and key for the destination (server) and the source (client).
  * @param args.hosts names and IP addresses that the destination is reached by
  * @param args.days how long they are good for; 0 or less: expired already, for tests
+ * @throws UsageError `BAD_HOST`
  */
 export async function makeCertificates(args: { hosts: readonly string[]; days?: number }): Promise<TryoutCertificates> {
+  args.hosts.forEach(checkHost);
   const notAfter = new Date(Date.now() + (args.days ?? 30) * DAY_MS);
   // Clocks of two machines are seldom equal.
   const notBefore = new Date(Math.min(Date.now(), notAfter.getTime()) - DAY_MS);
@@ -98,13 +102,19 @@ export async function writeCertificates(folder: string, { server, client }: Tryo
     [clientFiles.cert, client.cert, 0o644],
     [clientFiles.key, client.key, 0o600],
   ];
+  const written: string[] = [];
   try {
-    await mkdir(folder, { recursive: true, mode: 0o700 });
-    for (const [path, pem, mode] of files) await writeFile(path, pem, { mode, flag: "wx" });
+    mkdirSync(folder, { recursive: true, mode: 0o700 });
+    for (const [path, pem, mode] of files) {
+      writeWholeFile(path, pem, { mode, exclusive: true });
+      written.push(path);
+    }
   } catch (cause) {
-    const { code, path } = cause as NodeJS.ErrnoException;
+    // All or nothing: a set that lacks a file is of no use, and in the way of the next one.
+    for (const path of written) rmSync(path, { force: true });
+    const { code, dest = folder } = cause as NodeJS.ErrnoException & { dest?: string };
     if (code === "EEXIST") {
-      throw new UsageError(`${path} is there already`, { code: "FILE_EXISTS", remedy: "give a new folder", cause });
+      throw new UsageError(`${dest} is there already`, { code: "FILE_EXISTS", remedy: "give a new folder", cause });
     }
     throw new UsageError(`${folder} can't be written (${code})`, { code: "FOLDER_NOT_WRITABLE", cause });
   }

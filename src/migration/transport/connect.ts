@@ -1,6 +1,7 @@
 import { connect as connectTcp, isIP, type Socket } from "node:net";
 import { connect as connectTls } from "node:tls";
 import { DirtmapError, UsageError } from "../../errors.js";
+import { within } from "../deadline.js";
 import { ControlConnection } from "../stream/control-connection.js";
 import { type TlsCredentials, tlsOptions } from "./credentials.js";
 import { type Endpoint, formatEndpoint } from "./endpoint.js";
@@ -82,43 +83,48 @@ export async function connectControl(args: {
     });
   }
   const credentials = endpoint.scheme === "tls" ? args.credentials : undefined;
-  const socket = await connect(endpoint, credentials, signal);
-  await firstBytes(socket, endpoint, signal);
-  return new ControlConnection(socket, {
+  const connection = new ControlConnection(await connect(endpoint, credentials, signal), {
     peer: formatEndpoint(endpoint),
+    other: "destination",
     explain: (error) => transportError(error, "talk to", endpoint),
   });
+  try {
+    await within(CONNECT_MS, "the destination's first word", connection.introduced, signal);
+    return connection;
+  } catch (error) {
+    void connection.close();
+    if (error === signal?.reason) throw error;
+    throw silence(error, endpoint);
+  }
 }
 
-function firstBytes(socket: Socket, endpoint: Endpoint, signal: AbortSignal | undefined): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const settle = (error?: unknown) => {
-      clearTimeout(timer);
-      signal?.removeEventListener("abort", cancelled);
-      socket.off("readable", readable).off("error", settle).off("close", closed);
-      if (error === undefined) resolve();
-      else {
-        socket.on("error", () => {});
-        socket.destroy();
-        reject(error === signal?.reason ? error : transportError(error, "connect to", endpoint));
-      }
-    };
-    const readable = () => {
-      if (socket.readableLength > 0) settle();
-    };
-    const closed = () =>
-      settle(
-        new DirtmapError("the destination closed the connection without a word", {
-          code: "CONNECTION_CLOSED",
-          remedy: "see what it says; it may be busy with another migration, or use another scheme (tcp, tls)",
-        }),
-      );
-    const cancelled = () => settle(signal?.reason);
-    const timer = setTimeout(
-      () => settle(new UsageError(`nothing that speaks this protocol answers`, { code: "UNREACHABLE" })),
-      CONNECT_MS,
-    );
-    signal?.addEventListener("abort", cancelled, { once: true });
-    socket.on("readable", readable).once("error", settle).once("close", closed);
-  });
+/** Why a destination that was connected to did not introduce itself. */
+function silence(error: unknown, endpoint: Endpoint): DirtmapError {
+  const cause = transportError(error, "connect to", endpoint);
+  const details = { attempted: `connect to ${formatEndpoint(endpoint)}`, cause };
+  switch (cause.code) {
+    case "TIMED_OUT":
+    case "PEER_SILENT":
+      return new UsageError(`${formatEndpoint(endpoint)} takes connections and says nothing`, {
+        code: "UNREACHABLE",
+        remedy: "check that `dirtmap receive` listens there, and that its process is not stopped",
+        ...details,
+      });
+    case "FRAME_REFUSED":
+      return new UsageError(`nothing that speaks this protocol answers at ${formatEndpoint(endpoint)}`, {
+        code: "UNREACHABLE",
+        remedy: "check that `dirtmap receive` listens there, on that port",
+        ...details,
+      });
+    case "CONNECTION_CLOSED":
+      return new DirtmapError("the destination closed the connection without a word", {
+        code: "CONNECTION_CLOSED",
+        remedy: "see what it says",
+        ...details,
+      });
+    case "INCOMPATIBLE":
+      return new UsageError(cause.message, { code: cause.code, remedy: cause.remedy, ...details });
+    default:
+      return cause;
+  }
 }

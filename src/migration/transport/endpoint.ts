@@ -1,5 +1,6 @@
 import { BlockList, isIP, isIPv6 } from "node:net";
 import { UsageError } from "../../errors.js";
+import { isHost } from "./host-name.js";
 
 /** Where a migration goes to, or is received at. */
 export interface Endpoint {
@@ -29,7 +30,8 @@ export function parseEndpoint(text: string, { insecure = false }: { insecure?: b
   const match = /^(tls|tcp):\/\/(?:\[([^\]]*)\]|([^:/[\]]*)):(\d{1,5})\/?$/.exec(text);
   const [, scheme, bracketed, plain, port] = match ?? [];
   const host = bracketed ?? (plain === "" ? "127.0.0.1" : plain);
-  if (match === null || Number(port) > 65535 || (bracketed !== undefined && !isIPv6(bracketed))) {
+  const isAddress = () => (bracketed === undefined ? isHost(host) : isIPv6(bracketed));
+  if (match === null || Number(port) > 65535 || !isAddress()) {
     throw new UsageError(`'${text}' is no address of a migration`, {
       code: "BAD_ADDRESS",
       remedy: "write tls://HOST:PORT or tcp://HOST:PORT, with IPv6 addresses in brackets and ports up to 65535",

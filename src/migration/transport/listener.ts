@@ -1,18 +1,23 @@
 import { createServer, type Socket } from "node:net";
-import type { TLSSocket } from "node:tls";
 import { DirtmapError, UsageError } from "../../errors.js";
-import { ControlConnection, encodeMessage } from "../stream/control-connection.js";
-import { encodeFrame } from "../stream/frame.js";
+import { ControlConnection } from "../stream/control-connection.js";
 import type { TlsCredentials } from "./credentials.js";
 import { type Endpoint, formatEndpoint } from "./endpoint.js";
-import { secure } from "./secure.js";
+import { secure, turnAway } from "./secure.js";
 import { transportError } from "./transport-error.js";
 
-/** Connections that wait to be accepted; more are turned away. */
-const MAX_WAITING = 64;
+/**
+ * Connections that have not said yet what they are: TLS handshake, first message. They are met beside each other, for at
+ * most as long as a control connection may be silent. One more makes the oldest leave: an honest source introduces
+ * itself within a round trip.
+ */
+const MAX_STRANGERS = 64;
 
-/** How long a connection that was turned away may take to read why. */
-const LINGER_MS = 2_000;
+/** Sources that wait to be accepted; more are told that the destination is busy. */
+const MAX_WAITING = 16;
+
+/** How long a source waits to be accepted where nobody is being received, until it is told that it won't be. */
+const WAIT_MS = 10_000;
 
 /** A port that control connections and channels arrive at. */
 export interface Listener extends AsyncDisposable {
@@ -20,13 +25,21 @@ export interface Listener extends AsyncDisposable {
   readonly endpoint: Endpoint;
   /** What is needed to secure connections accepted here; absent: plain TCP. */
   readonly credentials: TlsCredentials | undefined;
-  /** The next connection, nothing read from it yet. @throws the signal's reason; DirtmapError `LISTENER_CLOSED` */
-  accept(signal?: AbortSignal): Promise<Socket>;
   /**
-   * The next connection as a control connection. Ones that fail to become it (a port scan, a wrong certificate) are
-   * turned away and told to `onRefused`.
+   * The next source's control connection. While it is open, further sources are told at once that the destination is
+   * busy. Connections that turn out to be something else (a port scan, a wrong certificate) are turned away and told to
+   * `onRefused`; they hold nobody up.
+   * @throws the signal's reason; DirtmapError `LISTENER_CLOSED`
    */
   acceptControl(signal?: AbortSignal): Promise<ControlConnection>;
+  /** Says what the accepted source brings, for sources that come while it is there: "migration 0123abcd". */
+  describe(what: string): void;
+  /** Nobody will be accepted for a long time: "the machine of migration 0123abcd, which runs here". */
+  occupy(by: string): void;
+  /** What a source is told that can't be accepted: what is busy with what, and since when. */
+  busy(): DirtmapError;
+  /** Hands over all connections that come from now on, with nothing read from them, until it is disposed. */
+  takeConnections(take: (socket: Socket) => void): Disposable;
 }
 
 /**
@@ -46,17 +59,8 @@ export async function listen(args: {
       remedy: "give a folder made by `dirtmap certs`",
     });
   }
-  const waiting: Socket[] = [];
-  const waiters: { resolve: (socket: Socket) => void; reject: (error: unknown) => void }[] = [];
-  let closed = false;
-
-  const server = createServer({ pauseOnConnect: true, noDelay: true }, (socket) => {
-    socket.on("error", () => {});
-    const waiter = waiters.shift();
-    if (waiter !== undefined) waiter.resolve(socket);
-    else if (waiting.length < MAX_WAITING) waiting.push(socket);
-    else socket.destroy();
-  });
+  const door = new Door(credentials, onRefused);
+  const server = createServer({ pauseOnConnect: true, noDelay: true }, (socket) => door.opened(socket));
   await new Promise<void>((resolve, reject) => {
     server.once("error", (error) => reject(transportError(error, "listen on", endpoint)));
     server.listen({ host: endpoint.host, port: endpoint.port }, () => {
@@ -66,79 +70,207 @@ export async function listen(args: {
     });
   });
   const address = server.address();
-  const actual: Endpoint = {
+  door.endpoint = {
     ...endpoint,
     port: typeof address === "object" && address !== null ? address.port : endpoint.port,
   };
+  return {
+    endpoint: door.endpoint,
+    credentials,
+    acceptControl: (signal) => door.acceptControl(signal),
+    describe: (what) => door.describe(what),
+    occupy: (by) => door.occupy(by),
+    busy: () => door.busy(),
+    takeConnections: (take) => door.takeConnections(take),
+    async [Symbol.asyncDispose]() {
+      // Not waited for: the callback comes only when connections that were accepted have ended, too.
+      server.close();
+      door.close();
+    },
+  };
+}
 
-  const accept = (signal?: AbortSignal): Promise<Socket> => {
+interface Waiter {
+  resolve(control: ControlConnection): void;
+  reject(error: unknown): void;
+}
+
+/** Finds out who has come, and lets in one source at a time. */
+class Door {
+  endpoint: Endpoint = { scheme: "tcp", host: "", port: 0 };
+  readonly #credentials: TlsCredentials | undefined;
+  readonly #onRefused: (error: DirtmapError) => void;
+  readonly #strangers = new Set<Socket>();
+  /** Sources that have introduced themselves, with the timers that end their wait. */
+  readonly #sources = new Map<ControlConnection, NodeJS.Timeout>();
+  readonly #waiters: Waiter[] = [];
+  #take: ((socket: Socket) => void) | undefined;
+  /** The source that was accepted last. */
+  #accepted: ControlConnection | undefined;
+  #occupation: { readonly by: string; readonly since: Date; readonly lasting: boolean } | undefined;
+  #closed = false;
+
+  constructor(credentials: TlsCredentials | undefined, onRefused: (error: DirtmapError) => void) {
+    this.#credentials = credentials;
+    this.#onRefused = onRefused;
+  }
+
+  opened(socket: Socket): void {
+    socket.on("error", () => {});
+    if (this.#take !== undefined) this.#take(socket);
+    else void this.#meet(socket);
+  }
+
+  acceptControl(signal?: AbortSignal): Promise<ControlConnection> {
     if (signal?.aborted) return Promise.reject(signal.reason);
-    if (closed) return Promise.reject(new DirtmapError("the port was closed", { code: "LISTENER_CLOSED" }));
-    const socket = waiting.shift();
-    if (socket !== undefined) return Promise.resolve(socket);
+    if (this.#closed) return Promise.reject(portClosed());
+    this.#occupation = undefined;
+    this.#accepted = undefined;
+    for (const [source, timer] of this.#sources) {
+      clearTimeout(timer);
+      this.#sources.delete(source);
+      if (!source.over) return Promise.resolve(this.#letIn(source));
+    }
     return new Promise((resolve, reject) => {
       const settle = () => {
         signal?.removeEventListener("abort", cancelled);
-        const index = waiters.indexOf(waiter);
-        if (index >= 0) waiters.splice(index, 1);
+        const index = this.#waiters.indexOf(waiter);
+        if (index >= 0) this.#waiters.splice(index, 1);
       };
-      const waiter = {
-        resolve: (accepted: Socket) => {
+      const waiter: Waiter = {
+        resolve: (control) => {
           settle();
-          resolve(accepted);
+          resolve(control);
         },
-        reject: (error: unknown) => {
+        reject: (error) => {
           settle();
           reject(error);
         },
       };
       const cancelled = () => waiter.reject(signal?.reason);
       signal?.addEventListener("abort", cancelled, { once: true });
-      waiters.push(waiter);
+      this.#waiters.push(waiter);
     });
-  };
+  }
 
-  return {
-    endpoint: actual,
-    credentials,
-    accept,
-    async acceptControl(signal) {
-      for (;;) {
-        const raw = await accept(signal);
-        try {
-          const explain = (error: unknown) => transportError(error, "talk on", actual);
-          const peer = formatEndpoint({
-            scheme: actual.scheme,
-            host: raw.remoteAddress ?? "unknown",
-            port: raw.remotePort ?? 0,
-          });
-          if (credentials === undefined) return new ControlConnection(raw, { peer, explain });
-          const { socket, problem } = await secure(raw, credentials);
-          if (problem === undefined) return new ControlConnection(socket, { peer, explain });
-          turnAway(socket, problem);
-          onRefused(problem);
-        } catch (error) {
-          raw.destroy();
-          onRefused(transportError(error, "accept a connection on", actual));
-        }
+  describe(what: string): void {
+    const { since = new Date() } = this.#occupation ?? {};
+    this.#occupation = { by: what, since, lasting: false };
+  }
+
+  occupy(by: string): void {
+    this.#occupation = { by, since: new Date(), lasting: true };
+    for (const source of [...this.#sources.keys()]) this.#refuse(source);
+  }
+
+  busy(): DirtmapError {
+    if (this.#occupation === undefined) {
+      return new DirtmapError("the destination takes no source at present", {
+        code: "BUSY",
+        remedy: "try again later",
+      });
+    }
+    const { by, since, lasting } = this.#occupation;
+    return new DirtmapError(`the destination is busy with ${by}, since ${since.toISOString()}`, {
+      code: "BUSY",
+      remedy: lasting
+        ? "start another `dirtmap receive`, on a port of its own"
+        : "try again when that has ended, or start another `dirtmap receive` on a port of its own",
+    });
+  }
+
+  takeConnections(take: (socket: Socket) => void): Disposable {
+    this.#take = take;
+    return {
+      [Symbol.dispose]: () => {
+        if (this.#take === take) this.#take = undefined;
+      },
+    };
+  }
+
+  close(): void {
+    this.#closed = true;
+    for (const socket of this.#strangers) socket.destroy();
+    for (const source of [...this.#sources.keys()]) this.#refuse(source);
+    for (const waiter of [...this.#waiters]) waiter.reject(portClosed());
+  }
+
+  /** Finds out what has connected. Many are met at once; none waits for another. */
+  async #meet(raw: Socket): Promise<void> {
+    this.#strangers.add(raw);
+    if (this.#strangers.size > MAX_STRANGERS)
+      for (const oldest of this.#strangers) {
+        oldest.destroy();
+        this.#strangers.delete(oldest);
+        break;
       }
-    },
-    async [Symbol.asyncDispose]() {
-      closed = true;
-      for (const socket of waiting.splice(0)) socket.destroy();
-      const error = new DirtmapError("the port was closed", { code: "LISTENER_CLOSED" });
-      for (const waiter of [...waiters]) waiter.reject(error);
-      // Not waited for: the callback comes only when connections that were accepted have ended, too.
-      server.close();
-    },
-  };
+    try {
+      const source = await this.#introduced(raw);
+      if (source !== undefined) this.#comes(source);
+    } catch (error) {
+      if (!this.#closed) this.#onRefused(transportError(error, "accept a connection on", this.endpoint));
+    } finally {
+      this.#strangers.delete(raw);
+    }
+  }
+
+  /** Undefined: a source that was told why it can't stay. @throws for what is no source */
+  async #introduced(raw: Socket): Promise<ControlConnection | undefined> {
+    const { scheme } = this.endpoint;
+    const peer = formatEndpoint({ scheme, host: raw.remoteAddress ?? "unknown", port: raw.remotePort ?? 0 });
+    let socket = raw;
+    if (this.#credentials !== undefined) {
+      const { socket: secured, problem } = await secure(raw, this.#credentials);
+      if (problem !== undefined) {
+        turnAway(secured, problem);
+        this.#onRefused(problem);
+        return undefined;
+      }
+      socket = secured;
+    }
+    const source = new ControlConnection(socket, {
+      peer,
+      other: "source",
+      held: true,
+      explain: (error) => transportError(error, "talk on", this.endpoint),
+    });
+    await source.introduced;
+    return source;
+  }
+
+  /** A source has introduced itself. */
+  #comes(source: ControlConnection): void {
+    const [waiter] = this.#waiters;
+    if (waiter !== undefined) waiter.resolve(this.#letIn(source));
+    else if (this.#isOccupied || this.#sources.size >= MAX_WAITING || this.#closed) this.#refuse(source);
+    else
+      this.#sources.set(
+        source,
+        setTimeout(() => this.#refuse(source), WAIT_MS),
+      );
+  }
+
+  #letIn(source: ControlConnection): ControlConnection {
+    this.#accepted = source;
+    this.#occupation = { by: `a source at ${source.peer}`, since: new Date(), lasting: false };
+    source.begin();
+    return source;
+  }
+
+  #refuse(source: ControlConnection): void {
+    clearTimeout(this.#sources.get(source));
+    this.#sources.delete(source);
+    const busy = this.busy();
+    source.refuse(busy);
+    if (!this.#closed) this.#onRefused(busy);
+  }
+
+  /** False once the last migration is over, though nobody asks for the next source yet. */
+  get #isOccupied(): boolean {
+    return this.#occupation?.lasting === true || this.#accepted?.over === false;
+  }
 }
 
-/** Says why a connection can't stay, and ends it; what it still sends is read and dropped, so that the words arrive. */
-function turnAway(socket: TLSSocket, { code, message, remedy }: DirtmapError): void {
-  const body = encodeMessage({ type: "REFUSE", code, message, remedy });
-  socket.on("error", () => {});
-  socket.end(encodeFrame({ type: "CONTROL", channel: 0, sequence: 0 }, body));
-  socket.resume();
-  setTimeout(() => socket.destroy(), LINGER_MS).unref();
+function portClosed(): DirtmapError {
+  return new DirtmapError("the port was closed", { code: "LISTENER_CLOSED" });
 }

@@ -47,6 +47,7 @@ export function acceptedSource(
   return {
     from: control.peer,
     control,
+    announce: (migration) => listener.describe(`migration ${migration} from ${control.peer}`),
     openReceiver: async ({ memory, channels }) => {
       const token = randomBytes(32).toString("hex");
       return { token, receiver: openReceiver({ memory, listener, channels, token, onRefused }) };

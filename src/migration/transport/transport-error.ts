@@ -77,8 +77,8 @@ const EXPLANATIONS: ReadonlyMap<string, Explanation> = new Map(
       [
         ["EPROTO", "ERR_SSL_WRONG_VERSION_NUMBER", "ERR_SSL_PACKET_LENGTH_TOO_LONG", "ERR_SSL_HTTP_REQUEST"],
         "NOT_TLS",
-        "the peer doesn't speak TLS",
-        "use tls:// on both sides",
+        "what answers there doesn't speak TLS",
+        "give tcp:// if the destination listens with tcp://, or start the destination with tls://",
       ],
       [
         ["ERR_SSL_UNSUPPORTED_PROTOCOL", "ERR_SSL_TLSV1_ALERT_PROTOCOL_VERSION"],
@@ -106,6 +106,14 @@ const USAGE = new Set([
   "CERTIFICATE_REFUSED",
   "NOT_TLS",
 ]);
+
+/** A source and a destination that were given different schemes. The line reads the same on both sides. */
+export function wrongScheme({ source, destination }: Record<"source" | "destination", Endpoint["scheme"]>): UsageError {
+  return new UsageError(`the source speaks ${source}://, and the destination listens with ${destination}://`, {
+    code: "WRONG_SCHEME",
+    remedy: `give the source ${destination}://, or start the destination with ${source}://`,
+  });
+}
 
 /**
  * Turns an error of a socket into one line that says what is wrong and what would work.

@@ -1,14 +1,16 @@
 import { mkdtemp, rm, stat, writeFile } from "node:fs/promises";
-import { connect as connectTcp } from "node:net";
+import { connect as connectTcp, createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { connect as connectTls } from "node:tls";
 import { afterAll, describe, expect, it } from "vitest";
+import { leakedDescriptors, openDescriptors } from "../../../test/support/descriptors.js";
 import { type DirtmapError, UsageError } from "../../errors.js";
 import { makeCertificates, writeCertificates } from "./certs.js";
 import { connectControl } from "./connect.js";
 import { credentialFiles, loadCredentials, type TlsCredentials } from "./credentials.js";
 import { formatEndpoint, parseEndpoint } from "./endpoint.js";
+import { checkHost } from "./host-name.js";
 import { type Listener, listen } from "./listener.js";
 
 describe("an address", () => {
@@ -64,6 +66,43 @@ async function listening(credentials?: TlsCredentials, onRefused?: (error: Dirtm
   return listener;
 }
 
+/** Waits for something that happens elsewhere in this process. */
+async function until(happened: () => boolean): Promise<void> {
+  for (const late = Date.now() + 20_000; !happened(); ) {
+    if (Date.now() > late) throw new Error("it did not happen");
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}
+
+/** Something that listens and is no Dirtmap. */
+async function otherServer(
+  onConnection: (socket: Socket) => void,
+): Promise<Pick<Listener, "endpoint"> & AsyncDisposable> {
+  const sockets: Socket[] = [];
+  const server = createServer((socket) => {
+    sockets.push(socket);
+    onConnection(socket.on("error", () => {}));
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const { port } = server.address() as { port: number };
+  return {
+    endpoint: { scheme: "tcp", host: "127.0.0.1", port },
+    async [Symbol.asyncDispose]() {
+      for (const socket of sockets) socket.destroy();
+      server.close();
+    },
+  };
+}
+
+/** Connections that say nothing. */
+async function idlers(listener: Listener, count: number): Promise<Socket[]> {
+  const sockets = Array.from({ length: count }, () => connectTcp(listener.endpoint.port, "127.0.0.1"));
+  await Promise.all(
+    sockets.map((socket) => new Promise((resolve) => socket.once("connect", resolve).on("error", resolve))),
+  );
+  return sockets;
+}
+
 /** What a source with these credentials finds out about a destination with those. */
 async function meet(server: TlsCredentials, client: TlsCredentials) {
   const refused: DirtmapError[] = [];
@@ -80,6 +119,37 @@ async function meet(server: TlsCredentials, client: TlsCredentials) {
     await (await accepted)?.close();
   }
 }
+
+describe("a host of a certificate", () => {
+  it("is a name or an address", async () => {
+    for (const host of ["localhost", "dst.example.com", "xn--bcher-kva.example", "10.0.0.7", "::1", "*.example.com"]) {
+      expect(checkHost(host)).toBe(host);
+    }
+    for (const host of [
+      "bad host!",
+      "",
+      "-a",
+      "a-",
+      "a..b",
+      ".a",
+      "a.",
+      "256.1.1.1",
+      "1.2.3",
+      "a_b",
+      "x".repeat(64),
+      "[::1]",
+    ]) {
+      expect(() => checkHost(host), host).toThrow(expect.objectContaining({ code: "BAD_HOST" }));
+      await expect(makeCertificates({ hosts: [host] }), host).rejects.toMatchObject({ code: "BAD_HOST" });
+    }
+  });
+
+  it("is checked in an address by the same rule", () => {
+    for (const text of ["tls://bad host!:1", "tls://-a:1", "tls://256.1.1.1:1", "tls://*.example.com:1"]) {
+      expect(() => parseEndpoint(text), text).toThrow(expect.objectContaining({ code: "BAD_ADDRESS" }));
+    }
+  });
+});
 
 describe("mutual TLS", () => {
   it("carries messages both ways between holders of certificates of one CA", async () => {
@@ -136,12 +206,24 @@ describe("mutual TLS", () => {
   });
 
   it("and plain TCP don't mix, and either side says so", async () => {
-    const listener = await listening();
-    const accepted = listener.acceptControl();
-    const attempt = connectControl({ endpoint: { ...listener.endpoint, scheme: "tls" }, credentials: good.client });
-    await expect(attempt).rejects.toMatchObject({ code: "NOT_TLS" });
-    const far = await accepted;
-    await expect(far.receive()).rejects.toThrow();
+    const refused: DirtmapError[] = [];
+    const plain = await listening(undefined, (error) => refused.push(error));
+    const overTls = connectControl({ endpoint: { ...plain.endpoint, scheme: "tls" }, credentials: good.client });
+    await expect(overTls).rejects.toMatchObject({ code: "NOT_TLS", remedy: expect.stringContaining("give tcp://") });
+    await until(() => refused.length > 0);
+    expect(refused).toMatchObject([{ code: "WRONG_SCHEME", message: expect.stringContaining("speaks tls://") }]);
+
+    const tls = await listening(good.server, (error) => refused.push(error));
+    await using control = await connectControl({ endpoint: { ...tls.endpoint, scheme: "tcp" } });
+    const told = { code: "WRONG_SCHEME", remedy: expect.stringContaining("give the source tls://") };
+    expect(await control.receive()).toMatchObject({ type: "REFUSE", ...told });
+    expect(refused).toMatchObject([{}, told]);
+  });
+
+  it("is recommended where a source speaks plain TCP to some other TLS server", async () => {
+    await using server = await otherServer((socket) => socket.end(Uint8Array.of(0x15, 3, 3, 0, 2, 2, 70)));
+    const attempt = connectControl({ endpoint: server.endpoint });
+    await expect(attempt).rejects.toMatchObject({ code: "WRONG_SCHEME" });
   });
 });
 
@@ -155,16 +237,108 @@ describe("a listener", () => {
     await expect(connectControl({ endpoint: { ...endpoint, host: "no.such.host.invalid" } })).rejects.toMatchObject({
       code: "UNREACHABLE",
     });
-    await expect(free.accept()).rejects.toMatchObject({ code: "LISTENER_CLOSED" });
+    await expect(free.acceptControl()).rejects.toMatchObject({ code: "LISTENER_CLOSED" });
+  });
+
+  it.each([
+    ["tcp", undefined],
+    ["tls", good],
+  ] as const)("over %s meets a source while strangers say nothing", async (_, tls) => {
+    const refused: DirtmapError[] = [];
+    const listener = await listening(tls?.server, (error) => refused.push(error));
+    const accepted = listener.acceptControl();
+    const strangers = await idlers(listener, 20);
+    await using near = await connectControl({ endpoint: listener.endpoint, credentials: tls?.client });
+    await using far = await accepted;
+    await near.send({ type: "GO" });
+    expect(await far.receive()).toEqual({ type: "GO" });
+    // None of them had to be given up on first.
+    expect(refused).toEqual([]);
+    for (const socket of strangers) socket.destroy();
+    await until(() => refused.length === strangers.length);
+  });
+
+  it("makes the oldest stranger leave where there are too many, and still meets a source", async () => {
+    const listener = await listening();
+    const accepted = listener.acceptControl();
+    const [oldest] = await idlers(listener, 1);
+    const left = new Promise((resolve) => oldest.once("close", resolve).resume());
+    const others = await idlers(listener, 70);
+    await left;
+    await using _near = await connectControl({ endpoint: listener.endpoint });
+    await using _far = await accepted;
+    for (const socket of others) socket.destroy();
+  });
+
+  it("takes something else for no source, and goes on waiting for one", async () => {
+    const refused: DirtmapError[] = [];
+    const listener = await listening(undefined, (error) => refused.push(error));
+    const accepted = listener.acceptControl();
+    const client = connectTcp(listener.endpoint.port, "127.0.0.1");
+    client.end("GET / HTTP/1.0\r\n\r\n");
+    await new Promise((resolve) => client.once("close", resolve).on("error", resolve).resume());
+    expect(refused).toMatchObject([{ code: "FRAME_REFUSED" }]);
+    await using _near = await connectControl({ endpoint: listener.endpoint });
+    await using _far = await accepted;
+  });
+
+  it("tells a second source at once what it is busy with, and since when", async () => {
+    const listener = await listening();
+    const accepted = listener.acceptControl();
+    await using first = await connectControl({ endpoint: listener.endpoint });
+    const far = await accepted;
+    const refusalOf = async () => {
+      await using second = await connectControl({ endpoint: listener.endpoint });
+      return await second.receive();
+    };
+    expect(await refusalOf()).toMatchObject({ type: "REFUSE", code: "BUSY", message: /a source at tcp:\/\/127.0.0.1/ });
+    listener.describe("migration 0123abcd");
+    const told = (await refusalOf()) as { message: string };
+    expect(told.message).toMatch(/busy with migration 0123abcd, since 20\d\d-\d\d-\d\dT\S+Z$/);
+    await first.close();
+    await far.close();
+    listener.occupy("the machine of migration 0123abcd, which runs here");
+    expect(await refusalOf()).toMatchObject({
+      code: "BUSY",
+      message: /machine of migration 0123abcd, which runs here/,
+    });
+  });
+
+  it("lets a source wait that comes while the last one's end is being seen to", async () => {
+    const listener = await listening();
+    const accepted = listener.acceptControl();
+    const first = await connectControl({ endpoint: listener.endpoint });
+    const far = await accepted;
+    await Promise.all([first.close(), far.close()]);
+    await using second = await connectControl({ endpoint: listener.endpoint });
+    await using next = await listener.acceptControl();
+    await second.send({ type: "GO" });
+    expect(await next.receive()).toEqual({ type: "GO" });
+  });
+
+  it("leaves no descriptor open of sources and strangers that came and left, accepted or not", async () => {
+    const before = openDescriptors();
+    for (const tls of [undefined, good]) {
+      const listener = await listening(tls?.server);
+      const come = async () => await connectControl({ endpoint: listener.endpoint, credentials: tls?.client });
+      const accepted = listener.acceptControl();
+      const sources = [await come(), await accepted];
+      for (let n = 0; n < 8; n++) {
+        sources.push(await come());
+        for (const socket of await idlers(listener, 2)) socket.destroy();
+      }
+      await Promise.all(sources.map((source) => source.close()));
+      sources.splice(0);
+      for (let n = 0; n < 8; n++) sources.push(await come());
+      await Promise.all(sources.map((source) => source.close()));
+      await listener[Symbol.asyncDispose]();
+    }
+    expect(await leakedDescriptors(before)).toEqual([]);
   });
 
   it("can be waited for until a signal", async () => {
     const listener = await listening();
     await expect(listener.acceptControl(AbortSignal.timeout(20))).rejects.toMatchObject({ name: "TimeoutError" });
-    const socket = connectTcp(listener.endpoint.port, "127.0.0.1");
-    const accepted = await listener.accept();
-    accepted.destroy();
-    socket.destroy();
   });
 });
 

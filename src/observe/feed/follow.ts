@@ -1,12 +1,23 @@
-import { readdirSync, rmSync } from "node:fs";
+import { existsSync, lstatSync, readdirSync, rmSync } from "node:fs";
 import { connect, type Socket } from "node:net";
-import type { z } from "zod";
+import { z } from "zod";
 import { DirtmapError, UsageError } from "../../errors.js";
+import { versionMismatch } from "../../version-mismatch.js";
 import { defaultFeedFolder, feedSocket, ownFeedFolder, runOfFile } from "./folder.js";
-import { type FeedEvent, type FeedHeader, feedEventSchema, feedHeaderSchema, MAX_LINE_BYTES } from "./schema.js";
+import {
+  FEED_VERSION,
+  type FeedEvent,
+  type FeedHeader,
+  feedEventSchema,
+  feedHeaderSchema,
+  MAX_LINE_BYTES,
+} from "./schema.js";
 
 /** Until a feed has answered with its header: it does at once, unless its process stands still. */
 const HEADER_MS = 1000;
+
+/** For how long a socket that nobody listens at is left alone: between bind(2) and listen(2) one looks abandoned. */
+const BEGINNING_MS = 1000;
 
 /** A feed that is being read. Iterating ends with the run; disposing ends it earlier. */
 export interface FollowedFeed extends AsyncIterable<FeedEvent>, Disposable {
@@ -37,9 +48,17 @@ export function runsWithFeed(folder: string): string[] {
   return readdirSync(folder).flatMap((file) => runOfFile(file) ?? []);
 }
 
+/** Removes the sockets of feeds whose process was killed. @throws DirtmapError `FEED_FOLDER` */
+export async function removeDeadFeeds({ folder = defaultFeedFolder() }: { folder?: string } = {}): Promise<void> {
+  if (!existsSync(folder)) return;
+  const sockets = runsWithFeed(folder).map((run) => connected(feedSocket(folder, run), run));
+  for (const settled of await Promise.allSettled(sockets)) if (settled.status === "fulfilled") settled.value.destroy();
+}
+
 /**
  * Reads one run's feed.
- * @throws UsageError `NO_SUCH_RUN`; DirtmapError `BAD_FEED` here and while iterating, where what comes is no feed
+ * @throws UsageError `NO_SUCH_RUN`; DirtmapError `INCOMPATIBLE` for another version's; DirtmapError `BAD_FEED` here and
+ * while iterating, where what comes is no feed
  */
 export async function followFeed(
   run: string,
@@ -55,6 +74,7 @@ export async function followFeed(
     const lines = linesOf(socket, run);
     const first = await lines.next();
     if (first.done) throw badFeed(run, "it ended before its header");
+    checkVersion(first.value, run);
     const header = parsed(first.value, feedHeaderSchema, run);
     return {
       header,
@@ -82,13 +102,19 @@ async function connected(path: string, run: string): Promise<Socket> {
     return socket;
   } catch (error) {
     // Nobody listens: its process was killed.
-    if ((error as NodeJS.ErrnoException).code === "ECONNREFUSED") rmSync(path, { force: true });
+    if ((error as NodeJS.ErrnoException).code === "ECONNREFUSED" && ageOf(path) > BEGINNING_MS) {
+      rmSync(path, { force: true });
+    }
     throw new UsageError(`there is no run '${run}' under way`, {
       code: "NO_SUCH_RUN",
       remedy: "start one with `dirtmap migrate`, and follow it while it runs",
       cause: error,
     });
   }
+}
+
+function ageOf(path: string): number {
+  return Date.now() - (lstatSync(path, { throwIfNoEntry: false })?.mtimeMs ?? Date.now());
 }
 
 /** The lines that come. A socket that is destroyed on purpose ends them. */
@@ -115,6 +141,21 @@ async function* linesOf(socket: Socket, run: string): AsyncGenerator<string, und
     bytes += chunk.length - from;
     if (bytes > MAX_LINE_BYTES) throw badFeed(run, `a line has more than ${MAX_LINE_BYTES} bytes`);
   }
+}
+
+const versionSchema = z.looseObject({ schemaVersion: z.int().min(0) });
+
+/** Before the rest of a header is looked at: another version's may be anything. @throws DirtmapError `INCOMPATIBLE` */
+function checkVersion(line: string, run: string): void {
+  const { schemaVersion: theirs } = parsed(line, versionSchema, run);
+  if (theirs === FEED_VERSION) return;
+  throw versionMismatch({
+    what: "the live feed",
+    other: "the run's process",
+    here: "the reader",
+    theirs,
+    ours: FEED_VERSION,
+  });
 }
 
 function parsed<Schema extends z.ZodType>(line: string, schema: Schema, run: string): z.output<Schema> {
