@@ -231,7 +231,7 @@ describe("a destination is READY", () => {
 /** Sends {@link PAGES} over the first channel and ends round 0 on all. Returns the bytes. */
 async function wholeRound(channels: readonly PlayedChannel[]): Promise<number> {
   const bytes = channels[0].pages(0, PAGES);
-  channels.forEach((channel, i) => channel.endRound(0, i === 0 ? 2 : 0));
+  for (const [i, channel] of channels.entries()) channel.endRound(0, i === 0 ? 2 : 0);
   for (const channel of channels) expect((await channel.answer())?.header.type).toBe("ROUND_ACK");
   return bytes;
 }
