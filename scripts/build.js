@@ -73,6 +73,8 @@ for (const [from, to] of [
   [join(uplot, "LICENSE"), "vendor/uplot.LICENSE"],
   [join(root, "dist/src/observe/format.js"), "format.js"],
   [join(root, "dist/src/observe/format.d.ts"), "format.d.ts"],
+  [join(root, "dist/src/observe/conditions.js"), "conditions.js"],
+  [join(root, "dist/src/observe/conditions.d.ts"), "conditions.d.ts"],
 ]) {
   copyFileSync(from, join(page, to));
 }

@@ -89,6 +89,7 @@ export {
   type IommuFormatName,
   type MachineDescription,
   machineSchema,
+  type NamedFiles,
   type PassthroughDescription,
   passthroughSchema,
   platformOf,
@@ -124,6 +125,14 @@ export type {
   VfioDevice,
 } from "./host/host.js";
 export type { ReplaySchedule } from "./host/replay-schedule.js";
+export {
+  type DeviceShape,
+  type MachineShape,
+  machineShape,
+  type ShapeFacts,
+  shapeDifferences,
+  shapeOf,
+} from "./host/shape.js";
 export { LinuxHost } from "./linux/host.js";
 export { createLinuxMachine, LinuxMachine, type LinuxMachineOptions } from "./linux/machine.js";
 export type { LinuxDevice } from "./linux/sysfs/device.js";
@@ -142,7 +151,8 @@ export {
   type OwnerRead,
   type ReadEvent,
 } from "./migration/events.js";
-export { defaultJournalDirectory } from "./migration/journal.js";
+export { defaultJournalDirectory, type JournalRecord, type Side } from "./migration/journal.js";
+export { KEPT_DAYS, type ListedJournal, listJournals, pruneJournals, type Standing } from "./migration/journals.js";
 export type {
   DestinationReport,
   DeviceReport,
@@ -152,7 +162,13 @@ export type {
   PredictedOutcome,
   RoundReport,
 } from "./migration/report.js";
-export { type MigrateOptions, type MigrationHooks, migrate, type SourceTransport } from "./migration/source.js";
+export {
+  type MigrateOptions,
+  type MigrationHooks,
+  migrate,
+  type SourceTransport,
+  type Undecided,
+} from "./migration/source.js";
 export { makeCertificates, type TryoutCertificates, writeCertificates } from "./migration/transport/certs.js";
 export { loadCredentials, type TlsCredentials, type TlsSide } from "./migration/transport/credentials.js";
 export { type Endpoint, formatEndpoint, parseEndpoint } from "./migration/transport/endpoint.js";
@@ -160,10 +176,12 @@ export { type Listener, listen } from "./migration/transport/listener.js";
 export { acceptedSource, sourceTransport } from "./migration/transport/network.js";
 export { type WatchOptions, watch } from "./observe/watch.js";
 export type {
+  Answer,
   DeviceCapabilities,
   TrackerAvailable,
   TrackerCapability,
   TrackerMissing,
+  TrackerUnknown,
 } from "./tracking/capabilities.js";
 export {
   DEFAULT_POLICY,

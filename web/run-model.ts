@@ -1,4 +1,5 @@
 import type { MigrationReport, RoundReport } from "../dist/src/migration/report.js";
+import type { KnownConditions, RunConditions } from "../dist/src/observe/conditions.js";
 import type { FeedEvent, FeedHeader } from "../dist/src/observe/feed/schema.js";
 
 /*
@@ -149,6 +150,14 @@ export interface PastRun {
   readonly header: FeedHeader;
   readonly report: Partial<MigrationReport> & { readonly predicted?: Predicted | null };
   readonly reads: readonly ReadEvent[];
+  /** null: kept by a Dirtmap that did not record them. */
+  readonly conditions: RunConditions | null;
+}
+
+/** What is known of a run's conditions: an older Dirtmap kept only what its report says. */
+export function conditionsOf({ conditions, report, header }: PastRun): KnownConditions {
+  const { memoryBytes, downtimeLimitMs } = header;
+  return conditions ?? { design: report.design, memoryBytes, downtimeLimitMs };
 }
 
 /** What was foreseen of a migration before it began. */

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes a Debian tree with the QEMU of trixie-backports, for machines whose own QEMU is too old. It is run straight out
-# of the tree, without chroot (test/vm/qemu.ts). Needs root, for debootstrap; takes about half a minute.
+# of the tree, without chroot (test/vm/qemu.ts). The one for s390x is there for the options of its mdevs. Needs root, for debootstrap; takes about half a minute.
 #
 # usage: qemu-tree.sh [FOLDER]      by default qemu-tree in Dirtmap's cache folder
 # The mirror is the one that apt uses on this machine; DIRTMAP_DEBIAN_MIRROR overrules it.
@@ -53,7 +53,7 @@ in_tree() {
 # Where a chroot has no network of its own, names are still looked up as on this machine.
 cp -L /etc/resolv.conf /etc/hosts "$work/etc/"
 in_tree apt-get -qq update
-in_tree apt-get -qq -o Dpkg::Use-Pty=0 install --no-install-recommends -t "$suite-backports" qemu-system-x86 >/dev/null
+in_tree apt-get -qq -o Dpkg::Use-Pty=0 install --no-install-recommends -t "$suite-backports" qemu-system-x86 qemu-system-s390x >/dev/null
 in_tree apt-get clean
 rm -rf "$work"/var/lib/apt/lists/*
 

@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { iovaOf, PAGE_SIZE } from "../memory/address.js";
-import { type IovaStretch, joined, loggingRanges } from "./ranges.js";
+import { contains, type IovaStretch, joined, loggingRanges, overlap } from "./ranges.js";
 
 const range = fc.record({ iova: fc.integer({ min: 0, max: 1 << 24 }), length: fc.integer({ min: 1, max: 1 << 20 }) });
 const toRange = ({ iova, length }: { iova: number; length: number }) => ({
@@ -37,9 +37,27 @@ describe("the ranges that a device's log is asked for", () => {
     );
   });
 
+  const at = (page: number, pages: number) => ({ iova: iovaOf(page), length: BigInt(pages * PAGE_SIZE) });
+
   test("are joined across the smallest gap first", () => {
-    const at = (page: number, pages: number) => ({ iova: iovaOf(page), length: BigInt(pages * PAGE_SIZE) });
     expect(loggingRanges([at(0, 1), at(100, 1), at(103, 1)], PAGE_SIZE, 2)).toEqual([at(0, 1), at(100, 4)]);
+  });
+
+  test("are joined across the gap itself, however long what lies beside it is", () => {
+    // The gaps are 10, 20 and 30 pages; the stretches before them 50, 1 and 100.
+    const given = [at(0, 50), at(60, 1), at(81, 100), at(211, 1)];
+    expect(loggingRanges(given, PAGE_SIZE, 3)).toEqual([at(0, 61), at(81, 100), at(211, 1)]);
+    expect(loggingRanges(given, PAGE_SIZE, 2)).toEqual([at(0, 181), at(211, 1)]);
+    expect(loggingRanges(given, PAGE_SIZE, 1)).toEqual([at(0, 212)]);
+    // There is no log of fewer ranges.
+    expect(loggingRanges(given, PAGE_SIZE, 0)).toEqual([at(0, 212)]);
+    expect(loggingRanges(given.toReversed(), PAGE_SIZE, 4)).toEqual(given);
+  });
+
+  test("that reach no further than their granules keep their ends", () => {
+    expect(loggingRanges([at(16, 16)], 65536, 1)).toEqual([at(16, 16)]);
+    expect(loggingRanges([at(15, 2)], 65536, 1)).toEqual([at(0, 32)]);
+    expect(loggingRanges([at(31, 2)], 65536, 1)).toEqual([at(16, 32)]);
   });
 
   test("joining keeps exactly the addresses that were covered", () => {
@@ -51,5 +69,31 @@ describe("the ranges that a device's log is asked for", () => {
         }
       }),
     );
+  });
+});
+
+describe("two stretches", () => {
+  const at = (iova: number, length: number) => ({ iova: BigInt(iova), length: BigInt(length) });
+
+  test("overlap where they have an address in common, and hold each other where all are", () => {
+    const sets = (stretch: IovaStretch) =>
+      new Set(Array.from({ length: Number(stretch.length) }, (_, i) => Number(stretch.iova) + i));
+    for (let iova = 0; iova < 8; iova++) {
+      for (let length = 1; length < 8; length++) {
+        const [other, own] = [at(3, 3), at(iova, length)];
+        const [a, b] = [sets(other), sets(own)];
+        expect(overlap(other, own)).toBe([...a].some((address) => b.has(address)));
+        expect(overlap(own, other)).toBe(overlap(other, own));
+        expect(contains(other, own)).toBe([...b].every((address) => a.has(address)));
+        expect(contains(own, other)).toBe([...a].every((address) => b.has(address)));
+      }
+    }
+  });
+
+  test("are joined where they touch, and keep the longer end where one holds the other", () => {
+    expect(joined([at(4, 2), at(0, 4)])).toEqual([at(0, 6)]);
+    expect(joined([at(0, 4), at(5, 1)])).toEqual([at(0, 4), at(5, 1)]);
+    expect(joined([at(0, 9), at(2, 3)])).toEqual([at(0, 9)]);
+    expect(joined([at(0, 3), at(0, 7), at(0, 5)])).toEqual([at(0, 7)]);
   });
 });

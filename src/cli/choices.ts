@@ -3,6 +3,7 @@
  * nothing.
  */
 
+export { DOWNTIME_LIMIT_MS } from "../migration/convergence.js";
 export { MAX_CHANNELS } from "../migration/data-plane.js";
 export { DEVICE_TRACKERS, TRACKING_DESIGNS as DESIGNS, UNTRACKED } from "../tracking/choice.js";
 
@@ -21,5 +22,3 @@ export function isMeasured(text: string): text is `${typeof MEASURED}${string}` 
 
 export const DOMAINS = ["shared", "per-device"] as const;
 export const P2P = ["all", "none", "table"] as const;
-/** Bounds of the downtime limit, in milliseconds. */
-export const DOWNTIME_LIMIT_MS = { min: 1, max: 3_600_000 } as const;

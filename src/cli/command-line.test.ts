@@ -5,13 +5,15 @@ import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import sqlite from "node-sqlite3-wasm";
 import { afterAll, describe, expect, it } from "vitest";
+import { Journal } from "../migration/journal.js";
 import { EXIT_CODES } from "./exit-codes.js";
 
 const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
 const COMMANDS = [
   ...["migrate", "receive", "plan", "probe", "device", "bench", "recommend", "scenarios", "certs"],
-  ...["resume", "abort"],
+  ...["list", "resume", "abort"],
 ];
 
 const folder = mkdtempSync(join(tmpdir(), "dirtmap-cli-"));
@@ -167,6 +169,20 @@ describe("wrong usage is refused in one line that says what would work, with exi
     expect(stderr).toMatch(/broken\.yaml:5:3: machine\.iommuss: there is no such field; did you mean 'iommus'\?/);
   });
 
+  it("a store of a newer Dirtmap, which says to upgrade", async () => {
+    const store = join(folder, "newer.db");
+    const db = new sqlite.Database(store);
+    db.exec("CREATE TABLE run (id); PRAGMA application_id = 0x44697274; PRAGMA user_version = 99");
+    db.close();
+    for (const command of ["recommend", "migrate", "predict", "serve"]) {
+      const { code, stderr } = await run(command, "--store", store);
+      expect({ command, code }).toEqual({ command, code: 2 });
+      expect(stderr).toMatch(
+        /^dirtmap: the store .*newer\.db is of version 99, .*; upgrade Dirtmap, or give another --store\n$/,
+      );
+    }
+  });
+
   it("a port in use", async () => {
     const server = createServer().listen(0, "127.0.0.1");
     await once(server, "listening");
@@ -289,5 +305,36 @@ describe("receive", () => {
     const { code, stderr } = await run("receive", "--listen", "tcp://127.0.0.1:0", "--wait", "50ms");
     expect(code).toBe(1);
     expect(stderr).toMatch(/dirtmap: no source came within 50 ms\n$/);
+  });
+});
+
+describe("dirtmap list", () => {
+  it("says of each migration what it waits for, and what to type; of those that are over only if asked", async () => {
+    const journals = join(folder, "journals");
+    Journal.source(journals, "1f0c93ab", "tls://dst:7700").record("given-up");
+    Journal.destination(journals, "2e0d84bc", "10.0.0.1:4242").record("discarded");
+    writeFileSync(join(journals, "3d1e75cd.source.json"), "?");
+    const { code, stdout } = await run("list", "--journal", journals);
+    expect(code).toBe(0);
+    expect(stdout.replaceAll(/\d+ s/g, "N s")).toBe(
+      `migration  side    state     age  process
+1f0c93ab   source  given-up  N s  ${process.pid} lives
+    paused: \`resume\` if the machine does not run at tls://dst:7700 and never will, \`abort\` if it does
+    dirtmap resume 1f0c93ab --journal ${journals}
+    dirtmap abort 1f0c93ab --journal ${journals}
+3d1e75cd   source  ?         ?    ?
+    ${journals}/3d1e75cd.source.json is not a whole journal: it has 1 of 16384 bytes; find out by hand on which side the machine runs
+`,
+    );
+    const all = await run("list", "--journal", journals, "--all");
+    expect(all.stdout).toMatch(
+      /2e0d84bc {3}destination {2}discarded .*\n {4}the machine never ran here and never will\n/,
+    );
+  });
+
+  it("of a folder that is not there has nothing to list, and doesn't make it", async () => {
+    const { code, stdout } = await run("list", "--journal", join(folder, "none"));
+    expect([code, stdout]).toEqual([0, `no migration in ${join(folder, "none")} waits or goes on\n`]);
+    expect(existsSync(join(folder, "none"))).toBe(false);
   });
 });

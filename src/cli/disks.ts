@@ -1,8 +1,8 @@
-import { closeSync, ftruncateSync, mkdtempSync, openSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { closeSync, ftruncateSync, openSync } from "node:fs";
 import { join } from "node:path";
 import type { MachineDescription } from "../host/description.js";
 import { MiB } from "../memory/address.js";
+import { temporaryFolder } from "../sys/temporary-folder.js";
 
 /** Of a disk that is made: sparse, so that it takes what is written. */
 const DISK_BYTES = 64 * MiB;
@@ -19,12 +19,11 @@ export interface WithDisks extends Disposable {
 export function withDisks(description: MachineDescription): WithDisks {
   const lacks = description.devices.some(isDiskWithoutFile);
   if (!lacks) return { description, [Symbol.dispose]: () => {} };
-  const folder = mkdtempSync(join(tmpdir(), "dirtmap-disks-"));
-  const remove = () => rmSync(folder, { recursive: true, force: true });
+  const folder = temporaryFolder("disks");
   try {
     const devices = description.devices.map((device) => {
       if (!isDiskWithoutFile(device)) return device;
-      const file = join(folder, `${device.id}.img`);
+      const file = join(folder.path, `${device.id}.img`);
       const fd = openSync(file, "wx", 0o600);
       try {
         ftruncateSync(fd, DISK_BYTES);
@@ -33,9 +32,9 @@ export function withDisks(description: MachineDescription): WithDisks {
       }
       return { ...device, file };
     });
-    return { description: { ...description, devices }, [Symbol.dispose]: remove };
+    return { description: { ...description, devices }, [Symbol.dispose]: () => folder[Symbol.dispose]() };
   } catch (error) {
-    remove();
+    folder[Symbol.dispose]();
     throw error;
   }
 }

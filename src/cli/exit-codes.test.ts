@@ -14,6 +14,11 @@ describe("exit codes", () => {
     expect(exitCodeOf({ result, verified })).toBe(code);
   });
 
+  it("a migration that the operator gave up ends as one that failed: nothing waits for a decision", () => {
+    const error = { code: "GIVEN_UP", message: "given up" };
+    expect(exitCodeOf({ result: "indeterminate", verified: null, error })).toBe(EXIT_CODES.failed.code);
+  });
+
   it("tell wrong usage from failure and from cancelling", () => {
     expect(exitCodeOfError(new UsageError("no", { code: "X" }))).toBe(2);
     expect(exitCodeOfError(new DirtmapError("no", { code: "X" }))).toBe(1);

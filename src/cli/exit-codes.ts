@@ -1,16 +1,23 @@
 import { UsageError } from "../errors.js";
-import type { MigrationResult } from "../migration/report.js";
+import { GIVEN_UP, type MigrationReport } from "../migration/report.js";
 
 /** How the command ends: the one table, which `--help` prints too. */
 export const EXIT_CODES = {
   done: { code: 0, means: "done" },
-  failed: { code: 1, means: "failed, or completed without being verified; the report says where the machine runs" },
+  failed: {
+    code: 1,
+    means: "failed, given up by 'dirtmap abort', or completed unverified; the report says where the machine runs",
+  },
   usage: { code: 2, means: "wrong usage; nothing was started" },
   indeterminate: {
     code: 3,
-    means: "indeterminate: the source is paused, and waits for 'dirtmap resume' or 'dirtmap abort'",
+    means: "indeterminate: not confirmed, and not decided within --decide; the source's memory is gone",
   },
-  cancelled: { code: 130, means: "cancelled (Ctrl-C); the source goes on running" },
+  notConverging: { code: 4, means: "the migration that `dirtmap predict` was asked about does not converge" },
+  cancelled: {
+    code: 130,
+    means: "cancelled (Ctrl-C): the source goes on running; forced (a second one): its memory is gone",
+  },
 } as const;
 
 /** The table for `--help`. */
@@ -19,9 +26,17 @@ export function exitCodesHelp(): string {
   return ["Exit codes:", ...lines].join("\n");
 }
 
-/** The exit code of a migration. One that completed without the proof that no write was lost has failed. */
-export function exitCodeOf({ result, verified }: { result: MigrationResult; verified: boolean | null }): number {
+/**
+ * The exit code of a migration. One that completed without the proof that no write was lost has failed, and so has one
+ * whose machine the operator gave up.
+ */
+export function exitCodeOf({
+  result,
+  verified,
+  error,
+}: Pick<MigrationReport, "result" | "verified" | "error">): number {
   if (result === "completed") return verified === true ? EXIT_CODES.done.code : EXIT_CODES.failed.code;
+  if (error?.code === GIVEN_UP) return EXIT_CODES.failed.code;
   return EXIT_CODES[result].code;
 }
 

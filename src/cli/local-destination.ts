@@ -4,6 +4,7 @@ import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { DirtmapError } from "../errors.js";
 import { endChild } from "./end-child.js";
+import type { Granted } from "./granted.js";
 
 const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
 
@@ -21,10 +22,17 @@ export interface LocalDestination extends AsyncDisposable {
 /**
  * Starts `dirtmap receive` on loopback, for one migration. It runs in a session of its own, so that Ctrl-C at the
  * terminal reaches the source alone, which then tells the destination.
+ * @param grants what it may open: of the machine that is to move there
  * @throws DirtmapError `DESTINATION_FAILED` where it does not come up; the signal's reason
  */
-export async function startLocalDestination(signal: AbortSignal, journal?: string): Promise<LocalDestination> {
+export async function startLocalDestination(
+  signal: AbortSignal,
+  grants: Pick<Granted, "files" | "sockets">,
+  journal?: string,
+): Promise<LocalDestination> {
   const args = ["receive", "--listen", "tcp://127.0.0.1:0", "--once", "--wait", `${START_MS}ms`, "--json"];
+  for (const [device, path] of Object.entries(grants.files)) args.push("--file", `${device}=${path}`);
+  for (const [device, path] of Object.entries(grants.sockets)) args.push("--socket", `${device}=${path}`);
   if (journal !== undefined) args.push("--journal", journal);
   const child = spawn(process.execPath, [PROGRAM, ...args], { stdio: ["ignore", "pipe", "pipe"], detached: true });
   let errors = "";

@@ -1,22 +1,8 @@
 import { readFileSync } from "node:fs";
-import { Command, CommanderError } from "commander";
-import { addBench } from "./commands/bench.js";
-import { addCerts } from "./commands/certs.js";
-import { addAbort, addResume } from "./commands/decide.js";
-import { addDevice } from "./commands/device.js";
-import { addMigrate } from "./commands/migrate.js";
-import { addPlan } from "./commands/plan.js";
-import { addPredict } from "./commands/predict.js";
-import { addProbe } from "./commands/probe.js";
-import { addReceive } from "./commands/receive.js";
-import { addRecommend } from "./commands/recommend.js";
-import { addRecord } from "./commands/record.js";
-import { addReplay } from "./commands/replay.js";
-import { addScenarios } from "./commands/scenarios.js";
-import { addServe } from "./commands/serve.js";
-import { addTop } from "./commands/top.js";
-import { EXIT_CODES, exitCodesHelp } from "./exit-codes.js";
+import { CommanderError } from "commander";
+import { EXIT_CODES } from "./exit-codes.js";
 import { printError } from "./output.js";
+import { commandLine } from "./program.js";
 
 /*
  * The command line's entry. Commands declare their options here and load what they need once they run, so that
@@ -26,39 +12,9 @@ import { printError } from "./output.js";
 const manifest = new URL("../../../package.json", import.meta.url);
 const { version } = JSON.parse(readFileSync(manifest, "utf8")) as { version: string };
 
-const program = new Command("dirtmap")
-  .description(
-    "Live-migrates virtual machines with passed-through devices, each tracked by the dirty tracker that suits it.",
-  )
-  .version(version, "-V, --version")
-  .exitOverride()
-  .configureOutput({ outputError: () => {} })
-  .addHelpText("after", `\n${exitCodesHelp()}`);
-for (const add of [
-  addMigrate,
-  addReceive,
-  addPlan,
-  addProbe,
-  addPredict,
-  addRecord,
-  addServe,
-  addBench,
-  addRecommend,
-  addReplay,
-  addTop,
-  addScenarios,
-  addCerts,
-  addResume,
-  addAbort,
-]) {
-  add(program);
-}
 // Its help lists the models, which take a while to load.
 const models = process.argv[2] === "device" ? (await import("../devices/servable-models.js")).SERVABLE_MODELS : [];
-addDevice(program, models);
-for (const command of program.commands.flatMap((each) => [each, ...each.commands])) {
-  command.exitOverride().configureOutput({ outputError: () => {} });
-}
+const program = commandLine({ version, models });
 
 try {
   await program.parseAsync();

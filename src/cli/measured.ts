@@ -1,3 +1,4 @@
+import { DEFAULTS } from "../defaults.js";
 import { readMeasured } from "../evidence/recommend/recommendation.js";
 import { DEFAULT_POLICY, type Policy } from "../tracking/choice.js";
 import { linkOf } from "./bench/link.js";
@@ -15,7 +16,7 @@ export function whoDecides(
 ): Pick<Policy, "order" | "measured"> {
   const policy = options.policy ?? defaults.policy ?? DEFAULT_POLICY.order;
   if (!isMeasured(policy)) return { order: policy };
-  const unmeasured = options.unmeasured ?? defaults.unmeasured ?? "refuse";
+  const unmeasured = options.unmeasured ?? defaults.unmeasured ?? DEFAULTS.unmeasured;
   const order = unmeasured === "refuse" ? DEFAULT_POLICY.order : unmeasured;
   const measured = readMeasured(policy.slice(MEASURED.length), {
     link: linkOf(options, defaults),

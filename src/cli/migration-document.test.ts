@@ -3,6 +3,7 @@ import { parseXml } from "../evidence/plot/well-formed.test.helper.js";
 import { htmlReport } from "../evidence/report/html.js";
 import type { ReadEvent } from "../migration/events.js";
 import type { MigrationReport, RoundReport } from "../migration/report.js";
+import { CONDITIONS } from "../observe/conditions.test.helper.js";
 import { migrationDocument } from "./migration-document.js";
 
 const owners = (...names: string[]) =>
@@ -48,7 +49,7 @@ const REPORT: MigrationReport = {
   warnings: ["vf0 was slow"],
   error: { code: "DESTINATION_LOST", message: "the destination is gone", remedy: "migrate again" },
 };
-const CONTEXT = { scenario: "mixed", memoryBytes: 2 ** 28, reads: [] };
+const CONTEXT = { scenario: "mixed", memoryBytes: 2 ** 28, reads: [], conditions: CONDITIONS };
 
 function figures(report: MigrationReport, reads: readonly ReadEvent[] = []) {
   return migrationDocument(report, { ...CONTEXT, reads }).blocks.flatMap((block) =>
@@ -57,6 +58,12 @@ function figures(report: MigrationReport, reads: readonly ReadEvent[] = []) {
 }
 
 describe("a migration as a document", () => {
+  test("says under which conditions it ran", () => {
+    const tables = migrationDocument(REPORT, CONTEXT).blocks.filter((block) => block.kind === "table");
+    expect(tables.at(-1)?.rows).toContainEqual(["Bandwidth", "unlimited"]);
+    expect(tables.at(-1)?.rows).toContainEqual(["Machine", "a processor, 2 cores, 8G"]);
+  });
+
   test("says what went wrong, and what would work, before anything else", () => {
     const { blocks } = migrationDocument(REPORT, CONTEXT);
     expect(blocks.slice(0, 3)).toEqual([

@@ -4,6 +4,7 @@ import { heatMap } from "../evidence/plot/heat-map.js";
 import type { Block, FigureBlock, ReportDocument } from "../evidence/report/document.js";
 import type { ReadEvent } from "../migration/events.js";
 import type { MigrationReport } from "../migration/report.js";
+import { conditionRows, type RunConditions } from "../observe/conditions.js";
 import { formatMs, formatSize } from "../observe/format.js";
 import { destinationLines, devicesRows, headline, memoryLines, predictedLines, roundsRows } from "./report-text.js";
 
@@ -13,6 +14,7 @@ export interface MigrationContext {
   readonly memoryBytes: number;
   /** Reads of the trackers, in order. */
   readonly reads: readonly ReadEvent[];
+  readonly conditions: RunConditions;
 }
 
 /** A migration's report, with plots: who dirtied how much in which round, and where. */
@@ -48,6 +50,15 @@ export function migrationDocument(report: MigrationReport, context: MigrationCon
     blocks.push({ kind: "table", caption: "Devices", head, rows, left: [0, 1, 2] });
     blocks.push({ kind: "list", items: devices.map(({ id, reason }) => `${id}: ${reason}`) });
   }
+  blocks.push({ kind: "heading", text: "Conditions" });
+  const rows = conditionRows(context.conditions).map(({ name, value }) => [name, value]);
+  blocks.push({
+    kind: "table",
+    caption: "What the figures depend on",
+    head: ["condition", "value"],
+    rows,
+    left: [0, 1],
+  });
   return { title: `Migration ${report.migration}`, blocks };
 }
 

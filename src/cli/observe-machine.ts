@@ -10,7 +10,7 @@ import type { Policy, TrackingDesign } from "../tracking/choice.js";
 import { openDesign } from "../tracking/designs.js";
 import { chooseTrackers } from "../tracking/policy.js";
 import { probeMachine } from "../tracking/probe.js";
-import type { StoreOption } from "./options.js";
+import type { MigrationOptions, StoreOption } from "./options.js";
 import type { MigrationDefaults } from "./scenario.js";
 
 /** What is to be watched, and how long. */
@@ -86,16 +86,9 @@ export async function observeForPrediction(
   return { observation: { ...seen.header, intervals }, readMs: seen.readMs };
 }
 
-/** What a migration's options mean for a prediction. */
-export interface PredictOptions {
-  readonly downtimeLimit?: number;
-  readonly bandwidth?: number;
-  readonly maxRounds?: number;
-}
-
 /** What a prediction is asked for: the options, over a scenario's own. */
 export function predictedConditions(
-  { downtimeLimit, bandwidth, maxRounds }: PredictOptions,
+  { downtimeLimit, bandwidth, maxRounds }: MigrationOptions,
   defaults: Pick<MigrationDefaults, "downtimeLimit" | "bandwidth">,
   readMs: number,
 ) {
@@ -103,7 +96,7 @@ export function predictedConditions(
   return {
     downtimeLimitMs: downtimeLimit ?? defaults.downtimeLimit,
     ...(allowed === undefined ? {} : { bandwidth: allowed }),
-    ...(maxRounds === undefined ? {} : { maxRounds }),
+    maxRounds,
     readMs,
   };
 }

@@ -1,4 +1,5 @@
 import { type Command, InvalidArgumentError, Option } from "commander";
+import { DEFAULTS } from "../defaults.js";
 import { explain, UsageError } from "../errors.js";
 import type { Store } from "../evidence/store/store.js";
 import {
@@ -8,6 +9,7 @@ import {
   DOWNTIME_LIMIT_MS,
   HOSTS,
   isMeasured,
+  MAX_CHANNELS,
   MEASURED,
   P2P,
   POLICY_ORDERS,
@@ -15,11 +17,21 @@ import {
   UNTRACKED,
 } from "./choices.js";
 import { suggest } from "./nearest.js";
-import { parseBandwidth, parseDuration, parseSize } from "./units.js";
+import { parseBandwidth, parseDuration, parseSize, writeBandwidth, writeDuration } from "./units.js";
 
 /*
- * Options that several commands have. What is left out is the scenario's to say.
+ * Options that several commands have. What is left out is the scenario's to say, and then that of the table of defaults.
  */
+
+/** How help names a default, which can be typed as it stands there. */
+export function orElse(typed: string): string {
+  return ` (default: ${typed})`;
+}
+
+/** The same for what a scenario can say. */
+export function orScenario(typed: string): string {
+  return orElse(`the scenario's, else ${typed}`);
+}
 
 /** Whose devices: a scenario's on the emulated host, or this machine's. */
 export interface HostOptions {
@@ -91,26 +103,28 @@ export function durationWithin({ min, max }: { min: number; max: number }): (tex
   });
 }
 
+/** A duration within bounds that has a default, which help shows with its unit. */
+export function durationOption(
+  flags: string,
+  text: string,
+  bounds: { min: number; max: number },
+  defaultMs: number,
+): Option {
+  return new Option(flags, text).argParser(durationWithin(bounds)).default(defaultMs, writeDuration(defaultMs));
+}
+
 /** Adds `--interval`. */
-export function addIntervalOption(command: Command, interval: string): Command {
-  return command.option(
-    "--interval <duration>",
-    "from one read of the trackers to the next",
-    durationWithin(INTERVAL_MS),
-    parseDuration(interval),
-  );
+export function addIntervalOption(command: Command, defaultMs: number): Command {
+  const text = "from one read of the trackers to the next";
+  return command.addOption(durationOption("--interval <duration>", text, INTERVAL_MS, defaultMs));
 }
 
 /** Adds the options of {@link ObserveOption}. */
-export function addObserveOptions(command: Command, defaults: { observe: string; interval: string }): Command {
+export function addObserveOptions(command: Command): Command {
+  const text = "how long to watch the machine";
   return addIntervalOption(
-    command.option(
-      "--observe <duration>",
-      "how long to watch the machine",
-      durationWithin(OBSERVE_MS),
-      parseDuration(defaults.observe),
-    ),
-    defaults.interval,
+    command.addOption(durationOption("--observe <duration>", text, OBSERVE_MS, DEFAULTS.observeMs)),
+    DEFAULTS.observeIntervalMs,
   );
 }
 
@@ -163,8 +177,16 @@ export function oneOf<Word extends string>(words: readonly Word[], what: string)
   };
 }
 
+/** Text that is there. */
+export function nonEmpty(text: string): string {
+  if (text !== "") return text;
+  throw new UsageError("it is empty", { code: "BAD_OPTION", remedy: "write what is meant" });
+}
+
 /** `DEV=VALUE`, as often as wanted; the last one for a device wins. */
-function perDevice<T>(parse: (text: string) => T): (text: string, before?: Record<string, T>) => Record<string, T> {
+export function perDevice<T>(
+  parse: (text: string) => T,
+): (text: string, before?: Record<string, T>) => Record<string, T> {
   return (text, before = {}) => {
     const at = text.indexOf("=");
     if (at < 1) throw new InvalidArgumentError(`'${text}' has no device; write DEV=VALUE`);
@@ -178,9 +200,15 @@ function untracked(text: string, before: UntrackedOption = { devices: {} }): Unt
   return { ...before, devices: perDevice(mode)(text, { ...before.devices }) };
 }
 
-/** An option whose value is one of a list of words. */
-export function choice<Word extends string>(flags: string, words: readonly Word[], what: string, text: string): Option {
-  return new Option(flags, `${text}: ${words.join(", ")}`).argParser(argument(oneOf(words, what)));
+/** An option whose value is one of a list of words. @param after what its help ends with: {@link orElse} */
+export function choice<Word extends string>(
+  flags: string,
+  words: readonly Word[],
+  what: string,
+  text: string,
+  after = "",
+): Option {
+  return new Option(flags, `${text}: ${words.join(", ")}${after}`).argParser(argument(oneOf(words, what)));
 }
 
 /**
@@ -200,11 +228,11 @@ export function addHostOptions(
     .addOption(
       new Option("--host <host>", `${whose}: ${hosts.join(", ")}`)
         .argParser(argument((text) => (served && isServed(text) ? servedHost(text) : oneOf(HOSTS, "host")(text))))
-        .default("emulated"),
+        .default(DEFAULTS.host, DEFAULTS.host),
     )
     .option(
       "--device <id...>",
-      `${everywhere ? "devices: a scenario's ids, of this machine" : "devices of this machine:"} 0000:3b:00.1, or an mdev's UUID (default: ${devices})`,
+      `${everywhere ? "devices: a scenario's ids, of this machine" : "devices of this machine:"} 3b:00.1, an mdev's UUID, eth0, nvme0n1, a path in sysfs, libvirt's pci_0000_3b_00_1 (default: ${devices})`,
     );
 }
 
@@ -238,7 +266,12 @@ export function checkHostOptions(command: Command, host: HostOptions["host"], an
 /** Adds the options of {@link MachineOptions}. */
 export function addMachineOptions(command: Command): Command {
   return command
-    .option("-s, --scenario <name|file>", "the machine and its workload; see `dirtmap scenarios`", "mixed")
+    .addOption(
+      new Option("-s, --scenario <name|file>", "the machine and its workload; see `dirtmap scenarios`").default(
+        DEFAULTS.scenario,
+        DEFAULTS.scenario,
+      ),
+    )
     .option("--memory <size>", "guest memory instead of the scenario's: 512M, 1G …", argument(parseSize))
     .option("--seed <number>", "seed of the memory's first content, and of disks", wholeNumber(0, 0xffffffff))
     .addOption(choice("--p2p <mode>", P2P, "P2P mode", "peer-to-peer DMA"));
@@ -260,11 +293,17 @@ export function addPolicyOptions(command: Command): Command {
     .addOption(
       new Option(
         "--policy <order>",
-        `whom to ask first, or what was measured: ${[...POLICY_ORDERS, `${MEASURED}FILE`].join(", ")}`,
+        `whom to ask first, or what was measured: ${[...POLICY_ORDERS, `${MEASURED}FILE`].join(", ")}${orScenario(DEFAULTS.policy)}`,
       ).argParser(argument(policyOption)),
     )
     .addOption(
-      choice("--unmeasured <order>", UNMEASURED, "mode", "with --policy measured:FILE, devices without a benchmark"),
+      choice(
+        "--unmeasured <order>",
+        UNMEASURED,
+        "mode",
+        "with --policy measured:FILE, devices without a benchmark",
+        orScenario(DEFAULTS.unmeasured),
+      ),
     )
     .addOption(
       new Option(
@@ -277,14 +316,18 @@ export function addPolicyOptions(command: Command): Command {
         perDevice(parseSize),
       ),
     )
-    .addOption(choice("--domain <mode>", DOMAINS, "mode", "HWPTs of devices on the system IOMMU"))
+    .addOption(
+      choice("--domain <mode>", DOMAINS, "mode", "HWPTs of devices on the system IOMMU", orScenario(DEFAULTS.domain)),
+    )
     .addOption(
       new Option(
         "--untracked <[dev=]mode...>",
-        `devices without a tracker, or one of them: ${UNTRACKED.join(", ")}`,
+        `devices without a tracker, or one of them: ${UNTRACKED.join(", ")}${orScenario(DEFAULTS.untracked)}`,
       ).argParser(untracked),
     )
-    .addOption(choice("--design <design>", DESIGNS, "design", "who merges the trackers' answers"));
+    .addOption(
+      choice("--design <design>", DESIGNS, "design", "who merges the trackers' answers", orScenario(DEFAULTS.design)),
+    );
 }
 
 /** The migration that is estimated. */
@@ -300,15 +343,47 @@ export function downtimeLimit(text: string): number {
   return Math.min(Math.max(parseDuration(text), DOWNTIME_LIMIT_MS.min), DOWNTIME_LIMIT_MS.max);
 }
 
-/** Adds the options of {@link LinkOptions}. */
-export function addLinkOptions(command: Command): Command {
-  return command
+/** Adds the options of {@link LinkOptions}. @param or how help names the defaults: a command may have a scenario */
+export function addLinkOptions(command: Command, or: typeof orElse): Command {
+  return addBandwidthOption(command, or(writeBandwidth(DEFAULTS.linkBandwidth))).option(
+    "--downtime-limit <duration>",
+    `that a migration must keep: 50ms${or(writeDuration(DEFAULTS.downtimeLimitMs))}`,
+    argument(downtimeLimit),
+  );
+}
+
+function addBandwidthOption(command: Command, after: string): Command {
+  return command.option(
+    "--bandwidth <rate>",
+    `of the link: 500M (bytes per second), 10Gbit, or unlimited${after}`,
+    argument(parseBandwidth),
+  );
+}
+
+/** How a machine is moved, or would be. */
+export interface MigrationOptions extends LinkOptions {
+  readonly channels?: number;
+  readonly maxRounds: number;
+}
+
+/** Adds the options of {@link MigrationOptions}. */
+export function addMigrationOptions(command: Command): Command {
+  command.option(
+    "--downtime-limit <duration>",
+    `expected downtime at which the machine may be stopped: 50ms${orScenario(writeDuration(DEFAULTS.downtimeLimitMs))}`,
+    argument(downtimeLimit),
+  );
+  return addBandwidthOption(command, orScenario(writeBandwidth(DEFAULTS.bandwidth)))
     .option(
-      "--bandwidth <rate>",
-      "of the link: 500M (bytes per second), 10Gbit, or unlimited",
-      argument(parseBandwidth),
+      "--channels <number>",
+      `connections that pages travel over${orScenario(String(DEFAULTS.channels))}`,
+      wholeNumber(1, MAX_CHANNELS),
     )
-    .option("--downtime-limit <duration>", "that a migration must keep: 50ms", argument(downtimeLimit));
+    .addOption(
+      new Option("--max-rounds <number>", "pre-copy rounds at most")
+        .argParser(wholeNumber(1, 10_000))
+        .default(DEFAULTS.maxRounds, String(DEFAULTS.maxRounds)),
+    );
 }
 
 /** Where what is found out is kept; `store` is false with `--no-store`. */

@@ -32,6 +32,23 @@ export function mayColor(stream: { isTTY?: boolean }): boolean {
   return stream.isTTY === true && !process.env.NO_COLOR && process.env.TERM !== "dumb";
 }
 
+/** What an interrupt (Ctrl-C, SIGTERM, SIGHUP) does while something must not be cancelled. */
+export interface Holding {
+  /** Tells the user why nothing was cancelled, and what would end the wait. */
+  first(): void;
+  /** Tells the user what is lost; then the process ends. */
+  forced(): void;
+}
+
+/** The interrupts of a command. */
+export interface Interrupts {
+  /** From now on the first interrupt cancels nothing, and the second forces. Disposing ends that. */
+  hold(holding: Holding): Disposable;
+}
+
+/** Of a terminal that was closed, and of a pipe whose reader has gone: there is nobody left to tell. */
+const NOBODY_READS = ["EPIPE", "EIO", "ENXIO"];
+
 /**
  * Runs a command's work: with a signal that Ctrl-C (SIGINT), SIGTERM and SIGHUP abort, of which a second one forces; and
  * sets the exit code that the work returns, or that its error means.
@@ -39,23 +56,43 @@ export function mayColor(stream: { isTTY?: boolean }): boolean {
  */
 export async function runCommand(
   { json, onInterrupt }: { json: boolean; onInterrupt?: () => void },
-  work: (signal: AbortSignal) => Promise<number>,
+  work: (signal: AbortSignal, interrupts: Interrupts) => Promise<number>,
 ): Promise<void> {
   const interrupted = new AbortController();
+  let held: { readonly holding: Holding; warned: boolean } | undefined;
+  const interrupts: Interrupts = {
+    hold: (holding) => {
+      const mine = { holding, warned: false };
+      held = mine;
+      return {
+        [Symbol.dispose]: () => {
+          if (held === mine) held = undefined;
+        },
+      };
+    },
+  };
   const interrupt = () => {
-    if (interrupted.signal.aborted) process.exit(EXIT_CODES.cancelled.code);
+    if (held !== undefined && !held.warned) {
+      held.warned = true;
+      held.holding.first();
+      return;
+    }
+    held?.holding.forced();
+    if (held !== undefined || interrupted.signal.aborted) process.exit(EXIT_CODES.cancelled.code);
     interrupted.abort();
     if (onInterrupt === undefined) process.stderr.write("dirtmap: stopping; Ctrl-C once more forces\n");
     else onInterrupt();
   };
   const signals = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
   for (const name of signals) process.on(name, interrupt);
-  // A reader that goes away (`| head`) is no failure of ours, and there is nobody left to tell.
+  // A reader that goes away (`| head`) is no failure of ours.
   process.stdout.on("error", (error: NodeJS.ErrnoException) => {
-    if (error.code !== "EPIPE") throw error;
+    if (!NOBODY_READS.includes(error.code ?? "")) throw error;
   });
+  // What can't be told must not end what is told of: a source that waits for a decision has the machine.
+  process.stderr.on("error", () => {});
   try {
-    process.exitCode = await work(interrupted.signal);
+    process.exitCode = await work(interrupted.signal, interrupts);
   } catch (error) {
     process.exitCode = exitCodeOfError(error);
     if (process.exitCode === EXIT_CODES.cancelled.code) process.stderr.write("dirtmap: cancelled\n");

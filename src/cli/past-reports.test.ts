@@ -45,6 +45,7 @@ describe("earlier migrations' reports", () => {
         header: {},
         report: report(downtimeMs),
         reads: [],
+        conditions: {},
       });
     };
     save("mixed", "completed", 1);

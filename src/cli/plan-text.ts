@@ -1,6 +1,7 @@
+import type { MigrationSupport } from "../host/host.js";
 import { formatSize } from "../observe/format.js";
 import { table } from "../observe/table.js";
-import type { DeviceCapabilities } from "../tracking/capabilities.js";
+import type { Answer, DeviceCapabilities } from "../tracking/capabilities.js";
 import { DEVICE_TRACKERS, type Policy, type TrackerChoice } from "../tracking/choice.js";
 
 /** What `dirtmap probe` prints: per device its flags, and a line for every tracker. Ends without a newline. */
@@ -18,20 +19,21 @@ export function deviceText(
   where?: string,
 ): string {
   const behind = where ?? behindText(iommu);
-  const can = migration === null ? ["can't migrate"] : migrationWords(migration);
+  const can =
+    migration === "unknown" ? ["not known"] : migration === null ? ["can't migrate"] : migrationWords(migration);
   const rows = DEVICE_TRACKERS.map((kind) => {
     const tracker = trackers[kind];
-    if (!tracker.available) return [kind, "no", "", tracker.why];
+    if (tracker.available !== true) return [kind, answer(tracker.available), "", tracker.why];
     return [kind, "yes", tracker.pageSizes.map(formatSize).join(" "), tracker.what];
   });
   return [
     `${id}: ${model}${mdev ? " (mdev)" : ""}, ${behind}`,
     ...(iommu === null
       ? []
-      : [`  its IOMMU: dirty tracking ${yesNo(iommu.dirtyTracking)}, page sizes ${sizesText(iommu.pageSizes)}`]),
+      : [`  its IOMMU: dirty tracking ${answer(iommu.dirtyTracking)}, page sizes ${sizesText(iommu.pageSizes)}`]),
     `  migration: ${can.join(", ")}`,
-    `  internal dirty track supported: ${yesNo(flags.tracksInternally)}`,
-    `  real dirty track through attached container supported: ${yesNo(flags.tracksThroughContainer)}`,
+    `  internal dirty track supported: ${answer(flags.tracksInternally)}`,
+    `  real dirty track through attached container supported: ${answer(flags.tracksThroughContainer)}`,
     ...table([["tracker", "has it", "granules", ""], ...rows]).map((line) => `  ${line}`),
   ].join("\n");
 }
@@ -41,7 +43,7 @@ function behindText(iommu: DeviceCapabilities["iommu"]): string {
   return iommu.type === "none" ? "behind an IOMMU that does not say what it is" : `behind ${iommu.type}`;
 }
 
-function migrationWords({ stopCopy, p2p, preCopy }: NonNullable<DeviceCapabilities["migration"]>): string[] {
+function migrationWords({ stopCopy, p2p, preCopy }: MigrationSupport): string[] {
   return [...(stopCopy ? ["STOP_COPY"] : []), ...(p2p ? ["P2P"] : []), ...(preCopy ? ["PRE_COPY"] : [])];
 }
 
@@ -54,8 +56,8 @@ function sizesText(sizes: readonly number[]): string {
   return `${gap ? "most powers of two" : "all powers of two"} from ${range}`;
 }
 
-function yesNo(flag: boolean): string {
-  return flag ? "yes" : "no";
+function answer(known: Answer): string {
+  return known === "unknown" ? "not known" : known ? "yes" : "no";
 }
 
 function policyText({ order, measured }: Policy): string {

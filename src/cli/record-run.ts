@@ -3,6 +3,7 @@ import type { MachineDescription } from "../host/description.js";
 import { type MigrationEvent, migrationEvents, type ReadEvent } from "../migration/events.js";
 import { newMigrationId } from "../migration/journal.js";
 import type { MigrationReport } from "../migration/report.js";
+import type { RunConditions } from "../observe/conditions.js";
 import type { FeedHeader } from "../observe/feed/schema.js";
 import type { TrackerChoice } from "../tracking/choice.js";
 import { openStoreOf, type StoreOption } from "./options.js";
@@ -113,13 +114,18 @@ export async function checkStore(option: StoreOption, note: (text: string) => vo
 /** Keeps a migration, however it ended, unless that was not wanted. Never throws: the migration is over. */
 export async function keepMigration(
   option: StoreOption,
-  { header, report, reads }: { header: RunHeader; report: MigrationReport; reads: readonly ReadEvent[] },
+  {
+    header,
+    report,
+    reads,
+    conditions,
+  }: { header: RunHeader; report: MigrationReport; reads: readonly ReadEvent[]; conditions: RunConditions },
   note: (text: string) => void,
 ): Promise<void> {
   try {
     using store = await openStoreOf(option);
     const { run: name, kind, scenario, host, startedAt } = header;
-    store?.saveRun({ kind, name, scenario, host, startedAt, result: report.result, header, report, reads });
+    store?.saveRun({ kind, name, scenario, host, startedAt, result: report.result, header, report, reads, conditions });
   } catch (error) {
     note(`this run is not in the store: ${explain(error)}`);
   }

@@ -14,8 +14,10 @@ export async function openReplays(description: MachineDescription): Promise<Map<
   const schedules = new Map<string, ReplaySchedule>();
   for (const file of new Set(replays.map(({ trace }) => trace))) {
     const devices = replays.filter(({ trace }) => trace === file);
+    // A file that was named for one of them is one that may be opened.
+    const within = devices.every((device) => device.within !== undefined) ? devices[0].within : undefined;
     const owners = devices.map(({ id, owner = id }) => owner);
-    const found = schedulesOf(file, await readTrace(file), owners, regions);
+    const found = schedulesOf(file, await readTrace(file, within), owners, regions);
     devices.forEach(({ id }, index) => {
       const schedule = found.get(owners[index]);
       if (schedule !== undefined) schedules.set(id, schedule);

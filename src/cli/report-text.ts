@@ -106,7 +106,7 @@ function devicesTable(report: MigrationReport): string[] {
 /** The devices as rows of a table, its head first. */
 export function devicesRows({ devices }: MigrationReport): string[][] {
   const suspended = devices.some(({ suspendedMs }) => suspendedMs > 0);
-  const head = ["device", "model", "tracker", "granule", "pages reported", "only by it", "reading"];
+  const head = ["device", "model", "tracker", "granule found", "pages reported", "only by it", "reading"];
   const rows = devices.map((device) => [
     device.id,
     device.model,

@@ -50,7 +50,7 @@ describe("a scenario that is well-formed", () => {
 
   it("may leave the migration to the defaults", () => {
     const { migration } = parse(GOOD.slice(0, GOOD.indexOf("migration:")));
-    expect(migration).toMatchObject({ policy: "iommu-first", domain: "per-device", downtimeLimit: 100, channels: 2 });
+    expect(migration).toMatchObject({ policy: "iommu-first", domain: "per-device", downtimeLimit: 300, channels: 2 });
     expect(migration.bandwidth).toBeUndefined();
   });
 

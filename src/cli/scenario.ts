@@ -1,8 +1,9 @@
-import { readdirSync, readFileSync, statSync } from "node:fs";
+import { closeSync, openSync, readdirSync, readSync } from "node:fs";
 import { basename, dirname, isAbsolute, relative, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { isAlias, isMap, isScalar, isSeq, LineCounter, type Node, parseDocument } from "yaml";
 import { z } from "zod";
+import { DEFAULTS } from "../defaults.js";
 import { explain, UsageError } from "../errors.js";
 import { type MachineDescription, machineSchema } from "../host/description.js";
 import {
@@ -20,7 +21,7 @@ import {
 import { suggest } from "./nearest.js";
 import { issueText } from "./scenario-issue.js";
 import { withQuantities } from "./scenario-quantities.js";
-import { isTrace, traceScenario } from "./trace-scenario.js";
+import { beginsTrace, isCalledTrace, traceScenario } from "./trace-scenario.js";
 
 /*
  * A scenario: a machine with its workload, and how it is to be migrated unless the command line says otherwise. YAML,
@@ -36,25 +37,25 @@ const migrationSchema = z.strictObject({
     .union([z.enum(POLICY_ORDERS), z.custom<`${typeof MEASURED}${string}`>((value) => isFileOf(value))], {
       error: `write ${POLICY_ORDERS.join(", ")}, or ${MEASURED}FILE`,
     })
-    .default("iommu-first"),
+    .default(DEFAULTS.policy),
   /** What happens to a device without a benchmark: refuse, or an order to follow. */
-  unmeasured: z.enum(UNMEASURED).default("refuse"),
+  unmeasured: z.enum(UNMEASURED).default(DEFAULTS.unmeasured),
   /** Per device: the tracker that it gets whatever the policy says. */
   trackers: z.record(z.string(), z.enum(DEVICE_TRACKERS)).default({}),
   /** Per device: bytes per dirty bit. */
   granules: z.record(z.string(), z.int().min(1)).default({}),
-  domain: z.enum(DOMAINS).default("per-device"),
-  untracked: z.enum(UNTRACKED).default("everything"),
+  domain: z.enum(DOMAINS).default(DEFAULTS.domain),
+  untracked: z.enum(UNTRACKED).default(DEFAULTS.untracked),
   /** Per device: what happens to it if it has no tracker. */
   untrackedDevices: z.record(z.string(), z.enum(UNTRACKED)).default({}),
-  design: z.enum(DESIGNS).default("split"),
+  design: z.enum(DESIGNS).default(DEFAULTS.design),
   /** Milliseconds. */
-  downtimeLimit: z.number().min(DOWNTIME_LIMIT_MS.min).max(DOWNTIME_LIMIT_MS.max).default(100),
+  downtimeLimit: z.number().min(DOWNTIME_LIMIT_MS.min).max(DOWNTIME_LIMIT_MS.max).default(DEFAULTS.downtimeLimitMs),
   /** Bytes per second; absent: no limit. */
   bandwidth: z.number().min(1).optional(),
-  channels: z.int().min(1).max(MAX_CHANNELS).default(2),
+  channels: z.int().min(1).max(MAX_CHANNELS).default(DEFAULTS.channels),
   /** Milliseconds that the workload runs on at the destination before its stamps are checked. */
-  runAfter: z.number().min(0).max(3_600_000).default(500),
+  runAfter: z.number().min(0).max(3_600_000).default(DEFAULTS.runAfterMs),
 });
 
 /** `measured:` with a file behind it. */
@@ -116,13 +117,12 @@ export function loadScenario(nameOrFile: string): Scenario {
     });
   }
   const path = resolve(isFile ? nameOrFile : `${SCENARIOS}${nameOrFile}.yaml`);
-  if (isFile && isTrace(path)) return ofTrace(path);
-  let text: string;
+  if (isFile && isCalledTrace(path)) return ofTrace(path);
+  let content: Buffer;
   try {
-    const { size } = statSync(path);
-    if (size > MAX_SCENARIO_BYTES)
-      throw new Error(`it has ${size} bytes; a scenario has at most ${MAX_SCENARIO_BYTES}`);
-    text = readFileSync(path, "utf8");
+    content = readOnce(path);
+    if (beginsTrace(content)) return ofTrace(path);
+    if (content.length > MAX_SCENARIO_BYTES) throw new Error(`a scenario has at most ${MAX_SCENARIO_BYTES} bytes`);
   } catch (cause) {
     throw new UsageError(`can't read the scenario ${nameOrFile}: ${explain(cause)}`, {
       code: "UNKNOWN_SCENARIO",
@@ -130,7 +130,25 @@ export function loadScenario(nameOrFile: string): Scenario {
     });
   }
   const shown = relative(process.cwd(), path);
-  return parseScenario(text, { file: shown.startsWith("../../..") ? path : shown, folder: dirname(path) });
+  return parseScenario(content.toString(), {
+    file: shown.startsWith("../../..") ? path : shown,
+    folder: dirname(path),
+  });
+}
+
+/** The first bytes of a file, one more than a scenario may have. A FIFO or standard input can be read only once. */
+function readOnce(path: string): Buffer {
+  const content = Buffer.alloc(MAX_SCENARIO_BYTES + 1);
+  const fd = openSync(path, "r");
+  try {
+    for (let length = 0; ; ) {
+      const read = readSync(fd, content, length, content.length - length, null);
+      length += read;
+      if (read === 0 || length === content.length) return content.subarray(0, length);
+    }
+  } finally {
+    closeSync(fd);
+  }
 }
 
 function ofTrace(path: string): Scenario {

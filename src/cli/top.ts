@@ -49,10 +49,13 @@ async function newestRun(): Promise<string> {
   });
 }
 
-/** Starts a scenario's machine and reads its trackers. */
-export async function showScenario(options: TopOptions, signal: AbortSignal): Promise<void> {
+/**
+ * Starts a scenario's machine and reads its trackers.
+ * @param tooLarge what would work if its memory can't be had, for commands without `--memory`
+ */
+export async function showScenario(options: TopOptions, signal: AbortSignal, tooLarge?: string): Promise<void> {
   const { scenario, description: wanted, policy, design } = readRequest(options);
-  checkMemory(wanted, 1);
+  checkMemory(wanted, 1, tooLarge);
   using disks = withDisks(wanted);
   await using machine = await openMachine(disks.description);
   const choices = chooseTrackers(await probeMachine(machine), policy);

@@ -12,21 +12,14 @@ import {
 /** What a trace's file is called, so that it can be given where a scenario can. */
 const TRACE_SUFFIX = ".dtrc";
 
-/** True for a file that is called like a trace, or begins like one. */
-export function isTrace(path: string): boolean {
-  if (path.endsWith(TRACE_SUFFIX)) return true;
-  try {
-    const fd = openSync(path, "r");
-    try {
-      const head = new Uint8Array(4);
-      return readSync(fd, head) === 4 && new DataView(head.buffer).getUint32(0, true) === TRACE_MAGIC;
-    } finally {
-      closeSync(fd);
-    }
-  } catch {
-    // Whoever reads it next says why it can't be.
-    return false;
-  }
+/** True for a file that is called like a trace. */
+export function isCalledTrace(path: string): boolean {
+  return path.endsWith(TRACE_SUFFIX);
+}
+
+/** True for a file's first bytes if a trace begins so. */
+export function beginsTrace(head: Buffer): boolean {
+  return head.length >= 4 && head.readUInt32LE() === TRACE_MAGIC;
 }
 
 /** A scenario, not checked yet, of a machine that does what a trace says. */

@@ -2,7 +2,15 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { UsageError } from "../errors.js";
 import { formatSize } from "../observe/format.js";
-import { parseBandwidth, parseDuration, parseSize } from "./units.js";
+import {
+  parseBandwidth,
+  parseDuration,
+  parseLimit,
+  parseSize,
+  writeBandwidth,
+  writeDuration,
+  writeSize,
+} from "./units.js";
 
 describe("sizes", () => {
   it.each([
@@ -62,5 +70,36 @@ describe("bandwidths", () => {
 
   it.each(["0", "fast", "10Gbits", "-1M"])("refuses '%s'", (text) => {
     expect(() => parseBandwidth(text)).toThrow(/is not a bandwidth/);
+  });
+});
+
+describe("what is written can be typed again", () => {
+  it.each([
+    [writeSize(4096), "4K"],
+    [writeSize(0), "0"],
+    [writeSize(1000), "1000"],
+    [writeDuration(0), "0ms"],
+    [writeDuration(1500), "1500ms"],
+    [writeDuration(10_000), "10s"],
+    [writeDuration(parseLimit("unlimited")), "unlimited"],
+    [writeBandwidth(1.25e9), "10Gbit"],
+    [writeBandwidth(500 * 2 ** 20), "500M"],
+    [writeBandwidth(Number.POSITIVE_INFINITY), "unlimited"],
+  ])("%s", (text, expected) => {
+    expect(text).toBe(expected);
+  });
+
+  it("as the same size, duration, bandwidth", () => {
+    fc.assert(
+      fc.property(fc.integer({ min: 1, max: 2 ** 44 }), (value) => {
+        expect(parseSize(writeSize(value))).toBe(value);
+        expect(parseBandwidth(writeBandwidth(value))).toBe(value);
+      }),
+    );
+    fc.assert(
+      fc.property(fc.integer({ min: 0, max: 999_999_999 }), (ms) => {
+        expect(parseDuration(writeDuration(ms))).toBe(ms);
+      }),
+    );
   });
 });

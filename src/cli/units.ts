@@ -2,7 +2,7 @@ import { UsageError } from "../errors.js";
 
 /*
  * Quantities as people write them on the command line and in scenarios. A unit's letter is a power of 1024, as in QEMU
- * and virsh; bits per second are decimal, as network links are sold.
+ * and virsh; bits per second are decimal, as network links are sold. What is written here can be typed again.
  */
 
 const BINARY: Readonly<Record<string, number>> = { "": 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30, T: 2 ** 40 };
@@ -51,4 +51,35 @@ export function parseBandwidth(text: string): number {
     refuse(text, "a bandwidth", "write bytes per second as 500M or 1G, bits per second as 10Gbit, or unlimited");
   }
   return rate;
+}
+
+/** A duration as {@link parseDuration} reads it, or `unlimited` for Infinity. @throws UsageError `BAD_UNIT` */
+export function parseLimit(text: string): number {
+  return text.trim() === "unlimited" ? Number.POSITIVE_INFINITY : parseDuration(text);
+}
+
+/** A size as {@link parseSize} reads it: `4K`, `256M`. @param bytes whole */
+export function writeSize(bytes: number): string {
+  return scaled(bytes, BINARY);
+}
+
+/** A duration as {@link parseLimit} reads it: `50ms`, `2s`, `unlimited`. */
+export function writeDuration(ms: number): string {
+  if (ms === Number.POSITIVE_INFINITY) return "unlimited";
+  return scaled(ms, DURATION_MS);
+}
+
+/** A bandwidth as {@link parseBandwidth} reads it: `500M`, `10Gbit`, `unlimited`. @param rate whole, or Infinity */
+export function writeBandwidth(rate: number): string {
+  if (rate === Number.POSITIVE_INFINITY) return "unlimited";
+  const bytes = scaled(rate, BINARY);
+  const bits = `${scaled(rate * 8, DECIMAL)}bit`;
+  return bits.length < bytes.length ? bits : bytes;
+}
+
+/** With the largest unit of which it is a whole number. */
+function scaled(value: number, units: Readonly<Record<string, number>>): string {
+  const [unit, factor] =
+    Object.entries(units).findLast(([, size]) => value >= size && value % size === 0) ?? Object.entries(units)[0];
+  return `${value / factor}${unit}`;
 }

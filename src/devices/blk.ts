@@ -1,8 +1,11 @@
-import { type FileHandle, mkdtemp, open, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { fstatSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { UsageError } from "../errors.js";
 import type { DeviceDescription } from "../host/description.js";
+import type { ShapeFacts } from "../host/shape.js";
+import { OpenFile } from "../sys/open-file.js";
+import { openRegularFile } from "../sys/regular-file.js";
+import { temporaryFolder } from "../sys/temporary-folder.js";
 import type { ModelInfo } from "./model.js";
 import { FIRST_MODEL_TAG, type ModelWiring, PciModel, pciRegions } from "./pci-model.js";
 import { badState, type StateRecord } from "./records.js";
@@ -53,9 +56,10 @@ interface Request {
  * again at the destination.
  */
 export class Blk extends PciModel {
-  readonly #file: string | undefined;
+  readonly #path: string | undefined;
+  readonly #within: string | undefined;
   readonly #seed: number;
-  #handle: FileHandle | undefined;
+  #file: OpenFile | undefined;
   #size = 0;
   /** The next byte of the file that goes to memory. */
   #position = 0;
@@ -67,32 +71,26 @@ export class Blk extends PciModel {
   #generation = 0;
   #requests = 0;
 
-  constructor({ id, load, file }: BlkDescription, wiring: ModelWiring) {
+  constructor({ id, load, file, within }: BlkDescription, wiring: ModelWiring) {
     super(blkInfo(wiring.memory?.byteLength ?? 0), { vendor: 0x1af4, device: 0x1042, classCode: 0x010000 }, wiring, {
       id,
       rate: load.rate,
     });
-    this.#file = file;
+    this.#path = file;
+    this.#within = within;
     this.#seed = wiring.seed;
   }
 
   protected override async open(): Promise<void> {
-    if (this.#file === undefined) {
-      this.#handle = await makeDisk(this.#seed);
+    const path = this.#path;
+    if (path === undefined) {
+      this.#file = new OpenFile(makeDisk(this.#seed), "the disk that was made");
       this.#size = MADE_DISK_BYTES;
       return;
     }
-    const path = this.#file;
-    try {
-      this.#handle = await open(path, "r");
-      this.#size = (await this.#handle.stat()).size;
-    } catch (cause) {
-      throw new UsageError(`the disk's file '${path}' can't be read`, {
-        code: "BAD_DISK_FILE",
-        remedy: "name a readable file, or none to have one made",
-        cause,
-      });
-    }
+    const fd = openDisk(path, this.#within);
+    this.#file = new OpenFile(fd, path);
+    this.#size = fstatSync(fd).size;
     if (this.#size === 0) {
       throw new UsageError(`the disk's file '${path}' is empty`, {
         code: "BAD_DISK_FILE",
@@ -133,6 +131,10 @@ export class Blk extends PciModel {
     this.#dropReads();
   }
 
+  facts(): ShapeFacts {
+    return { capacity: { bytes: this.#size } };
+  }
+
   override counters(): Record<string, number> {
     return { ...super.counters(), requests: this.#requests, filePosition: this.#position };
   }
@@ -141,8 +143,8 @@ export class Blk extends PciModel {
     super[Symbol.dispose]();
     this.#dropReads();
     // Nothing is left to be lost by an error: the file was only read.
-    void this.#handle?.close().catch(() => undefined);
-    this.#handle = undefined;
+    void this.#file?.[Symbol.asyncDispose]().catch(() => undefined);
+    this.#file = undefined;
   }
 
   protected override ownRecords(): StateRecord[] {
@@ -169,14 +171,14 @@ export class Blk extends PciModel {
   }
 
   #readAhead(): void {
-    const handle = this.#handle;
-    if (this.#reading || handle === undefined || this.#ready.length >= QUEUE_DEPTH) return;
+    const file = this.#file;
+    if (this.#reading || file === undefined || this.#ready.length >= QUEUE_DEPTH) return;
     this.#reading = true;
     const generation = this.#generation;
     const position = this.#readFrom;
     const data = new Uint8Array(REQUEST_BYTES);
-    handle.read(data, 0, REQUEST_BYTES, position).then(
-      ({ bytesRead }) => {
+    file.read(data, position).then(
+      (bytesRead) => {
         if (generation !== this.#generation) return;
         this.#reading = false;
         if (bytesRead === 0) {
@@ -195,23 +197,32 @@ export class Blk extends PciModel {
   }
 }
 
-/** A disk of its own, without a name once it is open: it is gone with the device, however that ends. */
-async function makeDisk(seed: number): Promise<FileHandle> {
-  const folder = await mkdtemp(join(tmpdir(), "dirtmap-disk-"));
+function openDisk(path: string, within: string | undefined): number {
   try {
-    const handle = await open(join(folder, "disk.img"), "w+");
-    const words = new Uint32Array(MADE_DISK_BYTES / 4);
-    // xorshift32: the same disk at the source and at the destination.
-    let x = (seed ^ 0x9e3779b9) >>> 0 || 1;
-    for (let i = 0; i < words.length; i++) {
-      x ^= x << 13;
-      x ^= x >>> 17;
-      x ^= x << 5;
-      words[i] = x;
-    }
-    await handle.writeFile(new Uint8Array(words.buffer));
-    return handle;
-  } finally {
-    await rm(folder, { recursive: true, force: true });
+    return openRegularFile(path, { within });
+  } catch (cause) {
+    if (cause instanceof UsageError && cause.code === "NOT_GRANTED") throw cause;
+    throw new UsageError(`the disk's file '${path}' can't be read`, {
+      code: "BAD_DISK_FILE",
+      remedy: "name a readable file, or none to have one made",
+      cause,
+    });
   }
+}
+
+/** A disk of its own, without a name once it is open: it is gone with the device, however that ends. */
+function makeDisk(seed: number): number {
+  using folder = temporaryFolder("disk");
+  const words = new Uint32Array(MADE_DISK_BYTES / 4);
+  // xorshift32: the same disk at the source and at the destination.
+  let x = (seed ^ 0x9e3779b9) >>> 0 || 1;
+  for (let i = 0; i < words.length; i++) {
+    x ^= x << 13;
+    x ^= x >>> 17;
+    x ^= x << 5;
+    words[i] = x;
+  }
+  const path = join(folder.path, "disk.img");
+  writeFileSync(path, words, { flag: "wx", mode: 0o600 });
+  return openRegularFile(path);
 }

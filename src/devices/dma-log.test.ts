@@ -68,4 +68,96 @@ describe("a device's DMA log", () => {
     expect(log.readAndClear(0x100, 40, rest)).toBe(1);
     expect(rest.get(1)).toBe(true);
   });
+
+  // A range inside one granule, one that begins and ends inside granules, one of whole granules; words end inside of them.
+  const EDGED = [
+    { page: 5, pages: 1 },
+    { page: 0x41, pages: 70 },
+    { page: 2 ** 40, pages: 1024 },
+  ];
+  const edges = EDGED.flatMap(({ page, pages: count }) =>
+    [-1, 0, 1, 30, 31, 32, 33, 62, 63, 64].flatMap((by) => [page + by, page + count - 1 + by]),
+  );
+  const readers: [string, (log: DmaLog, ...args: Parameters<DmaLog["readAndClearAlone"]>) => void][] = [
+    ["readAndClear", (log, ...args) => void log.readAndClear(...args)],
+    ["readAndClearAlone", (log, ...args) => log.readAndClearAlone(...args)],
+  ];
+
+  it.each(readers)("gives each granule at an edge of a range, of a word and of what is read, once: %s", (_, take) => {
+    for (const granule of [4096, 16384, 131072]) {
+      const perGranule = granule / 4096;
+      const granuleOf = (page: number) => Math.floor(page / perGranule);
+      const isLogged = (page: number) =>
+        EDGED.some(
+          (range) =>
+            granuleOf(page) >= granuleOf(range.page) && granuleOf(page) <= granuleOf(range.page + range.pages - 1),
+        );
+      for (const range of EDGED) {
+        for (const from of [range.page - 1, range.page, range.page + 31, range.page + 33]) {
+          for (const count of [1, 31, 32, 33, 64, 65]) {
+            const log = DmaLog.create(EDGED, granule);
+            const model = new Set<number>();
+            for (const page of edges) {
+              log.mark(page);
+              if (isLogged(page)) model.add(granuleOf(page));
+            }
+            // What is read, then all, into bitmaps that begin before the range that is read.
+            for (const [first, pages] of [
+              [from, count],
+              [range.page - 200 + (range.page < 200 ? 200 - range.page : 0), 3000],
+            ]) {
+              const start = Math.max(0, first - 64);
+              const into = new DirtyBitmap({
+                iova: BigInt(start) << 12n,
+                length: BigInt(first + pages - start) << 12n,
+                granule: 4096,
+              });
+              take(log, first, pages, into);
+              const expected: number[] = [];
+              for (const at of [...model]) {
+                if ((at + 1) * perGranule <= first || at * perGranule >= first + pages) continue;
+                model.delete(at);
+                for (let page = at * perGranule; page < (at + 1) * perGranule; page++) {
+                  if (page >= start && page < first + pages) expected.push(page);
+                }
+              }
+              const found: number[] = [];
+              into.forEachPageRun((page, run) => {
+                for (let i = 0; i < run; i++) found.push(page + i);
+              });
+              expect(found).toEqual(expected.sort((a, b) => a - b));
+            }
+          }
+        }
+      }
+    }
+  });
+
+  it.each(readers)("adds nothing before and behind a bitmap that is shorter than what is read: %s", (_, take) => {
+    const log = DmaLog.create([{ page: 32, pages: 64 }], 4096);
+    for (let page = 32; page < 96; page++) log.mark(page);
+    const into = new DirtyBitmap({ iova: 33n << 12n, length: 62n << 12n, granule: 4096 });
+    take(log, 32, 64, into);
+    expect([into.bits, into.count(), into.get(0), into.get(61), into.get(62)]).toEqual([62, 62, true, true, false]);
+    const short = new DirtyBitmap({ iova: 32n << 12n, length: 63n << 12n, granule: 4096 });
+    for (let page = 32; page < 96; page++) log.mark(page);
+    take(log, 32, 64, short);
+    expect([short.bits, short.count(), short.get(63)]).toEqual([63, 63, false]);
+    // What had no place was taken, too.
+    const rest = new DirtyBitmap({ iova: 0n, length: 128n << 12n, granule: 4096 });
+    take(log, 0, 128, rest);
+    expect(rest.count()).toBe(0);
+  });
+
+  it("is the same on another thread, by what is posted of it", () => {
+    const log = DmaLog.create(EDGED, 8192);
+    const posted = log.posted();
+    expect(posted).toMatchObject({ granule: 8192, ranges: EDGED, bits: 1 + 36 + 512 });
+    const other = DmaLog.open(posted);
+    expect([other.granule, other.ranges]).toEqual([8192, EDGED]);
+    log.mark(2 ** 40 + 1023);
+    const into = new DirtyBitmap({ iova: 2n ** 52n, length: 1024n << 12n, granule: 8192 });
+    expect(other.readAndClear(2 ** 40, 1024, into)).toBe(1);
+    expect(into.get(511)).toBe(true);
+  });
 });

@@ -1,4 +1,5 @@
 import type { DmaLoggingLimits, IrqInfo, MigrationSupport, RegionInfo, TrackingFlags } from "../host/host.js";
+import type { ShapeFacts } from "../host/shape.js";
 import type { PageNumber } from "../memory/address.js";
 import type { StampTrail } from "./stamp.js";
 
@@ -31,7 +32,7 @@ export interface DeviceContext {
   /** For models whose mdev hardware must have a page pinned before it touches it; resolves to the fault, or null. */
   pin(page: PageNumber, pages: number): Promise<DmaFault | null>;
   unpin(page: PageNumber, pages: number): Promise<void>;
-  /** The model can't go on: its migration state becomes ERROR until it is reset. */
+  /** The model can't go on. Until it is reset, by its guest or its host, its migration state becomes ERROR. */
   fail(reason: string): void;
 }
 
@@ -77,6 +78,14 @@ export interface DeviceModel extends Disposable {
    * false, {@link run} is not called.
    */
   readonly busMaster: boolean;
+  /**
+   * It has failed: shows that to its guest, in the way that its programming interface has, and does no work until it is
+   * reset. A reset that its guest asked for meanwhile takes effect. Absent, as `hasFailed` is then: its guest can't see it,
+   * and only its host resets it.
+   */
+  showFailure?(): void;
+  /** Since {@link showFailure}, until it is reset. A device may show the same for a reason that is no failure of the model. */
+  readonly hasFailed?: boolean;
   /** Opens what it needs (sockets, files); called once, before anything else. */
   start(context: DeviceContext): Promise<void>;
   /**
@@ -94,6 +103,11 @@ export interface DeviceModel extends Disposable {
   load(state: Uint8Array): void;
   regionRead(region: number, offset: number, target: Uint8Array): void;
   regionWrite(region: number, offset: number, source: Uint8Array): void;
+  /**
+   * What its guest can tell it by besides its regions, interrupts and configuration space; constant once it is started.
+   * Absent: nothing. What moves with its state does not belong here.
+   */
+  facts?(): ShapeFacts;
   /** Counters for reports: DMA writes, bytes, datagrams, sequence numbers … */
   counters(): Record<string, number>;
   /** Of a model whose DMA is stamped: what its stamps in guest memory must be, once it has stopped. */

@@ -1,4 +1,5 @@
 import { createSocket } from "node:dgram";
+import fc from "fast-check";
 import { afterEach, describe, expect, it } from "vitest";
 import type { ReplaySchedule } from "../host/replay-schedule.js";
 import { MiB, PAGE_SIZE } from "../memory/address.js";
@@ -6,7 +7,7 @@ import { createGuestMemory } from "../memory/guest-memory.js";
 import { FlatContext, runUntil } from "./flat-host.test.helper.js";
 import { MLX5_QUEUES_REGISTER } from "./mlx5.js";
 import { createWorkloadModel, type WorkloadDescription } from "./models.js";
-import { type ModelWiring, type PciModel, REGION, REGISTER } from "./pci-model.js";
+import { BUFFER_ENTRY_BYTES, type ModelWiring, type PciModel, REGION, REGISTER } from "./pci-model.js";
 import { checkStamps, stampsIntact } from "./stamp.js";
 import { VGPU_WINDOW_PAGES } from "./vgpu.js";
 
@@ -206,6 +207,87 @@ describe.each(["mlx5", "nic", "blk", "vgpu", "replay"] as const)("the model %s",
     const register = new Uint8Array(4);
     model.regionRead(REGION.BAR0, REGISTER.SEQUENCE_LOW, register);
     expect(new DataView(register.buffer).getUint32(0, true)).toBe(model.counters().lastSequence);
+  });
+});
+
+describe("the buffer table", () => {
+  const u32 = (value: number) => new Uint8Array(Uint32Array.of(value).buffer);
+  const entry = (iova: bigint, bytes: bigint) => new Uint8Array(BigUint64Array.of(iova, bytes).buffer);
+  const used = (model: PciModel): number => {
+    const bytes = new Uint8Array(4);
+    model.regionRead(REGION.BAR0, REGISTER.BUFFERS, bytes);
+    return new DataView(bytes.buffer).getUint32(0, true);
+  };
+  const writeEntry = (model: PciModel, index: number, iova: bigint, bytes = 4096n) =>
+    model.regionWrite(REGION.BAR0, REGISTER.BUFFER_TABLE + index * BUFFER_ENTRY_BYTES, entry(iova, bytes));
+  async function programmed(): Promise<PciModel> {
+    const { model } = await startModel("nic", undefined, { buffers: [] });
+    writeEntry(model, 0, 0x100000n);
+    writeEntry(model, 1, 0x200000n, 8192n);
+    model.regionWrite(REGION.BAR0, REGISTER.BUFFERS, u32(2));
+    expect(used(model)).toBe(2);
+    return model;
+  }
+
+  it("is not used any more once an entry in use was written, and still is where another was", async () => {
+    const model = await programmed();
+    writeEntry(model, 2, 1n);
+    expect([used(model), model.counters().slots]).toEqual([2, 3]);
+    model.regionWrite(REGION.BAR0, REGISTER.BUFFER_TABLE + 2 * BUFFER_ENTRY_BYTES - 1, Uint8Array.of(0));
+    expect([used(model), model.counters().slots]).toEqual([0, 0]);
+    model.regionWrite(REGION.BAR0, REGISTER.BUFFERS, u32(2));
+    expect([used(model), model.counters().slots]).toEqual([2, 3]);
+  });
+
+  it.each([0, 1, 2, 3])("follows a write to byte %d of their number alone", async (byte) => {
+    const model = await programmed();
+    // A table of so many entries there isn't: the number in use stays.
+    model.regionWrite(REGION.BAR0, REGISTER.BUFFERS + byte, Uint8Array.of(0xff));
+    expect(used(model)).toBe(2);
+    model.regionWrite(REGION.BAR0, REGISTER.BUFFERS + byte, Uint8Array.of(byte === 0 ? 1 : 0));
+    expect(used(model)).toBe(byte === 0 ? 1 : 2);
+  });
+
+  it("moves with the device, whatever its guest has written to it", async () => {
+    await fc.assert(
+      fc.asyncProperty(
+        fc.array(
+          fc.record({
+            offset: fc.oneof(fc.integer({ min: 0x38, max: 0x48 }), fc.integer({ min: 0xf8, max: 0x130 })),
+            data: fc.uint8Array({ minLength: 1, maxLength: 24 }),
+          }),
+          { maxLength: 6 },
+        ),
+        async (writes) => {
+          const model = await programmed();
+          for (const { offset, data } of writes) model.regionWrite(REGION.BAR0, offset, data);
+          const { model: target } = await startModel("nic", undefined, { buffers: [] });
+          target.load(model.save());
+          expect(used(target)).toBe(used(model));
+          expect(target.counters().slots).toBe(model.counters().slots);
+        },
+      ),
+    );
+  });
+
+  it.each([
+    ["begins inside a page, too high for a number to tell", 2n ** 53n + 1n, 4096n],
+    ["has no whole pages, too long for a number to tell", 0n, 2n ** 53n + 1n],
+    ["ends behind the 64-bit address space", 2n ** 64n - 4096n, 8192n],
+    ["is empty", 0x100000n, 0n],
+    ["has more pages than can be counted", 0n, 2n ** 63n],
+  ])("is refused with an entry that %s", async (_, iova, bytes) => {
+    const model = await programmed();
+    writeEntry(model, 2, iova, bytes);
+    model.regionWrite(REGION.BAR0, REGISTER.BUFFERS, u32(3));
+    expect(used(model)).toBe(2);
+  });
+
+  it("may have the last page of the 64-bit address space", async () => {
+    const model = await programmed();
+    writeEntry(model, 2, 2n ** 64n - 4096n);
+    model.regionWrite(REGION.BAR0, REGISTER.BUFFERS, u32(3));
+    expect(used(model)).toBe(3);
   });
 });
 

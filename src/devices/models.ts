@@ -46,6 +46,7 @@ export function createModel(description: ModelledDescription, wiring: ModelWirin
     case "nvme":
       return new Nvme({
         file: fileOf(description),
+        within: description.within,
         blockBytes: NVME_BLOCK_BYTES,
         incoming: wiring.incoming === true,
       });

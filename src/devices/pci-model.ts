@@ -1,7 +1,8 @@
 import { closeSync } from "node:fs";
 import type { RegionInfo } from "../host/host.js";
+import { fixedBits } from "../host/pci-shape.js";
 import type { ReplaySchedule } from "../host/replay-schedule.js";
-import { PAGE_SIZE } from "../memory/address.js";
+import { hex, PAGE_SIZE, pageOf } from "../memory/address.js";
 import type { PageSpan, SlotOrder } from "./buffers.js";
 import { DeviceMemory } from "./device-memory.js";
 import type { DeviceContext, DeviceModel, MappableRegion, ModelInfo } from "./model.js";
@@ -23,13 +24,24 @@ export const REGISTER = {
   SEQUENCE_HIGH: 0x04,
   /** Read and write; means nothing to the device. */
   SCRATCH: 0x08,
+  /** See {@link STATUS}. */
+  STATUS: 0x0c,
   /**
    * Writing n makes the device use the first n entries of the buffer table, and number its units from 1 again; 0: the
-   * buffers that it was made with. Reads as the number in use: a table that can't be changes nothing.
+   * buffers that it was made with. Reads as the number in use: a table that can't be changes nothing. A write to an entry
+   * in use makes it 0: what the device uses is what the table says, here and where its state is loaded.
    */
   BUFFERS: 0x40,
   /** The buffer table: per entry the first byte's IOVA and the length (u64 each), whole pages; no two overlap. */
   BUFFER_TABLE: 0x100,
+} as const;
+
+/** Bits of REGISTER.STATUS. */
+export const STATUS = {
+  /** Read-only: the device has failed, and does nothing before a reset. */
+  FAILED: 1 << 0,
+  /** Writing 1 resets the device: all is as after power-on. Reads as 0. */
+  RESET: 1 << 1,
 } as const;
 
 /** Bytes of an entry of the buffer table, and how many it has at most. */
@@ -104,9 +116,12 @@ export abstract class PciModel implements DeviceModel {
   /** Entries of the buffer table that are in use. */
   #buffersUsed = 0;
   readonly #powerOnConfig: Uint8Array;
+  /** Bits of the configuration space that no driver changes: what the function is. */
+  readonly #fixedConfig: Uint8Array;
   readonly #config = new Uint8Array(CONFIG_BYTES);
   readonly #memory: DeviceMemory;
   #context: DeviceContext | undefined;
+  #failed = false;
   /** Units were written of which no interrupt has told the guest. */
   #unannounced = false;
   #interruptedAt = 0;
@@ -125,6 +140,7 @@ export abstract class PciModel implements DeviceModel {
     this.#ownBuffers = wiring.buffers;
     this.#takesBuffers = load.order === undefined;
     this.#powerOnConfig = configSpace(ids);
+    this.#fixedConfig = fixedBits(this.#powerOnConfig);
     this.#config.set(this.#powerOnConfig);
   }
 
@@ -132,6 +148,14 @@ export abstract class PciModel implements DeviceModel {
     this.#context = context;
     this.dma.bind(context);
     await this.open();
+  }
+
+  get hasFailed(): boolean {
+    return this.#failed;
+  }
+
+  showFailure(): void {
+    this.#failed = true;
   }
 
   run(budgetMs: number): number {
@@ -161,6 +185,7 @@ export abstract class PciModel implements DeviceModel {
 
   reset(): void {
     this.quiesce();
+    this.#failed = false;
     this.registers.fill(0);
     this.#useBuffers(0);
     this.#config.set(this.#powerOnConfig);
@@ -201,6 +226,8 @@ export abstract class PciModel implements DeviceModel {
       throw badState(`it is not of a ${this.info.model} with state version ${this.info.stateVersion}`);
     }
     const config = take(TAG.CONFIG, CONFIG_BYTES + REGISTER_BYTES);
+    const other = this.#fixedConfig.findIndex((fixed, at) => ((config[at] ^ this.#powerOnConfig[at]) & fixed) !== 0);
+    if (other >= 0) throw badState(`its configuration space differs at ${hex(other)}, where nothing can be written`);
     const memory = take(TAG.MEMORY);
     this.loadOwn(take);
     this.#config.set(config.subarray(0, CONFIG_BYTES));
@@ -217,11 +244,18 @@ export abstract class PciModel implements DeviceModel {
 
   regionWrite(region: number, offset: number, source: Uint8Array): void {
     this.#region(region).set(source, offset);
-    // The identity of a function is read-only.
-    if (region === REGION.CONFIG) this.#config.set(this.#powerOnConfig.subarray(0, 4));
-    if (region === REGION.BAR0 && offset <= REGISTER.BUFFERS && offset + source.byteLength > REGISTER.BUFFERS) {
-      this.#useBuffers(registerView(this.registers).getUint32(REGISTER.BUFFERS, true));
+    if (region === REGION.CONFIG) {
+      // The identity of a function is read-only.
+      this.#fixedConfig.forEach((fixed, at) => {
+        this.#config[at] = (this.#config[at] & ~fixed) | (this.#powerOnConfig[at] & fixed);
+      });
     }
+    if (region !== REGION.BAR0) return;
+    const view = registerView(this.registers);
+    const wrote = (register: number) => offset < register + 4 && offset + source.byteLength > register;
+    if (wrote(REGISTER.BUFFERS)) this.#useBuffers(view.getUint32(REGISTER.BUFFERS, true));
+    else if (this.#isInUse(offset, source.byteLength)) this.#useBuffers(0);
+    if (wrote(REGISTER.STATUS) && (view.getUint32(REGISTER.STATUS, true) & STATUS.RESET) !== 0) this.reset();
   }
 
   counters(): Record<string, number> {
@@ -263,6 +297,13 @@ export abstract class PciModel implements DeviceModel {
     const view = registerView(this.registers);
     view.setUint32(REGISTER.SEQUENCE_LOW, this.dma.lastSequence >>> 0, true);
     view.setUint32(REGISTER.SEQUENCE_HIGH, Math.floor(this.dma.lastSequence / 2 ** 32), true);
+    view.setUint32(REGISTER.STATUS, this.#failed ? STATUS.FAILED : 0, true);
+  }
+
+  /** True for a part of BAR 0 in which an entry lies that the device uses. */
+  #isInUse(offset: number, bytes: number): boolean {
+    const end = REGISTER.BUFFER_TABLE + this.#buffersUsed * BUFFER_ENTRY_BYTES;
+    return offset < end && offset + bytes > REGISTER.BUFFER_TABLE;
   }
 
   #useBuffers(count: number): void {
@@ -281,9 +322,11 @@ export abstract class PciModel implements DeviceModel {
     const spans: PageSpan[] = [];
     for (let index = 0; index < count; index++) {
       const at = REGISTER.BUFFER_TABLE + index * BUFFER_ENTRY_BYTES;
-      const firstPage = Number(view.getBigUint64(at, true)) / PAGE_SIZE;
-      const pages = Number(view.getBigUint64(at + 8, true)) / PAGE_SIZE;
-      if (!Number.isInteger(firstPage) || !Number.isInteger(pages) || pages === 0) return undefined;
+      const iova = view.getBigUint64(at, true);
+      const bytes = view.getBigUint64(at + 8, true);
+      if ((iova | bytes) % BigInt(PAGE_SIZE) !== 0n || bytes === 0n || iova + bytes > 1n << 64n) return undefined;
+      const firstPage = pageOf(iova);
+      const pages = pageOf(bytes);
       if (spans.some((span) => firstPage < span.firstPage + span.pages && span.firstPage < firstPage + pages)) {
         return undefined;
       }

@@ -88,6 +88,12 @@ export function decodeRecords(image: Uint8Array): StateRecord[] {
   return records;
 }
 
+/** A count from a saved state. @throws DirtmapError `BAD_DEVICE_STATE` for one that a number can't hold exactly */
+export function savedCount(count: bigint): number {
+  if (count > BigInt(Number.MAX_SAFE_INTEGER)) throw badState(`it has counted to ${count}`);
+  return Number(count);
+}
+
 /** The error for a state that can't be loaded. */
 export function badState(what: string): DirtmapError {
   return new DirtmapError(`the device state is not usable: ${what}`, {

@@ -1,5 +1,6 @@
 import { UsageError } from "../errors.js";
 import type { DeviceDescription } from "../host/description.js";
+import type { ShapeFacts } from "../host/shape.js";
 import { checksumWords } from "./checksum.js";
 import type { ModelInfo } from "./model.js";
 import { FIRST_MODEL_TAG, type ModelWiring, PciModel, pciRegions } from "./pci-model.js";
@@ -88,6 +89,12 @@ export class Replay extends PciModel {
       if (units % UNITS_PER_LOOK === 0 && performance.now() > until) return 0;
     }
     return IDLE_MS;
+  }
+
+  /** Which trace it replays: the writes of another one would not be its own. */
+  facts(): ShapeFacts {
+    const [pages, checksum] = new Uint32Array(this.#identity.buffer);
+    return { "number of writes": pages, "trace checksum": `0x${checksum.toString(16)}` };
   }
 
   override quiesce(): void {

@@ -6,7 +6,14 @@ import { createSharedMemory } from "./memory-file.js";
 import type { DeviceModel } from "./model.js";
 import { createWorkloadModel, type WorkloadDescription } from "./models.js";
 import { NVME } from "./nvme/nvme.js";
-import { type ModelOption, type ModelOptions, numberOption, type ServableModel, textOption } from "./servable.js";
+import {
+  type ModelOption,
+  type ModelOptions,
+  numberOption,
+  type ServableModel,
+  textOption,
+  WITHIN,
+} from "./servable.js";
 
 /*
  * The models that can be served. To add one: make it a ServableModel beside its file, and name it in the list.
@@ -111,14 +118,16 @@ export const SERVABLE_MODELS: readonly ServableModel[] = [
       summary: "a disk without a log that reads a file into memory, over and over",
       options: [
         { name: "file", about: "the file that it reads; left out: one is made from the seed", kind: "text" },
+        WITHIN,
         SEED,
         MEMORY,
       ],
     },
     (common, options) => {
       const file = textOption(options, "file");
+      const within = textOption(options, "within");
       return {
-        description: { model: "blk", ...common, iommu: "client", ...(file === undefined ? {} : { file }) },
+        description: { model: "blk", ...common, iommu: "client", file, within },
         memoryBytes: memoryOf(options),
       };
     },

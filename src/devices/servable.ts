@@ -22,6 +22,13 @@ export interface ModelOption {
   readonly required?: boolean;
 }
 
+/** Where the file of a disk may lie. */
+export const WITHIN: ModelOption = {
+  name: "within",
+  about: "a folder that the file must lie in, links followed; left out: anywhere",
+  kind: "text",
+};
+
 /** The options' values: defaults filled in, of the right kind and in range. */
 export type ModelOptions = Readonly<Record<string, OptionValue | undefined>>;
 

@@ -1,5 +1,6 @@
-import { readFileSync, statSync, writeFileSync } from "node:fs";
+import { readFileSync, statSync } from "node:fs";
 import { explain, UsageError } from "../errors.js";
+import { writeWholeFile } from "../sys/whole-file.js";
 
 /*
  * Files of what was measured: JSON, which whoever reads it checks field by field.
@@ -37,7 +38,7 @@ export function readJson(path: string): unknown {
 /** Writes one. @throws UsageError `CANNOT_WRITE` */
 export function writeJson(path: string, value: object): void {
   try {
-    writeFileSync(path, `${JSON.stringify(value)}\n`);
+    writeWholeFile(path, `${JSON.stringify(value)}\n`);
   } catch (cause) {
     throw new UsageError(`can't write to ${path}: ${explain(cause)}`, {
       code: "CANNOT_WRITE",

@@ -9,6 +9,23 @@ import type { Platform } from "../memory/guest-memory.js";
 
 const id = z.string().regex(/^[a-z0-9][a-z0-9._-]{0,31}$/, "lower-case letters, digits, '.', '_' and '-', at most 32");
 
+/*
+ * Bounds of what a description can ask for: it may come from another machine. What this one has room for is looked at before
+ * anything is allocated, too (cli/request.ts).
+ */
+/** As many as a PCI bus has functions. */
+export const MAX_DEVICES = 256;
+/** More than any machine's sockets times four. */
+const MAX_IOMMUS = 64;
+/** More than the largest machines of clouds have: 32 TiB. */
+const MAX_MEMORY = 2 ** 45;
+
+/** Bytes of RAM. */
+const memory = z
+  .int()
+  .min(2 ** 22)
+  .max(MAX_MEMORY);
+
 /** The page-table formats of the emulated system IOMMU, and an IOMMU without dirty tracking. */
 export const IOMMU_FORMATS = ["amd-v1", "vtd-ss", "arm-s1"] as const;
 
@@ -36,7 +53,7 @@ const common = {
   id,
   load,
   /** The P2P table's row: devices that this one writes to over P2P. */
-  p2pTargets: z.array(id).default([]),
+  p2pTargets: z.array(id).max(MAX_DEVICES).default([]),
   /** It runs in another process, which serves it at this vfio-user socket. */
   socket: z.string().min(1).max(107).optional(),
   /** The socket of the device that takes over from it where the machine is migrated to. */
@@ -47,6 +64,12 @@ const common = {
   dma: z.enum(["auto", "messages"]).optional(),
 };
 
+/** Of a device with a file. */
+const filed = {
+  /** A folder that the file must lie in, links followed: a destination's, of what it lets a source name. */
+  within: z.string().min(1).max(4096).optional(),
+};
+
 /** Of devices in this process: the IOMMU that they are behind. */
 const behind = { iommu: id.optional() };
 
@@ -55,6 +78,7 @@ const dmaLogging = z.strictObject({
   pageSizes: z
     .array(z.int().min(4096))
     .min(1)
+    .max(64)
     .default([4096, 65536, 2 * 2 ** 20]),
   maxRanges: z.int().min(1).max(1024).default(8),
   addressWidth: z.int().min(32).max(64).default(52),
@@ -69,7 +93,8 @@ const device = z.discriminatedUnion("model", [
     ...common,
     ...behind,
     /** The file behind the disk; absent: one is made in the temporary directory from the seed. */
-    file: z.string().optional(),
+    file: z.string().min(1).max(4096).optional(),
+    ...filed,
   }),
   z.strictObject({
     model: z.literal("vgpu"),
@@ -93,6 +118,7 @@ const device = z.discriminatedUnion("model", [
       .prefault({ rate: 0, footprint: 0 }),
     /** The file of the trace. */
     trace: z.string().min(1).max(4096),
+    ...filed,
     /** Whose writes of the trace, as it names them. Default: the device's id. */
     owner: z.string().min(1).max(256).optional(),
     dmaLogging: dmaLogging.prefault({}),
@@ -101,8 +127,9 @@ const device = z.discriminatedUnion("model", [
     model: z.literal("nvme"),
     ...common,
     ...behind,
-    /** The raw file with the disk's contents, which the destination must reach under the same name; absent: one is made. */
-    file: z.string().optional(),
+    /** The raw file with the disk's contents, which the destination must reach, too; absent: one is made. */
+    file: z.string().min(1).max(4096).optional(),
+    ...filed,
   }),
   z.strictObject({
     model: z.literal("dma-engine"),
@@ -216,7 +243,7 @@ function drivenProblems(
 export const machineSchema = z
   .strictObject({
     /** Bytes of RAM. */
-    memory: z.int().min(2 ** 22),
+    memory,
     vcpus: z.strictObject({
       count: z.int().min(0).max(64).default(2),
       /** Megabytes (10^6) per second that each writes. */
@@ -232,8 +259,8 @@ export const machineSchema = z
     fill: z.number().min(0).max(1).default(0.5),
     /** Of the fill, and of disks that are made. */
     seed: z.int().min(0).max(0xffffffff).default(1),
-    iommus: z.array(iommu).default([]),
-    devices: z.array(device).max(256),
+    iommus: z.array(iommu).max(MAX_IOMMUS).default([]),
+    devices: z.array(device).max(MAX_DEVICES),
     /** Threads that devices are spread over. */
     deviceThreads: z.int().min(1).max(16).default(1),
     /** P2P: the firmware table (p2pTargets), all pairs, or none. */
@@ -273,7 +300,7 @@ export const machineSchema = z
 export const passthroughSchema = z.strictObject({
   kind: z.literal("passthrough"),
   /** Bytes of RAM. */
-  memory: z.int().min(2 ** 22),
+  memory,
   platform: z.enum(["pc", "virt"]),
   vcpus: z.int().min(0).max(4096),
   devices: z
@@ -285,7 +312,7 @@ export const passthroughSchema = z.strictObject({
         model: z.string().regex(/^[A-Za-z0-9_-]{1,64}$/, "a driver's name"),
       }),
     )
-    .max(256),
+    .max(MAX_DEVICES),
 });
 
 /** A machine of passed-through devices. */
@@ -304,3 +331,35 @@ export function runsHere(entry: DeviceDescription): entry is ModelledDescription
 }
 export type DeviceModelName = DeviceDescription["model"];
 export type IommuFormatName = (typeof IOMMU_FORMATS)[number];
+
+/** Files that a description names, by device. */
+export type NamedFiles = ReadonlyMap<string, string>;
+
+/**
+ * A description that came from another machine, as it may be acted on: without its paths, which are that machine's. What
+ * runs in another process there does so here; at which socket, and with which file, is for this machine's operator to say.
+ * @returns it, and by device the files that it named, for a destination that has them under the same names
+ */
+export function withoutPaths(description: MachineDescription): {
+  readonly description: MachineDescription;
+  readonly named: NamedFiles;
+} {
+  const named = new Map<string, string>();
+  const devices = description.devices.map((device): DeviceDescription => {
+    const { socket, destinationSocket: _there, ...kept } = device;
+    const bare = { ...kept, ...(socket === undefined ? {} : { socket: UNNAMED }) };
+    if (bare.model === "replay") {
+      named.set(bare.id, bare.trace);
+      const { within: _within, ...replay } = bare;
+      return { ...replay, trace: UNNAMED };
+    }
+    if (bare.model !== "blk" && bare.model !== "nvme") return bare;
+    const { file, within: _within, ...disk } = bare;
+    if (file !== undefined) named.set(disk.id, file);
+    return disk;
+  });
+  return { description: { ...description, devices }, named };
+}
+
+/** Stands for a path of another machine: nothing has this name. */
+const UNNAMED = "";

@@ -4,6 +4,7 @@ import type { Arena } from "../memory/arena.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
 import type { DeviceFeature, MigState } from "../uapi/vfio.js";
 import type { KernelDesigns } from "./designs.js";
+import type { DeviceShape } from "./shape.js";
 
 /*
  * The interfaces that every host implements: the emulated one, this machine's Linux kernel, and devices behind a
@@ -231,6 +232,8 @@ export interface VfioDevice extends AsyncDisposable {
    * device is disposed. Absent where the host doesn't say.
    */
   readonly released?: AbortSignal;
+  /** What a guest can tell the device by, of a bound device; it is compared before the device's state goes to another. @throws UapiError */
+  shape(): Promise<DeviceShape>;
   /** VFIO_DEVICE_BIND_IOMMUFD; returns the device's id in that iommufd. @throws UapiError EINVAL when bound already */
   bind(iommufd: Iommufd): Promise<ObjectId>;
   /**
@@ -275,7 +278,20 @@ export interface VfioDevice extends AsyncDisposable {
   reportDmaLogging(query: BitmapQuery): Promise<void>;
   /** VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP. */
   stopDmaLogging(): Promise<void>;
+  /**
+   * Tells who serves the device how far the handover is; `migration` names the migration for an operator. Absent where the
+   * device ends with this process, so that nobody else has to decide about it.
+   * @throws UapiError where that could not be told: the migration must not go on as if it had been
+   */
+  announceHandover?(notice: HandoverNotice, migration: string): Promise<void>;
 }
+
+/**
+ * What a migration tells about a device that it has stopped. `committing`: from now on the machine may be the other side's,
+ * or may run here, so that only this process or an operator may say what becomes of the device. `gone`: the machine is
+ * the other side's for good.
+ */
+export type HandoverNotice = "committing" | "gone";
 
 /** What migrates: memory, vCPUs, and devices of a host. */
 export interface Machine extends AsyncDisposable {

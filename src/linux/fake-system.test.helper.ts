@@ -1,4 +1,13 @@
-import { chmodSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  realpathSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import type { Roots } from "./roots.js";
@@ -19,6 +28,10 @@ export interface FakePci {
   readonly cdev?: boolean;
   readonly pf?: string;
   readonly vfs?: number;
+  /** The PCI device that it lies behind; by default only the root. */
+  readonly below?: string;
+  /** true: its driver can't be taken from it. */
+  readonly stuck?: boolean;
 }
 
 /**
@@ -56,22 +69,40 @@ export class FakeSystem implements Disposable {
 
   pci(id: string, fake: FakePci = {}): string {
     const { sys } = this.roots;
-    const path = `${sys}/devices/pci0000:00/${id}`;
+    const path = `${fake.below === undefined ? `${sys}/devices/pci0000:00` : this.real(fake.below)}/${id}`;
     this.file(`${path}/vendor`, `${fake.vendor ?? "0x8086"}\n`);
     this.file(`${path}/device`, `${fake.device ?? "0x1521"}\n`);
     this.file(`${path}/class`, `${fake.class ?? "0x020000"}\n`);
     this.file(`${path}/numa_node`, `${fake.numaNode ?? "-1"}\n`);
     if (fake.modalias !== undefined) this.file(`${path}/modalias`, `${fake.modalias}\n`);
-    if (fake.pf !== undefined) this.link(`${path}/physfn`, `../${fake.pf}`);
+    if (fake.pf !== undefined) {
+      this.link(`${path}/physfn`, `../${fake.pf}`);
+      const pf = `${sys}/devices/pci0000:00/${fake.pf}`;
+      if (existsSync(pf)) this.link(`${pf}/virtfn${this.#made++}`, `../${id}`);
+    }
     if (fake.vfs !== undefined) this.file(`${path}/sriov_numvfs`, `${fake.vfs}\n`);
     this.link(`${sys}/bus/pci/devices/${id}`, path);
     this.#device(path, id, "pci", fake);
     return path;
   }
 
-  mdev(id: string, { parent, type, ...fake }: FakePci & { parent: string; type: string }): string {
-    const path = `${this.roots.sys}/devices/virtual/mtty/${parent}/${id}`;
+  /** A PCI device's folder, by what its link in the bus' folder leads to. */
+  real(id: string): string {
+    return realpathSync(`${this.roots.sys}/bus/pci/devices/${id}`);
+  }
+
+  /**
+   * @param parent a PCI device, or a virtual one that is made
+   * @param api its type's `device_api`; null: the type has none
+   */
+  mdev(
+    id: string,
+    { parent, type, api = "vfio-pci", ...fake }: FakePci & { parent: string; type: string; api?: string | null },
+  ): string {
+    const isPci = existsSync(`${this.roots.sys}/bus/pci/devices/${parent}`);
+    const path = `${isPci ? this.real(parent) : `${this.roots.sys}/devices/virtual/mtty/${parent}`}/${id}`;
     this.file(`${path}/uevent`, "");
+    if (api !== null) this.file(`${dirname(path)}/mdev_supported_types/${type}/device_api`, `${api}\n`);
     this.link(`${path}/mdev_type`, `../mdev_supported_types/${type}`);
     this.link(`${this.roots.sys}/bus/mdev/devices/${id}`, path);
     this.#device(path, id, "mdev", fake);
@@ -97,10 +128,13 @@ export class FakeSystem implements Disposable {
 
   #made = 0;
 
-  #device(path: string, id: string, bus: string, { driver, group, iommu, vfio, cdev = true }: FakePci): void {
+  #device(path: string, id: string, bus: string, { driver, group, iommu, vfio, cdev = true, stuck }: FakePci): void {
     const { sys, dev } = this.roots;
     this.link(`${path}/subsystem`, `${sys}/bus/${bus}`);
-    if (driver !== undefined) this.link(`${path}/driver`, `${sys}/bus/${bus}/drivers/${driver}`);
+    if (driver !== undefined) {
+      this.link(`${path}/driver`, `${sys}/bus/${bus}/drivers/${driver}`);
+      if (stuck !== true) this.file(`${sys}/bus/${bus}/drivers/${driver}/unbind`, "");
+    }
     if (iommu !== undefined) this.link(`${path}/iommu`, `${sys}/class/iommu/${iommu}`);
     if (group !== undefined) {
       this.link(`${path}/iommu_group`, `${sys}/kernel/iommu_groups/${group}`);

@@ -1,12 +1,13 @@
 import type { Host, Iommufd, VfioDevice } from "../host/host.js";
 import { type ErrnoName, UapiError } from "../uapi/errno.js";
 import { deviceObstacles, explainRefusal, vfioDriverFor } from "./missing/device.js";
-import { type HostState, readHostState } from "./missing/host.js";
+import { type HostState, type IommufdForVmm, iommufdForVmm, readHostState } from "./missing/host.js";
 import type { Obstacle } from "./missing/obstacle.js";
 import { ROOTS, type Roots } from "./roots.js";
 import type { LinuxDevice } from "./sysfs/device.js";
-import { findDevices } from "./sysfs/find.js";
+import { findDevices, isPresent } from "./sysfs/find.js";
 import { findMdevTypes, type MdevType } from "./sysfs/mdev.js";
+import { devicesCalled } from "./sysfs/name.js";
 
 /** How the kernel's files are opened; another way than the system calls is for tests. */
 export interface Openers {
@@ -49,6 +50,25 @@ export class LinuxHost implements Host {
     return findDevices(this.#roots);
   }
 
+  /**
+   * The devices that a name may stand for: none for an unknown one, several for an ambiguous one.
+   * @param name an id, a PCI address as lspci writes it, libvirt's name, a path in sysfs, an interface's or a disk's name
+   * @param devices of this host
+   */
+  devicesCalled(name: string, devices: readonly LinuxDevice[]): LinuxDevice[] {
+    return devicesCalled(this.#roots, name, devices);
+  }
+
+  /** True for a device that is here, whether or not it could be assigned. @param name its id, or address */
+  isPresent(name: string): boolean {
+    return isPresent(this.#roots, name);
+  }
+
+  /** Whether a VMM of this machine can be given devices through iommufd. @param devices of this host */
+  iommufdForVmm(devices: readonly LinuxDevice[]): IommufdForVmm {
+    return iommufdForVmm(this.#roots, devices);
+  }
+
   /** What mdevs could be made. */
   mdevTypes(): MdevType[] {
     return findMdevTypes(this.#roots);
@@ -88,16 +108,21 @@ export class LinuxHost implements Host {
   }
 
   /**
-   * @param id a PCI address `0000:3b:00.1`, an mdev's UUID, a platform device's name
+   * @param name what {@link devicesCalled} takes: a PCI address `0000:3b:00.1`, an mdev's UUID, a platform device's name
    * @throws UapiError ENODEV for an unknown device, and for one that is not ready to be opened; EACCES without the right;
    * EBUSY for one that is open here already
    */
-  async openDevice(id: string): Promise<VfioDevice> {
-    const attempted = `open device '${id}'`;
-    const device = (await this.devices()).find((candidate) => candidate.id === id);
+  async openDevice(name: string): Promise<VfioDevice> {
+    const attempted = `open device '${name}'`;
+    const [device, ...others] = this.devicesCalled(name, await this.devices());
     if (device === undefined) {
       throw refusal("ENODEV", attempted, "there is no such device", "look at `dirtmap probe --host linux`");
     }
+    if (others.length > 0) {
+      const ids = [device, ...others].map((one) => one.id).join(", ");
+      throw refusal("ENODEV", attempted, `it is the name of ${others.length + 1} devices`, `write one of: ${ids}`);
+    }
+    const { id } = device;
     if (this.#devices.has(id)) throw refusal("EBUSY", attempted, "it is open", "close it first");
     const cdev = device.vfio?.cdev ?? null;
     if (cdev === null) {

@@ -10,7 +10,7 @@ import { createGuestMemory, type GuestMemory, type Platform } from "../memory/gu
 export interface LinuxMachineOptions {
   /** Where its devices come from. It stays the caller's, who closes it after the machine. */
   readonly host: Host;
-  /** Which devices: the id that the machine gives each, and the host's: a PCI address, or an mdev's UUID. */
+  /** Which devices: the id that the machine gives each, and a name that the host's `openDevice` takes. */
   readonly devices: readonly { readonly id: string; readonly hostId: string }[];
   /** The guest's memory; in bytes, it is made. */
   readonly memory: GuestMemory | number;
@@ -126,7 +126,7 @@ export class LinuxMachine implements Machine {
       try {
         const deviceId = await vfio.bind(this.#iommufd);
         await vfio.attach(ioas);
-        const mdev = known.find((device) => device.id === hostId)?.kind === "mdev";
+        const mdev = known.find((device) => device.id === vfio.id)?.kind === "mdev";
         this.devices.push({ id, model: vfio.model, vfio, iommufd: this.#iommufd, deviceId, ioas, mdev });
       } catch (error) {
         await vfio[Symbol.asyncDispose]();

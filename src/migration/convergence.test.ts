@@ -114,7 +114,7 @@ describe("convergence", () => {
     expect(error.code).toBe("DOES_NOT_CONVERGE");
     expect(error.message).toContain("blk0");
     expect(error.remedy).toContain("--untracked suspend");
-    expect(error.remedy).toContain(`--downtime-limit to ${verdict.neededLimitMs} ms`);
+    expect(error.remedy).toContain(`--downtime-limit to ${verdict.neededLimitMs}ms`);
   });
 
   it("advises a limit with which the same workload does converge", () => {

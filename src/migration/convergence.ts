@@ -22,6 +22,9 @@ export interface RoundFacts {
 
 type RoundSize = Pick<RoundFacts, "pages" | "zeroPages">;
 
+/** Bounds of the downtime limit. */
+export const DOWNTIME_LIMIT_MS = { min: 1, max: 3_600_000 } as const;
+
 /** What else goes into a downtime. */
 export interface Conditions {
   readonly downtimeLimitMs: number;
@@ -155,7 +158,7 @@ function ownersInTheWay({ owners }: RoundFacts): { owner: string; everything: bo
 /** The error for a verdict `does-not-converge`: who is in the way, and what would work. */
 export function doesNotConverge(
   verdict: Extract<Verdict, { kind: "does-not-converge" }>,
-  { downtimeLimitMs }: Conditions,
+  { downtimeLimitMs, bandwidth }: Conditions,
 ): DirtmapError {
   const names = verdict.owners.map(({ owner }) => (owner === "cpu" ? "the vCPUs" : owner)).join(", ");
   const untracked = verdict.owners.filter(({ everything }) => everything).map(({ owner }) => owner);
@@ -169,21 +172,24 @@ export function doesNotConverge(
         ? "the rounds allowed were used up"
         : `the rounds allowed were used up, most of the rest is by ${names}`,
   }[verdict.why];
-  const raise = `raise --downtime-limit to ${verdict.neededLimitMs} ms`;
+  // A limit that the option would not take is no advice.
+  const raise =
+    verdict.neededLimitMs <= DOWNTIME_LIMIT_MS.max ? [`raise --downtime-limit to ${verdict.neededLimitMs}ms`] : [];
+  const faster = Number.isFinite(bandwidth) ? "allow more --bandwidth" : "use more --channels";
   const remedies =
     untracked.length > 0
       ? [
-          `suspend ${untracked.join(", ")} for the migration (--untracked suspend)`,
-          "give it a tracker (--tracker)",
-          raise,
+          `suspend ${untracked.join(", ")} for the migration, if it can be stopped (--untracked suspend)`,
+          "give it a tracker, if it has one (`dirtmap probe` tells)",
+          ...raise,
         ]
-      : ["lower their load", "use more --channels or --bandwidth", raise];
+      : [...(names === "" ? [] : ["lower their load"]), faster, ...raise];
   return new DirtmapError(
     `the migration doesn't converge: a downtime of ${expected} ms is expected and ${downtimeLimitMs} ms allowed; ${because}`,
     {
       code: "DOES_NOT_CONVERGE",
       attempted: `stop the machine for at most ${downtimeLimitMs} ms`,
-      remedy: `${remedies.slice(0, -1).join(", ")} or ${remedies[remedies.length - 1]}`,
+      remedy: [remedies.slice(0, -1).join(", "), ...remedies.slice(-1)].filter((part) => part !== "").join(" or "),
     },
   );
 }

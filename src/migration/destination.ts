@@ -1,6 +1,12 @@
 import { DirtmapError, explain } from "../errors.js";
-import type { MachineDescription, PassthroughDescription } from "../host/description.js";
+import {
+  type MachineDescription,
+  type NamedFiles,
+  type PassthroughDescription,
+  withoutPaths,
+} from "../host/description.js";
 import type { Machine } from "../host/host.js";
+import { type MachineShape, machineShape, shapeDifferences } from "../host/shape.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
 import { PhaseClock } from "./clock.js";
 import type { PageReceiver } from "./data-plane.js";
@@ -9,7 +15,7 @@ import type { Audit } from "./destination-report.js";
 import { DeviceStateReceiver } from "./device-state.js";
 import { type DestinationEvent, type DestinationState, destinationStep } from "./handover.js";
 import { type DestinationRecord, defaultJournalDirectory, Journal } from "./journal.js";
-import { type MigratableDevice, migratableDevices, runAll } from "./lock-step.js";
+import { announceHandover, type MigratableDevice, migratableDevices, runAll } from "./lock-step.js";
 import { type ControlLink, Peer, UNTIL_LOST } from "./peer.js";
 import { RoundSequence } from "./rounds.js";
 import { SOFTWARE } from "./software.js";
@@ -34,9 +40,11 @@ export interface ReceiveOptions {
   /**
    * Builds the emulated machine that is described, with its vCPUs paused and its devices doing nothing. Absent: such
    * machines are refused.
+   * @param description without paths: what the source names is not for a destination to open
+   * @param named the files that the source has, by device, for a destination that knows them as well
    * @throws DirtmapError why it can't be built here: the source is refused with it
    */
-  readonly createMachine?: (description: MachineDescription) => Promise<Machine>;
+  readonly createMachine?: (description: MachineDescription, named: NamedFiles) => Promise<Machine>;
   /** The same for a machine of passed-through devices. Absent: such machines are refused. */
   readonly createPassthroughMachine?: (description: PassthroughDescription) => Promise<Machine>;
   /** Checks the machine after the workload has run on; it may pause it for that, and must let it run again. */
@@ -125,6 +133,7 @@ class Destination {
       }
       this.#machine = await this.#create(hello.machine);
       this.#devices = await migratableDevices(this.#machine);
+      checkShape(hello.shape, await machineShape(this.#machine));
       this.#journal = Journal.destination(journalDirectory ?? defaultJournalDirectory(), hello.migration, source.from);
       const { receiver, token } = await source.openReceiver({ memory: this.#machine.memory, channels: hello.channels });
       this.#receiver = receiver;
@@ -136,7 +145,7 @@ class Destination {
     } catch (error) {
       refusal = error;
     }
-    await this.#peer.send({ type: "REFUSE", ...problemOf(refusal) }).catch(() => {});
+    await this.#peer.send({ type: "REFUSE", ...problemOf(toldToSource(refusal)) }).catch(() => {});
     this.#record("discarded");
     await this.#disposeMachine();
     return refusal as Error;
@@ -145,8 +154,11 @@ class Destination {
   async #create(description: MachineDescription | PassthroughDescription): Promise<Machine> {
     const { createMachine, createPassthroughMachine } = this.#options;
     const passthrough = "kind" in description;
-    const made = passthrough ? createPassthroughMachine?.(description) : createMachine?.(description);
-    if (made !== undefined) return made;
+    if (passthrough && createPassthroughMachine !== undefined) return createPassthroughMachine(description);
+    if (!passthrough && createMachine !== undefined) {
+      const { description: bare, named } = withoutPaths(description);
+      return createMachine(bare, named);
+    }
     throw new DirtmapError(`no machines of ${passthrough ? "passed-through" : "emulated"} devices are taken here`, {
       code: "INCOMPATIBLE",
       remedy: "migrate to a destination on a host of the same kind",
@@ -173,7 +185,7 @@ class Destination {
     for (;;) {
       // A round may take any time; that the source is alive meanwhile is the connection's to watch.
       const message = await this.#peer.expect(
-        ["ROUND_BEGIN", "ROUND_END", "DEVICE_STATE", "VCPU_STATE", "PREPARE"],
+        ["ROUND_BEGIN", "ROUND_END", "DEVICE_STATE", "CHECK_STATE", "VCPU_STATE", "PREPARE"],
         UNTIL_LOST,
         this.#signal,
       );
@@ -188,6 +200,8 @@ class Destination {
           stream.write(message),
           this.#signal,
         );
+      } else if (message.type === "CHECK_STATE") {
+        await this.#peer.send({ type: "STATE_TAKEN", round: message.round });
       } else if (message.type === "VCPU_STATE") {
         if (vcpuState !== undefined) {
           throw new DirtmapError("the vCPUs' state came twice", { code: "BAD_VCPU_STATE" });
@@ -224,6 +238,8 @@ class Destination {
   /** All is here and verified: says so, with the hash of what memory holds now. */
   async #ready(): Promise<void> {
     this.#signal.throwIfAborted();
+    // A GO that is here already was said of a machine that was not.
+    this.#peer.expectNothingBefore("READY");
     await this.#happened("loaded");
     if (this.#hello?.verify === "before") await this.#sendDigests();
   }
@@ -243,6 +259,9 @@ class Destination {
     const machine = opened(this.#machine);
     const migration = this.#migration ?? "";
     try {
+      // Before `running` is recorded: from the record on, no server may reset a device whose controlling side has died.
+      const told = { migration, deviceMs: this.#timeouts.deviceMs };
+      await announceHandover(this.#devices, "committing", told);
       await this.#happened("go");
     } catch (error) {
       if (this.#state !== "running") return await this.#discard(error as Error);
@@ -348,6 +367,29 @@ class Destination {
   get #migration(): string | null {
     return this.#hello?.migration ?? null;
   }
+}
+
+/** A refusal without what is this machine's own affair: which files and folders there are. Its operator is told all of it. */
+function toldToSource(refusal: unknown): unknown {
+  const { code } = refusal as { code?: unknown };
+  if (refusal instanceof DirtmapError && code !== "JOURNAL") return refusal;
+  const what = code === "JOURNAL" ? "keep a record of the migration" : "build the machine";
+  return new DirtmapError(`the destination can't ${what}`, {
+    code: code === "JOURNAL" ? "JOURNAL" : "INTERNAL",
+    remedy: "see what the destination itself says",
+  });
+}
+
+/** @throws DirtmapError `OTHER_HARDWARE` where the guest would find another machine here */
+function checkShape(source: MachineShape, destination: MachineShape): void {
+  const [first, ...others] = shapeDifferences(source, destination);
+  if (first === undefined) return;
+  const more = others.length === 0 ? "" : ` (and ${others.length} more difference${others.length === 1 ? "" : "s"})`;
+  throw new DirtmapError(`${first}${more}`, {
+    code: "OTHER_HARDWARE",
+    attempted: "compare the destination's machine with the source's",
+    remedy: "give the destination what the source has",
+  });
 }
 
 function opened<T>(part: T | undefined): T {

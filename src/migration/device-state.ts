@@ -2,6 +2,7 @@ import { DirtmapError } from "../errors.js";
 import type { ResumingStream, SavingStream, VfioDevice } from "../host/host.js";
 import { MiB } from "../memory/address.js";
 import { isErrno } from "../uapi/errno.js";
+import { DeviceError } from "./device-error.js";
 import { type ControlMessage, MAX_MESSAGE_DATA } from "./stream/messages.js";
 
 /*
@@ -72,7 +73,7 @@ export class DeviceStateSender {
 
   async #sendChunk(data: Uint8Array, last: boolean): Promise<void> {
     this.#bytes += data.length;
-    if (this.#bytes > MAX_DEVICE_STATE_BYTES) throw tooMuch(this.device);
+    checkStateSize(this.device, this.#bytes);
     await this.#send({ type: "DEVICE_STATE", device: this.device, chunk: this.#chunk++, last, data });
   }
 
@@ -99,7 +100,7 @@ export class DeviceStateReceiver {
 
   /** Takes a device to RESUMING. */
   static async open(device: Resumable): Promise<DeviceStateReceiver> {
-    const stream = await device.setState("RESUMING");
+    const stream = await asked(device.id, "go to RESUMING", "DEVICE_FAILED", device.setState("RESUMING"));
     if (stream?.direction !== "resuming") {
       throw new DirtmapError(`${device.id} gave no stream to resume from`, { code: "BAD_DEVICE_STATE" });
     }
@@ -123,8 +124,8 @@ export class DeviceStateReceiver {
     }
     this.#chunks++;
     this.#bytes += data.length;
-    if (this.#bytes > MAX_DEVICE_STATE_BYTES) throw tooMuch(this.id);
-    if (data.length > 0) await this.#stream.write(data);
+    checkStateSize(this.id, this.#bytes);
+    if (data.length > 0) await this.#taking(this.#stream.write(data));
     this.#complete = last;
   }
 
@@ -135,13 +136,31 @@ export class DeviceStateReceiver {
         code: "BAD_DEVICE_STATE",
       });
     }
-    await this.#device.setState("STOP");
+    await this.#taking(this.#device.setState("STOP"));
     await this.#stream[Symbol.asyncDispose]();
+  }
+
+  #taking<T>(doing: Promise<T>): Promise<T> {
+    return asked(this.id, "take its state", "BAD_DEVICE_STATE", doing);
   }
 }
 
-function tooMuch(device: string): DirtmapError {
-  return new DirtmapError(`the state of ${device} is larger than ${MAX_DEVICE_STATE_BYTES} bytes`, {
+/** What a device is asked for; where it refuses, in the words that a report has. */
+async function asked<T>(device: string, what: string, code: string, doing: Promise<T>): Promise<T> {
+  try {
+    return await doing;
+  } catch (cause) {
+    // That the two are devices of the same shape is known by then.
+    const remedy =
+      code === "BAD_DEVICE_STATE" ? "have the device's driver or server in the same version on both sides" : undefined;
+    throw new DeviceError(device, what, { code, remedy, cause });
+  }
+}
+
+/** @throws DirtmapError `BAD_DEVICE_STATE` for more than {@link MAX_DEVICE_STATE_BYTES} */
+export function checkStateSize(device: string, bytes: number): void {
+  if (bytes <= MAX_DEVICE_STATE_BYTES) return;
+  throw new DirtmapError(`the state of ${device} is larger than ${MAX_DEVICE_STATE_BYTES} bytes`, {
     code: "BAD_DEVICE_STATE",
     attempted: `move the state of ${device}`,
   });

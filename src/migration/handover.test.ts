@@ -17,7 +17,17 @@ import type { DestinationRecord, SourceRecord } from "./journal.js";
  */
 
 interface World {
-  readonly source: { state: SourceState; todo: SourceEffect[]; disk: SourceRecord; runs: boolean; crashed: boolean };
+  readonly source: {
+    state: SourceState;
+    todo: SourceEffect[];
+    disk: SourceRecord;
+    runs: boolean;
+    crashed: boolean;
+    /** What the operator's decision was, once it was recorded. */
+    decided: "resume" | "abort" | null;
+    /** Something else was recorded, or done, after a decision. */
+    overruled: boolean;
+  };
   readonly destination: {
     state: DestinationState;
     todo: DestinationEffect[];
@@ -36,11 +46,26 @@ interface Rules {
   readonly destinationStep: typeof destinationStep;
   /** What a restarted source does with what it finds on its disk. */
   readonly sourceMayRun: (disk: SourceRecord) => boolean;
+  /** Whether `abort` is recorded in the place of the source's process. */
+  readonly recordsInItsPlace: (source: World["source"]) => boolean;
 }
-const rules: Rules = { sourceStep, destinationStep, sourceMayRun: (disk) => disk === "running" };
+const rules: Rules = {
+  sourceStep,
+  destinationStep,
+  sourceMayRun: (disk) => disk === "running",
+  recordsInItsPlace: ({ crashed }) => crashed,
+};
 
 const start: World = {
-  source: { state: "preparing", todo: [], disk: "running", runs: false, crashed: false },
+  source: {
+    state: "preparing",
+    todo: [],
+    disk: "running",
+    runs: false,
+    crashed: false,
+    decided: null,
+    overruled: false,
+  },
   destination: { state: "loading", todo: [], disk: "loading", runs: false, crashed: false },
   toSource: [],
   toDestination: ["PREPARE"],
@@ -55,7 +80,10 @@ function destinationIsOver({ destination }: World): boolean {
 }
 
 /** Every world that may follow, each with the name of what happened. */
-function successors(world: World, { sourceStep, destinationStep, sourceMayRun }: Rules): [string, World][] {
+function successors(
+  world: World,
+  { sourceStep, destinationStep, sourceMayRun, recordsInItsPlace }: Rules,
+): [string, World][] {
   const found: [string, World][] = [];
   const follow = (name: string, change: (next: World) => void) => {
     const next = structuredClone(world);
@@ -72,8 +100,19 @@ function successors(world: World, { sourceStep, destinationStep, sourceMayRun }:
     next.destination.state = step.state;
     next.destination.todo = [...step.effects];
   };
+  const decidedBy = (decision: "resume" | "abort") => (next: World) => {
+    const before = next.source.state;
+    sourceEvent(decision)(next);
+    if (next.source.state !== before) next.source.decided = decision;
+  };
   const { source, destination } = world;
 
+  if (source.disk === "given-up" && source.decided === null && recordsInItsPlace(source)) {
+    follow("operator: abort, in the place of a process that has ended", (next) => {
+      next.source.disk = "gone";
+      next.source.decided = "abort";
+    });
+  }
   if (!world.cut)
     follow("cut", (next) => {
       next.cut = true;
@@ -95,8 +134,13 @@ function successors(world: World, { sourceStep, destinationStep, sourceMayRun }:
       follow(`source: ${JSON.stringify(effect)}`, (next) => {
         next.source.todo.shift();
         if (effect.do === "send") next.toDestination.push(effect.message);
-        else if (effect.do === "take-back") next.source.runs = true;
-        else {
+        else if (effect.do === "take-back") {
+          next.source.runs = true;
+          next.source.overruled ||= next.source.decided === "abort";
+        } else {
+          const { decided, disk } = next.source;
+          next.source.overruled ||= (decided === "abort" && effect.state !== "gone") || disk === "gone";
+          next.source.overruled ||= decided === "resume" && effect.state !== "running";
           next.source.disk = effect.state;
           if (next.source.state === "giving-up") sourceEvent("recorded")(next);
         }
@@ -118,10 +162,9 @@ function successors(world: World, { sourceStep, destinationStep, sourceMayRun }:
       }
       if (source.state === "preparing") follow("source cancels or times out", sourceEvent("failed"));
       if (source.state === "waiting") follow("source hears nothing", sourceEvent("silence"));
-      if (source.state === "undecided") {
-        follow("operator: abort", sourceEvent("abort"));
-        if (destinationIsOver(world)) follow("operator: resume", sourceEvent("resume"));
-      }
+      // Anything may be said at any time; what the step function makes of it is its own.
+      follow("operator: abort", decidedBy("abort"));
+      if (destinationIsOver(world)) follow("operator: resume", decidedBy("resume"));
     }
   }
 
@@ -226,6 +269,17 @@ describe("the handover, over every interleaving of lost messages, crashes, full 
     }
   });
 
+  it("is bound by what the operator decided: nothing else is recorded or done afterwards", () => {
+    const { worlds } = explore(rules);
+    expect(worlds.filter(({ source }) => source.overruled)).toEqual([]);
+    for (const decision of ["resume", "abort"]) {
+      expect(worlds.some(({ source }) => source.decided === decision && !source.crashed)).toBe(true);
+    }
+    // Also just after GO, before the destination's time for an answer is over.
+    expect(sourceStep("waiting", "abort").state).toBe("gone");
+    expect(sourceStep("waiting", "resume").state).toBe("waiting");
+  });
+
   it("never lets a source that has not given up say GO, nor a destination run without a record of it", () => {
     for (const { source, destination, toDestination } of explore(rules).worlds) {
       if (toDestination.includes("GO")) expect(["given-up", "gone", "running"]).toContain(source.disk);
@@ -266,6 +320,16 @@ describe("the model checker notices a handover", () => {
             : destinationStep(state, event),
       },
     ],
+    ["whose `abort` takes it for granted that the source's process has ended", { recordsInItsPlace: () => true }],
+    [
+      "whose source takes the machine back on ABORT although the operator gave it up",
+      {
+        sourceStep: (state, event) =>
+          state === "gone" && event === "discarded"
+            ? { state: "taken-back", effects: [{ do: "record", state: "running" }, { do: "take-back" }] }
+            : sourceStep(state, event),
+      },
+    ],
     [
       "whose destination says ABORT and runs on GO all the same",
       {
@@ -291,6 +355,7 @@ describe("the model checker notices a handover", () => {
   it.each(broken)("%s", (_, mutant) => {
     const { worlds, twoRunning } = explore({ ...rules, ...mutant });
     const unrecorded = worlds.some(({ destination }) => destination.runs && destination.disk !== "running");
-    expect(twoRunning !== null || unrecorded).toBe(true);
+    const overruled = worlds.some(({ source }) => source.overruled);
+    expect(twoRunning !== null || unrecorded || overruled).toBe(true);
   });
 });

@@ -14,7 +14,9 @@ import type { DestinationRecord, SourceRecord } from "./journal.js";
  *
  * A destination that gives up records `discarded` and then says ABORT: a fact, not a guess, so the source takes the
  * machine back on it even after GO. Silence after GO tells nothing: the source stays paused, `undecided`, until a late
- * RUNNING or ABORT arrives or the operator says `resume` or `abort`.
+ * RUNNING or ABORT arrives or the operator says `resume` or `abort`. The operator may say `abort` at once after GO, and
+ * `resume` only once the destination has been silent for its time. What was decided is recorded and binds: no message
+ * that comes later changes it.
  */
 
 /** `gone` and `taken-back` are final. The source's machine runs in `taken-back` only (and before the handover). */
@@ -80,7 +82,7 @@ export function sourceStep(state: SourceState, event: SourceEvent): Step<SourceS
       break;
     case "waiting":
     case "undecided":
-      if (event === "running" || (event === "abort" && state === "undecided")) {
+      if (event === "running" || event === "abort") {
         return { state: "gone", effects: [{ do: "record", state: "gone" }] };
       }
       if (event === "discarded" || (event === "resume" && state === "undecided")) {

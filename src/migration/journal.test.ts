@@ -1,9 +1,11 @@
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { spawnSync } from "node:child_process";
+import { copyFileSync, mkdtempSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { UsageError } from "../errors.js";
-import { Journal, journalPath, mayRun, newMigrationId, readJournal } from "./journal.js";
+import { thisProcess } from "../sys/process-identity.js";
+import { Journal, journalPath, newMigrationId, readJournal } from "./journal.js";
 
 let directory = "";
 beforeEach(() => {
@@ -37,12 +39,6 @@ describe("a journal", () => {
     expect(readJournal(directory, "m1", "destination")?.state).toBe("running");
   });
 
-  it("stands as it was where a crash left a half-written successor", () => {
-    const journal = Journal.source(directory, "m1", "x");
-    writeFileSync(`${journal.path}.4711.tmp`, '{"schemaVersion":1,"mig');
-    expect(readJournal(directory, "m1", "source")?.state).toBe("running");
-  });
-
   it("stands as it was where a crash tore the record that was being written", () => {
     const journal = Journal.source(directory, "m1", "x");
     journal.record("given-up");
@@ -72,29 +68,87 @@ describe("a journal", () => {
     expect(readJournal(directory, "m1", "source")?.state).toBe("gone");
   });
 
-  it.each(["", "{}", "null", '{"schemaVersion":1,"state":"running"}', `"${"x".repeat(20_000)}"`])(
+  it.each(["", "{}", "null", '{"schemaVersion":2,"state":"running"}', `"${"x".repeat(20_000)}"`])(
     "that reads %.40j is not concluded from",
     (text) => {
       writeFileSync(journalPath(directory, "m1", "source"), text);
-      expect(() => readJournal(directory, "m1", "source")).toThrow(/not a migration's journal/);
+      expect(() => readJournal(directory, "m1", "source")).toThrow(/is not a whole journal/);
+      writeFileSync(journalPath(directory, "m1", "source"), text.padEnd(16_384).slice(0, 16_384));
+      expect(() => readJournal(directory, "m1", "source")).toThrow(/is not this migration's journal/);
     },
   );
+
+  it.each([2048, 4096, 16_383])("that is cut short, to %d bytes, is not concluded from", (bytes) => {
+    const { path } = Journal.source(directory, "m1", "x");
+    truncateSync(path, bytes);
+    expect(() => readJournal(directory, "m1", "source")).toThrow(
+      new RegExp(`is not a whole journal: it has ${bytes} of 16384 bytes`),
+    );
+  });
+
+  it("that was copied under another migration's name is not concluded from", () => {
+    copyFileSync(Journal.source(directory, "m1", "x").path, journalPath(directory, "m2", "source"));
+    expect(() => readJournal(directory, "m2", "source")).toThrow(/not this migration's journal/);
+  });
+
+  it.each([
+    [1, undefined, /an older Dirtmap's: it has version 1, and dirtmap [\d.]+ reads 2$/],
+    [3, "dirtmap 9.9.9", /a newer Dirtmap \(dirtmap 9\.9\.9\)'s: it has version 3, and dirtmap [\d.]+ reads 2$/],
+    [3, "\u001b[2J", /a newer Dirtmap \(\?\[2J\)'s/],
+  ])("of version %d is refused in one line that says whose it is, and what to do", (version, software, message) => {
+    const first = JSON.stringify({ schemaVersion: version, ...(software === undefined ? {} : { software }), more: 1 });
+    writeFileSync(journalPath(directory, "m1", "source"), first.padEnd(2047) + "\n".padEnd(30_000));
+    const refusal = { code: "JOURNAL_VERSION", message: expect.stringMatching(message) };
+    expect(() => readJournal(directory, "m1", "source")).toThrow(
+      expect.objectContaining({ ...refusal, remedy: "decide with the Dirtmap that wrote it, then remove the file" }),
+    );
+  });
+
+  it("names the process that wrote it, so that another of the same pid isn't taken for it", () => {
+    Journal.source(directory, "m1", "x");
+    expect(readJournal(directory, "m1", "source")?.process).toEqual(thisProcess());
+  });
+
+  it("takes no id that leads out of its directory", () => {
+    expect(() => readJournal(directory, "../m1", "source")).toThrow(UsageError);
+  });
 
   it("that is not there is null", () => {
     expect(readJournal(directory, "m1", "source")).toBeNull();
   });
 
-  it("lets a side run on no other word than `running`", () => {
+  it("records nothing after `gone`: what was decided binds", () => {
     const source = Journal.source(directory, "m1", "x");
-    const runs = () => {
-      const record = readJournal(directory, "m1", "source");
-      return record !== null && mayRun(record);
-    };
-    expect(runs()).toBe(true);
     source.record("given-up");
-    expect(runs()).toBe(false);
     source.record("gone");
-    expect(runs()).toBe(false);
+    expect(() => source.record("running")).toThrow(expect.objectContaining({ code: "DECIDED" }));
+    expect(readJournal(directory, "m1", "source")?.state).toBe("gone");
+  });
+});
+
+describe("without room for all of it", () => {
+  /** What a process prints whose files may have at most 4 KiB each. */
+  const limited = (program: string) => {
+    const module = new URL("./journal.js", import.meta.url).href;
+    const script = `import { Journal } from ${JSON.stringify(module)};
+      try { ${program} } catch (error) { console.log(error.code, error.remedy ?? "", String(error)) }`;
+    const node = [process.execPath, "--input-type=module", "-e", script];
+    return spawnSync("bash", ["-c", 'ulimit -f 4; exec "$@"', "bash", ...node], { cwd: directory, encoding: "utf8" });
+  };
+
+  it("a journal is not begun, and nothing is left of it", () => {
+    const { stdout } = limited(`Journal.source(".", "m1", "x")`);
+    expect(stdout).toMatch(/^JOURNAL .*16 KiB of room.* can't be written: EFBIG/);
+    expect(readdirSync(directory)).toEqual([]);
+  });
+
+  it("a record is not taken for one, and the journal stands as it was", () => {
+    const journal = Journal.source(directory, "m1", "x");
+    journal.record("given-up");
+    // The third slot is beyond what can be written.
+    const { stdout } = limited(`Journal.reopenSource(".", { migration: "m1", peer: "x" }).record("gone")`);
+    expect(stdout).toMatch(/EFBIG/);
+    expect(readJournal(directory, "m1", "source")?.state).toBe("given-up");
   });
 });
 

@@ -1,7 +1,15 @@
 import { DirtmapError, explain, UsageError } from "../errors.js";
-import type { AttachedDevice, DataStream, Machine, MigrationSupport, SavingStream } from "../host/host.js";
+import type {
+  AttachedDevice,
+  DataStream,
+  HandoverNotice,
+  Machine,
+  MigrationSupport,
+  SavingStream,
+} from "../host/host.js";
 import type { MigState } from "../uapi/vfio.js";
 import { within } from "./deadline.js";
+import { DeviceError } from "./device-error.js";
 
 /*
  * Takes all devices of a machine through the migration states together. Devices write into each other: so all reach the
@@ -126,6 +134,30 @@ export async function takeDevicesBack(
   return lost;
 }
 
+/**
+ * Tells those who serve devices how far the handover is, all at once. @throws DirtmapError `DEVICE_FAILED` where one could
+ * not be told
+ */
+export async function announceHandover(
+  devices: readonly MigratableDevice[],
+  notice: HandoverNotice,
+  { migration, deviceMs }: { migration: string; deviceMs: number },
+): Promise<void> {
+  await together(devices, async ({ id, vfio }) => {
+    const telling = vfio.announceHandover?.(notice, migration);
+    if (telling === undefined) return;
+    try {
+      await within(deviceMs, `${id} told '${notice}'`, telling);
+    } catch (cause) {
+      throw new DirtmapError(`the server of ${id} was not told about the handover ('${notice}'): ${explain(cause)}`, {
+        code: "DEVICE_FAILED",
+        attempted: `tell the server of ${id} about the handover`,
+        cause,
+      });
+    }
+  });
+}
+
 /** All at once; waits for all, then throws the first error: no device is left on its way. */
 async function together(
   devices: readonly MigratableDevice[],
@@ -139,11 +171,7 @@ async function setState(device: MigratableDevice, next: MigState, deviceMs: numb
   try {
     return await within(deviceMs, `${device.id} in ${next}`, device.vfio.setState(next));
   } catch (cause) {
-    throw new DirtmapError(`${device.id} did not go to ${next}: ${explain(cause)}`, {
-      code: "DEVICE_FAILED",
-      attempted: `take ${device.id} to ${next}`,
-      cause,
-    });
+    throw new DeviceError(device.id, `go to ${next}`, { code: "DEVICE_FAILED", cause });
   }
 }
 

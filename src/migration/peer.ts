@@ -1,5 +1,5 @@
 import { DirtmapError } from "../errors.js";
-import type { ControlMessage, ControlMessageOf, ControlMessageType } from "./stream/messages.js";
+import type { ControlMessage, ControlMessageOf, ControlMessageType, Problem } from "./stream/messages.js";
 
 /** A control connection, as the orchestration needs it. It keeps itself alive, and notices a silent other side. */
 export interface ControlLink {
@@ -12,7 +12,15 @@ export interface ControlLink {
 }
 
 /** The other side said ABORT. From a destination this means: the machine is discarded, durably, and never ran. */
-export class PeerAborted extends DirtmapError {}
+export class PeerAborted extends DirtmapError {
+  /** The other side's device that it is about. */
+  readonly device: Problem["device"];
+
+  constructor({ code, message, remedy, device }: Problem) {
+    super(message, { code, remedy });
+    this.device = device;
+  }
+}
 
 /** The longest that a timer can wait (2^31 - 1 ms, 24 days): for waits that the connection's own silence bounds. */
 export const UNTIL_LOST = 2 ** 31 - 1;
@@ -72,6 +80,19 @@ export class Peer {
     return message as ControlMessageOf<Type>;
   }
 
+  /**
+   * Refuses what the other side has said too early: its answer to a message that has not been sent yet.
+   * @throws DirtmapError `UNEXPECTED_MESSAGE`
+   */
+  expectNothingBefore(ours: ControlMessageType): void {
+    const [early] = this.#queue;
+    if (early === undefined) return;
+    throw new DirtmapError(`${early.type} arrived before ${ours} was sent`, {
+      code: "UNEXPECTED_MESSAGE",
+      remedy: "use the same version on both sides",
+    });
+  }
+
   /** Ends the connection in an orderly way. */
   async close(): Promise<void> {
     this.#closing = true;
@@ -115,7 +136,7 @@ export class Peer {
       while (!this.#closing) {
         const message = await this.#link.receive();
         if (message.type === "ABORT") {
-          throw new PeerAborted(message.message, { code: message.code, remedy: message.remedy });
+          throw new PeerAborted(message);
         }
         this.#queue.push(message);
         this.#arrived?.();

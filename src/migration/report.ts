@@ -87,6 +87,9 @@ export interface PredictedOutcome {
   readonly observedMs: number;
 }
 
+/** The error's code of a migration that is `indeterminate` because the operator said `abort`. */
+export const GIVEN_UP = "GIVEN_UP";
+
 /** What `dirtmap migrate --json` prints. */
 export interface MigrationReport {
   readonly schemaVersion: 1;
@@ -113,5 +116,11 @@ export interface MigrationReport {
   readonly predicted: PredictedOutcome | null;
   /** What happened on the way that the operator should know of, though it did not end the migration. */
   readonly warnings: readonly string[];
-  readonly error?: { readonly code: string; readonly message: string; readonly remedy?: string | undefined };
+  readonly error?: {
+    readonly code: string;
+    readonly message: string;
+    readonly remedy?: string | undefined;
+    /** The device that it is about, of which side, and why in its own words; absent: it is about none. */
+    readonly device?: { readonly id: string; readonly side: "source" | "destination"; readonly reason: string };
+  };
 }

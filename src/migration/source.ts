@@ -1,7 +1,9 @@
 import { RamBitmap } from "../bitmap/ram-bitmap.js";
+import { DEFAULTS } from "../defaults.js";
 import { DirtmapError, explain, UsageError } from "../errors.js";
 import type { MachineDescription, PassthroughDescription } from "../host/description.js";
 import type { Machine } from "../host/host.js";
+import { machineShape } from "../host/shape.js";
 import { PAGE_SIZE } from "../memory/address.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
 import { type Policy, policyName, type TrackingDesign } from "../tracking/choice.js";
@@ -14,21 +16,30 @@ import { PhaseClock, round as rounded } from "./clock.js";
 import { type Conditions, doesNotConverge, fixedDowntime, judge, type RoundFacts } from "./convergence.js";
 import type { PageSender } from "./data-plane.js";
 import { DEFAULT_TIMEOUTS, type Timeouts, within } from "./deadline.js";
-import { decisionSocket } from "./decision.js";
+import { type Decision, DecisionListener, decisionCommand, decisionSocket } from "./decision.js";
 import { parseDestinationReport } from "./destination-report.js";
-import { DeviceStateSender } from "./device-state.js";
+import { DeviceError } from "./device-error.js";
+import { checkStateSize, DeviceStateSender } from "./device-state.js";
 import { type MigrationPhase, publish, publishRead, type ReadBounds } from "./events.js";
 import { defaultJournalDirectory, Journal, newMigrationId, type SourceRecord } from "./journal.js";
-import { type MigratableDevice, migratableDevices, startPrecopy, stopAll, takeDevicesBack } from "./lock-step.js";
-import { type ControlLink, Peer, UNTIL_LOST } from "./peer.js";
+import {
+  announceHandover,
+  type MigratableDevice,
+  migratableDevices,
+  startPrecopy,
+  stopAll,
+  takeDevicesBack,
+} from "./lock-step.js";
+import { type ControlLink, Peer, PeerAborted, UNTIL_LOST } from "./peer.js";
 import { ProgressMeter } from "./progress.js";
-import type {
-  DestinationReport,
-  MemoryComparison,
-  MigrationReport,
-  MigrationResult,
-  PredictedOutcome,
-  RoundReport,
+import {
+  type DestinationReport,
+  GIVEN_UP,
+  type MemoryComparison,
+  type MigrationReport,
+  type MigrationResult,
+  type PredictedOutcome,
+  type RoundReport,
 } from "./report.js";
 import { SOFTWARE } from "./software.js";
 import { problemOf, SourceHandover } from "./source-handover.js";
@@ -52,7 +63,7 @@ export interface MigrateOptions {
   readonly transport: SourceTransport;
   readonly policy: Policy;
   readonly design: TrackingDesign;
-  /** From the pause of the vCPUs until the destination runs, as estimated before switching over. Default 300. */
+  /** From the pause of the vCPUs until the destination runs, as estimated before switching over. Default 300 ms. */
   readonly downtimeLimitMs?: number;
   /** Bytes per second over all channels. Default: no limit. */
   readonly bandwidth?: number;
@@ -62,19 +73,42 @@ export interface MigrateOptions {
   readonly maxRounds?: number;
   /** Compare the memories after RUNNING (default), off the critical path, or before GO. */
   readonly verify?: "after" | "before";
-  /** How long the workload runs on at the destination before it is checked. Default 0. */
+  /** How long the workload runs on at the destination before it is checked. Default 500 ms. */
   readonly runAfterMs?: number;
-  /** Cancels, at any point before the source gives up. */
+  /** Cancels, at any point before the source gives up. Afterwards it is not heeded: the machine would be lost. */
   readonly signal?: AbortSignal;
   /** The id that journals, reports and `dirtmap resume` name it by: of digits, lower-case letters and `-`. Default: a new one. */
   readonly migration?: string;
   readonly journalDirectory?: string;
-  /** How long an undecided source waits for the operator; Infinity: until told. Default 0. */
+  /**
+   * How long an undecided source waits for the operator: milliseconds. Default: Infinity, until told. When the time is
+   * over the result is `indeterminate`, and the paused machine is the caller's: if it ends, its memory is lost.
+   */
   readonly decideMs?: number;
+  /** Called when the source has given the machine up: from there on it can't be cancelled. */
+  readonly onGivenUp?: () => void;
+  /** Called when the operator has to decide. */
+  readonly onUndecided?: (undecided: Undecided) => void;
+  /** Called when it is known, or decided, where the machine may run; not if {@link decideMs} is over before. */
+  readonly onSettled?: () => void;
   readonly timeouts?: Partial<Timeouts>;
   /** What was foreseen, for the report to put beside what happened. */
   readonly predicted?: PredictedOutcome;
   readonly hooks?: MigrationHooks;
+}
+
+/** A handover that was not confirmed, and what the operator may do about it. */
+export interface Undecided {
+  readonly migration: string;
+  readonly destination: string;
+  /** Why it isn't known whether the destination runs the machine. */
+  readonly why: string;
+  /** The command that lets the machine run here: if it does not run at the destination, and never will. */
+  readonly resume: string;
+  /** The command that ends it here: if it runs at the destination. */
+  readonly abort: string;
+  /** When the source stops waiting; null: never. */
+  readonly until: Date | null;
 }
 
 /** Where tests reach in. */
@@ -113,6 +147,7 @@ class Source {
   #tracking: DirtySource | undefined;
   #suspension: Suspension | undefined;
   #peer: Peer | undefined;
+  #decisions: DecisionListener | undefined;
   #sender: PageSender | undefined;
   readonly #streams = new Map<string, DeviceStateSender>();
   readonly #rounds: RoundReport[] = [];
@@ -161,7 +196,7 @@ class Source {
         return await this.#handOver(handover);
       } catch (error) {
         // After giving up, only a confirmation tells where the machine runs.
-        if (handover.state !== "preparing") return this.#end("indeterminate", this.#whatToDo(error));
+        if (handover.state !== "preparing") return this.#end("indeterminate", this.#notDecided(error, 0));
         await handover.fail(error as Error);
         return this.#failed(error);
       }
@@ -177,10 +212,11 @@ class Source {
 
   /** Finds out whether this can work at all, and who is on the other side. Nothing of the machine is touched. */
   async #connect(): Promise<SourceHandover> {
-    const { transport, description, policy, design, channels = 2 } = this.#options;
+    const { transport, description, policy, design, channels = DEFAULTS.channels } = this.#options;
     decisionSocket(this.#directory, this.#migration);
     this.#devices = await migratableDevices(this.#machine);
     const choices = chooseTrackers(await probeMachine(this.#machine), policy);
+    const shape = await machineShape(this.#machine);
     this.#signal.throwIfAborted();
     const peer = new Peer(await transport.connect(this.#signal));
     this.#peer = peer;
@@ -190,10 +226,11 @@ class Source {
       protocol: PROTOCOL_VERSION,
       software: SOFTWARE,
       machine: description,
+      shape,
       channels,
       migration: this.#migration,
-      verify: this.#options.verify ?? "after",
-      runAfterMs: this.#options.runAfterMs ?? 0,
+      verify: this.#options.verify ?? DEFAULTS.verify,
+      runAfterMs: this.#options.runAfterMs ?? DEFAULTS.runAfterMs,
     });
     await hello.catch((error: unknown) => {
       // A destination that refused before it was asked has said why.
@@ -216,13 +253,18 @@ class Source {
     // The last thing that may refuse: from here on, tracking may have changed how devices are attached.
     this.#tracking = await openDesign(design, this.#machine, choices, { signal: this.#signal });
     const journal: Journal<SourceRecord> = Journal.source(this.#directory, this.#migration, transport.destination);
-    return new SourceHandover({
+    const handover = new SourceHandover({
       journal,
       peer,
       timeouts: this.#timeouts,
       takeBack: () => this.#takeBack(),
       warn: (text) => this.#warnings.push(text),
     });
+    // Open long before GO: whoever decides just after GO is heard.
+    this.#decisions = await DecisionListener.open(this.#directory, this.#migration, (decision) =>
+      handover.decide(decision),
+    );
+    return handover;
   }
 
   /** Stops the devices that nothing tracks and that the operator would rather have silent. */
@@ -255,6 +297,7 @@ class Source {
       const sent = await this.#send(round, "pre-copy");
       let drained = true;
       for (const stream of this.#streams.values()) drained = (await stream.sendPrecopy(this.#signal)) && drained;
+      await this.#checkState(round);
       this.#signal.throwIfAborted();
 
       // Reads and clears first; the next round copies after.
@@ -283,6 +326,13 @@ class Source {
       // What devices can still send while they run is not left for the downtime, within reason.
       if (verdict.kind === "switch-over" && (drained || history.length >= conditions.maxRounds)) return round;
     }
+  }
+
+  /** A device that refuses its state does so while the machine runs, not in its downtime. */
+  async #checkState(round: number): Promise<void> {
+    if (this.#streams.size === 0) return;
+    await this.#otherSide.send({ type: "CHECK_STATE", round });
+    await this.#otherSide.expect(["STATE_TAKEN"], this.#timeouts.readyMs, this.#signal);
   }
 
   /** Who reported how much, with the devices' own names where a container reports for all that it can't follow. */
@@ -347,6 +397,7 @@ class Source {
       throw new DirtmapError(`the vCPUs' state has ${data.length} bytes`, { code: "BAD_VCPU_STATE" });
     }
     await peer.send({ type: "VCPU_STATE", data });
+    peer.expectNothingBefore("PREPARE");
     await peer.send({ type: "PREPARE", round });
     const { rootDigest } = await peer.expect(["READY"], this.#timeouts.readyMs, this.#signal);
     this.#rootDigest = rootDigest;
@@ -355,20 +406,29 @@ class Source {
 
   /** Gives the machine up, lets the destination run it, and compares and reports afterwards. */
   async #handOver(handover: SourceHandover): Promise<MigrationReport> {
+    this.#otherSide.expectNothingBefore("GO");
+    const { decideMs = DEFAULTS.decideMs } = this.#options;
+    // Before `given-up` is recorded: from the record on, no server may let its device run again by itself.
+    const told = { migration: this.#migration, deviceMs: this.#timeouts.deviceMs };
+    await announceHandover(this.#devices, "committing", told);
     const outcome = await handover.handOver({
       signal: this.#signal,
-      cancel: this.#options.signal,
-      decideMs: this.#options.decideMs ?? 0,
-      directory: this.#directory,
-      migration: this.#migration,
-      undecided: (why) => this.#enter("indeterminate", explain(this.#whatToDo(why))),
+      decideMs,
+      givenUp: () => void this.#tell(() => this.#options.onGivenUp?.()),
+      undecided: async (why) => {
+        const undecided = this.#undecided(why, decideMs);
+        await this.#tell(() => this.#options.onUndecided?.(undecided));
+        await this.#tell(() => this.#enter("indeterminate", explain(this.#whatToDo(undecided))));
+      },
     });
+    if (outcome.state === "undecided") return this.#end("indeterminate", this.#notDecided(outcome.why, decideMs));
+    await this.#tell(() => this.#options.onSettled?.());
     if (outcome.state === "taken-back") return this.#failed(outcome.why);
-    if (outcome.state === "undecided") return this.#end("indeterminate", this.#whatToDo(outcome.why));
+    await this.#tried("the servers of the devices told", announceHandover(this.#devices, "gone", told));
     if (outcome.running === null) return this.#end("indeterminate", this.#givenUp());
     this.#noteResumed(outcome.running.at);
-    await this.#enter("running-at-destination");
     try {
+      await this.#enter("running-at-destination");
       if (this.#options.verify !== "before") {
         await this.#enter("verifying");
         await this.#verify();
@@ -402,7 +462,7 @@ class Source {
 
   /** Waits until the workload has run on at the destination, and takes its findings. */
   async #audit(resumeMs: number): Promise<void> {
-    const waitMs = (this.#options.runAfterMs ?? 0) + AUDIT_MS;
+    const waitMs = (this.#options.runAfterMs ?? DEFAULTS.runAfterMs) + AUDIT_MS;
     const { report } = await this.#otherSide.expect(["REPORT"], waitMs);
     this.#destination = parseDestinationReport(report, resumeMs);
   }
@@ -446,6 +506,7 @@ class Source {
     this.#progress.stop();
     await this.#closeStreams();
     await Promise.all([
+      this.#tried("the socket for decisions closed", this.#decisions?.[Symbol.asyncDispose]()),
       this.#tried("the page channels closed", this.#sender?.[Symbol.asyncDispose]()),
       this.#tried("the connection closed", this.#peer?.close()),
       this.#tried("the trackers switched off", this.#tracking?.[Symbol.asyncDispose]()),
@@ -490,10 +551,14 @@ class Source {
   async #conditions(read: DirtyRead): Promise<Conditions> {
     const asked = Promise.all(this.#devices.map(({ vfio }) => vfio.dataSize()));
     const sizes = await within(this.#timeouts.deviceMs, "the size of the devices' states", asked);
+    // Now, rather than in the downtime.
+    for (const [index, { id }] of this.#devices.entries()) {
+      checkStateSize(id, (this.#streams.get(id)?.bytes ?? 0) + sizes[index]);
+    }
     const verifiedFirst = this.#options.verify === "before" ? this.#machine.memory.bytes : 0;
     return {
-      downtimeLimitMs: this.#options.downtimeLimitMs ?? 300,
-      maxRounds: this.#options.maxRounds ?? 30,
+      downtimeLimitMs: this.#options.downtimeLimitMs ?? DEFAULTS.downtimeLimitMs,
+      maxRounds: this.#options.maxRounds ?? DEFAULTS.maxRounds,
       bandwidth: this.#bandwidth,
       deviceStateBytes: sizes.reduce((sum, bytes) => sum + bytes, 0),
       fixedMs: fixedDowntime(read.ms, verifiedFirst),
@@ -526,16 +591,49 @@ class Source {
     );
   }
 
+  /** Tells others of the handover; that they throw must not end the wait for a decision. */
+  async #tell(call: () => void | Promise<void>): Promise<void> {
+    try {
+      await call();
+    } catch (error) {
+      this.#warnings.push(explain(error));
+    }
+  }
+
+  #undecided(why: Error, decideMs: number): Undecided {
+    const command = (decision: Decision) => decisionCommand(decision, this.#migration, this.#directory);
+    return {
+      migration: this.#migration,
+      destination: this.#options.transport.destination,
+      why: explain(why),
+      resume: command("resume"),
+      abort: command("abort"),
+      until: Number.isFinite(decideMs) ? new Date(Date.now() + decideMs) : null,
+    };
+  }
+
   /** What an operator has to do when GO was not confirmed. */
-  #whatToDo(why: unknown): DirtmapError {
-    const { destination } = this.#options.transport;
-    const id = this.#migration;
+  #whatToDo({ destination, why, resume, abort }: Undecided): DirtmapError {
     return new DirtmapError(
-      `the source has given the machine up and said GO, and ${destination} has not confirmed that it runs (${explain(why)}); the source stays paused`,
+      `the source has given the machine up and said GO, and ${destination} has not confirmed that it runs (${why}); the source stays paused`,
       {
         code: "GO_NOT_CONFIRMED",
         attempted: "hand the machine over",
-        remedy: `look at ${destination}: if the machine runs there, \`dirtmap abort ${id}\` ends it here; if it does not and never will, \`dirtmap resume ${id}\` lets it run here`,
+        remedy: `look at ${destination}: if the machine runs there, \`${abort}\` ends it here; if it does not and never will, \`${resume}\` lets it run here`,
+      },
+    );
+  }
+
+  /** Nobody has decided, and nobody is waited for any more. */
+  #notDecided(why: unknown, decideMs: number): DirtmapError {
+    const { destination } = this.#options.transport;
+    const abort = decisionCommand("abort", this.#migration, this.#directory);
+    return new DirtmapError(
+      `the source has given the machine up and said GO, ${destination} has not confirmed that it runs (${explain(why)}), and nobody decided within ${rounded(decideMs)} ms; the source's memory ends with its process`,
+      {
+        code: "GO_NOT_CONFIRMED",
+        attempted: "hand the machine over",
+        remedy: `the machine runs at ${destination}, or nowhere once this process has ended: look there, then \`${abort}\``,
         cause: why,
       },
     );
@@ -543,7 +641,7 @@ class Source {
 
   #givenUp(): DirtmapError {
     return new DirtmapError("the operator gave the source's machine up; the destination never confirmed that it runs", {
-      code: "GIVEN_UP",
+      code: GIVEN_UP,
     });
   }
 
@@ -590,7 +688,7 @@ class Source {
   }
 
   get #bandwidth(): number {
-    return this.#options.bandwidth ?? Number.POSITIVE_INFINITY;
+    return this.#options.bandwidth ?? DEFAULTS.bandwidth;
   }
 
   get #suspended(): ReadonlySet<string> {
@@ -635,5 +733,16 @@ function reportedError(error: unknown): NonNullable<MigrationReport["error"]> {
   const code = error instanceof DirtmapError ? error.code : "INTERNAL";
   const message = error instanceof Error ? error.message : String(error);
   const remedy = error instanceof DirtmapError ? error.remedy : undefined;
-  return { code, message, ...(remedy === undefined ? {} : { remedy }) };
+  const device =
+    error instanceof DeviceError
+      ? { id: error.device, side: "source" as const, reason: error.reason }
+      : error instanceof PeerAborted && error.device !== undefined
+        ? { ...error.device, side: "destination" as const }
+        : undefined;
+  return {
+    code,
+    message: device?.side === "destination" ? `at the destination, ${message}` : message,
+    ...(remedy === undefined ? {} : { remedy }),
+    ...(device === undefined ? {} : { device }),
+  };
 }

@@ -13,8 +13,8 @@ const BAR_CELLS = 20;
 /** Shorter, so that the line fits 80 columns. */
 const ROUND_BAR_CELLS = 12;
 
-/** Phases whose text the final report repeats. `indeterminate` is not one: its text tells what to do meanwhile. */
-const ENDED: readonly MigrationPhase[] = ["completed", "failed", "cancelled"];
+/** Phases whose text the final report repeats, or, of `indeterminate`, the command says at more length. */
+const ENDED: readonly MigrationPhase[] = ["completed", "failed", "cancelled", "indeterminate"];
 
 /** Where the view is drawn; process.stderr is one. */
 export interface ViewStream {

@@ -1,4 +1,4 @@
-import { closeSync } from "node:fs";
+import { chmodSync, closeSync, fchmodSync, lchownSync, rmSync } from "node:fs";
 import { UsageError } from "../errors.js";
 import { ERRNO, errnoName, UapiError } from "../uapi/errno.js";
 import { struct } from "../uapi/struct.js";
@@ -18,6 +18,7 @@ const listenCall = libc.func("int listen(int fd, int backlog)");
 const connectCall = libc.func("connect", "int", ["int", "void *", "unsigned int"]);
 const acceptCall = libc.func("accept4", "int", ["int", "void *", "void *", "int"]);
 const setsockoptCall = libc.func("setsockopt", "int", ["int", "int", "int", "void *", "unsigned int"]);
+const getsockoptCall = libc.func("getsockopt", "int", ["int", "int", "int", "void *", "void *"]);
 const shutdownCall = libc.func("int shutdown(int fd, int how)");
 /** By the header's address, which its owner keeps alive: to find it anew costs more than the rest of a call. */
 const recvmsgCall = libc.func("recvmsg", "int", ["int", "uintptr_t", "int"]);
@@ -25,10 +26,12 @@ const sendmsgCall = libc.func("sendmsg", "int", ["int", "uintptr_t", "int"]);
 
 const AF_UNIX = 1;
 const SOCK_STREAM = 1;
+const SOCK_DGRAM = 2;
 const SOCK_NONBLOCK = 0o4000;
 const SOCK_CLOEXEC = 0o2000000;
 const SOL_SOCKET = 1;
-/** Options of include/uapi/asm-generic/socket.h that take a struct timeval. */
+/** Options of include/uapi/asm-generic/socket.h: a struct ucred, and two that take a struct timeval. */
+const SO_PEERCRED = 17;
 const SO_RCVTIMEO = 20;
 const SO_SNDTIMEO = 21;
 const SHUT_RDWR = 2;
@@ -51,6 +54,7 @@ const msghdr = struct("msghdr", {
   msg_controllen: "u64",
   msg_flags: "s32",
 });
+const ucred = struct("ucred", { pid: "s32", uid: "u32", gid: "u32" });
 const cmsghdr = struct("cmsghdr", { cmsg_len: "u64", cmsg_level: "s32", cmsg_type: "s32" });
 
 /** How long a call on an accepted socket waits at most, where it is told to wait. */
@@ -84,23 +88,71 @@ function sockaddr(path: string): Uint8Array {
   return address;
 }
 
-function openSocket(): number {
-  const fd: number = socketCall(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+function openSocket(type = SOCK_STREAM): number {
+  const fd: number = socketCall(AF_UNIX, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   if (fd < 0) throw failure("socket", "make a UNIX socket");
   return fd;
 }
 
+/** Mode of a listening socket: its owner's alone, or also a group's. To connect to one takes the right to write to it. */
+const OWNERS = 0o600;
+const GROUPS = 0o660;
+
 /**
- * Listens at a path that does not exist yet. The caller closes the descriptor and removes the path.
- * @throws UsageError `BAD_SOCKET_PATH`; UapiError EADDRINUSE where something is at the path, EACCES, ENOENT …
+ * Listens at a path that does not exist yet. Whatever the umask is, nobody but the owner, and the group if one is given, can
+ * ever connect: bind(2) gives the path the mode of the socket's own inode, and connections are taken once the group has it.
+ * The caller closes the descriptor and removes the path.
+ * @param options.group the id of a group that may connect, too
+ * @throws UsageError `BAD_SOCKET_PATH`; UapiError EADDRINUSE where something is at the path, EACCES, ENOENT …, EPERM for a
+ * group that the socket can't be given to
  */
-export function listenAt(path: string, backlog = 4): number {
+export function listenAt(path: string, { backlog = 4, group }: { backlog?: number; group?: number } = {}): number {
   const address = sockaddr(path);
   const fd = openSocket();
-  if (bindCall(fd, address, address.byteLength) === 0 && listenCall(fd, backlog) === 0) return fd;
-  const error = failure("bind", `listen at ${path}`);
-  closeSync(fd);
-  throw error;
+  let made = false;
+  try {
+    fchmodSync(fd, OWNERS);
+    if (bindCall(fd, address, address.byteLength) !== 0) throw failure("bind", `listen at ${path}`);
+    made = true;
+    if (group !== undefined) giveToGroup(path, group);
+    if (listenCall(fd, backlog) !== 0) throw failure("listen", `listen at ${path}`);
+    return fd;
+  } catch (error) {
+    closeSync(fd);
+    if (made) rmSync(path, { force: true });
+    throw error;
+  }
+}
+
+function giveToGroup(path: string, group: number): void {
+  try {
+    lchownSync(path, -1, group);
+    chmodSync(path, GROUPS);
+  } catch (cause) {
+    const { code } = cause as { code?: string };
+    if (code !== "EPERM" && code !== "EACCES") throw cause;
+    throw new UapiError(code, { syscall: "chown", attempted: `give ${path} to group ${group}`, cause });
+  }
+}
+
+/**
+ * True where a process holds a stream socket that is bound to the path. It learns nothing of the question: a socket of
+ * another type is refused with EPROTOTYPE before any connection is made.
+ * @throws UsageError `BAD_SOCKET_PATH`; UapiError ENOENT, EACCES …
+ */
+export function isBound(path: string): boolean {
+  const address = sockaddr(path);
+  const fd = openSocket(SOCK_DGRAM);
+  try {
+    // Where a datagram socket is bound, this connects, which tells its owner nothing either.
+    if (connectCall(fd, address, address.byteLength) === 0) return true;
+    const errno = lastErrno();
+    if (errno === ERRNO.EPROTOTYPE) return true;
+    if (errno === ERRNO.ECONNREFUSED) return false;
+    throw failure("connect", `find out who is at ${path}`);
+  } finally {
+    closeSync(fd);
+  }
 }
 
 /** Takes the next connection, or returns undefined where none waits. Its calls can wait. @throws UapiError */
@@ -243,6 +295,17 @@ export class UnixSocket implements Disposable {
     if (bytes >= 0) return bytes;
     if (wouldBlock()) return 0;
     throw failure("sendmsg", `send ${end - at} bytes`);
+  }
+
+  /** SO_PEERCRED: the process that listened, or connected, at the other end; pid 0 for one of another PID namespace. */
+  get peer(): { readonly pid: number; readonly uid: number } {
+    this.#checkOpen("getsockopt");
+    const credentials = new Uint8Array(ucred.size);
+    const length = Uint32Array.of(ucred.size);
+    if (getsockoptCall(this.fd, SOL_SOCKET, SO_PEERCRED, credentials, length) !== 0) {
+      throw failure("getsockopt", "find out who is at the other end");
+    }
+    return ucred.decode(credentials);
   }
 
   /**

@@ -4,7 +4,7 @@ import { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
 import { RamBitmap } from "../bitmap/ram-bitmap.js";
 import { iovaOf, PAGE_SIZE } from "../memory/address.js";
 import { createGuestMemory } from "../memory/guest-memory.js";
-import { addDirty, type MappedArea, writeableAreas } from "./areas.js";
+import { addArea, addDirty, endPage, type MappedArea, writeableAreas } from "./areas.js";
 import { markedPages } from "./fake-machine.test.helper.js";
 
 const memory = createGuestMemory(4 * 2 ** 20);
@@ -81,5 +81,59 @@ describe("taking a tracker's bits over into RAM", () => {
     bar.setAll();
     addDirty(into, bar, writeableAreas(memory));
     expect(into.count()).toBe(0);
+  });
+});
+
+describe("areas", () => {
+  const at = (iova: bigint, length: bigint): MappedArea => ({ iova, length, guestPage: 0 });
+
+  test("of RAM that devices may write are its writeable regions, at their own addresses", () => {
+    const expected = memory.regions.filter(({ writeable }) => writeable);
+    expect(expected.length).toBeLessThan(memory.regions.length);
+    expect(writeableAreas(memory)).toEqual(
+      expected.map(({ firstPage, pages }) => ({
+        iova: BigInt(firstPage) * 4096n,
+        length: BigInt(pages) * 4096n,
+        guestPage: firstPage,
+      })),
+    );
+  });
+
+  test("end with the page behind their last byte", () => {
+    expect(endPage([])).toBe(0);
+    expect(endPage([at(0n, 1n)])).toBe(1);
+    expect(endPage([at(0n, 4096n)])).toBe(1);
+    expect(endPage([at(0n, 4097n)])).toBe(2);
+    expect(endPage([at(0x10000n, 4096n), at(0n, 4096n)])).toBe(17);
+    expect(endPage([at(2n ** 64n - 4096n, 4096n)])).toBe(2 ** 52);
+  });
+
+  test("are marked as wholes, as far as they are RAM", () => {
+    const into = new RamBitmap(memory);
+    const [, low] = writeableAreas(memory);
+    addArea(into, { ...low, length: 3n * 4096n });
+    expect(markedPages(into)).toEqual([0, 1, 2].map((page) => low.guestPage + page));
+  });
+
+  test("take nothing from a bitmap that ends where they begin, or begins where they end", () => {
+    const [, low] = writeableAreas(memory);
+    for (const iova of [low.iova - 32n * 4096n, low.iova + 64n * 4096n]) {
+      const into = new RamBitmap(memory);
+      const dirty = new DirtyBitmap({ iova, length: 32n * 4096n, granule: PAGE_SIZE });
+      dirty.setAll();
+      addDirty(into, dirty, [{ ...low, length: 64n * 4096n }]);
+      expect(into.count()).toBe(0);
+    }
+  });
+
+  test.each([31, 32, 33, 63, 64, 65])("take the first %d pages of a longer bitmap, and no more", (pages) => {
+    const [, low] = writeableAreas(memory);
+    for (const shift of [0n, 1n, 32n]) {
+      const into = new RamBitmap(memory);
+      const dirty = new DirtyBitmap({ iova: low.iova - shift * 4096n, length: 256n * 4096n, granule: PAGE_SIZE });
+      dirty.setAll();
+      addDirty(into, dirty, [{ ...low, length: BigInt(pages) * 4096n }]);
+      expect(markedPages(into)).toEqual(Array.from({ length: pages }, (_, i) => low.guestPage + i));
+    }
   });
 });

@@ -1,4 +1,4 @@
-import type { HwInfo, MigrationSupport, TrackingFlags } from "../host/host.js";
+import type { HwInfo, MigrationSupport } from "../host/host.js";
 import type { DeviceTracker } from "./choice.js";
 
 /** What a tracker that a device has can do. */
@@ -18,18 +18,28 @@ export interface TrackerMissing {
   readonly why: string;
 }
 
-export type TrackerCapability = TrackerAvailable | TrackerMissing;
+/** A tracker of which nothing tells whether the device has it. */
+export interface TrackerUnknown {
+  readonly available: "unknown";
+  /** A clause: "nothing is known of its driver vendor_vfio_pci". */
+  readonly why: string;
+}
 
-/** All that is to be known of a device before trackers are chosen. */
+export type TrackerCapability = TrackerAvailable | TrackerMissing | TrackerUnknown;
+
+/** An answer that a probed device always gives, and that a guess may not have. */
+export type Answer = boolean | "unknown";
+
+/** All that is to be known of a device before trackers are chosen. A device that was asked leaves nothing `unknown`. */
 export interface DeviceCapabilities {
   readonly id: string;
   readonly model: string;
   readonly mdev: boolean;
   /** The two capability flags that the thread asks for. */
-  readonly flags: TrackingFlags;
+  readonly flags: { readonly tracksInternally: Answer; readonly tracksThroughContainer: Answer };
   /** null: the device can't migrate. */
-  readonly migration: MigrationSupport | null;
+  readonly migration: MigrationSupport | null | "unknown";
   /** The system IOMMU in front of it; null for an mdev, which has none. */
-  readonly iommu: Pick<HwInfo, "type" | "dirtyTracking" | "pageSizes"> | null;
+  readonly iommu: (Pick<HwInfo, "type" | "pageSizes"> & { readonly dirtyTracking: Answer }) | null;
   readonly trackers: Readonly<Record<DeviceTracker, TrackerCapability>>;
 }

@@ -1,3 +1,4 @@
+import { DEFAULTS } from "../defaults.js";
 import type { TrackerKind } from "./tracker.js";
 
 /** Trackers that a device can be given; vCPUs have theirs. */
@@ -64,11 +65,11 @@ export function policyName({ order, measured }: Policy): string {
 }
 
 export const DEFAULT_POLICY: Policy = {
-  order: "iommu-first",
+  order: DEFAULTS.policy,
   trackers: {},
   granules: {},
-  domain: "per-device",
-  untracked: "everything",
+  domain: DEFAULTS.domain,
+  untracked: DEFAULTS.untracked,
   untrackedDevices: {},
 };
 

@@ -12,6 +12,7 @@ import type {
   Vcpus,
   VfioDevice,
 } from "../host/host.js";
+import type { DeviceShape } from "../host/shape.js";
 import { iovaOf, PAGE_SIZE, type PageNumber, pageOf } from "../memory/address.js";
 import { createGuestMemory, type GuestMemory } from "../memory/guest-memory.js";
 import type { ErrnoName } from "../uapi/errno.js";
@@ -95,6 +96,10 @@ export class FakeVfioDevice implements VfioDevice {
     return log === undefined
       ? null
       : { pageSizes: [PAGE_SIZE], maxRanges: 16, addressWidth: 52, readableWhen: "always", ...log };
+  }
+
+  async shape(): Promise<DeviceShape> {
+    return { version: 1, model: this.model, stateVersion: 1, regions: [], irqs: [], config: null, facts: {} };
   }
 
   async bind(): Promise<never> {

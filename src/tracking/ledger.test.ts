@@ -2,7 +2,7 @@ import fc from "fast-check";
 import { expect, test } from "vitest";
 import { RamBitmap } from "../bitmap/ram-bitmap.js";
 import { createGuestMemory } from "../memory/guest-memory.js";
-import { Ledger } from "./ledger.js";
+import { Ledger, ledgerKey } from "./ledger.js";
 
 const memory = createGuestMemory(4 * 2 ** 20);
 
@@ -53,4 +53,36 @@ test("devices that share a domain are reported as the domain, and have no share 
   // It has a log of its own besides, which tells its share.
   expect(ledger.device("nic1")).toEqual({ pagesReported: 1, pagesExclusive: 0, readMs: 1 });
   expect(ledger.device("nic")).toEqual({ pagesReported: 0, pagesExclusive: 0, readMs: 0 });
+});
+
+test("knows who ever reported a page, at the edges of words", () => {
+  const ledger = new Ledger();
+  ledger.record([
+    { owner: "nic0", pages: pagesOf([0, 31, 32]), readMs: 1 },
+    { owner: "cpu", pages: pagesOf([32, 63]), readMs: 1 },
+  ]);
+  ledger.record([{ owner: "nic0", pages: pagesOf([64]), readMs: 1 }]);
+  const { arena, arenaPage } = memory.regions.find(({ firstPage }) => firstPage === 256) ?? memory.regions[0];
+  const owners = (page: number) => ledger.ownersOf(arena, arenaPage + page);
+  expect([0, 1, 30, 31, 32, 33, 62, 63, 64, 65].map((page) => owners(page))).toEqual([
+    ["nic0"],
+    [],
+    [],
+    ["nic0"],
+    ["nic0", "cpu"],
+    [],
+    [],
+    ["cpu"],
+    ["nic0"],
+    [],
+  ]);
+});
+
+test("a read of nobody counts nothing, and a container is nobody's own", () => {
+  const ledger = new Ledger();
+  expect(ledger.record([])).toEqual({});
+  ledger.record([{ owner: "container", pages: pagesOf([1]), readMs: 4 }]);
+  expect(ledger.device("nic0")).toEqual({ pagesReported: null, pagesExclusive: null, readMs: 4 });
+  expect(ledger.reads).toHaveLength(2);
+  expect([ledgerKey("nic0"), ledgerKey("nic0+nic1")]).toEqual(["nic0", "domain:nic0+nic1"]);
 });

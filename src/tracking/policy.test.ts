@@ -124,7 +124,7 @@ describe("granules", () => {
     [{ granules: { nic0: 5000 } }, "5000 bytes is no power of two", "the tracker 'iommu' takes 4K or 2M"],
     [{ granules: { nic0: 8192 } }, "has no granule of 8K", "the tracker 'iommu' takes 4K or 2M"],
     [{ granules: { nic0: 0 } }, "0 bytes is no power of two", "takes 4K or 2M"],
-    [{ granules: { nic0: 4096 }, trackers: { nic0: "everything" } } as const, "has no tracker", "leave out"],
+    [{ granules: { nic0: 4096 }, trackers: { nic0: "everything" } } as const, "gets no tracker", "leave out"],
   ])("that can't be are refused in one line that says what would work: %j", (policy, message, remedy) => {
     const error = refusal([nic0], policy);
     expect(error.code).toBe("BAD_GRANULE");
@@ -150,8 +150,60 @@ describe("what can't be asked for", () => {
   });
 });
 
+describe("what nothing is known of", () => {
+  const strange = device("new0", { own: "unknown", iommu: false, stop: "unknown" });
+
+  test("is not chosen by itself, and said to be unknown", () => {
+    expect(chooseTrackers([strange], DEFAULT_POLICY)).toMatchObject([
+      { tracker: "everything", reason: expect.stringContaining("nothing tells") },
+    ]);
+  });
+
+  test("is taken at the operator's word, with the doubt told", () => {
+    expect(chooseTrackers([strange], { ...DEFAULT_POLICY, trackers: { new0: "device" } })).toMatchObject([
+      {
+        tracker: "device",
+        reason: "the operator asked for 'device', and whether it is there is not known: nothing tells",
+      },
+    ]);
+    expect(chooseTrackers([strange], { ...DEFAULT_POLICY, untracked: "suspend" })).toMatchObject([
+      { suspend: true, reason: expect.stringMatching(/whether it can be stopped is not known\)$/) },
+    ]);
+  });
+
+  test("stays on a tracking domain that others share only if the operator asked for that", () => {
+    const shared = { ...DEFAULT_POLICY, domain: "shared" } as const;
+    const dark = device("dark0", { iommu: "unknown" });
+    expect(chooseTrackers([nic0, dark], shared)[1].domain).toBeNull();
+    const asked = chooseTrackers([nic0, dark], { ...shared, trackers: { dark0: "iommu" } });
+    expect(asked[1]).toMatchObject({ tracker: "iommu", domain: { key: "shared", dirtyTracking: true } });
+  });
+});
+
+describe("a remedy names what is possible:", () => {
+  const ofRefuse = (parts: Parameters<typeof device>[1]) => refusal([device("dev0", parts)], { untracked: "refuse" });
+
+  test("to suspend only what can be stopped, or may be", () => {
+    expect(ofRefuse({ stop: true }).remedy).toMatch(/everything\), or suspend it/);
+    expect(ofRefuse({ stop: "unknown" }).remedy).toMatch(/suspend it/);
+    expect(ofRefuse({ stop: false }).remedy).not.toMatch(/suspend/);
+  });
+
+  test("a tracker only where there is one, or may be", () => {
+    expect(ofRefuse({}).remedy).not.toMatch(/--tracker/);
+    const unknown = ofRefuse({ own: "unknown" });
+    expect(unknown.message).toContain("dev0 has no dirty tracker that is known of");
+    expect(unknown.remedy).toMatch(/--tracker dev0=device/);
+    const granule = (parts: Parameters<typeof device>[1]) =>
+      refusal([device("dev0", parts)], { granules: { dev0: 4096 }, trackers: { dev0: "everything" } }).remedy;
+    expect(granule({})).toBe("leave out the granule of dev0");
+    expect(granule({ own: true })).toBe("leave out the granule of dev0, or give it a tracker (device)");
+  });
+});
+
 describe("for all devices and policies", () => {
-  const parts = fc.record({ mdev: fc.boolean(), iommu: fc.boolean(), own: fc.boolean(), stop: fc.boolean() });
+  const answer = fc.constantFrom(true, false, "unknown" as const);
+  const parts = fc.record({ mdev: fc.boolean(), iommu: answer, own: answer, stop: answer });
   const machine = fc.array(parts, { maxLength: 6 }).map((all) => all.map((part, index) => device(`dev${index}`, part)));
   const forDevices = <T>(value: fc.Arbitrary<T>) => {
     return fc.dictionary(fc.constantFrom("dev0", "dev1", "dev2", "dev9"), value, { maxKeys: 2, noNullPrototype: true });
@@ -183,12 +235,13 @@ describe("for all devices and policies", () => {
         expect(Object.keys(choices)).toEqual(probed.map(({ id }) => id));
         for (const { id, trackers, migration, iommu } of probed) {
           const { tracker, granule, domain, suspend, reason } = choices[id];
-          expect(trackers[tracker].available).toBe(true);
+          const asked = policy.trackers[id] !== undefined;
+          expect(trackers[tracker].available).toSatisfy((has) => has === true || (asked && has === "unknown"));
           if (policy.trackers[id] !== undefined) expect(tracker).toBe(policy.trackers[id]);
           if (policy.granules[id] !== undefined) expect(granule).toBe(policy.granules[id]);
           if (tracker === "iommu") expect(domain?.dirtyTracking).toBe(true);
-          if (domain?.type === "hwpt" && domain.dirtyTracking) expect(iommu?.dirtyTracking).toBe(true);
-          if (suspend) expect([tracker, migration?.stopCopy]).toEqual(["everything", true]);
+          if (domain?.type === "hwpt" && domain.dirtyTracking) expect(iommu?.dirtyTracking).not.toBe(false);
+          if (suspend) expect([tracker, migration === null]).toEqual(["everything", false]);
           expect(reason).not.toBe("");
         }
       }),

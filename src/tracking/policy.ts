@@ -1,6 +1,6 @@
 import { UsageError } from "../errors.js";
 import { isPowerOfTwo, PAGE_SIZE } from "../memory/address.js";
-import type { DeviceCapabilities, TrackerAvailable } from "./capabilities.js";
+import type { Answer, DeviceCapabilities } from "./capabilities.js";
 import type { DeviceTracker, DomainChoice, MeasuredChoice, Policy, TrackerChoice, Untracked } from "./choice.js";
 
 /** Names that the ledger gives to owners that are no devices. */
@@ -12,7 +12,8 @@ type BitTracker = keyof typeof BITS;
 
 /**
  * Chooses a tracker, a granule and a domain for each device. A pure function: the same devices, in whatever order, and
- * the same policy give each device the same choice, and a tracker that a device lacks is never chosen.
+ * the same policy give each device the same choice, and a tracker that a device lacks is never chosen. One of which
+ * nothing is known is chosen only if the operator, or a measurement, names it.
  * @throws UsageError `UNKNOWN_DEVICE`, `UNKNOWN_TRACKER`, `TRACKER_LACKING`, `BAD_GRANULE`, `UNTRACKED_DEVICE`,
  * `CANNOT_SUSPEND`, and of measurements `NOT_MEASURED`, `MODEL_CHANGED`, `TRACKER_GONE`; each in one line that says what
  * would work
@@ -43,7 +44,8 @@ function chooseOne(device: DeviceCapabilities, policy: Policy): TrackerChoice {
   const override = Object.hasOwn(policy.trackers, device.id) ? policy.trackers[device.id] : undefined;
   const measured = measuredFor(device, policy);
   const order = trackersInOrder(device, policy.order);
-  const tracker = override ?? measured?.tracker ?? order.find((kind) => device.trackers[kind].available) ?? null;
+  const tracker =
+    override ?? measured?.tracker ?? order.find((kind) => device.trackers[kind].available === true) ?? null;
   if (override !== undefined) checkOverride(device, override);
 
   const untracked = Object.hasOwn(policy.untrackedDevices, device.id) ? policy.untrackedDevices[device.id] : undefined;
@@ -80,7 +82,7 @@ function measuredFor(device: DeviceCapabilities, { measured, trackers }: Policy)
   const { id, model } = device;
   if (measured === undefined || Object.hasOwn(trackers, id)) return null;
   const choice = Object.hasOwn(measured.devices, id) ? measured.devices[id] : undefined;
-  const again = `measure it: dirtmap bench trackers --device ${id}; or name its tracker (--tracker ${id}=…)`;
+  const again = `measure it with \`dirtmap bench trackers --device ${id}\` and the same --host, or name its tracker (--tracker ${id}=…)`;
   if (choice === undefined) {
     if (measured.unmeasured === "follow-order") return null;
     throw new UsageError(`${measured.from} has no benchmark of ${id}`, {
@@ -95,14 +97,15 @@ function measuredFor(device: DeviceCapabilities, { measured, trackers }: Policy)
     });
   }
   const capability = device.trackers[choice.tracker];
-  if (!capability.available) {
+  if (capability.available === false) {
     throw new UsageError(
       `${measured.from} recommends '${choice.tracker}' for ${id}, which it has no more: ${capability.why}`,
       { code: "TRACKER_GONE", remedy: again },
     );
   }
   const { granule } = choice;
-  if (granule !== null && capability.pageSizes.length > 0 && !capability.pageSizes.includes(granule)) {
+  const pageSizes = pageSizesOf(device, choice.tracker);
+  if (granule !== null && pageSizes.length > 0 && !pageSizes.includes(granule)) {
     throw new UsageError(
       `${measured.from} recommends a granule of ${size(granule)} for ${id}, which its tracker '${choice.tracker}' has no more`,
       { code: "TRACKER_GONE", remedy: again },
@@ -117,14 +120,26 @@ function trackersInOrder({ mdev }: DeviceCapabilities, order: Policy["order"]): 
   return order === "iommu-first" ? ["iommu", own] : [own, "iommu"];
 }
 
+/** The granules that a tracker can be asked for; empty where nothing tells. */
+function pageSizesOf({ trackers }: DeviceCapabilities, tracker: DeviceTracker): readonly number[] {
+  const capability = trackers[tracker];
+  return capability.available === true ? capability.pageSizes : [];
+}
+
+/** The trackers with bits that a device has, or may have for all that is known. */
+function possibleTrackers({ trackers }: DeviceCapabilities): BitTracker[] {
+  return (Object.keys(BITS) as BitTracker[]).filter((kind) => trackers[kind].available !== false);
+}
+
 function checkOverride(device: DeviceCapabilities, tracker: DeviceTracker): void {
-  const has = Object.entries(device.trackers).flatMap(([kind, { available }]) => (available ? [kind] : []));
-  const remedy = `${device.id} has: ${has.join(", ")}`;
+  const has = Object.entries(device.trackers).flatMap(([kind, { available }]) => (available === true ? [kind] : []));
+  const may = possibleTrackers(device).filter((kind) => !has.includes(kind));
+  const remedy = `${device.id} has: ${has.join(", ")}${may.length === 0 ? "" : `, and may have: ${may.join(", ")}`}`;
   if (!Object.hasOwn(device.trackers, tracker)) {
     throw new UsageError(`there is no tracker '${tracker}'`, { code: "UNKNOWN_TRACKER", remedy });
   }
   const capability = device.trackers[tracker];
-  if (capability.available) return;
+  if (capability.available !== false) return;
   throw new UsageError(`${device.id} can't be tracked by '${tracker}': ${capability.why}`, {
     code: "TRACKER_LACKING",
     remedy,
@@ -132,7 +147,7 @@ function checkOverride(device: DeviceCapabilities, tracker: DeviceTracker): void
 }
 
 function chooseGranule(device: DeviceCapabilities, tracker: BitTracker, policy: Policy): number {
-  const { pageSizes } = device.trackers[tracker] as TrackerAvailable;
+  const pageSizes = pageSizesOf(device, tracker);
   const asked = Object.hasOwn(policy.granules, device.id) ? policy.granules[device.id] : undefined;
   // The smallest by default: a coarser bit names pages that nobody wrote, and those are what a migration pays for.
   if (asked === undefined) return measuredFor(device, policy)?.granule ?? pageSizes[0] ?? PAGE_SIZE;
@@ -159,25 +174,30 @@ function badGranule(
 }
 
 function untrackedChoice(device: DeviceCapabilities, policy: Policy, fate: Untracked, asked: boolean): TrackerChoice {
-  const { id, migration } = device;
+  const { id } = device;
+  const possible = possibleTrackers(device);
   if (Object.hasOwn(policy.granules, id)) {
-    throw new UsageError(`no such granule for ${id}: it has no tracker whose granule could be chosen`, {
+    throw new UsageError(`no such granule for ${id}: it gets no tracker whose granule could be chosen`, {
       code: "BAD_GRANULE",
-      remedy: `leave out the granule of ${id}, or give it a tracker`,
+      remedy: `leave out the granule of ${id}${possible.length === 0 ? "" : `, or give it a tracker (${possible.join(" or ")})`}`,
     });
   }
+  const stops = canStop(device);
   const why = asked
     ? "the operator asked for no tracker"
     : trackersInOrder(device, policy.order)
         .map((kind) => missing(device, kind))
         .join(", and ");
   if (fate === "refuse") {
-    throw new UsageError(`${id} has no dirty tracker: ${why}`, {
-      code: "UNTRACKED_DEVICE",
-      remedy: "count everything that it may write as dirty (everything), or suspend it for the migration (suspend)",
-    });
+    const ways = [
+      "count everything that it may write as dirty (everything)",
+      ...(stops === false ? [] : ["suspend it for the migration (suspend)"]),
+      ...(possible.length === 0 ? [] : [`name its tracker (--tracker ${id}=${possible[0]})`]),
+    ];
+    const none = possible.length === 0 || asked ? "has no dirty tracker" : "has no dirty tracker that is known of";
+    throw new UsageError(`${id} ${none}: ${why}`, { code: "UNTRACKED_DEVICE", remedy: ways.join(", or ") });
   }
-  if (fate === "suspend" && migration?.stopCopy !== true) {
+  if (fate === "suspend" && stops === false) {
     throw new UsageError(`${id} can't be suspended: it does not support STOP`, {
       code: "CANNOT_SUSPEND",
       remedy: "count everything that it may write as dirty instead (everything)",
@@ -191,15 +211,20 @@ function untrackedChoice(device: DeviceCapabilities, policy: Policy, fate: Untra
     suspend: fate === "suspend",
     reason:
       fate === "suspend"
-        ? `untracked, since ${why}: suspended for the migration, so that it writes nothing`
+        ? `untracked, since ${why}: suspended for the migration, so that it writes nothing${stops === "unknown" ? " (whether it can be stopped is not known)" : ""}`
         : `untracked, since ${why}: everything that it may write counts as dirty`,
     alternatives: alternatives(device, "everything", policy, asked ? ASKED : null),
   };
 }
 
+/** Whether a device supports STOP, and so can be suspended. */
+function canStop({ migration }: DeviceCapabilities): Answer {
+  return migration === "unknown" ? "unknown" : migration?.stopCopy === true;
+}
+
 function missing(device: DeviceCapabilities, kind: BitTracker): string {
   const capability = device.trackers[kind];
-  return capability.available ? `'${kind}' was passed over` : capability.why;
+  return capability.available === true ? `'${kind}' was passed over` : capability.why;
 }
 
 /** For an mdev, which has no iommu_domain, the emulated IOMMU stands in its place. */
@@ -208,7 +233,11 @@ function called({ mdev }: DeviceCapabilities, tracker: BitTracker): string {
 }
 
 function reasonFor(device: DeviceCapabilities, tracker: BitTracker, policy: Policy, asked: boolean): string {
-  const { what } = device.trackers[tracker] as TrackerAvailable;
+  const capability = device.trackers[tracker];
+  if (capability.available !== true) {
+    return `the operator asked for '${tracker}', and whether it is there is not known: ${capability.why}`;
+  }
+  const { what } = capability;
   if (asked) return `the operator asked for '${tracker}': ${what}`;
   const [first] = trackersInOrder(device, policy.order);
   if (tracker === first) return `${policy.order}: ${called(device, first)} is asked first, and has ${what}`;
@@ -224,7 +253,7 @@ function alternatives(
   const others = (Object.keys(BITS) as BitTracker[]).filter((kind) => kind !== chosen);
   return others.map((tracker) => {
     const capability = device.trackers[tracker];
-    if (!capability.available) return { tracker, why: capability.why };
+    if (capability.available !== true) return { tracker, why: capability.why };
     return { tracker, why: passedOver ?? `${policy.order} asks ${chosen} before it` };
   });
 }
@@ -240,8 +269,8 @@ function ownDomain(device: DeviceCapabilities, tracker: BitTracker, granule: num
   return { key: `own:${device.id}`, type: "hwpt", dirtyTracking, hugePages };
 }
 
-function demandsSmallPages({ trackers }: DeviceCapabilities, granule: number): boolean {
-  const pageSizes = trackers.iommu.available ? trackers.iommu.pageSizes : [];
+function demandsSmallPages(device: DeviceCapabilities, granule: number): boolean {
+  const pageSizes = pageSizesOf(device, "iommu");
   return pageSizes.length !== 1 && granule === (pageSizes[0] ?? PAGE_SIZE);
 }
 
@@ -264,7 +293,8 @@ function shareDomains(
   const hugePages = members.every((domain) => domain.hugePages);
   return choices.map((choice, index) => {
     if (shares[index] === null) return choice;
-    const tracks = dirtyTracking && probed[index].iommu?.dirtyTracking === true;
+    const asked = choice.tracker === "iommu";
+    const tracks = dirtyTracking && (asked || probed[index].iommu?.dirtyTracking === true);
     return {
       ...choice,
       domain: tracks

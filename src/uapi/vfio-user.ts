@@ -68,6 +68,12 @@ export const vfio_user_dma_map = struct("vfio_user_dma_map", {
 });
 export const VFIO_USER_F_DMA_REGION_READ = 1 << 0;
 export const VFIO_USER_F_DMA_REGION_WRITE = 1 << 1;
+/**
+ * How the server is to reach the file that comes along, as libvfio-user has it since its commit 5d64ebf: mapped, or by pread and
+ * pwrite. The specification has neither.
+ */
+export const VFIO_USER_F_DMA_REGION_MMAP = 1 << 2;
+export const VFIO_USER_F_DMA_REGION_FILE_IO = 1 << 3;
 
 /** VFIO_USER_DMA_UNMAP */
 export const vfio_user_dma_unmap = struct("vfio_user_dma_unmap", {
@@ -184,7 +190,19 @@ export const DIRTMAP_COMMAND = {
   COUNTERS: 0x8000,
   /** VFIO_MIG_GET_PRECOPY_INFO, which has no message of its own: struct vfio_precopy_info in the request and the reply. */
   PRECOPY_INFO: 0x8001,
+  /** What a migration's controlling side tells before it gives the machine up, and after: {@link dirtmap_handover}. */
+  HANDOVER: 0x8002,
 } as const;
+
+/**
+ * The version of {@link DIRTMAP_COMMAND}, which both sides name in the JSON of VFIO_USER_VERSION: `"capabilities":
+ * {"dirtmap": {"protocol": 1, "software": …}}`. Raised when either side could misread the other.
+ */
+export const DIRTMAP_PROTOCOL = 1;
 
 /** DIRTMAP_COMMAND.COUNTERS; in the reply, JSON with a terminating NUL follows. */
 export const dirtmap_counters = struct("dirtmap_counters", { argsz: "u32", flags: "u32" });
+
+/** DIRTMAP_COMMAND.HANDOVER; the migration's id follows, in ASCII. The reply is the structure alone. */
+export const dirtmap_handover = struct("dirtmap_handover", { argsz: "u32", notice: "u32" });
+export const DIRTMAP_HANDOVER = { committing: 1, gone: 2 } as const;

@@ -33,6 +33,9 @@ const SIZE = vfio_user_header.offsetOf("msg_size");
 const FLAGS = vfio_user_header.offsetOf("flags");
 const ERROR = vfio_user_header.offsetOf("error");
 
+/** All that a reply can have. */
+const REPLY_FLAGS = VFIO_USER_F_TYPE | VFIO_USER_F_ERROR;
+
 const NO_FDS: readonly number[] = [];
 /** Of a message that came without: nothing is ever put there. */
 const CAME_WITHOUT: number[] = [];
@@ -143,6 +146,9 @@ export class MessageSocket implements Disposable {
     const type = flags & VFIO_USER_F_TYPE;
     if (type !== VFIO_USER_F_TYPE_COMMAND && type !== VFIO_USER_F_TYPE_REPLY) {
       throw new DirtmapError(`a message of type ${type}`, { code: "PROTOCOL" });
+    }
+    if (type === VFIO_USER_F_TYPE_REPLY && (flags & ~REPLY_FLAGS) !== 0) {
+      throw new DirtmapError(`a reply with flags 0x${flags.toString(16)}`, { code: "PROTOCOL" });
     }
     this.#start = at + size;
     const from = at + HEADER_BYTES;

@@ -5,6 +5,7 @@ import { connectTo, type UnixSocket } from "../sys/unix-socket.js";
 import { errnoName, UapiError } from "../uapi/errno.js";
 import type { Fields, Given, Struct } from "../uapi/struct.js";
 import {
+  DIRTMAP_PROTOCOL,
   VFIO_USER_COMMAND,
   VFIO_USER_F_NO_REPLY,
   VFIO_USER_F_TYPE_COMMAND,
@@ -23,6 +24,9 @@ import { closeFds, type Message, MessageSocket } from "./message-socket.js";
 /** Bytes of the largest reply that a test asks for. */
 const MAX_PAYLOAD = 80 * 2 ** 20;
 const LIMIT_MS = 10_000;
+
+/** What a client of Dirtmap's says of itself: it may use Dirtmap's own commands. */
+export const DIRTMAPS_OWN = { max_msg_fds: 16, dirtmap: { protocol: DIRTMAP_PROTOCOL } };
 
 /** A reply without an error. Who takes a descriptor closes it. */
 export interface Reply {
@@ -51,7 +55,7 @@ export class RawClient implements Disposable {
   }
 
   /** Connects and agrees on the version. */
-  static open(path: string, capabilities: object = { max_msg_fds: 16 }): RawClient {
+  static open(path: string, capabilities: object = DIRTMAPS_OWN): RawClient {
     const client = RawClient.connect(path);
     try {
       client.version(capabilities);

@@ -164,6 +164,18 @@ export function vfioConformance(name: string, fixture: VfioFixture): void {
           expect(new Set(device.irqs.map(({ index }) => index)).size).toBe(device.irqs.length);
         });
 
+        test("two devices of one model are the same to a guest, whatever state they are in", async () => {
+          await attachBoth();
+          const shape = await other.shape();
+          expect(await device.shape()).toEqual(shape);
+          expect(shape.regions.map(({ index }) => index)).toEqual(device.regions.map(({ index }) => index));
+          expect(shape.config).toMatch(/^[0-9a-f]{4}/);
+          if (fixture.migration !== null) {
+            await fixture.mark(device);
+            expect(await device.shape()).toEqual(shape);
+          }
+        });
+
         test(`attaching to an IOAS attaches to ${fixture.mdev ? "the IOAS itself" : "an HWPT that is made for it"}`, async () => {
           await device.bind(iommufd);
           const id = await device.attach(bench.ioases[0]);

@@ -1,5 +1,7 @@
 import type { NewBenchmark, NewRun } from "../../src/evidence/store/store.js";
 import type { MigrationEvent, ReadEvent } from "../../src/migration/events.js";
+import type { RunConditions } from "../../src/observe/conditions.js";
+import { CONDITIONS } from "../../src/observe/conditions.test.helper.js";
 import type { FeedHeader } from "../../src/observe/feed/schema.js";
 
 /* Runs and benchmarks to show: made up, of the shape of real ones. */
@@ -84,7 +86,13 @@ export function story(rounds: number): MigrationEvent[] {
 /** A run that is over. */
 export function pastRun(
   name: string,
-  more: { scenario?: string; result?: string; rounds?: number; downtimeMs?: number | null } = {},
+  more: {
+    scenario?: string;
+    result?: string;
+    rounds?: number;
+    downtimeMs?: number | null;
+    conditions?: Partial<RunConditions>;
+  } = {},
 ): NewRun {
   const { scenario = "mixed", result = "completed", rounds = 6, downtimeMs = 61.5 } = more;
   const events = story(rounds);
@@ -137,6 +145,7 @@ export function pastRun(
         : { error: { code: "CANCELLED", message: "the migration was cancelled; the source goes on running" } }),
     },
     reads,
+    conditions: { ...CONDITIONS, ...more.conditions },
   };
 }
 
@@ -157,6 +166,7 @@ export const BENCHMARK: NewBenchmark = {
         trackers: [
           {
             tracker: "device",
+            granule: 4096,
             foundGranule: 4096,
             problem: null,
             start: { median: 0.4 },
@@ -165,6 +175,7 @@ export const BENCHMARK: NewBenchmark = {
           },
           {
             tracker: "iommu",
+            granule: 2 ** 31,
             foundGranule: 2 ** 21,
             problem: null,
             start: { median: 2.5 },
@@ -186,8 +197,8 @@ export const RECOMMENDATION = {
       granule: 4096,
       domain: "per-device",
       figures: { downtimeMs: 41, readMs: 1.5 },
-      margin: { over: { tracker: "iommu", granule: 2 ** 21 }, text: "would have more downtime: 95 ms against 41 ms" },
-      reason: "'device' at 4K, since 'iommu' at 2M would have more downtime: 95 ms against 41 ms",
+      margin: { over: { tracker: "iommu", granule: 2 ** 31 }, text: "would have more downtime: 95 ms against 41 ms" },
+      reason: "'device' at 4K, since 'iommu' at 2G would have more downtime: 95 ms against 41 ms",
     },
   ],
 };

@@ -17,7 +17,8 @@ const VIEWS: readonly (readonly [hash: string, sight: string])[] = [
   ["#/runs", "Choose two"],
   ["#/runs/1", "Predicted and actual"],
   ["#/runs/3", "the source goes on running"],
-  ["#/compare/1/2", "What each round left"],
+  ["#/compare/1/2", "The runs differ in: scenario, bandwidth. So may their figures."],
+  ["#/compare/1/4", "Of run 4, most conditions were not recorded."],
   ["#/benchmarks", "Recommended"],
   ["#/benchmarks/1", "Trackers of dev0"],
   ["#/runs/99", "the store has no run 99"],
@@ -53,9 +54,11 @@ describe.skipIf(chromiumPath === undefined)("the dashboard's page", () => {
     ]);
     rig.keep(
       pastRun("past0001"),
-      pastRun("past0002", { scenario: "nic-pair", rounds: 9, downtimeMs: 210 }),
+      pastRun("past0002", { scenario: "nic-pair", rounds: 9, downtimeMs: 210, conditions: { bandwidth: 1e9 } }),
       pastRun("past0003", { result: "cancelled", rounds: 2, downtimeMs: null }),
     );
+    const [old] = rig.keep(pastRun("past0004"));
+    rig.forgetConditions(old);
     rig.keepBenchmark(BENCHMARK);
     await rig.begin(header("live0001", 4), story(20));
   });
@@ -135,8 +138,28 @@ describe.skipIf(chromiumPath === undefined)("the dashboard's page", () => {
     expect(await page.getByLabel("Compare run 3").isDisabled()).toBe(true);
     await compare.click();
     await page.getByRole("table", { name: "Runs 1 and 2" }).waitFor();
-    const downtime = page.getByRole("row", { name: /^Downtime/ });
+    const figures = page.getByRole("table", { name: "Runs 1 and 2" });
+    const downtime = figures.getByRole("row", { name: /^Downtime/ });
     expect(await cells(downtime)).toEqual(["62 ms", "210 ms", "+241 %"]);
+  });
+
+  it("says what differs before it compares figures, and what was not recorded", async () => {
+    await using opened = await open(`${rig.url}#/compare/1/2`);
+    const { page } = opened;
+    const row = (name: RegExp) => page.getByRole("table", { name: /^Conditions/ }).getByRole("row", { name });
+    await row(/^Bandwidth/).waitFor();
+    expect(await cells(row(/^Bandwidth/))).toEqual(["unlimited", "954M/s", "differs"]);
+    expect(await cells(row(/^Channels/))).toEqual(["2", "2", "yes"]);
+    expect(await page.getByRole("heading", { level: 2 }).allTextContents()).toEqual(
+      expect.arrayContaining(["What differs", "Figures"]),
+    );
+    await page.goto(`${rig.url}#/compare/1/4`);
+    await page.getByText("Of run 4, most").waitFor();
+    expect(await cells(row(/^Bandwidth/))).toEqual(["unlimited", "not recorded", "not known"]);
+    expect(await cells(row(/^Design/))).toEqual(["split", "split", "yes"]);
+    await page.goto(`${rig.url}#/runs/4`);
+    await page.getByText("migration past0004").waitFor();
+    expect(await cells(row(/^Transport/))).toEqual(["not recorded"]);
   });
 
   it("shows what the figures are: the sums of the reads, and predicted beside actual", async () => {

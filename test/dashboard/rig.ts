@@ -2,6 +2,7 @@ import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import sqlite from "node-sqlite3-wasm";
 import { type Browser, chromium } from "playwright-core";
 import { evidenceIn } from "../../src/cli/commands/serve.js";
 import { type NewBenchmark, type NewRun, openStore } from "../../src/evidence/store/store.js";
@@ -60,6 +61,14 @@ export class Rig implements AsyncDisposable {
   keep(...runs: readonly NewRun[]): number[] {
     using store = openStore(this.store);
     return runs.map((run) => store.saveRun(run));
+  }
+
+  /** Makes a run one that an older Dirtmap kept. */
+  forgetConditions(id: number): void {
+    const db = new sqlite.Database(this.store);
+    db.exec("PRAGMA locking_mode = EXCLUSIVE");
+    db.run("UPDATE run SET conditions = NULL WHERE id = ?", [id]);
+    db.close();
   }
 
   keepBenchmark(benchmark: NewBenchmark): number {

@@ -4,6 +4,7 @@ import { connect, createServer } from "node:net";
 import { setTimeout } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { publish } from "../../src/migration/events.js";
+import { CONDITIONS } from "../../src/observe/conditions.test.helper.js";
 import { parseMetrics } from "../../src/observe/metrics/parse.test.helper.js";
 import { API_SCHEMAS } from "../../src/observe/server/api-schema.js";
 import { OPERATIONS } from "../../src/observe/server/openapi.js";
@@ -86,7 +87,7 @@ describe("the API", () => {
     expect(await (await get("/api/runs?limit=1")).json()).toMatchObject({ runs: [{ id: 3 }] });
     expect(await (await get("/api/runs?before=3")).json()).toMatchObject({ runs: [{ id: 2 }, { id: 1 }] });
     expect(await (await get("/api/runs/1")).json()).toMatchObject({
-      run: { name: "past0001", report: { verified: true } },
+      run: { name: "past0001", report: { verified: true }, conditions: CONDITIONS },
     });
     expect(await (await get("/api/benchmarks?kind=designs")).json()).toMatchObject({ benchmarks: [] });
   });

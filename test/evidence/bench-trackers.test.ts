@@ -192,7 +192,7 @@ describe("dirtmap recommend", () => {
   it("recommends from the store's newest benchmark, as a table and a file", { timeout: PATIENCE_MS }, async () => {
     const { code, stdout, stderr } = await run("recommend", "--store", store, "--output", recommendation);
     expect(code).toBe(0);
-    expect(stderr).toContain(`follow it with --policy measured:${recommendation}`);
+    expect(stderr).toContain(`to follow it: dirtmap migrate --scenario FILE --policy measured:${recommendation}`);
     expect(stdout).toMatch(/^device +model +tracker +granule +domain +downtime +total +DMA lost/m);
     expect(stdout).toMatch(/^gpu0 +vgpu +pinned +4K +- .* none$/m);
     expect(stdout).toMatch(/^nic0: 'iommu' at (4K, since 'iommu' at 2G|2G, since 'iommu' at 4K) /m);
@@ -239,7 +239,7 @@ describe("dirtmap recommend", () => {
     const { code, stderr } = await run("recommend", "--from", one);
     expect({ code, stderr }).toEqual({
       code: 0,
-      stderr: "dirtmap: nic0 was not measured; dirtmap bench trackers --device nic0 measures it\n",
+      stderr: "dirtmap: nic0 was not measured; dirtmap bench trackers --scenario nic-pair measures it\n",
     });
     const gone = path("gone.json");
     writeFileSync(gone, JSON.stringify(part));

@@ -4,6 +4,7 @@ import type {
   BitmapQuery,
   DataStream,
   DmaLoggingLimits,
+  HandoverNotice,
   Iommufd,
   Machine,
   MigrationSupport,
@@ -13,6 +14,7 @@ import type {
   Vcpus,
   VfioDevice,
 } from "../../src/host/host.js";
+import type { DeviceShape } from "../../src/host/shape.js";
 import { iovaOf, MiB, PAGE_SIZE, type PageNumber } from "../../src/memory/address.js";
 import { createGuestMemory, type GuestMemory } from "../../src/memory/guest-memory.js";
 import { UapiError } from "../../src/uapi/errno.js";
@@ -71,12 +73,18 @@ export class FakeDevice implements VfioDevice {
   readonly model = "fake";
   readonly regions = [];
   readonly irqs = [];
+  /** How large it says that its state is. */
+  stateBytes = 400;
+  /** What a guest can tell it by. */
+  facts: DeviceShape["facts"] = {};
   /** Each state that it was in, in order. */
   readonly states: MigState[];
   /** The device goes to ERROR when it is asked for this state. */
   failAt: MigState | null = null;
   /** The device never answers when it is asked for this state. */
   hangAt: MigState | null = null;
+  /** Called with what it is told about the handover; what it throws is the answer. */
+  onHandover: (notice: HandoverNotice, migration: string) => void = () => {};
   /** Reads of the log that fail from now on. */
   failReports = 0;
   resets = 0;
@@ -139,6 +147,10 @@ export class FakeDevice implements VfioDevice {
     return wrong;
   }
 
+  async shape(): Promise<DeviceShape> {
+    const { model, regions, irqs, facts } = this;
+    return { version: 1, model, stateVersion: 1, regions, irqs, config: null, facts };
+  }
   async bind(): Promise<never> {
     throw refuse("EINVAL", "bind again");
   }
@@ -146,6 +158,10 @@ export class FakeDevice implements VfioDevice {
     return pt;
   }
   async detach(): Promise<void> {}
+
+  async announceHandover(notice: HandoverNotice, migration: string): Promise<void> {
+    this.onHandover(notice, migration);
+  }
 
   async reset(): Promise<void> {
     this.resets++;
@@ -234,7 +250,7 @@ export class FakeDevice implements VfioDevice {
   }
 
   async dataSize(): Promise<number> {
-    return 400;
+    return this.stateBytes;
   }
   async enablePrecopyInfoV2(): Promise<void> {}
 

@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { forEachRun } from "../../src/bitmap/bits.js";
@@ -11,8 +11,11 @@ import type { GuestMemory } from "../../src/memory/guest-memory.js";
 import type { PageDigests, PageReceiver, PageSender } from "../../src/migration/data-plane.js";
 import { type Decision, sendDecision } from "../../src/migration/decision.js";
 import { type ReceiveOptions, type ReceiveResult, receive } from "../../src/migration/destination.js";
+import { listJournals } from "../../src/migration/journals.js";
+import type { ControlLink } from "../../src/migration/peer.js";
 import type { MigrationReport } from "../../src/migration/report.js";
 import { type MigrateOptions, migrate } from "../../src/migration/source.js";
+import type { ControlMessage } from "../../src/migration/stream/messages.js";
 import { connectControl } from "../../src/migration/transport/connect.js";
 import { listen } from "../../src/migration/transport/listener.js";
 import { DEFAULT_POLICY } from "../../src/tracking/choice.js";
@@ -30,6 +33,21 @@ export interface Damage extends Meddlers {
   readonly cutAfterToDestination?: number;
   /** Frames from the destination that arrive; then the connection is cut. */
   readonly cutAfterToSource?: number;
+}
+
+/** What a side hears in place of a message that arrives. */
+export type Hearing = (message: ControlMessage) => readonly ControlMessage[];
+
+function heardThrough(hear: Hearing, link: ControlLink): ControlLink {
+  const heard: ControlMessage[] = [];
+  const receive = async (): Promise<ControlMessage> => {
+    for (;;) {
+      const next = heard.shift();
+      if (next !== undefined) return next;
+      heard.push(...hear(await link.receive()));
+    }
+  };
+  return { receive, send: (message) => link.send(message), close: () => link.close() };
 }
 
 const cutAfter =
@@ -132,7 +150,7 @@ export interface Loopback {
   migrate(options?: Partial<MigrateOptions>): Promise<MigrationReport>;
   /** How the destination's receive ended. */
   readonly received: Promise<ReceiveResult>;
-  /** What `dirtmap resume` and `dirtmap abort` do, for this loopback's migration, as soon as somebody listens. */
+  /** What `dirtmap resume` and `dirtmap abort` do, for this loopback's migration, as soon as it is given up. */
   decide(decision: Decision): Promise<string>;
   close(): Promise<void>;
 }
@@ -144,6 +162,8 @@ const TIMEOUTS = { acceptMs: 2000, deviceMs: 500, readyMs: 1500, runningMs: 500,
 export async function loopback(
   args: {
     damage?: Damage;
+    sourceHears?: Hearing;
+    destinationHears?: Hearing;
     machine?: Partial<FakeOptions>;
     receive?: Partial<ReceiveOptions>;
     onDestination?: (machine: FakeMachine) => void;
@@ -154,7 +174,7 @@ export async function loopback(
   const source = new FakeMachine({ name: "source", witness, running: true, ...args.machine });
   const pages = new DirectPages();
   const listener = await listen({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: 0 } });
-  const { damage = {} } = args;
+  const { damage = {}, sourceHears = (message) => [message], destinationHears = (message) => [message] } = args;
   const between = await frameProxy(listener.endpoint.port, {
     toDestination: damage.toDestination ?? cutAfter(damage.cutAfterToDestination),
     toSource: damage.toSource ?? cutAfter(damage.cutAfterToSource),
@@ -176,7 +196,7 @@ export async function loopback(
       return await receive({
         source: {
           from: "test",
-          control,
+          control: heardThrough(destinationHears, control),
           openReceiver: async ({ memory }) => ({ receiver: pages.receiver(memory), token: "0".repeat(64) }),
         },
         createMachine: async () => {
@@ -195,21 +215,22 @@ export async function loopback(
         description,
         transport: {
           destination: `tcp://127.0.0.1:${between.port}`,
-          connect: (signal) => connectControl({ endpoint, signal }),
+          connect: async (signal) => heardThrough(sourceHears, await connectControl({ endpoint, signal })),
           openSender: async ({ memory }) => pages.sender(memory),
         },
         policy: DEFAULT_POLICY,
         design: "split",
         downtimeLimitMs: 200,
+        runAfterMs: 0,
         journalDirectory: journals,
         timeouts: TIMEOUTS,
         ...options,
       }),
     decide: async (decision) => {
-      for (let tries = 0; tries < 100; tries++) {
-        const socket = readdirSync(journals).find((name) => name.endsWith(".sock"));
-        if (socket !== undefined) return await sendDecision(journals, socket.replace(".sock", ""), decision);
-        await new Promise((resolve) => setTimeout(resolve, 20));
+      for (let tries = 0; tries < 500; tries++) {
+        const waiting = listJournals(journals).find(({ standing }) => standing === "waits");
+        if (waiting !== undefined) return await sendDecision(journals, waiting.migration, decision);
+        await new Promise((resolve) => setTimeout(resolve, 2));
       }
       throw new Error("nobody waits for a decision");
     },

@@ -2,10 +2,13 @@ import { afterEach, describe, expect, it } from "vitest";
 import { UsageError } from "../../src/errors.js";
 import { sendDecision } from "../../src/migration/decision.js";
 import type { MigrationPhase } from "../../src/migration/events.js";
-import { readJournal } from "../../src/migration/journal.js";
+import { Journal, readJournal } from "../../src/migration/journal.js";
+import { listJournals } from "../../src/migration/journals.js";
 import type { MigrationReport } from "../../src/migration/report.js";
+import type { Undecided } from "../../src/migration/source.js";
 import { DEFAULT_POLICY } from "../../src/tracking/choice.js";
-import { type Loopback, loopback } from "./loopback.js";
+import { statesOf } from "../support/journal-states.js";
+import { type Hearing, type Loopback, loopback } from "./loopback.js";
 
 let open: Loopback[] = [];
 const started: typeof loopback = async (args) => {
@@ -181,6 +184,7 @@ describe("a device that goes to ERROR", () => {
       const report = await pair.migrate();
       expectSourceRuns(pair, report, "failed", "DEVICE_FAILED");
       expect(report.error?.message).toContain(`dev0 did not go to ${state}`);
+      expect(report.error?.device).toEqual({ id: "dev0", side: "source", reason: `fake: EIO: take dev0 to ${state}` });
       expect(pair.source.fakes[0].resets).toBe(1);
       expect(report.warnings.join()).toContain("dev0 was reset");
       expect((await pair.received).outcome).toBe("discarded");
@@ -194,6 +198,11 @@ describe("a device that goes to ERROR", () => {
       const report = await pair.migrate();
       expectSourceRuns(pair, report, "failed");
       expect(report.error?.message).toContain("dev1");
+      expect(report.error?.device).toEqual({
+        id: "dev1",
+        side: "destination",
+        reason: `fake: EIO: take dev1 to ${state}`,
+      });
       expect(await pair.received).toMatchObject({ outcome: "discarded" });
     },
   );
@@ -202,10 +211,12 @@ describe("a device that goes to ERROR", () => {
     "at the destination in %s, after GO, leaves the outcome to the operator",
     async (state) => {
       const pair = await started({ onDestination: (machine) => (machine.fakes[1].failAt = state) });
-      const report = await pair.migrate();
+      const told: Undecided[] = [];
+      const report = await pair.migrate({ decideMs: 0, onUndecided: (undecided) => told.push(undecided) });
       expect(report).toMatchObject({ result: "indeterminate", error: { code: "GO_NOT_CONFIRMED" } });
       expect(report.error?.message).toContain("dev1");
-      expect(report.error?.remedy).toContain(`dirtmap resume ${report.migration}`);
+      expect(told[0].why).toContain("dev1");
+      // The machine's memory is the caller's still; the command is for when it is not.
       expect(report.error?.remedy).toContain(`dirtmap abort ${report.migration}`);
       expect(pair.witness.running).toEqual([]);
       expect(pair.source.vcpus.paused).toBe(true);
@@ -225,6 +236,34 @@ describe("a device that goes to ERROR", () => {
       expectSourceRuns(pair, report, "failed", "DEVICE_FAILED");
     },
   );
+});
+
+it("a device whose state is larger than any that is moved is refused while the machine runs", async () => {
+  const pair = await started();
+  pair.source.fakes[1].stateBytes = 2 ** 30;
+  const report = await pair.migrate();
+  expectSourceRuns(pair, report, "failed", "BAD_DEVICE_STATE");
+  expect(report.error?.message).toContain("dev1");
+  expect(report.downtimeMs).toBeNull();
+});
+
+describe("a destination whose device", () => {
+  it("is another by what a guest can see of it is refused before anything is started", async () => {
+    const pair = await started({
+      onDestination: ({ fakes }) => {
+        fakes[1].facts = { capacity: { bytes: 2 ** 30 } };
+      },
+    });
+    pair.source.fakes[1].facts = { capacity: { bytes: 2 ** 31 } };
+    await expect(pair.migrate()).rejects.toMatchObject({
+      name: "UsageError",
+      code: "OTHER_HARDWARE",
+      message: expect.stringContaining("dev1: the source's capacity is 2 GiB, the destination's 1 GiB"),
+    });
+    expect(pair.source.fakes.map(({ states }) => states)).toEqual([["RUNNING"], ["RUNNING"]]);
+    expect(pair.source.runsFreely).toBe(true);
+    expect(await pair.received).toMatchObject({ outcome: "refused", error: { code: "OTHER_HARDWARE" } });
+  });
 });
 
 describe("a tracker that fails", () => {
@@ -279,6 +318,73 @@ describe("a destination that refuses", () => {
     expect(pair.source.runsFreely).toBe(true);
     expect((await pair.received).outcome).toBe("refused");
   });
+
+  it("tells its own operator what is its own affair, and the source that there is something", async () => {
+    const pair = await started({
+      receive: {
+        createMachine: async () => {
+          throw new Error("ENOENT: no such file or directory, open '/root/secret'");
+        },
+      },
+    });
+    const told = await pair.migrate().catch((error: unknown) => error);
+    expect(told).toMatchObject({ code: "INTERNAL", remedy: "see what the destination itself says" });
+    expect((told as Error).message).not.toContain("/root");
+    expect(await pair.received).toMatchObject({ error: { message: expect.stringContaining("/root/secret") } });
+  });
+});
+
+describe("the servers of devices", () => {
+  it("are told before either side's journal says that the machine may run at the destination, and afterwards", async () => {
+    const told: string[] = [];
+    const pair = await started({
+      onDestination: (machine) => {
+        machine.fakes[0].onHandover = (notice, migration) => {
+          told.push(`destination: ${notice}, ${readJournal(pair.journals, migration, "destination")?.state}`);
+        };
+      },
+    });
+    pair.source.fakes[1].onHandover = (notice, migration) => {
+      told.push(`source: ${notice}, ${readJournal(pair.journals, migration, "source")?.state}`);
+    };
+    expect(await pair.migrate()).toMatchObject({ result: "completed", verified: true });
+    expect(told).toEqual(["source: committing, running", "destination: committing, ready", "source: gone, gone"]);
+  });
+
+  it("of which one can't be told keep the source from giving up: it runs on", async () => {
+    const pair = await started();
+    pair.source.fakes[1].onHandover = () => {
+      throw new Error("its server is gone");
+    };
+    const report = await pair.migrate();
+    expectSourceRuns(pair, report, "failed", "DEVICE_FAILED");
+    expect(report.error?.message).toMatch(/the server of dev1 was not told about the handover.*its server is gone/);
+    expect((await pair.received).outcome).toBe("discarded");
+  });
+
+  it("of which one can't be told at the destination keep it from running: the source takes the machine back", async () => {
+    const pair = await started({
+      onDestination: (machine) => {
+        machine.fakes[0].onHandover = () => {
+          throw new Error("its server is gone");
+        };
+      },
+    });
+    const report = await pair.migrate();
+    expectSourceRuns(pair, report, "failed");
+    expect((await pair.received).outcome).toBe("discarded");
+    expect(pair.destination?.fakes.map(({ now }) => now)).not.toContain("RUNNING");
+  });
+
+  it("that can't be told that it is over are a warning: the machine runs at the destination", async () => {
+    const pair = await started();
+    pair.source.fakes[0].onHandover = (notice) => {
+      if (notice === "gone") throw new Error("its server is gone");
+    };
+    const report = await pair.migrate();
+    expect(report).toMatchObject({ result: "completed", verified: true });
+    expect(report.warnings.join()).toContain("the server of dev0 was not told");
+  });
 });
 
 describe("GO that is not confirmed", () => {
@@ -287,19 +393,132 @@ describe("GO that is not confirmed", () => {
 
   it("leaves the source paused, and tells the operator what to do", async () => {
     const pair = await started({ damage: noAnswer });
-    const report = await pair.migrate();
+    const report = await pair.migrate({ decideMs: 0 });
     expect(report).toMatchObject({ result: "indeterminate", verified: null, downtimeMs: null });
     expect(report.error).toMatchObject({ code: "GO_NOT_CONFIRMED" });
     expect(pair.witness.running).toEqual(["destination"]);
     expect(pair.source.vcpus.paused).toBe(true);
     expect(readJournal(pair.journals, report.migration, "source")?.state).toBe("given-up");
-    await expect(sendDecision(pair.journals, report.migration, "resume")).rejects.toMatchObject({
-      code: "SOURCE_ENDED",
+    // The process lives, and has the machine: nobody decides in its place.
+    for (const decision of ["resume", "abort"] as const) {
+      await expect(sendDecision(pair.journals, report.migration, decision)).rejects.toMatchObject({
+        code: "SOURCE_NOT_LISTENING",
+      });
+    }
+    expect(readJournal(pair.journals, report.migration, "source")?.state).toBe("given-up");
+  });
+
+  it("is waited for without limit unless one is asked for, also where the caller cancels", async () => {
+    const pair = await started({ damage: noAnswer });
+    const cancel = new AbortController();
+    const told: Undecided[] = [];
+    let ended = false;
+    const migrating = pair.migrate({
+      signal: cancel.signal,
+      onUndecided: (undecided) => {
+        told.push(undecided);
+        cancel.abort();
+        throw new Error("a caller's mistake");
+      },
     });
-    expect(await sendDecision(pair.journals, report.migration, "abort")).toContain("gone");
-    await expect(sendDecision(pair.journals, report.migration, "abort")).rejects.toMatchObject({
-      code: "NOT_UNDECIDED",
+    void migrating.finally(() => {
+      ended = true;
     });
+    while (told.length === 0) await turn();
+    for (let turns = 0; turns < 100; turns++) await turn();
+    expect(ended).toBe(false);
+    const [{ migration, resume, abort, until }] = told;
+    expect(until).toBe(null);
+    expect(resume).toBe(`dirtmap resume ${migration} --journal ${pair.journals}`);
+    expect(abort).toBe(`dirtmap abort ${migration} --journal ${pair.journals}`);
+    await pair.decide("abort");
+    expect((await migrating).error?.code).toBe("GIVEN_UP");
+  });
+
+  it("is waited for as long as was asked, which may be longer than a timer can be", async () => {
+    const pair = await started({ damage: noAnswer });
+    const days = 30 * 86_400_000;
+    let told: Undecided | undefined;
+    const migrating = pair.migrate({
+      decideMs: days,
+      onUndecided: (undecided) => {
+        told = undecided;
+      },
+    });
+    while (told === undefined) await turn();
+    expect((told.until?.getTime() ?? 0) - Date.now()).toBeGreaterThan(days - 3_600_000);
+    await pair.decide("abort");
+    expect((await migrating).error?.code).toBe("GIVEN_UP");
+  });
+
+  const noGo = { toDestination: (frame: Buffer) => (frame.includes('"GO"') ? ("stuck" as const) : frame) };
+
+  it("and an operator who says abort just after GO is obeyed, whatever the destination says later", async () => {
+    const pair = await started({ damage: noGo });
+    let answer: Promise<string> | undefined;
+    const migrating = pair.migrate({
+      // The destination gives up, and says so, long before the source would.
+      timeouts: { ...QUICK, runningMs: 20_000 },
+      onGivenUp: () => {
+        answer = pair.decide("abort");
+      },
+    });
+    const report = await migrating;
+    expect(await answer).toContain("given up");
+    expect(report).toMatchObject({ result: "indeterminate", error: { code: "GIVEN_UP" } });
+    expect((await pair.received).outcome).toBe("discarded");
+    expect(pair.source.vcpus.paused).toBe(true);
+    expect(statesOf(pair.journals, report.migration, "source")).toEqual(["running", "given-up", "gone"]);
+  });
+
+  it("and an abort that another process has recorded binds: ABORT doesn't bring the machine back", async () => {
+    const pair = await started({ damage: noGo });
+    const report = await pair.migrate({
+      timeouts: { ...QUICK, runningMs: 20_000 },
+      onGivenUp: () => {
+        const [{ record }] = listJournals(pair.journals).filter(({ standing }) => standing === "waits");
+        if (record === null) throw new Error("no record");
+        Journal.reopenSource(pair.journals, record).record("gone");
+      },
+    });
+    expect(report).toMatchObject({ result: "indeterminate", error: { code: "GIVEN_UP" } });
+    expect(pair.source.vcpus.paused).toBe(true);
+    expect(statesOf(pair.journals, report.migration, "source")).toEqual(["running", "given-up", "gone"]);
+  });
+
+  it("and an operator who says resume while the destination starts the machine is refused once it runs", async () => {
+    let answer: Promise<unknown> | undefined;
+    const pair = await started({
+      onDestination: (machine) => {
+        const resume = machine.vcpus.resume.bind(machine.vcpus);
+        machine.vcpus.resume = async () => {
+          answer = pair.decide("resume").catch((error: unknown) => error);
+          await new Promise((resolve) => setTimeout(resolve, 100));
+          await resume();
+        };
+      },
+    });
+    const report = await pair.migrate({ timeouts: { ...QUICK, runningMs: 20_000 } });
+    expect(report).toMatchObject({ result: "completed", verified: true });
+    expect(await answer).toMatchObject({
+      code: "DECISION_REFUSED",
+      message: expect.stringContaining("given up for good"),
+    });
+    expect(pair.witness.running).toEqual(["destination"]);
+  });
+
+  it("and an operator who says resume just after GO has the machine when the destination has discarded its own", async () => {
+    const pair = await started({ damage: noGo });
+    let answer: Promise<string> | undefined;
+    const report = await pair.migrate({
+      timeouts: { ...QUICK, runningMs: 20_000 },
+      onGivenUp: () => {
+        answer = pair.decide("resume");
+      },
+    });
+    expectSourceRuns(pair, report, "failed");
+    expect(await answer).toContain("runs again");
+    expect((await pair.received).outcome).toBe("discarded");
   });
 
   const whenUndecided = (decide: () => void) => (phase: MigrationPhase) => {
@@ -367,3 +586,94 @@ describe("GO that is not confirmed", () => {
 
 /** Long enough for a busy machine, short enough to wait for. */
 const QUICK = { acceptMs: 2000, deviceMs: 500, readyMs: 1500, runningMs: 500, goMs: 1500, peerMs: 2000 };
+
+/** One turn of the event loop. */
+function turn(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve));
+}
+
+describe("a message of the handover at the wrong time", () => {
+  /** Hears these right behind the first message of a type. */
+  const behind =
+    (type: string, ...more: ReturnType<Hearing>): Hearing =>
+    (message) => [message, ...(message.type === type ? more : [])];
+  const READY = { type: "READY", rootDigest: "0".repeat(64) } as const;
+
+  it("READY before PREPARE is refused by the source", async () => {
+    const pair = await started({ sourceHears: behind("ACCEPT", READY) });
+    const report = await pair.migrate();
+    expectSourceRuns(pair, report, "failed", "UNEXPECTED_MESSAGE");
+    expect(report.error?.message).toContain("READY arrived before PREPARE was sent");
+    expect((await pair.received).outcome).toBe("discarded");
+  });
+
+  it("RUNNING before GO is refused by the source, before it gives up", async () => {
+    const pair = await started({ sourceHears: behind("READY", { type: "RUNNING", resumeMs: 1 }) });
+    const report = await pair.migrate();
+    expectSourceRuns(pair, report, "failed", "UNEXPECTED_MESSAGE");
+    expect(report.error?.message).toContain("RUNNING arrived before GO was sent");
+    expect(statesOf(pair.journals, report.migration, "source")).toEqual(["running", "running"]);
+    expect((await pair.received).outcome).toBe("discarded");
+  });
+
+  it("GO before READY is refused by the destination", async () => {
+    const pair = await started({ destinationHears: behind("PREPARE", { type: "GO" }) });
+    const report = await pair.migrate();
+    expectSourceRuns(pair, report, "failed", "UNEXPECTED_MESSAGE");
+    expect(report.error?.message).toContain("GO arrived before READY was sent");
+    expect(await pair.received).toMatchObject({ outcome: "discarded" });
+  });
+
+  it.each([-1, 1])("PREPARE for another round, %d off, is refused by the destination", async (off) => {
+    const pair = await started({
+      destinationHears: (message) => [
+        message.type === "PREPARE" ? { ...message, round: message.round + off } : message,
+      ],
+    });
+    const report = await pair.migrate();
+    expectSourceRuns(pair, report, "failed", "UNEXPECTED_MESSAGE");
+    expect(report.error?.message).toMatch(/round \d+ is to be the last, and \d+ was/);
+    expect(await pair.received).toMatchObject({ outcome: "discarded" });
+  });
+
+  it("PREPARE at the source is refused", async () => {
+    const pair = await started({ sourceHears: behind("ACCEPT", { type: "PREPARE", round: 0 }) });
+    expectSourceRuns(pair, await pair.migrate(), "failed", "UNEXPECTED_MESSAGE");
+  });
+
+  it("GO that came too late, by the destination's clock, is refused, although it is there before the time-out fires", async () => {
+    const goMs = 200;
+    const pair = await started({
+      receive: { timeouts: { ...QUICK, goMs } },
+      destinationHears: (message) => {
+        // The process stands still, as under SIGSTOP: its timer is due, and GO is what it sees first.
+        if (message.type === "GO") Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, goMs + 50);
+        return [message];
+      },
+    });
+    const report = await pair.migrate({ timeouts: { ...QUICK, runningMs: 20_000 } });
+    expectSourceRuns(pair, report, "failed");
+    expect(report.error?.message).toContain(`GO came later than ${goMs} ms after READY`);
+    expect(await pair.received).toMatchObject({ outcome: "discarded" });
+  });
+
+  it("RUNNING after the operator's decision changes nothing", async () => {
+    let answer: Promise<string> | undefined;
+    const pair = await started({
+      onDestination: (machine) => {
+        const resume = machine.vcpus.resume.bind(machine.vcpus);
+        machine.vcpus.resume = async () => {
+          answer = pair.decide("abort");
+          await answer;
+          await resume();
+        };
+      },
+    });
+    const report = await pair.migrate({ timeouts: { ...QUICK, runningMs: 20_000 } });
+    expect(await answer).toContain("given up");
+    expect(report).toMatchObject({ result: "indeterminate", error: { code: "GIVEN_UP" } });
+    expect((await pair.received).outcome).toBe("running");
+    expect(pair.witness.running).toEqual(["destination"]);
+    expect(statesOf(pair.journals, report.migration, "source")).toEqual(["running", "given-up", "gone"]);
+  });
+});

@@ -91,6 +91,7 @@ async function migrateTo(
     policy: DEFAULT_POLICY,
     design: "split",
     journalDirectory: journals,
+    decideMs: 0,
     hooks: {
       beforePhase: (now) => {
         if (now === phase) at(destination);

@@ -8,7 +8,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { machineSchema } from "../../src/host/description.js";
 import { KiB, MiB } from "../../src/memory/address.js";
 import { Child } from "../support/child.js";
-import { PlayedSource } from "../support/played-source.js";
+import { bareShape, PlayedSource } from "../support/played-source.js";
 
 /*
  * `dirtmap receive` as an operator has it: a process that strangers, and sources that leave, must cost nothing.
@@ -58,7 +58,7 @@ describe("dirtmap receive", () => {
 
     await using source = await PlayedSource.connect(port);
     const tooLarge = { ...small, memory: 2 ** 50 };
-    await expect(source.offer(tooLarge, 1, "too-large")).rejects.toThrow(/REFUSE/);
+    await expect(source.offer(tooLarge, 1, "too-large", bareShape(small))).rejects.toThrow(/REFUSE/);
     expect(await child.ended).toBe(1);
   });
 

@@ -63,9 +63,10 @@ export class FuzzConnection implements Disposable {
 
   /**
    * Sends all of it; what comes meanwhile is kept. Nothing happens where the server has closed the connection.
+   * @param meanwhile called while the server does not read: it may wait for an answer on another socket
    * @throws Error where the server does not read
    */
-  send(bytes: Uint8Array, fds: readonly number[] = []): void {
+  send(bytes: Uint8Array, fds: readonly number[] = [], meanwhile: () => void = () => {}): void {
     let pending = fds;
     const until = performance.now() + HANG_MS;
     for (let at = 0; at < bytes.byteLength; ) {
@@ -81,6 +82,7 @@ export class FuzzConnection implements Disposable {
       if (performance.now() > until) throw new Error("the server does not read");
       // It reads no more until its answers are taken.
       this.#fill();
+      meanwhile();
       this.#both.wait(100);
     }
   }

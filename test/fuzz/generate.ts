@@ -18,11 +18,14 @@ import {
 import {
   DIRTMAP_COMMAND,
   dirtmap_counters,
+  dirtmap_handover,
   VFIO_IRQ_SET_ACTION_MASK,
   VFIO_IRQ_SET_ACTION_UNMASK,
   VFIO_IRQ_SET_DATA_BOOL,
   VFIO_IRQ_SET_DATA_NONE,
   VFIO_USER_COMMAND,
+  VFIO_USER_F_DMA_REGION_FILE_IO,
+  VFIO_USER_F_DMA_REGION_MMAP,
   VFIO_USER_F_DMA_UNMAP_ALL,
   VFIO_USER_F_DMA_UNMAP_GET_DIRTY_BITMAP,
   VFIO_USER_F_ERROR,
@@ -73,6 +76,8 @@ const VERSIONS: readonly string[] = [
   '{"capabilities":{"max_msg_fds":8,"max_data_xfer_size":100}}\0',
   '{"capabilities":{"max_msg_fds":8,"max_data_xfer_size":1}}\0',
   '{"capabilities":{"max_msg_fds":8,"twin_socket":{"supported":true}}}\0',
+  '{"capabilities":{"max_msg_fds":8,"dirtmap":{"protocol":1}}}\0',
+  '{"capabilities":{"max_msg_fds":16,"dirtmap":{"protocol":1,"more":[1]}}}\0',
   '{"something":1,"capabilities":{"else":[1]}}\0',
 ];
 const WRONG_VERSIONS: readonly string[] = [
@@ -88,6 +93,10 @@ const WRONG_VERSIONS: readonly string[] = [
   '{"capabilities":{"max_data_xfer_size":1e300}}\0',
   '{"capabilities":{"pgsizes":"4096"}}\0',
   '{"capabilities":{"twin_socket":true}}\0',
+  '{"capabilities":{"dirtmap":{}}}\0',
+  '{"capabilities":{"dirtmap":{"protocol":0}}}\0',
+  '{"capabilities":{"dirtmap":{"protocol":65536}}}\0',
+  '{"capabilities":{"dirtmap":{"protocol":2}}}\0',
   `{"capabilities":${"[".repeat(20_000)}${"]".repeat(20_000)}}\0`,
   '{"capabilities":{"__proto__":{"max_msg_fds":3}}}\0',
   "\xff\xfe\0",
@@ -318,6 +327,7 @@ export class Generator {
         () => this.#structure(on, DIRTMAP_COMMAND.COUNTERS, dirtmap_counters, { argsz: random.pick([8, 100, 65536]) }),
       ],
       [1, () => this.#structure(on, DIRTMAP_COMMAND.PRECOPY_INFO, vfio_precopy_info, { argsz: this.#argsz(24) })],
+      [3, () => this.#handover(on)],
       [5, () => this.#program(on)],
       [2, () => this.#fill()],
     ]);
@@ -341,8 +351,28 @@ export class Generator {
     const size = large ? random.pick([2n ** 30n, 2n ** 32n, 2n ** 32n + PAGE, 2n ** 35n]) : BigInt(pages) * PAGE;
     const offset = large ? 0n : BigInt(random.below(Math.max(1, Math.min(WATCHED_PAGES, space) - pages + 1))) * PAGE;
     const flags = descriptor?.endsWith("-to-read") === true && random.chance(80) ? 1 : random.pick([1, 2, 3, 3, 3, 3]);
-    const payload = vfio_user_dma_map.encode({ argsz: this.#argsz(32), flags, offset, address: this.#address(), size });
+    const way = random.weighted([
+      [80, 0],
+      [8, VFIO_USER_F_DMA_REGION_MMAP],
+      [8, VFIO_USER_F_DMA_REGION_FILE_IO],
+      [2, VFIO_USER_F_DMA_REGION_MMAP | VFIO_USER_F_DMA_REGION_FILE_IO],
+    ]);
+    const payload = vfio_user_dma_map.encode({
+      argsz: this.#argsz(32),
+      flags: flags | way,
+      offset,
+      address: this.#address(),
+      size,
+    });
     return [payload, descriptor === undefined ? [] : [descriptor]];
+  }
+
+  #handover(on: Slot): Operation {
+    const random = this.#random;
+    const migration = Buffer.from(random.pick(["a", "a", "a", "1f-b", "", "A", "x".repeat(65)]));
+    const argsz = 8 + migration.byteLength + random.pick([0, 0, 0, 0, 1]);
+    const head = dirtmap_handover.encode({ argsz, notice: random.pick([1, 1, 1, 2, 2, 0, 3]) });
+    return this.#asMessage(on, DIRTMAP_COMMAND.HANDOVER, joined(head, migration), []);
   }
 
   /** Where a region is put, or is looked for. */

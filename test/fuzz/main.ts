@@ -2,20 +2,28 @@ import { readFileSync } from "node:fs";
 import { parseArgs } from "node:util";
 import { SERVABLE_MODELS } from "../../src/devices/servable-models.js";
 import { FuzzFailure, type FuzzResult, fuzz, replay } from "./fuzz.js";
+import { fuzzGuest, GuestFuzzFailure, replayGuest } from "./guest/fuzz.js";
+import type { GuestOperation } from "./guest/operation.js";
+import { GUEST_MODELS } from "./guest/side.js";
 import { operationsFromText } from "./operation.js";
 
-const USAGE = `npm run test:fuzz -- [options]: sends vfio-user servers right, almost right and wrong messages
+const USAGE = `npm run test:fuzz -- [options]: sends vfio-user servers right, almost right and wrong messages, and uses devices as
+guests should and should not
 
-  --messages N   per model (default: 1000000)
-  --model NAME   one of ${SERVABLE_MODELS.map(({ name }) => name).join(", ")} (default: all, one after the other)
+  --messages N   messages per model (default: 1000000)
+  --operations N what a guest does, per model (default: 1000000)
+  --model NAME   one of ${GUEST_MODELS.join(", ")} (default: all, one after the other); replay has no server
   --dma MODE     auto, messages or both (default: both, half of the messages each)
   --seed N       of the first run (default: by the clock); each run has the next one
-  --replay FILE  does the operations of a failure once more, a line each; needs --model, and --dma if it was messages`;
+  --replay FILE  does the operations of a failure once more, a line each; needs --model, and --dma if it was messages
+  --guest        the failure was of a guest`;
 
 async function main(): Promise<number> {
   const { values } = parseArgs({
     options: {
       messages: { type: "string", default: "1000000" },
+      operations: { type: "string", default: "1000000" },
+      guest: { type: "boolean", default: false },
       model: { type: "string" },
       dma: { type: "string", default: "both" },
       seed: { type: "string" },
@@ -25,19 +33,33 @@ async function main(): Promise<number> {
   });
   const messages = Number(values.messages);
   const seed = values.seed === undefined ? Date.now() >>> 0 : Number(values.seed);
-  const models = SERVABLE_MODELS.map(({ name }) => name).filter((name) => name === (values.model ?? name));
+  const operations = Number(values.operations);
+  const named = (names: readonly string[]) => names.filter((name) => name === (values.model ?? name));
+  const guests = named(GUEST_MODELS);
+  const models = named(SERVABLE_MODELS.map(({ name }) => name));
   const modes = (["auto", "messages"] as const).filter((mode) => values.dma === "both" || values.dma === mode);
-  if (values.help || !(messages >= 1) || !Number.isInteger(seed) || models.length === 0 || modes.length === 0) {
+  const counts = messages >= 0 && operations >= 0;
+  if (values.help || !counts || !Number.isInteger(seed) || guests.length === 0 || modes.length === 0) {
     process.stderr.write(`${USAGE}\n`);
     return values.help ? 0 : 2;
   }
   if (values.replay !== undefined) {
-    const what = await replay(models[0], modes[0], operationsFromText(readFileSync(values.replay, "utf8")));
+    const text = readFileSync(values.replay, "utf8");
+    const what = values.guest
+      ? await replayGuest(guests[0], operationsFromText<GuestOperation>(text))
+      : await replay(models[0], modes[0], operationsFromText(text));
     process.stdout.write(`${what ?? "nothing went wrong"}\n`);
     return what === undefined ? 0 : 1;
   }
   process.stdout.write(`seed ${seed}\n`);
-  for (const model of models) {
+  for (const model of operations > 0 ? guests : []) {
+    const { tally, grown } = await fuzzGuest({ model, operations, seed, onProgress: progressOf(model, operations) });
+    const counted = [...tally].map(([what, times]) => `${what} ${times}`);
+    process.stdout.write(
+      `guest of ${model}: ${operations} operations, grown by ${mib(grown)}\n  ${counted.join(", ")}\n`,
+    );
+  }
+  for (const model of messages > 0 ? models : []) {
     for (const dma of modes) {
       const result = await fuzz({
         model,
@@ -52,6 +74,16 @@ async function main(): Promise<number> {
     }
   }
   return 0;
+}
+
+/** Tells of each tenth. */
+function progressOf(model: string, operations: number): (done: number) => void {
+  let told = 0;
+  return (done) => {
+    if (done - told < operations / 10) return;
+    told = done;
+    process.stderr.write(`guest of ${model}: ${done} operations\n`);
+  };
 }
 
 function mib(bytes: number): string {
@@ -75,6 +107,8 @@ function summary(model: string, dma: string, { messages, seconds, before, after,
 try {
   process.exitCode = await main();
 } catch (error) {
-  process.stderr.write(`${error instanceof FuzzFailure ? error.message : (error as Error).stack}\n`);
+  process.stderr.write(
+    `${error instanceof FuzzFailure || error instanceof GuestFuzzFailure ? error.message : (error as Error).stack}\n`,
+  );
   process.exitCode = 1;
 }

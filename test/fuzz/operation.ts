@@ -64,7 +64,7 @@ export type Operation =
 export type MessageOperation = Operation & { kind: "message" };
 
 /** A run as text, one operation a line. */
-export function operationsToText(operations: readonly Operation[]): string {
+export function operationsToText(operations: readonly object[]): string {
   return operations
     .map((operation) =>
       JSON.stringify(operation, (_key, value) =>
@@ -75,7 +75,7 @@ export function operationsToText(operations: readonly Operation[]): string {
 }
 
 /** The reverse. @throws SyntaxError */
-export function operationsFromText(text: string): Operation[] {
+export function operationsFromText<Of = Operation>(text: string): Of[] {
   return text
     .split("\n")
     .filter((line) => line.trim() !== "")

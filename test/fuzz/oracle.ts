@@ -73,9 +73,21 @@ export interface MappedRegion {
 
 interface Connected {
   negotiated: boolean;
+  /** It named the version of Dirtmap's own commands. */
+  speaksDirtmap: boolean;
   /** max_data_xfer_size of the client. */
   maxTransfer: number;
   twin: boolean;
+}
+
+interface Custody {
+  /** null: gone. */
+  mover: Slot | null;
+  /** With another device's state. */
+  loaded: boolean;
+  announced: { readonly gone: boolean; readonly migration: string } | null;
+  /** Somebody has left it, with its fate open. */
+  isOpen: boolean;
 }
 
 interface Log {
@@ -109,6 +121,8 @@ export class Oracle {
   #irqType: number | null = null;
   state: MigState = "RUNNING";
   log: Log | null = null;
+  /** Whose the device is while it is not RUNNING. */
+  #custody: Custody | null = null;
   /** The log may have ended by itself: a mapping came that it has no room for. */
   #logIsSure = true;
   /** What a RESUMING device was given. */
@@ -125,16 +139,47 @@ export class Oracle {
   }
 
   connect(on: Slot): void {
-    this.connections.set(on, { negotiated: false, maxTransfer: MAX_DATA, twin: false });
+    this.connections.set(on, { negotiated: false, speaksDirtmap: false, maxTransfer: MAX_DATA, twin: false });
   }
 
   /** The server has noticed that a connection is over: what the client had has gone with it. */
   disconnect(on: Slot): void {
+    const speaksDirtmap = this.connections.get(on)?.speaksDirtmap === true;
     this.connections.delete(on);
     if (this.log?.owner === on) this.log = null;
+    if (this.#custody?.mover === on) this.#leaveMigration(this.#custody, speaksDirtmap);
     if (on !== MAIN) return;
     this.#clearRegions()();
     this.#irqType = null;
+  }
+
+  /** Who moved the device out of RUNNING has gone: it runs again, if that is sure to be no second machine. */
+  #leaveMigration(custody: Custody, speaksDirtmap: boolean): void {
+    custody.mover = null;
+    if (custody.announced === null) {
+      const isOpen = custody.isOpen || !speaksDirtmap;
+      if (this.state === "RESUMING" || (custody.loaded && !isOpen)) {
+        this.reset();
+        return;
+      }
+      if (!isOpen && this.state !== "ERROR") {
+        this.#moved(null, "RUNNING");
+        return;
+      }
+    }
+    custody.isOpen = true;
+  }
+
+  /** The device is in another state: `on` has it, until it runs. */
+  #moved(on: Slot | null, state: MigState): void {
+    this.state = state;
+    if (state === "RUNNING") {
+      this.#custody = null;
+      this.#endStreams();
+      return;
+    }
+    this.#custody = { loaded: false, announced: null, isOpen: false, ...this.#custody, mover: on };
+    if (state === "RESUMING") this.#custody = { ...this.#custody, loaded: true, announced: null, isOpen: false };
   }
 
   /** The server may end this connection at any time. */
@@ -165,8 +210,7 @@ export class Oracle {
   /** The device was reset. */
   reset(): void {
     this.log = null;
-    this.state = "RUNNING";
-    this.#endStreams();
+    this.#moved(null, "RUNNING");
   }
 
   /** The device may do DMA by messages. */
@@ -191,7 +235,10 @@ export class Oracle {
     if (u16(payload, 0) !== 0) return refuse("EPROTONOSUPPORT");
     const said = capabilitiesOf(payload.subarray(4));
     if (said === null) return refuse("EINVAL");
+    // Of another version of Dirtmap's own commands: it learns this server's from the answer, and that is all.
+    if (said.dirtmap !== undefined && said.dirtmap !== 1) return { outcomes: ["none"], closes: true };
     connected.negotiated = true;
+    connected.speaksDirtmap = said.dirtmap === 1;
     connected.maxTransfer = said.maxTransfer;
     return { outcomes: ["none"], closes: false };
   }
@@ -200,6 +247,7 @@ export class Oracle {
     const { command, on, payload, descriptors } = message;
     const { VERSION, DMA_READ, DMA_WRITE } = VFIO_USER_COMMAND;
     if (on !== MAIN && KNOWN.has(command) && !CONTROL.has(command)) return fail("EPERM");
+    if (OWN.has(command) && this.connections.get(on)?.speaksDirtmap !== true) return fail("EPROTONOSUPPORT");
     switch (command) {
       case VERSION:
         return EINVAL;
@@ -236,6 +284,8 @@ export class Oracle {
         return payload.byteLength < 8 || u32(payload, 0) < 8 ? EINVAL : { outcomes: ["none"], closes: false };
       case DIRTMAP_COMMAND.PRECOPY_INFO:
         return this.#precopyInfo(payload);
+      case DIRTMAP_COMMAND.HANDOVER:
+        return this.#handover(payload, on);
       case DMA_READ:
       case DMA_WRITE:
         // What a server asks its client, never the other way round.
@@ -251,7 +301,9 @@ export class Oracle {
     const offset = u64(payload, 8);
     const address = u64(payload, 16);
     const size = u64(payload, 24);
-    if (flags === 0 || flags > 3) return EINVAL;
+    // MMAP and FILE_IO: how a file is reached, so that there has to be one, and not both.
+    const ways = flags & 12;
+    if ((flags & 3) === 0 || flags > 15 || ways === 12 || (ways !== 0 && descriptors.length === 0)) return EINVAL;
     if (!isRange(address, size) || descriptors.length > 1 || offset % PAGE !== 0n) return EINVAL;
     const name = descriptors.at(0);
     if (name !== undefined && offset + size > BigInt(Number.MAX_SAFE_INTEGER)) return EINVAL;
@@ -273,7 +325,8 @@ export class Oracle {
     };
     this.regions.push(region);
     this.#allow(region);
-    if (this.log?.ranges === null) this.#logIsSure = false;
+    // Everything is logged, and the log doesn't reach as far: it ends.
+    if (this.log?.ranges === null && this.#isBehindLog(region)) this.log = null;
     return succeed(0);
   }
 
@@ -448,7 +501,7 @@ export class Oracle {
       }
       if (number === MIG_DEVICE_STATE) {
         const use = (data: Uint8Array, _room: number, wanted: number) =>
-          wanted === get ? this.#getState() : this.#setState(data);
+          wanted === get ? this.#getState() : this.#setState(data, on);
         return { operations: get | set, minBytes: 8, use };
       }
     }
@@ -482,16 +535,19 @@ export class Oracle {
     return succeed(16, { check });
   }
 
-  #setState(data: Uint8Array): Expected {
+  #setState(data: Uint8Array, on: Slot): Expected {
     const { migration } = this.facts;
     if (data.byteLength < 8 || migration === null) return EINVAL;
     const next = STATE_NUMBERS.at(u32(data, 0));
     if (u32(data, 0) >= STATE_NUMBERS.length || next === undefined) return EINVAL;
     const from = this.state;
+    const { mover, announced } = this.#custody ?? { mover: null, announced: null };
+    if (mover !== null && mover !== on) return fail("EBUSY");
+    if (announced?.gone === true && !["ERROR", "STOP", "STOP_COPY", "RESUMING"].includes(next)) return fail("EPERM");
     if (!mayChange(from, next, migration)) return EINVAL;
     if (from === next) return succeed(8 + data.byteLength);
     const go = () => {
-      this.state = next;
+      this.#moved(on, next);
       if (!(isSaving(from) && isSaving(next))) this.#endStreams();
       // What is saved from here on is a whole state: in pre-copy its end is not known here.
       if (next === "STOP_COPY" && !isSaving(from)) this.#reading = [];
@@ -513,7 +569,7 @@ export class Oracle {
       observe: (how) => {
         if (how === "none") go();
         else {
-          this.state = "ERROR";
+          this.#moved(on, "ERROR");
           this.#endStreams();
         }
       },
@@ -545,14 +601,19 @@ export class Oracle {
     };
     const reply = 8 + data.byteLength;
     if (this.log !== null && this.#logIsSure) return EINVAL;
-    // Everything that is mapped, which may be more than the log can hold, or a log that may have ended.
-    if (count === 0 || this.log !== null) {
+    // A log that may have ended.
+    if (this.log !== null) {
       return {
-        outcomes: ["none", "EINVAL", "E2BIG", "EOPNOTSUPP", "ENOMEM", "EOVERFLOW"],
+        outcomes: ["none", "EINVAL", "E2BIG", "EOPNOTSUPP", "ENOMEM"],
         closes: false,
         bytes: reply,
         observe: start,
       };
+    }
+    if (count === 0) {
+      if (this.regions.some((region) => this.#isBehindLog(region))) return fail("EOPNOTSUPP");
+      start("none");
+      return succeed(reply);
     }
     if (count > limits.maxRanges) return fail("E2BIG");
     const last = ranges[count - 1];
@@ -562,6 +623,11 @@ export class Oracle {
     if (total > 2n ** 42n) return { outcomes: ["none", "ENOMEM"], closes: false, bytes: reply, observe: start };
     start("none");
     return succeed(reply);
+  }
+
+  /** A region that ends behind the addresses that the device's log can cover. */
+  #isBehindLog({ address, size }: Pick<MappedRegion, "address" | "size">): boolean {
+    return address + size > 1n << BigInt(this.facts.dmaLogging?.addressWidth ?? 64);
   }
 
   #reportLog(data: Uint8Array, room: number, on: Slot): Expected {
@@ -633,6 +699,20 @@ export class Oracle {
     };
   }
 
+  #handover(payload: Uint8Array, on: Slot): Expected {
+    if (payload.byteLength < 8 || u32(payload, 0) !== payload.byteLength) return EINVAL;
+    const notice = u32(payload, 4);
+    const migration = Buffer.from(payload.subarray(8)).toString("latin1");
+    if (notice < 1 || notice > 2 || !/^[0-9a-z-]{1,64}$/.test(migration)) return EINVAL;
+    const custody = this.#custody;
+    if (custody === null || custody.mover !== on) return EINVAL;
+    const before = custody.announced;
+    const gone = notice === 2;
+    if (gone ? before?.migration !== migration : before?.gone === true) return EINVAL;
+    custody.announced = { gone, migration };
+    return succeed(8);
+  }
+
   #precopyInfo(payload: Uint8Array): Expected {
     if (payload.byteLength < 24 || u32(payload, 0) < 24) return EINVAL;
     return this.state === "PRE_COPY" || this.state === "PRE_COPY_P2P" ? succeed(24) : EINVAL;
@@ -682,6 +762,7 @@ export class Oracle {
 }
 
 const KNOWN: ReadonlySet<number> = new Set(Object.values(VFIO_USER_COMMAND));
+const OWN: ReadonlySet<number> = new Set(Object.values(DIRTMAP_COMMAND));
 const CONTROL: ReadonlySet<number> = new Set([
   VFIO_USER_COMMAND.DEVICE_GET_INFO,
   VFIO_USER_COMMAND.DEVICE_GET_REGION_INFO,
@@ -737,7 +818,7 @@ function bitOutside(
 }
 
 /** What a client says of itself; null: what the server can't take. */
-function capabilitiesOf(json: Uint8Array): { maxTransfer: number } | null {
+function capabilitiesOf(json: Uint8Array): { maxTransfer: number; dirtmap?: number } | null {
   if (json.byteLength === 0) return { maxTransfer: MAX_DATA };
   if (json.byteLength > 65536 || json[json.byteLength - 1] !== 0) return null;
   let said: unknown;
@@ -749,7 +830,7 @@ function capabilitiesOf(json: Uint8Array): { maxTransfer: number } | null {
   if (!isObject(said)) return null;
   const { capabilities = {} } = said;
   if (!isObject(capabilities)) return null;
-  const { max_msg_fds, max_data_xfer_size, max_dma_maps, pgsizes, twin_socket, write_multiple } = capabilities;
+  const { max_msg_fds, max_data_xfer_size, max_dma_maps, pgsizes, twin_socket, write_multiple, dirtmap } = capabilities;
   const isCount = (value: unknown, least: number) =>
     value === undefined || (Number.isSafeInteger(value) && (value as number) >= least);
   if (!isCount(max_msg_fds, 0)) return null;
@@ -759,7 +840,10 @@ function capabilitiesOf(json: Uint8Array): { maxTransfer: number } | null {
     if (!isObject(twin_socket)) return null;
     if (twin_socket.supported !== undefined && typeof twin_socket.supported !== "boolean") return null;
   }
-  return { maxTransfer: (max_data_xfer_size as number | undefined) ?? MAX_DATA };
+  const maxTransfer = (max_data_xfer_size as number | undefined) ?? MAX_DATA;
+  if (dirtmap === undefined) return { maxTransfer };
+  if (!isObject(dirtmap) || !isCount(dirtmap.protocol ?? 0, 1) || (dirtmap.protocol as number) > 65535) return null;
+  return { maxTransfer, dirtmap: dirtmap.protocol as number };
 }
 
 function isObject(value: unknown): value is Record<string, unknown> {

@@ -248,7 +248,7 @@ export class Player implements Disposable {
     const fds = descriptors.map((name) => this.#files.fd(name));
     let at = 0;
     for (const cut of [...cuts, bytes.byteLength]) {
-      connection.send(bytes.subarray(at, cut), at === 0 ? fds : []);
+      connection.send(bytes.subarray(at, cut), at === 0 ? fds : [], () => this.#takeTwin());
       at = cut;
     }
     this.messages++;

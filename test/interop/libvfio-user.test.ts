@@ -177,6 +177,9 @@ describe.skipIf(found instanceof MissingError)("our client", () => {
     expect(await device.supports("DMA_LOGGING_REPORT")).toBe(true);
     expect(await device.supports("MIG_DATA_SIZE")).toBe(false);
     expect(await device.state()).toBe("RUNNING");
+    const { model, stateVersion, config, facts } = await device.shape();
+    expect({ model, stateVersion, facts }).toEqual({ model: "vfio-user", stateVersion: null, facts: {} });
+    expect(config).toMatch(/^4f49c80d/);
     await expect(device.regionRead(2, 255, 2)).rejects.toThrow(/EINVAL/);
   });
 

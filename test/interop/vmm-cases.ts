@@ -40,6 +40,6 @@ function allOptions(): VmmDevice[] {
 
 function absentAddress(mdev: boolean, index: number): VmmAddress {
   return mdev
-    ? { bus: "mdev", uuid: `00000000-0000-4000-8000-00000000000${index}` }
+    ? { bus: "mdev", uuid: `00000000-0000-4000-8000-00000000000${index}`, model: "vfio-pci" }
     : { bus: "pci", address: `ffff:ff:1f.${index}` };
 }

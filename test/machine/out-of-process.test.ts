@@ -5,6 +5,8 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { openMachine } from "../../src/cli/hosts.js";
 import { type DeviceProcess, startDeviceProcess } from "../../src/cli/vfio-user/device-process.js";
 import type { MachineDescription } from "../../src/host/description.js";
+import { VfioUserHost } from "../../src/vfio-user/client/host.js";
+import { reworded, says } from "../support/frame-proxy.js";
 import { DISK, GPU, LOAD, machineOf, NIC, VF } from "../support/machines.js";
 import { expectMoved, expectRunning, Rig } from "../support/migration.js";
 
@@ -21,6 +23,17 @@ afterAll(() => rmSync(folder, { recursive: true, force: true }));
 function served(name: string): MachineDescription {
   const socket = join(folder, name);
   return machineOf([{ id: "vf0", model: "mlx5", socket, destinationSocket: `${socket}-destination`, load: LOAD }]);
+}
+
+/** Has a control client stop the device that is served at a socket. */
+async function stopAt(path: string): Promise<void> {
+  await using host = new VfioUserHost([{ path, id: "device" }]);
+  await (await host.openControl("device")).setState("STOP");
+}
+
+async function stateAt(path: string): Promise<string> {
+  await using host = new VfioUserHost([{ path, id: "device" }]);
+  return await (await host.openControl("device")).state();
 }
 
 /** Starts the process of its source's device, and of its destination's. */
@@ -124,6 +137,30 @@ describe("a device whose process ends during the migration", () => {
   });
 });
 
+describe("a served device at the destination that refuses its state", () => {
+  it("is named in the report, with its reason, while the source runs", LONG, async () => {
+    await using rig = await Rig.startServed(machineOf([{ id: "vf0", model: "mlx5", load: LOAD, serve: true }]));
+    const { report, received } = await rig.migrate({
+      meddlers: {
+        // As a server of another version would send it.
+        toDestination: (frame) =>
+          says(frame, "DEVICE_STATE") ? reworded(frame, /"stateVersion":1/, () => '"stateVersion":9') : frame,
+      },
+    });
+    const reason = expect.stringMatching(/"stateVersion":9.*this device is a mlx5 with state version 1/);
+    expect(report).toMatchObject({
+      result: "failed",
+      downtimeMs: null,
+      error: { code: "BAD_DEVICE_STATE", device: { id: "vf0", side: "destination", reason } },
+    });
+    // Nothing that only the device's own user could do.
+    expect(report.error?.remedy).not.toMatch(/reset/);
+    expect(report.error?.message).not.toMatch(/reset/);
+    expect(received.outcome).toBe("discarded");
+    await expectRunning(rig.source);
+  });
+});
+
 describe("a machine that names a socket", () => {
   it("is refused where another device is served there", LONG, async () => {
     const description = served("wrong");
@@ -131,10 +168,13 @@ describe("a machine that names a socket", () => {
     const socket = vf.socket ?? "";
     const server = await startDeviceProcess({ ...vf, id: "another" }, { socket, seed: 1 });
     try {
+      await stopAt(socket);
       await expect(openMachine(description)).rejects.toMatchObject({
         code: "WRONG_DEVICE",
         remedy: expect.stringContaining("--id vf0"),
       });
+      // It is left as it was: not reset, as it would be to be used.
+      expect(await stateAt(socket)).toBe("STOP");
     } finally {
       await end([server]);
     }

@@ -1,8 +1,13 @@
+import { execFile } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { EXIT_CODES } from "../../src/cli/exit-codes.js";
+import { openStore } from "../../src/evidence/store/store.js";
+import { SOFTWARE } from "../../src/migration/software.js";
 import { Child } from "../support/child.js";
 
 const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
@@ -19,6 +24,9 @@ migration:
   downtimeLimit: 2s
   runAfter: 0ms
 `;
+
+/** A migration takes a second or two on an idle computer. */
+const PATIENCE_MS = 120_000;
 
 const folder = mkdtempSync(join(tmpdir(), "dirtmap-predict-"));
 const scenario = join(folder, "small.yaml");
@@ -87,8 +95,26 @@ describe("from the command line", () => {
     expect(other.errors).toMatch(/^dirtmap: --scenario can't be given here: .*\n$/);
   });
 
+  it("a migration that does not converge ends with an exit code of its own", async () => {
+    const hopeless = ["--tracker", "vf0=everything", "--downtime-limit", "1ms", "--observe", "200ms", "--no-store"];
+    await using predictor = new Child(PROGRAM, "predict", "--scenario", scenario, ...hopeless, "--json");
+    expect(await predictor.said("converges")).toMatchObject({ converges: false });
+    expect(await predictor.ended).toBe(EXIT_CODES.notConverging.code);
+  });
+
+  it("a scenario is read once, so that it can come through a pipe", { timeout: PATIENCE_MS }, async () => {
+    const args = ["migrate", "--scenario", "/dev/stdin", "--predict", "200ms", "--quiet", "--json", "--no-store"];
+    const command = `cat "$1" | "$2" "$3" ${args.join(" ")} --journal "$4"`;
+    const { stdout } = await promisify(execFile)("/bin/sh", [
+      ...["-c", command, "sh", scenario, process.execPath, PROGRAM, join(folder, "journal-of-pipe")],
+    ]);
+    const report = JSON.parse(stdout);
+    expect(report).toMatchObject({ result: "completed", verified: true });
+    expect(report.predicted).toMatchObject({ converges: true });
+  });
+
   it("a migration that was predicted says so in its report, beside what happened", async () => {
-    const kept = ["--store", store, "--journal", join(folder, "journal")];
+    const keeping = ["--store", store, "--journal", join(folder, "journal")];
     const child = new Child(
       PROGRAM,
       "migrate",
@@ -98,12 +124,25 @@ describe("from the command line", () => {
       "200ms",
       "--quiet",
       "--json",
-      ...kept,
+      ...keeping,
     );
     await using _child = child;
     const report = await child.said("result");
     expect(report).toMatchObject({ result: "completed", verified: true });
     expect(report.predicted).toMatchObject({ converges: true, inTheWay: [] });
     expect((report.predicted as { rounds: number }).rounds).toBeGreaterThanOrEqual(2);
+    const conditions = {
+      software: SOFTWARE,
+      hosts: ["emulated"],
+      memoryBytes: 2 ** 24,
+      policy: { order: "iommu-first", trackers: { vf0: "device" } },
+      transport: { scheme: "tcp", local: true },
+      bandwidth: null,
+      downtimeLimitMs: 2000,
+      runAfterMs: 0,
+    };
+    expect(report.conditions).toMatchObject(conditions);
+    using kept = openStore(store);
+    expect(kept.run(1).conditions).toEqual(report.conditions);
   });
 });

@@ -28,9 +28,16 @@ export class Child implements AsyncDisposable {
 
   /** The first line that has this field, or has it with this value; waited for. */
   async said(field: string, value?: unknown): Promise<Record<string, unknown>> {
-    return await this.#until(`${field} ${value ?? ""}`, () =>
-      this.#lines.find((line) => field in line && (value === undefined || line[field] === value)),
-    );
+    return await this.#until(`${field} ${value ?? ""}`, () => this.#line(field, value));
+  }
+
+  #line(field: string, value?: unknown): Record<string, unknown> | undefined {
+    return this.#lines.find((line) => field in line && (value === undefined || line[field] === value));
+  }
+
+  /** Whether it has printed a line that has this field, or has it with this value. */
+  has(field: string, value?: unknown): boolean {
+    return this.#line(field, value) !== undefined;
   }
 
   /** Waits until standard error has this. */

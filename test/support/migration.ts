@@ -1,13 +1,15 @@
-import { mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect } from "vitest";
+import { grantsOf, withGranted } from "../../src/cli/granted.js";
 import { openMachine } from "../../src/cli/hosts.js";
 import { createEmulatedMachine, type EmulatedMachine } from "../../src/emulated/machine.js";
 import type { DmaHold } from "../../src/emulated/threads/hold.js";
 import type { MachineDescription } from "../../src/host/description.js";
 import { type ReceiveOptions, type ReceiveResult, receive } from "../../src/migration/destination.js";
 import { readJournal } from "../../src/migration/journal.js";
+import { listJournals } from "../../src/migration/journals.js";
 import type { MigrationReport } from "../../src/migration/report.js";
 import { type MigrateOptions, migrate } from "../../src/migration/source.js";
 import { listen } from "../../src/migration/transport/listener.js";
@@ -82,8 +84,9 @@ export class Rig implements AsyncDisposable {
       const control = await listener.acceptControl(over.signal);
       return await receive({
         source: acceptedSource(listener, control),
-        createMachine: async (received) => {
-          destination = await this.#open(received, { paused: true, side: "destination" });
+        createMachine: async (received, named) => {
+          const granted = withGranted(received, named, grantsOf(this.description));
+          destination = await this.#open(granted, { paused: true, side: "destination" });
           this.#opened.push(destination);
           onDestination?.(destination);
           return destination;
@@ -119,6 +122,7 @@ export class Rig implements AsyncDisposable {
       runAfterMs: 300,
       journalDirectory: this.journals,
       timeouts: TIMEOUTS,
+      decideMs: 0,
       ...options,
     });
   }
@@ -131,8 +135,8 @@ export class Rig implements AsyncDisposable {
   /** The migration that waits for a decision, once there is one. */
   async undecided(): Promise<string> {
     for (const until = Date.now() + 10_000; Date.now() < until; ) {
-      const socket = readdirSync(this.journals).find((name) => name.endsWith(".sock"));
-      if (socket !== undefined) return socket.replace(".sock", "");
+      const waiting = listJournals(this.journals).find(({ standing }) => standing === "waits");
+      if (waiting !== undefined) return waiting.migration;
       await pause(20);
     }
     throw new Error("no migration waits for a decision");

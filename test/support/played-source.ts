@@ -2,8 +2,11 @@ import { once } from "node:events";
 import { connect, type Socket } from "node:net";
 import { crc32 } from "node:zlib";
 import type { MachineDescription } from "../../src/host/description.js";
+import { platformOf } from "../../src/host/description.js";
+import type { MachineShape } from "../../src/host/shape.js";
 import { xxh3 } from "../../src/kernels/twins/xxh3.js";
 import { PAGE_SIZE } from "../../src/memory/address.js";
+import { layoutRegions } from "../../src/memory/guest-memory.js";
 import { encodeBody } from "../../src/migration/channels/hello.js";
 import { ControlConnection } from "../../src/migration/stream/control-connection.js";
 import {
@@ -110,6 +113,16 @@ export function pagesFrame(
   return frame;
 }
 
+/** What a guest can tell a machine without devices by. */
+export function bareShape(machine: MachineDescription): MachineShape {
+  const memory = layoutRegions(machine.memory, platformOf(machine));
+  return {
+    memory: memory.map(({ firstPage, pages, writeable }) => ({ firstPage, pages, writeable })),
+    vcpus: machine.vcpus.count,
+    devices: [],
+  };
+}
+
 /** The control connection of a played source. */
 export class PlayedSource implements AsyncDisposable {
   readonly control: ControlConnection;
@@ -127,13 +140,19 @@ export class PlayedSource implements AsyncDisposable {
     return new PlayedSource(new ControlConnection(socket), port);
   }
 
-  /** Offers the machine, and returns the token that channels must show. */
-  async offer(machine: MachineDescription, channels: number, migration = "played"): Promise<string> {
+  /** Offers a machine without devices, and returns the token that channels must show. */
+  async offer(
+    machine: MachineDescription,
+    channels: number,
+    migration = "played",
+    shape: MachineShape = bareShape(machine),
+  ): Promise<string> {
     await this.control.send({
       type: "HELLO",
       protocol: PROTOCOL_VERSION,
       software: "a test",
       machine,
+      shape,
       channels,
       migration,
       verify: "after",

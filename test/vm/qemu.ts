@@ -32,14 +32,14 @@ export function qemuTree(): string {
 }
 
 /** The QEMU in a Debian tree, run without chroot: with the tree's loader, libraries, modules and firmware. */
-export function qemuInTree(tree: string): Qemu {
+export function qemuInTree(tree: string, name = PROGRAM): Qemu {
   const libraries = join(tree, "usr/lib/x86_64-linux-gnu");
   return {
     program: join(libraries, "ld-linux-x86-64.so.2"),
     prefix: [
       "--library-path",
       `${libraries}:${join(libraries, "pulseaudio")}`,
-      join(tree, "usr/bin", PROGRAM),
+      join(tree, "usr/bin", name),
       "-L",
       join(tree, "usr/share/qemu"),
       "-L",
@@ -77,13 +77,13 @@ export function lacking(qemu: Qemu, needs: readonly QemuNeed[]): readonly string
 }
 
 /** Where a QEMU may be, in the order in which they are tried. */
-function candidates(): readonly Qemu[] {
+function candidates(name: string): readonly Qemu[] {
   const path = (process.env.PATH ?? "").split(delimiter).filter((folder) => folder !== "");
-  const installed = path.map((folder) => join(folder, PROGRAM)).find((program) => existsSync(program));
+  const installed = path.map((folder) => join(folder, name)).find((program) => existsSync(program));
   const tree = qemuTree();
   return [
     ...(installed === undefined ? [] : [qemuProgram(installed)]),
-    ...(existsSync(join(tree, "usr/bin", PROGRAM)) ? [qemuInTree(tree)] : []),
+    ...(existsSync(join(tree, "usr/bin", name)) ? [qemuInTree(tree, name)] : []),
   ];
 }
 
@@ -91,12 +91,21 @@ function candidates(): readonly Qemu[] {
  * A QEMU that has these devices: DIRTMAP_QEMU (a program, or a Debian tree) if it is set, else the one in PATH, else
  * the tree in the cache.
  * @param needs devices, and properties of them
+ * @param name of the program, for another architecture; DIRTMAP_QEMU then counts if it is a tree
  * @throws MissingError where there is none, saying how to get one
  */
-export function findQemu({ needs }: { readonly needs: readonly QemuNeed[] }): Qemu {
+export function findQemu({
+  needs,
+  name = PROGRAM,
+}: {
+  readonly needs: readonly QemuNeed[];
+  readonly name?: string;
+}): Qemu {
   const given = process.env.DIRTMAP_QEMU;
   if (given && !existsSync(given)) throw new MissingError(`DIRTMAP_QEMU: there is no ${given}`, GETTING_ONE);
-  const all = given ? [statSync(given).isDirectory() ? qemuInTree(given) : qemuProgram(given)] : candidates();
+  const isTree = given !== undefined && given !== "" && statSync(given).isDirectory();
+  const own = isTree ? qemuInTree(given, name) : given && name === PROGRAM ? qemuProgram(given) : null;
+  const all = own === null ? candidates(name) : [own];
   const refused: string[] = [];
   for (const qemu of all) {
     const lacks = lacking(qemu, needs);

@@ -29,6 +29,7 @@ interface Spread {
 
 interface TrackerFigures {
   readonly tracker?: string;
+  readonly granule?: number | null;
   readonly foundGranule?: number | null;
   readonly problem?: string | null;
   readonly reads?: readonly {
@@ -148,6 +149,13 @@ function trackersTable(device: string, trackers: readonly TrackerFigures[]): HTM
     { title: "Tracker", cell: ({ tracker }) => tracker ?? "–" },
     {
       title: "Granule",
+      hint: "bytes per dirty bit that were asked for, as --granule takes them",
+      numeric: true,
+      cell: ({ granule }) => (granule == null ? "–" : formatSize(granule)),
+    },
+    {
+      title: "Found",
+      hint: "bytes per dirty bit that the tracker turned out to have: an IOMMU's by its largest leaf",
       numeric: true,
       cell: ({ foundGranule }) => (foundGranule == null ? "–" : formatSize(foundGranule)),
     },

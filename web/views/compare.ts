@@ -1,9 +1,10 @@
 import { get, type RunSummary } from "../api.js";
+import { type ComparedCondition, compareConditions, NOT_RECORDED } from "../conditions.js";
 import { type Column, dataTable, emptyState, h, section } from "../dom.js";
 import { formatCount, formatMs, formatSize } from "../format.js";
 import { HeatMap } from "../plots/heat-map.js";
 import { LineChart } from "../plots/line-chart.js";
-import { modelOf, type Owner, type PastRun, type RunModel } from "../run-model.js";
+import { conditionsOf, modelOf, type Owner, type PastRun, type RunModel } from "../run-model.js";
 import { badge, type Shown, signed, timeOf, type ViewContext } from "./view.js";
 
 /** Two runs side by side. */
@@ -33,6 +34,7 @@ export async function compareView({ signal, parameters }: ViewContext): Promise<
   const chart = leftOverChart(models, [left, right], signal);
   const heats = models.map((model) => new HeatMap(model, signal));
   content.append(
+    section("What differs", differenceText(left, right), conditionsTable(left, right)),
     section("Figures", null, figuresTable(left, right)),
     section("What each round left", "Bytes that were dirty at the end of each round.", chart.element),
     section("Devices", "Pages that each tracker reported, over all reads.", devicesTable(models, [left, right])),
@@ -73,6 +75,38 @@ function choice(runs: readonly RunSummary[], first: number, second: number): HTM
   return h("form", { class: "controls" }, select("Run", first), select("with run", second));
 }
 
+/** The scenarios and conditions of two runs. */
+function compared(left: PastRun, right: PastRun): ComparedCondition[] {
+  const values = [left.scenario, right.scenario] as const;
+  const scenario = { name: "Scenario", values, differs: left.scenario !== right.scenario };
+  return [scenario, ...compareConditions(conditionsOf(left), conditionsOf(right))];
+}
+
+/** A sentence on whether the figures may be compared. */
+function differenceText(left: PastRun, right: PastRun): string {
+  const different = compared(left, right)
+    .filter(({ differs }) => differs === true)
+    .map(({ name }) => name.toLowerCase());
+  const unknown = [left, right].filter(({ conditions }) => conditions === null).map(({ id }) => `run ${id}`);
+  const differ = `The runs differ in: ${different.join(", ")}. So may their figures.`;
+  if (unknown.length === 0) return different.length > 0 ? differ : "Both ran under the same conditions.";
+  const unrecorded = `Of ${unknown.join(" and ")}, most conditions were ${NOT_RECORDED}.`;
+  return different.length > 0 ? `${differ} ${unrecorded}` : unrecorded;
+}
+
+function conditionsTable(left: PastRun, right: PastRun): HTMLElement {
+  const columns: Column<ComparedCondition>[] = [
+    { title: "Condition", cell: ({ name }) => name },
+    { title: `Run ${left.id}`, cell: ({ values }) => h("span", { class: "prose" }, values[0]) },
+    { title: `Run ${right.id}`, cell: ({ values }) => h("span", { class: "prose" }, values[1]) },
+    {
+      title: "Same",
+      cell: ({ differs }) => (differs === null ? "not known" : differs ? h("b", {}, "differs") : "yes"),
+    },
+  ];
+  return dataTable("Conditions of both", columns, compared(left, right));
+}
+
 function figuresTable(left: PastRun, right: PastRun): HTMLElement {
   type Row = readonly [name: string, left: Node | string, right: Node | string, difference: string];
   const amount = (
@@ -86,11 +120,8 @@ function figuresTable(left: PastRun, right: PastRun): HTMLElement {
     return [name, a == null ? "–" : format(a), b == null ? "–" : format(b), change];
   };
   const rows: Row[] = [
-    ["Scenario", left.scenario, right.scenario, ""],
     ["Result", badge(left.result), badge(right.result), ""],
     ["When", timeOf(left.startedAt), timeOf(right.startedAt), ""],
-    ["Design", left.report.design ?? "–", right.report.design ?? "–", ""],
-    ["Policy", left.report.policy ?? "–", right.report.policy ?? "–", ""],
     amount("Downtime", ({ downtimeMs }) => downtimeMs, formatMs),
     amount("Predicted downtime", ({ report }) => report.predicted?.downtimeMs, formatMs),
     amount("Total", ({ totalMs }) => totalMs, formatMs),

@@ -1,8 +1,9 @@
 import { get } from "../api.js";
+import { type ConditionRow, conditionRows } from "../conditions.js";
 import { type Column, dataTable, h, section, tile } from "../dom.js";
 import { formatCount, formatMs, formatSize } from "../format.js";
 import { HeatMap } from "../plots/heat-map.js";
-import { modelOf, type PastRun, type RunModel } from "../run-model.js";
+import { conditionsOf, modelOf, type PastRun, type RunModel } from "../run-model.js";
 import { costTable, OwnersTable, RateChart, RoundsChart } from "./parts.js";
 import { badge, type Shown, signed, timeOf, type ViewContext } from "./view.js";
 
@@ -40,6 +41,7 @@ export async function pastRunView({ signal, parameters }: ViewContext): Promise<
       heat.element,
     ),
     section("Devices", null, owners.element),
+    section("Conditions", "What the figures depend on besides the scenario.", conditionsTable(run)),
     section("Tracker cost", "The time that reading took, for each tracker.", costTable(model)),
     reasons(run),
     warnings(report.warnings ?? []),
@@ -149,6 +151,14 @@ function reasons({ report }: PastRun): HTMLElement | false {
     { title: "Why", cell: ({ reason }) => h("span", { class: "prose" }, reason) },
   ];
   return section("Why these trackers", null, dataTable("Why these trackers", columns, devices));
+}
+
+function conditionsTable(run: PastRun): HTMLElement {
+  const columns: Column<ConditionRow>[] = [
+    { title: "Condition", cell: ({ name }) => name },
+    { title: "Value", cell: ({ value }) => h("span", { class: "prose" }, value) },
+  ];
+  return dataTable("Conditions of the run", columns, conditionRows(conditionsOf(run)));
 }
 
 function warnings(texts: readonly string[]): HTMLElement | false {

@@ -9,6 +9,7 @@ import { openLinuxHost, openMachine } from "../hosts.js";
 import { probeHost } from "../linux/probe-host.js";
 import { readRequest } from "../request.js";
 import { scenarioNames } from "../scenario.js";
+import { benchCommand } from "./bench-command.js";
 
 /**
  * Whether the machine still is what was measured: asks the devices that it has now. A machine that can't be found from here
@@ -59,12 +60,12 @@ async function checkLinux(
   );
 }
 
-function checkThere({ devices }: Recommendation, there: readonly string[], where: string): void {
+function checkThere({ devices, host, scenario }: Recommendation, there: readonly string[], where: string): void {
   const gone = devices.find(({ id }) => !there.includes(id));
   if (gone === undefined) return;
   throw new UsageError(`${where} has no '${gone.id}' any more, which was measured`, {
     code: "DEVICE_GONE",
-    remedy: "measure again (dirtmap bench trackers), or recommend without looking at the machine (--no-check)",
+    remedy: `measure again (${benchCommand({ host, scenario })}), or recommend without looking at the machine (--no-check)`,
   });
 }
 

@@ -3,24 +3,24 @@ import type { BenchSite } from "../../evidence/trackers/site.js";
 import type { LinuxHost } from "../../linux/host.js";
 import { createLinuxMachine } from "../../linux/machine.js";
 import { probeHost } from "../linux/probe-host.js";
-import { checkKnown } from "../linux/select.js";
+import { deviceNames } from "../linux/select.js";
 
 /**
  * Devices of this machine that nobody uses, with memory of our own mapped for them. They are opened, which resets them; no
  * driver tells them to do DMA, so that what costs a reader is measured, and nothing else. A device in use is not touched.
- * @param ids which devices; absent: all that can be opened
- * @throws UsageError `UNKNOWN_DEVICE`, `NOTHING_TO_MEASURE`
+ * @param names which devices; absent: all that can be opened
+ * @throws UsageError `UNKNOWN_DEVICE`, `AMBIGUOUS_DEVICE`, `NOTHING_TO_MEASURE`
  */
 export async function linuxSite(
   host: LinuxHost,
   {
-    ids,
+    names,
     memoryBytes,
     signal,
-  }: { ids?: readonly string[] | undefined; memoryBytes: number; signal?: AbortSignal | undefined },
+  }: { names?: readonly string[] | undefined; memoryBytes: number; signal?: AbortSignal | undefined },
 ): Promise<BenchSite> {
-  const found = await host.devices();
-  checkKnown(ids ?? [], found);
+  const { id: idOf } = await deviceNames(host);
+  const ids = names?.map(idOf);
   const { devices: probed } = await probeHost(host, { ids, signal });
   const usable = probed.filter(({ capabilities }) => capabilities !== null).map(({ device }) => device);
   const leftOut = probed.flatMap(({ device, capabilities, missing }) => {

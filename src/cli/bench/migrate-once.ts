@@ -2,15 +2,19 @@ import type { MigrationRequest } from "../../evidence/designs/migrations.js";
 import type { MigrationReport } from "../../migration/report.js";
 import { migrate } from "../../migration/source.js";
 import { sourceTransport } from "../../migration/transport/network.js";
+import { withDisks } from "../disks.js";
+import { grantsOf } from "../granted.js";
 import { openMachine } from "../hosts.js";
 import { startLocalDestination } from "../local-destination.js";
 import { readEndpoint } from "../tls-options.js";
 
 /** Builds a machine, lets it run, and moves it to a process of its own on this machine; nothing of it is left. */
 export async function migrateOnce(request: MigrationRequest): Promise<MigrationReport> {
-  const { description, signal } = request;
+  const { signal } = request;
+  using disks = withDisks(request.description);
+  const { description } = disks;
   await using machine = await openMachine(description);
-  await using local = await startLocalDestination(signal);
+  await using local = await startLocalDestination(signal, grantsOf(description));
   const transport = sourceTransport(await readEndpoint(local.address, "client", {}));
-  return await migrate({ ...request, machine, transport });
+  return await migrate({ ...request, description, machine, transport });
 }

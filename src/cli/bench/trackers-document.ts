@@ -44,9 +44,8 @@ function readFigure({ id, model, trackers }: BenchedDevice): FigureBlock[] {
   ];
 }
 
-function trackerName({ tracker, granule, foundGranule }: TrackerFigures): string {
-  const bits = foundGranule ?? granule;
-  return bits === null ? tracker : `${tracker} ${formatSize(bits)}`;
+function trackerName({ tracker, granule }: TrackerFigures): string {
+  return granule === null ? tracker : `${tracker} ${formatSize(granule)}`;
 }
 
 function pointsOf({ reads }: TrackerFigures) {

@@ -68,6 +68,7 @@ function costTable(devices: readonly BenchedDevice[], memoryBytes: number): Cell
   const rows = rowsOf(devices, (figures) => {
     const clean = largest(figures).find(({ dirtyShare }) => dirtyShare === null || dirtyShare === 0);
     return [
+      sizeOr(figures.foundGranule),
       timeOf(figures.attach),
       timeOf(figures.start),
       timeOf(clean?.ms ?? null),
@@ -77,7 +78,7 @@ function costTable(devices: readonly BenchedDevice[], memoryBytes: number): Cell
     ];
   });
   return {
-    head: ["device", "tracker", "granule", "attach", "start", "read", "stop", "DMA lost", "named/written"],
+    head: ["device", "tracker", "granule", "found", "attach", "start", "read", "stop", "DMA lost", "named/written"],
     rows,
   };
 }
@@ -124,15 +125,19 @@ function sharingTable({ sharing }: TrackerBenchmark): Cells {
   return { head, rows };
 }
 
+/** A row for each tracker and granule, which is called as `--granule` and `dirtmap recommend` call it. */
 function rowsOf(devices: readonly BenchedDevice[], cells: (figures: TrackerFigures) => string[]): string[][] {
   return devices.flatMap(({ id, trackers }) =>
     trackers.map((figures) => {
-      const { tracker, granule, foundGranule, problem } = figures;
-      const bits = foundGranule ?? granule;
-      const head = [id, tracker, bits === null ? NOTHING : formatSize(bits)];
+      const { tracker, granule, problem } = figures;
+      const head = [id, tracker, sizeOr(granule)];
       return problem === null ? [...head, ...cells(figures)] : [...head, "refused"];
     }),
   );
+}
+
+function sizeOr(bytes: number | null): string {
+  return bytes === null ? NOTHING : formatSize(bytes);
 }
 
 function largest({ reads }: TrackerFigures): ReadFigures[] {

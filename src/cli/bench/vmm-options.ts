@@ -5,7 +5,7 @@ import { DEFAULT_POLICY } from "../../tracking/choice.js";
 import { chooseTrackers } from "../../tracking/policy.js";
 import { type LibvirtXml, libvirtXml } from "../../tracking/vmm/libvirt.js";
 import { type QemuOptions, qemuOptions } from "../../tracking/vmm/qemu.js";
-import { type VmmDevice, vmmAddress } from "../../tracking/vmm/vmm-device.js";
+import { type MdevModel, type VmmDevice, vmmAddress } from "../../tracking/vmm/vmm-device.js";
 
 /** What makes QEMU and libvirt follow a recommendation. */
 export interface VmmOptions {
@@ -30,10 +30,17 @@ export function vmmOptionsOf(
   const forVmm = devices.flatMap(({ id, capabilities, iommuGroup }, index): VmmDevice[] => {
     if (!isAddress(id)) return [];
     const group = capabilities.mdev || iommuGroup === null ? null : String(iommuGroup);
-    return [{ choice: choices[index], capabilities, address: vmmAddress(id), iommuGroup: group }];
+    const address = vmmAddress(id, MODEL_OF_DRIVER.get(capabilities.model));
+    return [{ choice: choices[index], capabilities, address, iommuGroup: group }];
   });
   return { qemu: qemuOptions(forVmm), libvirt: libvirtXml(forVmm) };
 }
+
+/** mdevs on s390 whose driver tells that they are no PCI devices; a benchmark does not keep `device_api`. */
+const MODEL_OF_DRIVER: ReadonlyMap<string, MdevModel> = new Map([
+  ["vfio_ap_mdev", "vfio-ap"],
+  ["vfio_ccw_mdev", "vfio-ccw"],
+]);
 
 function isAddress(id: string): boolean {
   try {

@@ -1,15 +1,17 @@
-import { accessSync, constants, mkdirSync, writeFileSync } from "node:fs";
+import { accessSync, constants, mkdirSync } from "node:fs";
 import { dirname, join } from "node:path";
-import type { Command } from "commander";
+import { type Command, Option } from "commander";
+import { DEFAULTS } from "../../defaults.js";
 import { explain, UsageError } from "../../errors.js";
 import type { DesignsResult } from "../../evidence/designs/result.js";
 import { WORKLOAD_TEXT, WORKLOADS, type WorkloadName } from "../../evidence/designs/workloads.js";
 import { reportPath } from "../../evidence/report/write-report.js";
+import { writeWholeFile } from "../../sys/whole-file.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
 import { leaveReport } from "../leave-report.js";
-import { addStoreOption, argument, oneOf, openStoreOf, type StoreOption, wholeNumber } from "../options.js";
+import { addStoreOption, argument, oneOf, openStoreOf, orElse, type StoreOption, wholeNumber } from "../options.js";
 import { runCommand } from "../output.js";
-import { parseBandwidth, parseSize } from "../units.js";
+import { parseBandwidth, parseSize, writeBandwidth, writeSize } from "../units.js";
 
 interface BenchDesignsOptions extends StoreOption {
   readonly devices?: readonly number[];
@@ -31,16 +33,9 @@ interface BenchDesignsOptions extends StoreOption {
 /** Devices that one machine may have here: what the designs are compared up to. */
 const MAX_DEVICES = 64;
 
-/** What is measured unless the command line says otherwise: some minutes, or with --quick about one. */
-const FULL = {
-  devices: [1, 2, 4, 8, 16, 32, 64],
-  migrate: [2],
-  repetitions: 7,
-  reads: 3,
-  countedReads: 5,
-  memory: 2 ** 30,
-};
-const QUICK = { devices: [1, 8, 64], migrate: [], repetitions: 3, reads: 2, countedReads: 2, memory: 2 ** 28 };
+/** Reads of a repetition: those that are timed, and those whose calls are counted. */
+const FULL_READS = { reads: 3, countedReads: 5 };
+const QUICK_READS = { reads: 2, countedReads: 2 };
 
 /** Pages that each device writes before a read, and in a migration over and over. */
 const FOOTPRINT = 256;
@@ -68,6 +63,11 @@ The devices are models and the kernel's side is emulated: this measures the mode
 pages, stop, and are read, so that processor time is the read's alone.
 `;
 
+/** How help names a default that `--quick` changes. */
+function orQuick(typed: (settings: (typeof DEFAULTS.designs)["full" | "quick"]) => string): string {
+  return orElse(`${typed(DEFAULTS.designs.full)}; with --quick ${typed(DEFAULTS.designs.quick)}`);
+}
+
 /** `dirtmap bench designs`: the four designs on the same workloads. */
 export function addBenchDesigns(bench: Command): void {
   const command = bench
@@ -75,18 +75,30 @@ export function addBenchDesigns(bench: Command): void {
     .description("Compares who merges dirty pages: split, type1, aggregated, iterating, from 1 to 64 devices")
     .option(
       "--devices <numbers>",
-      `numbers of devices, as 1,2,4 (default: ${FULL.devices.join(",")})`,
+      `numbers of devices, as 1,2,4${orQuick(({ devices }) => devices.join(","))}`,
       argument(counts(1)),
     )
     .option("--workload <names>", "workloads, as a,b,B (default: all)", argument(workloads))
-    .option("--memory <size>", "guest memory whose trackers are read (default: 1G)", argument(parseSize))
+    .option(
+      "--memory <size>",
+      `guest memory whose trackers are read${orQuick(({ memoryBytes }) => writeSize(memoryBytes))}`,
+      argument(parseSize),
+    )
     .option(
       "--migrate <numbers>",
-      "numbers of devices of machines that are migrated as a whole; 0: none (default: 2, with --quick none)",
+      `numbers of devices of machines that are migrated as a whole; 0: none${orQuick(({ migrate }) => migrate.join(","))}`,
       argument(counts(0)),
     )
-    .option("--bandwidth <rate>", "of these migrations", argument(parseBandwidth), parseBandwidth("10Gbit"))
-    .option("--repetitions <number>", `of each measurement (default: ${FULL.repetitions})`, wholeNumber(1, 1000))
+    .addOption(
+      new Option("--bandwidth <rate>", "of these migrations")
+        .argParser(argument(parseBandwidth))
+        .default(DEFAULTS.linkBandwidth, writeBandwidth(DEFAULTS.linkBandwidth)),
+    )
+    .option(
+      "--repetitions <number>",
+      `of each measurement${orQuick(({ repetitions }) => String(repetitions))}`,
+      wholeNumber(1, 1000),
+    )
     .option("--quick", "fewer devices and repetitions, in about a minute")
     .option("--from <file>", "measure nothing: show what --output kept")
     .option("--output <file>", "write the result as JSON")
@@ -135,19 +147,25 @@ async function measure(
   note: (text: string) => void,
   signal: AbortSignal,
 ): Promise<DesignsResult> {
-  const defaults = options.quick === true ? QUICK : FULL;
-  const { workload: names = WORKLOADS, devices = defaults.devices, memory = defaults.memory, bandwidth } = options;
+  const defaults = options.quick === true ? DEFAULTS.designs.quick : DEFAULTS.designs.full;
+  const { reads, countedReads } = options.quick === true ? QUICK_READS : FULL_READS;
+  const { workload: names = WORKLOADS, devices = defaults.devices, memory = defaults.memoryBytes, bandwidth } = options;
   const repetitions = options.repetitions ?? defaults.repetitions;
   const migrated = (options.migrate ?? defaults.migrate).filter((count) => count > 0);
   const { population } = await import("../../evidence/designs/workloads.js");
   const { checkMemory } = await import("../request.js");
   const { checkWorkload } = await import("../hosts.js");
   // All that may be wrong with what was asked for is found out before anything is started.
-  for (const size of [memory, ...(migrated.length > 0 ? [MIGRATED_BYTES] : [])]) {
-    const most = Math.max(...(size === memory ? devices : migrated));
-    const { description } = population(names[0], { devices: most, memory: size, footprint: FOOTPRINT, rate: 0 });
-    await checkWorkload(description);
-    checkMemory(description, size === memory ? 1 : 2);
+  const machineOf = (devices: readonly number[], memory: number) => {
+    return population(names[0], { devices: Math.max(...devices), memory, footprint: FOOTPRINT, rate: 0 }).description;
+  };
+  const read = machineOf(devices, memory);
+  await checkWorkload(read);
+  checkMemory(read, 1);
+  if (migrated.length > 0) {
+    const moved = machineOf(migrated, MIGRATED_BYTES);
+    await checkWorkload(moved);
+    checkMemory(moved, 2, "leave migrations out (--migrate 0)");
   }
   const [{ benchDesigns }, { openScripted }, { migrateOnce }] = await Promise.all([
     import("../../evidence/designs/bench.js"),
@@ -164,8 +182,8 @@ async function measure(
       memory,
       footprint: FOOTPRINT,
       repetitions,
-      reads: defaults.reads,
-      countedReads: defaults.countedReads,
+      reads,
+      countedReads,
       openMachine: openScripted,
     },
     migrations:
@@ -234,7 +252,7 @@ function chosen<Named extends { readonly name: string }>(
 
 function write(path: string, text: string): string {
   try {
-    writeFileSync(path, text);
+    writeWholeFile(path, text);
     return path;
   } catch (cause) {
     throw cannotWrite(path, cause);

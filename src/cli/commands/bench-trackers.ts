@@ -1,6 +1,7 @@
 import { accessSync, constants } from "node:fs";
 import { dirname, resolve } from "node:path";
 import type { Command } from "commander";
+import { DEFAULTS } from "../../defaults.js";
 import { explain, UsageError } from "../../errors.js";
 import { reportPath } from "../../evidence/report/write-report.js";
 import type { BenchSite } from "../../evidence/trackers/site.js";
@@ -17,6 +18,7 @@ import {
   type LinkOptions,
   type MachineOptions,
   openStoreOf,
+  orScenario,
   type StoreOption,
   servedSockets,
 } from "../options.js";
@@ -28,9 +30,6 @@ interface BenchTrackersOptions extends HostOptions, MachineOptions, LinkOptions,
   readonly quick?: boolean;
   readonly json?: boolean;
 }
-
-/** Memory that is mapped for devices of which no scenario says how much there is. */
-const MAPPED_BYTES = 256 * 2 ** 20;
 
 const NOTES = `
 Examples:
@@ -54,7 +53,7 @@ export function addBenchTrackers(bench: Command): void {
     .command("trackers")
     .description("Measures each tracker of each device: what it costs, and how exact it is");
   addHostOptions(addMachineOptions(command), "all that can be measured", { served: true, everywhere: true });
-  addStoreOption(addLinkOptions(command), { optional: true })
+  addStoreOption(addLinkOptions(command, orScenario), { optional: true })
     .option("-o, --output <file>", "write the benchmark to a file, for `dirtmap recommend --from`")
     .option("--report <file>", "write a report with plots: FILE.md or FILE.html", argument(reportPath))
     .option("--quick", "few repetitions: seconds instead of minutes, and wider ranges")
@@ -131,7 +130,7 @@ interface OpenedSite extends AsyncDisposable {
 }
 
 async function openSite(options: BenchTrackersOptions, signal: AbortSignal): Promise<OpenedSite> {
-  const { host, device, memory: memoryBytes = MAPPED_BYTES } = options;
+  const { host, device, memory: memoryBytes = DEFAULTS.mappedBytes } = options;
   const nothing = { defaults: {}, [Symbol.asyncDispose]: async () => {} };
   const sockets = servedSockets(host);
   if (sockets !== null) {
@@ -139,13 +138,12 @@ async function openSite(options: BenchTrackersOptions, signal: AbortSignal): Pro
     return { ...nothing, site: await servedSite(sockets, { only: device, memoryBytes }) };
   }
   if (host === "linux") {
-    const [{ openLinuxHost }, { linuxSite }, { deviceId }] = await Promise.all([
+    const [{ openLinuxHost }, { linuxSite }] = await Promise.all([
       import("../hosts.js"),
       import("../bench/linux-site.js"),
-      import("../linux/select.js"),
     ]);
     const linux = await openLinuxHost();
-    const site = await linuxSite(linux, { ids: device?.map(deviceId), memoryBytes, signal });
+    const site = await linuxSite(linux, { names: device, memoryBytes, signal });
     return { defaults: {}, site, [Symbol.asyncDispose]: () => linux[Symbol.asyncDispose]() };
   }
   const [{ checkMemory, readRequest }, { emulatedSite }] = await Promise.all([

@@ -1,4 +1,5 @@
 import type { Command } from "commander";
+import { DEFAULTS } from "../../defaults.js";
 import { EXIT_CODES } from "../exit-codes.js";
 import { wholeNumber } from "../options.js";
 import { printResult, runCommand } from "../output.js";
@@ -9,16 +10,17 @@ interface CertsOptions {
   readonly json?: boolean;
 }
 
-const DEFAULT_HOSTS = ["localhost", "127.0.0.1", "::1"];
-
 /** `dirtmap certs`: a set of certificates for trying TLS out. */
 export function addCerts(program: Command): void {
   program
     .command("certs")
     .description("Makes a CA and a certificate for each side, for trying TLS out")
-    .argument("[folder]", "where the files go; made if it is not there", "certs")
-    .option("--host <name...>", "names and addresses of the destination (default: localhost, 127.0.0.1, ::1)")
-    .option("--days <number>", "days until they expire", wholeNumber(1, 3650), 30)
+    .argument("[folder]", "where the files go; made if it is not there", DEFAULTS.certificateFolder)
+    .option(
+      "--host <name...>",
+      `names and addresses of the destination (default: ${DEFAULTS.certificateHosts.join(" ")})`,
+    )
+    .option("--days <number>", "days until they expire", wholeNumber(1, 3650), DEFAULTS.certificateDays)
     .option("--json", "print the result as JSON")
     .addHelpText(
       "after",
@@ -31,7 +33,10 @@ export function addCerts(program: Command): void {
     .action((folder: string, { host, days, json = false }: CertsOptions) =>
       runCommand({ json }, async () => {
         const { makeCertificates, writeCertificates } = await import("../../migration/transport/certs.js");
-        const files = await writeCertificates(folder, await makeCertificates({ hosts: host ?? DEFAULT_HOSTS, days }));
+        const files = await writeCertificates(
+          folder,
+          await makeCertificates({ hosts: host ?? DEFAULTS.certificateHosts, days }),
+        );
         printResult({ folder, files }, { json, text: () => files.join("\n") });
         return EXIT_CODES.done.code;
       }),

@@ -7,6 +7,11 @@ interface DecideOptions {
   readonly json?: boolean;
 }
 
+/*
+ * `resume` may be said only of a destination that does not run: the source waits for its answer first, where that may
+ * still come. `abort` is obeyed at once.
+ */
+
 /** `dirtmap resume`: the operator takes an undecided migration's machine back. */
 export function addResume(program: Command): void {
   addDecision(program, "resume", {
@@ -31,15 +36,21 @@ function addDecision(
   program
     .command(decision)
     .description(description)
-    .argument("<id>", "the migration, as its report names it")
+    .argument("[id]", "the migration, as `dirtmap list` names it; without it those that wait are listed")
     .option("--journal <folder>", "where the migration keeps its journal, if not in the default place")
     .option("--json", "print the result as JSON")
     .addHelpText(
       "after",
       `\n${when}\n\nExamples:\n  dirtmap ${decision} 1f0c93ab\n  dirtmap ${decision} 1f0c93ab --journal /var/lib/dirtmap --json`,
     )
-    .action((id: string, { journal, json = false }: DecideOptions) =>
+    .action((id: string | undefined, { journal, json = false }: DecideOptions) =>
       runCommand({ json }, async () => {
+        if (id === undefined) {
+          const { printJournals } = await import("../print-journals.js");
+          printJournals(journal, { show: ({ standing }) => standing === "waits", json });
+          process.stderr.write(`dirtmap: nothing was decided: say which migration, \`dirtmap ${decision} ID\`\n`);
+          return EXIT_CODES.usage.code;
+        }
         const [{ sendDecision }, { defaultJournalDirectory }] = await Promise.all([
           import("../../migration/decision.js"),
           import("../../migration/journal.js"),

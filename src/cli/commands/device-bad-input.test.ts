@@ -95,7 +95,9 @@ describe.runIf(process.platform === "linux")("dirtmap device", () => {
     await using second = new Device(...args);
     expect(await second.refused()).toEqual({
       code: EXIT_CODES.usage.code,
-      line: expect.stringMatching(/there is something at '.*taken' already; stop the server that listens there/),
+      line: expect.stringMatching(
+        /a server listens at '.*taken' already: process \d+ \(.*device nic .*\); stop it \(kill \d+\)/,
+      ),
     });
     using client = RawClient.open(path);
     await first.kill("SIGKILL");

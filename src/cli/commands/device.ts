@@ -1,14 +1,17 @@
 import { type Command, InvalidArgumentError, Option } from "commander";
 import type { ServableModel } from "../../devices/servable.js";
+import { UsageError } from "../../errors.js";
 import { EXIT_CODES } from "../exit-codes.js";
 import { argument, oneOf } from "../options.js";
 import { printResult, runCommand } from "../output.js";
-import { parseSize } from "../units.js";
+import { parseSize, writeSize } from "../units.js";
+import { addDeviceResume, addDeviceStatus } from "./device-control.js";
 
 const DMA = ["auto", "messages"] as const;
 
 interface DeviceOptions {
-  readonly socket: string;
+  readonly socket?: string;
+  readonly socketGroup?: string;
   readonly option?: Readonly<Record<string, string>>;
   readonly id?: string;
   readonly dma?: (typeof DMA)[number];
@@ -26,11 +29,12 @@ function pair(text: string, before: Record<string, string> = {}): Record<string,
 
 /** `dirtmap device`: serves one over vfio-user. @param models that there are: its help lists them */
 export function addDevice(program: Command, models: readonly ServableModel[]): void {
-  program
+  const device = program
     .command("device")
     .description("Serves a device to another process (QEMU, a migration) over a vfio-user socket")
     .argument("<model>", "which device; below is what there is")
-    .requiredOption("--socket <path>", "where its client connects; those who control it connect to PATH.control")
+    .option("--socket <path>", "where its client connects; those who control it connect to PATH.control (required)")
+    .option("--socket-group <group>", "let a group connect, too, by name or number (default: only this user)")
     .option("-o, --option <name=value...>", "an option of the model: see below", pair)
     .option("--id <name>", "its name in stamps and messages (default: the model's)")
     .addOption(
@@ -44,14 +48,18 @@ export function addDevice(program: Command, models: readonly ServableModel[]): v
     .option("--json", "print events as lines of JSON")
     .addHelpText("after", () => `\n${modelsText(models)}\n${EXAMPLES}`)
     .action((model: string, options: DeviceOptions) => run(model, models, options));
+  addDeviceStatus(device);
+  addDeviceResume(device);
 }
 
 const EXAMPLES = `
 It serves until Ctrl-C or SIGTERM, which removes the sockets. One client at a time: a second is refused. A socket that a
-killed server has left at PATH is taken over.
+killed server has left at PATH is taken over. When a migration dies, the device runs again, unless the migration has said
+that it gives the machine up: \`dirtmap device status\` tells, and \`dirtmap device resume\` decides.
 
 Examples:
   dirtmap device mlx5 --socket /run/user/1000/mlx5
+  dirtmap device mlx5 --socket /run/mlx5 --socket-group kvm
   dirtmap device vgpu --socket ./vgpu --option vram=64M --option rate=200 --poll
   qemu-system-x86_64 … -object memory-backend-memfd,id=mem,size=1G,share=on -machine q35,memory-backend=mem \\
     -device '{"driver":"vfio-user-pci","socket":{"type":"unix","path":"./vgpu"}}'`;
@@ -59,8 +67,13 @@ Examples:
 function modelsText(models: readonly ServableModel[]): string {
   const lines = models.flatMap(({ name, summary, options }) => [
     `  ${name.padEnd(12)} ${summary}`,
-    ...options.map(({ name: option, about, default: value, required }) => {
-      const fallback = required === true ? "required" : value === undefined ? "" : `default: ${value}`;
+    ...options.map(({ name: option, about, default: value, required, kind }) => {
+      const fallback =
+        required === true
+          ? "required"
+          : value === undefined
+            ? ""
+            : `default: ${kind === "size" && typeof value === "number" ? writeSize(value) : value}`;
       return `      ${option.padEnd(12)} ${about}${fallback === "" ? "" : ` (${fallback})`}`;
     }),
   ]);
@@ -68,13 +81,17 @@ function modelsText(models: readonly ServableModel[]): string {
 }
 
 async function run(name: string, models: readonly ServableModel[], options: DeviceOptions): Promise<void> {
-  const { socket: path, json = false, poll = false, id, dma } = options;
+  const { socket: path, socketGroup, json = false, poll = false, id, dma } = options;
   const tell = (event: { event: string } & Record<string, unknown>, text: string) => {
     if (json) printResult(event, { json, text: () => text });
     else process.stderr.write(`${text}\n`);
   };
   const onInterrupt = () => process.stderr.write("dirtmap: stopping; Ctrl-C once more forces\n");
   await runCommand({ json, onInterrupt }, async (signal) => {
+    // Not required of `status` and `resume`, of which commander would require it, too.
+    if (path === undefined) {
+      throw new UsageError("the device has no socket", { code: "BAD_OPTION", remedy: "give --socket PATH" });
+    }
     const { serveDevice } = await import("../../vfio-user/server/server.js");
     const model = models.find((candidate) => candidate.name === name);
     await using server = await serveDevice({
@@ -87,6 +104,7 @@ async function run(name: string, models: readonly ServableModel[], options: Devi
       log: (line) => tell({ event: "log", line }, line),
       ...(id === undefined ? {} : { id }),
       ...(dma === undefined ? {} : { dma }),
+      ...(socketGroup === undefined ? {} : { socketGroup }),
     });
     const { controlPath: control } = server;
     tell(

@@ -1,34 +1,33 @@
 import { type Command, Option } from "commander";
+import { DEFAULTS } from "../../defaults.js";
 import { explain } from "../../errors.js";
 import { reportPath } from "../../evidence/report/write-report.js";
 import type { PredictedOutcome } from "../../migration/report.js";
-import { MAX_CHANNELS } from "../choices.js";
 import { exitCodeOf, exitCodesHelp } from "../exit-codes.js";
 import type { EmulatedMachine } from "../hosts.js";
 import { leaveReport } from "../leave-report.js";
 import {
   addMachineOptions,
+  addMigrationOptions,
   addPolicyOptions,
   addStoreOption,
   argument,
-  downtimeLimit,
   durationWithin,
   type MachineOptions,
+  type MigrationOptions,
   OBSERVE_MS,
+  orElse,
+  orScenario,
   type PolicyOptions,
   type StoreOption,
-  wholeNumber,
 } from "../options.js";
 import { mayColor, runCommand } from "../output.js";
+import type { Request } from "../request.js";
 import { addTlsOptions, readEndpoint, type TlsOptions } from "../tls-options.js";
-import { parseBandwidth, parseDuration } from "../units.js";
+import { parseDuration, parseLimit, writeDuration } from "../units.js";
 
-interface MigrateOptions extends MachineOptions, PolicyOptions, TlsOptions, StoreOption {
+interface MigrateOptions extends MachineOptions, PolicyOptions, MigrationOptions, TlsOptions, StoreOption {
   readonly to?: string;
-  readonly downtimeLimit?: number;
-  readonly bandwidth?: number;
-  readonly channels?: number;
-  readonly maxRounds?: number;
   readonly verify: "after" | "before";
   readonly runAfter?: number;
   readonly journal?: string;
@@ -56,42 +55,42 @@ options with which QEMU does.
 
 Ctrl-C cancels, and the source goes on running; once more forces. Without --to the destination is a second process on
 this machine. Options that are left out are the scenario's to say.
+
+If the destination does not confirm that it runs, the source stays paused and waits for \`dirtmap resume\` or
+\`dirtmap abort\`, which it prints on standard error, with --json as a line {"event":"undecided", …}. The first Ctrl-C does
+not end that wait; a second does, and so does the end of --decide: the source's memory is gone then.
 `;
 
 /** `dirtmap migrate`: runs a scenario's machine and moves it. */
 export function addMigrate(program: Command): void {
   const command = program.command("migrate").description("Runs a scenario's machine and live-migrates it");
   addTlsOptions(
-    addStoreOption(addPolicyOptions(addMachineOptions(command)), { optional: true })
-      .option("--to <address>", "tls://HOST:PORT or tcp://HOST:PORT of a `dirtmap receive`")
-      .option(
-        "--downtime-limit <duration>",
-        "expected downtime at which the machine may be stopped: 50ms",
-        argument(downtimeLimit),
-      )
-      .option("--bandwidth <rate>", "500M (bytes per second), 10Gbit, or unlimited", argument(parseBandwidth))
-      .option("--channels <number>", "connections that pages travel over", wholeNumber(1, MAX_CHANNELS))
-      .option("--max-rounds <number>", "pre-copy rounds at most", wholeNumber(1, 10_000)),
+    addMigrationOptions(
+      addStoreOption(addPolicyOptions(addMachineOptions(command)), { optional: true }).option(
+        "--to <address>",
+        "tls://HOST:PORT or tcp://HOST:PORT of a `dirtmap receive` (default: a second process on this machine)",
+      ),
+    ),
   )
     .addOption(
       new Option("--verify <when>", "compare the two memories once the destination runs, or before it may")
         .choices(["after", "before"])
-        .default("after"),
+        .default(DEFAULTS.verify, DEFAULTS.verify),
     )
     .option(
       "--run-after <duration>",
-      "how long the workload runs on at the destination before it is checked",
+      `how long the workload runs on at the destination before it is checked${orScenario(writeDuration(DEFAULTS.runAfterMs))}`,
       argument(parseDuration),
     )
     .option("--journal <folder>", "where to keep the record of who may run the machine")
     .option(
       "--decide <duration>",
-      "how long to wait for `resume` or `abort` where the handover was not confirmed (default: on a terminal until told, elsewhere 0s)",
-      argument(parseDuration),
+      `end, and lose the source's memory, if the handover is not confirmed and nobody says \`resume\` or \`abort\` within this time${orElse(writeDuration(DEFAULTS.decideMs))}`,
+      argument(parseLimit),
     )
     .option(
       "--predict [duration]",
-      "watch the machine first (default: 2s) and foretell the migration; the report has both",
+      `watch the machine first and predict the migration; the report has both${orElse(writeDuration(DEFAULTS.observeMs))}`,
       durationWithin(OBSERVE_MS),
     )
     .option("--report <file>", "write the report with plots, too: FILE.md or FILE.html", argument(reportPath))
@@ -111,10 +110,11 @@ async function run(options: MigrateOptions): Promise<void> {
     process.stderr.write(`${text}\n`);
   };
   const onInterrupt = () => note("cancelling: the source goes on running; Ctrl-C once more forces");
-  await runCommand({ json, onInterrupt }, async (signal) => {
+  await runCommand({ json, onInterrupt }, async (signal, interrupts) => {
     // All that may be wrong with what was asked for is found out before anything is started.
     const { checkMemory, readRequest } = await import("../request.js");
-    const { scenario, description: wanted, policy, design, defaults } = readRequest(options);
+    const request = readRequest(options);
+    const { scenario, description: wanted, policy, design, defaults } = request;
     checkMemory(wanted, options.to === undefined ? 2 : 1);
     const { checkStore, keepMigration, migrationHeader, ReadRecorder } = await import("../record-run.js");
     const store = await checkStore(options, note);
@@ -131,28 +131,41 @@ async function run(options: MigrateOptions): Promise<void> {
     );
     const [
       { startLocalDestination },
+      { grantsOf },
       { LiveView },
       { publishFeed },
       { newMigrationId },
       { reportText },
       { withDisks },
+      { tidyUp },
+      { handingOver, undecidedEvent, undecidedText, waitingForDecision },
+      { DEFAULT_TIMEOUTS },
+      { watchConditions },
     ] = await Promise.all([
       import("../local-destination.js"),
+      import("../granted.js"),
       import("../../observe/live-view.js"),
       import("../../observe/feed/publish.js"),
       import("../../migration/journal.js"),
       import("../report-text.js"),
       import("../disks.js"),
+      import("../tidy.js"),
+      import("../undecided.js"),
+      import("../../migration/deadline.js"),
+      import("../run-conditions.js"),
     ]);
+    await tidyUp(options.journal);
     using disks = withDisks(wanted);
     const { description } = disks;
     await using machine = await openMachine(description);
     const choices = chooseTrackers(await probeMachine(machine), policy);
     signal.throwIfAborted();
     if (options.predict !== undefined && !quiet) note("watching the machine, to foretell its migration");
-    const predicted = options.predict === undefined ? undefined : await foretold(machine, options, { signal, note });
+    const predicted =
+      options.predict === undefined ? undefined : await foretold(machine, request, options, { signal, note });
 
-    await using local = remote === undefined ? await startLocalDestination(signal, options.journal) : undefined;
+    await using local =
+      remote === undefined ? await startLocalDestination(signal, grantsOf(description), options.journal) : undefined;
     const destination = remote ?? (await readEndpoint(local?.address ?? "", "client", options));
     const downtimeLimitMs = options.downtimeLimit ?? defaults.downtimeLimit;
     using view = quiet
@@ -175,49 +188,61 @@ async function run(options: MigrateOptions): Promise<void> {
     // Where nobody listens, the migration counts nothing for it.
     using recorder = store.store === false && options.report === undefined ? undefined : new ReadRecorder();
 
-    const bandwidth = options.bandwidth ?? defaults.bandwidth;
+    const asked = {
+      policy,
+      design,
+      downtimeLimitMs,
+      bandwidth: options.bandwidth ?? defaults.bandwidth ?? DEFAULTS.bandwidth,
+      channels: options.channels ?? defaults.channels,
+      maxRounds: options.maxRounds,
+      verify: options.verify,
+      runAfterMs: options.runAfter ?? defaults.runAfter,
+    };
+    const moved = { host: machine.host.name, description, endpoint: destination.endpoint, local: remote === undefined };
+    const conditionsUntilNow = watchConditions(moved, asked);
+    let held: Disposable | undefined;
     const report = await migrate({
       machine,
       description,
       transport: sourceTransport(destination),
-      policy,
-      design,
-      downtimeLimitMs,
-      ...(bandwidth === undefined ? {} : { bandwidth }),
-      channels: options.channels ?? defaults.channels,
-      ...(options.maxRounds === undefined ? {} : { maxRounds: options.maxRounds }),
-      verify: options.verify,
-      runAfterMs: options.runAfter ?? defaults.runAfter,
+      ...asked,
       signal,
       migration,
       ...(options.journal === undefined ? {} : { journalDirectory: options.journal }),
       ...(predicted === undefined ? {} : { predicted }),
-      decideMs: options.decide ?? (process.stderr.isTTY ? Number.POSITIVE_INFINITY : 0),
+      ...(options.decide === undefined ? {} : { decideMs: options.decide }),
+      onGivenUp: () => {
+        held = interrupts.hold(handingOver(DEFAULT_TIMEOUTS.runningMs, note));
+      },
+      onUndecided: (undecided) => {
+        held = interrupts.hold(waitingForDecision(undecided, note));
+        note(json ? undecidedEvent(undecided) : undecidedText(undecided));
+      },
+      onSettled: () => held?.[Symbol.dispose](),
     });
     view?.[Symbol.dispose]();
     const reads = recorder?.reads ?? [];
-    await keepMigration(store, { header, report, reads }, note);
+    const conditions = conditionsUntilNow();
+    await keepMigration(store, { header, report, reads, conditions }, note);
     if (options.report !== undefined) {
       const { migrationDocument } = await import("../migration-document.js");
-      const context = { scenario, memoryBytes: description.memory, reads };
+      const context = { scenario, memoryBytes: description.memory, reads, conditions };
       leaveReport(options.report, migrationDocument(report, context), note);
     }
-    process.stdout.write(json ? `${JSON.stringify(report)}\n` : `${reportText(report)}\n`);
+    process.stdout.write(json ? `${JSON.stringify({ ...report, conditions })}\n` : `${reportText(report)}\n`);
     return exitCodeOf(report);
   });
 }
 
-const PREDICT_MS = 2000;
-const PREDICT_INTERVAL_MS = 50;
-
 /** What the migration will be; undefined, with a note, where that can't be told. The trackers are off again when it resolves. */
 async function foretold(
   machine: EmulatedMachine,
+  request: Request,
   options: MigrateOptions,
   { signal, note }: { signal: AbortSignal; note: (text: string) => void },
 ): Promise<PredictedOutcome | undefined> {
   try {
-    return await foretell(machine, options, signal);
+    return await foretell(machine, request, options, signal);
   } catch (error) {
     signal.throwIfAborted();
     note(`the migration is not foretold: ${explain(error)}`);
@@ -227,22 +252,18 @@ async function foretold(
 
 async function foretell(
   machine: EmulatedMachine,
+  { scenario, policy, design, defaults }: Request,
   options: MigrateOptions,
   signal: AbortSignal,
 ): Promise<PredictedOutcome> {
-  const [{ readRequest }, { estimateLink, observeForPrediction, predictedConditions }, { predict, predictedOutcome }] =
-    await Promise.all([
-      import("../request.js"),
-      import("../observe-machine.js"),
-      import("../../evidence/predict/predict.js"),
-    ]);
-  const { scenario, policy, design, defaults } = readRequest(options);
+  const [{ estimateLink, observeForPrediction, predictedConditions }, { predict, predictedOutcome }] =
+    await Promise.all([import("../observe-machine.js"), import("../../evidence/predict/predict.js")]);
   const seen = await observeForPrediction({
     machine,
     policy,
     design,
-    intervalMs: PREDICT_INTERVAL_MS,
-    durationMs: options.predict === true || options.predict === undefined ? PREDICT_MS : options.predict,
+    intervalMs: DEFAULTS.observeIntervalMs,
+    durationMs: options.predict === true || options.predict === undefined ? DEFAULTS.observeMs : options.predict,
     signal,
     host: machine.host.name,
     scenario,

@@ -109,16 +109,19 @@ async function policyOf(
 }
 
 async function planLinux({ json = false, ...options }: PlanOptions, signal: AbortSignal): Promise<void> {
-  const [{ openLinuxHost }, { hostPlanText, hostPlanWarnings, planHost }, { byDeviceId, deviceId }] = await Promise.all(
-    [import("../hosts.js"), import("../linux/plan-host.js"), import("../linux/select.js")],
-  );
+  const [{ openLinuxHost }, { hostPlanText, hostPlanWarnings, planHost }, { deviceNames }] = await Promise.all([
+    import("../hosts.js"),
+    import("../linux/plan-host.js"),
+    import("../linux/select.js"),
+  ]);
   const [{ libvirtText }, { qemuText }] = await Promise.all([
     import("../../tracking/vmm/libvirt.js"),
     import("../../tracking/vmm/qemu.js"),
   ]);
-  const policy = await policyOf(options, byDeviceId);
   await using host = await openLinuxHost();
-  const plan = await planHost(host, policy, { ids: options.device?.map(deviceId), signal });
+  const { id, byId } = await deviceNames(host);
+  const policy = await policyOf(options, byId);
+  const plan = await planHost(host, policy, { ids: options.device?.map(id), signal });
   const { libvirt, ...rest } = plan;
   const xml = { xml: libvirtText(libvirt), notes: libvirt.notes, oldest: libvirt.oldest };
   if (options.only !== undefined) {

@@ -1,30 +1,25 @@
 import type { Command } from "commander";
-import { MAX_CHANNELS } from "../choices.js";
+import { DEFAULTS } from "../../defaults.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
 import {
   addMachineOptions,
+  addMigrationOptions,
   addObserveOptions,
   addPolicyOptions,
   addStoreOption,
-  argument,
-  downtimeLimit,
   type MachineOptions,
+  type MigrationOptions,
   type ObserveOption,
   OF_SCENARIOS,
+  openStoreOf,
   type PolicyOptions,
   refuseOptions,
   type StoreOption,
-  wholeNumber,
 } from "../options.js";
 import { printResult, runCommand } from "../output.js";
-import { parseBandwidth } from "../units.js";
 
-interface PredictOptions extends MachineOptions, PolicyOptions, ObserveOption, StoreOption {
+interface PredictOptions extends MachineOptions, PolicyOptions, MigrationOptions, ObserveOption, StoreOption {
   readonly trace?: string;
-  readonly downtimeLimit?: number;
-  readonly bandwidth?: number;
-  readonly channels?: number;
-  readonly maxRounds?: number;
   readonly run?: readonly string[];
   readonly json?: boolean;
 }
@@ -40,6 +35,8 @@ Examples:
 The speed of the link is measured on loopback, and what stopping and starting takes is what it took the last migrations in the store;
 or both are taken from the reports of migrations over the same link (--run). --bandwidth limits it. Nothing is moved: trackers are
 switched on, read at an interval, and switched off again.
+
+The exit code says whether the migration converges (0) or not (4), so that \`dirtmap predict && dirtmap migrate\` moves only what can be.
 `;
 
 /** `dirtmap predict`: what a migration would be. */
@@ -49,19 +46,10 @@ export function addPredict(program: Command): void {
     .description(
       "Says whether a migration converges, in how many rounds and with what downtime, and who is in its way",
     );
-  addObserveOptions(addStoreOption(addPolicyOptions(addMachineOptions(command)), { optional: true }), {
-    observe: "2s",
-    interval: "50ms",
-  })
+  addMigrationOptions(
+    addObserveOptions(addStoreOption(addPolicyOptions(addMachineOptions(command)), { optional: true })),
+  )
     .option("--trace <file>", "predict from what `dirtmap record` wrote, instead of from a scenario")
-    .option(
-      "--downtime-limit <duration>",
-      "expected downtime at which the machine may be stopped: 50ms",
-      argument(downtimeLimit),
-    )
-    .option("--bandwidth <rate>", "500M (bytes per second), 10Gbit, or unlimited", argument(parseBandwidth))
-    .option("--channels <number>", "connections that pages travel over", wholeNumber(1, MAX_CHANNELS))
-    .option("--max-rounds <number>", "pre-copy rounds at most", wholeNumber(1, 10_000))
     .option("--run <file...>", "reports of earlier migrations over the same link (`migrate --json`)")
     .option("--json", "print the result as JSON")
     .addHelpText("after", `${NOTES}\n${exitCodesHelp()}`)
@@ -76,7 +64,7 @@ export function addPredict(program: Command): void {
           { scenario, trace: options.trace ?? null, ...prediction },
           { json: options.json === true, text: () => predictText(prediction) },
         );
-        return EXIT_CODES.done.code;
+        return prediction.converges ? EXIT_CODES.done.code : EXIT_CODES.notConverging.code;
       }),
     );
 }
@@ -88,12 +76,14 @@ async function predicted(options: PredictOptions, signal: AbortSignal) {
       import("../observe-machine.js"),
       import("../../evidence/predict/predict.js"),
     ]);
+  // A store that was asked for and can't be used is told of now, and not once the machine was watched.
+  if (options.store !== undefined) (await openStoreOf(options))?.[Symbol.dispose]();
   if (options.trace !== undefined) {
     const { readTrace } = await import("../../evidence/trace/file.js");
     const { header, intervals } = await readTrace(options.trace);
-    const channels = options.channels ?? TRACE_DEFAULTS.channels;
+    const channels = options.channels ?? DEFAULTS.channels;
     const link = await estimateLink({ ...linkOptions(options), channels, scenario: header.scenario, signal });
-    const conditions = predictedConditions(options, TRACE_DEFAULTS, TRACE_DEFAULTS.readMs);
+    const conditions = predictedConditions(options, TRACE_DEFAULTS, DEFAULTS.readMs);
     return { prediction: predict({ ...header, intervals }, link, conditions), scenario: header.scenario };
   }
   const { scenario, description, policy, design, defaults } = readRequest(options);
@@ -125,4 +115,4 @@ function linkOptions({ run = [], store }: PredictOptions) {
 }
 
 /** What a scenario would say of a migration; a trace says nothing of it. */
-const TRACE_DEFAULTS = { downtimeLimit: 300, channels: 2, readMs: 1 } as const;
+const TRACE_DEFAULTS = { downtimeLimit: DEFAULTS.downtimeLimitMs } as const;

@@ -76,15 +76,14 @@ async function probeServed(sockets: readonly string[], { json = false }: ProbeOp
 }
 
 async function probeLinux({ json = false, device }: ProbeOptions, signal: AbortSignal): Promise<void> {
-  const [{ openLinuxHost }, { probeHost }, { hostText }, { checkKnown, deviceId }] = await Promise.all([
+  const [{ openLinuxHost }, { probeHost }, { hostText }, { deviceNames }] = await Promise.all([
     import("../hosts.js"),
     import("../linux/probe-host.js"),
     import("../linux/probe-text.js"),
     import("../linux/select.js"),
   ]);
   await using host = await openLinuxHost();
-  const ids = device?.map(deviceId);
-  if (ids !== undefined) checkKnown(ids, await host.devices());
+  const ids = device?.map((await deviceNames(host)).id);
   const { state, devices, mdevTypes } = await probeHost(host, { ids, signal });
   printResult(
     {

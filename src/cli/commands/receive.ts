@@ -1,11 +1,12 @@
 import type { Command } from "commander";
+import { DEFAULTS } from "../../defaults.js";
 import { DirtmapError, explain } from "../../errors.js";
 import type { ControlConnection } from "../../migration/stream/control-connection.js";
 import type { Listener } from "../../migration/transport/listener.js";
 import { formatMs } from "../../observe/format.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
 import type { EmulatedMachine } from "../hosts.js";
-import { argument } from "../options.js";
+import { argument, nonEmpty, perDevice } from "../options.js";
 import { printResult, runCommand } from "../output.js";
 import { addTlsOptions, readEndpoint, type TlsOptions } from "../tls-options.js";
 import { parseDuration } from "../units.js";
@@ -15,6 +16,9 @@ interface ReceiveOptions extends TlsOptions {
   readonly once?: boolean;
   readonly wait?: number;
   readonly journal?: string;
+  readonly file?: Readonly<Record<string, string>>;
+  readonly socket?: Readonly<Record<string, string>>;
+  readonly files?: string;
   readonly json?: boolean;
 }
 
@@ -23,6 +27,13 @@ Examples:
   dirtmap receive
   dirtmap receive --listen tls://0.0.0.0:7700 --tls-folder certs
   dirtmap receive --listen tcp://127.0.0.1:0 --once --json
+  dirtmap receive --file disk0=/srv/vm7/disk.img --socket vf0=/run/vm7/vf0.sock
+  dirtmap receive --files /mnt/shared
+
+It opens nothing because a source names it. Disks and traces are the files that --file gives by device, or, with --files,
+those of the source's own names that lie in that folder, links followed: any source that may connect has all of it. A device
+in another process is taken over at the socket that --socket gives. What the source's devices are is compared with the
+destination's before anything moves; another machine is refused.
 
 A machine that arrives runs here until Ctrl-C, or with --once until its workload was checked. A source that is turned
 away, or gives up, changes nothing: the next one may come. Sources that come meanwhile are told at once what keeps this
@@ -37,12 +48,15 @@ export function addReceive(program: Command): void {
     .option(
       "-l, --listen <address>",
       "tls://HOST:PORT or tcp://HOST:PORT; port 0: the system chooses",
-      "tcp://127.0.0.1:7700",
+      DEFAULTS.destination,
     );
   addTlsOptions(command)
     .option("--once", "end after the first migration, however it went")
     .option("--wait <duration>", "end where no source has come in this time", argument(parseDuration))
     .option("--journal <folder>", "where to keep the record of who may run the machine")
+    .option("--file <dev=file>", "open this file as a device's disk or trace", perDevice(nonEmpty))
+    .option("--socket <dev=path>", "take a device over at this vfio-user socket", perDevice(nonEmpty))
+    .option("--files <folder>", "open files by the names that the source has for them, if they lie in this folder")
     .option("--json", "print events as lines of JSON")
     .addHelpText("after", `${EXAMPLES}\n${exitCodesHelp()}`)
     .action(run);
@@ -56,15 +70,29 @@ async function run(options: ReceiveOptions): Promise<void> {
   };
   await runCommand({ json }, async (signal) => {
     const { endpoint, credentials } = await readEndpoint(options.listen, "server", options);
-    const [{ listen }, { receive }, { acceptedSource }, { openMachine }, { formatEndpoint }, { checkMemory }] =
-      await Promise.all([
-        import("../../migration/transport/listener.js"),
-        import("../../migration/destination.js"),
-        import("../../migration/transport/network.js"),
-        import("../hosts.js"),
-        import("../../migration/transport/endpoint.js"),
-        import("../request.js"),
-      ]);
+    await (await import("../tidy.js")).tidyUp(options.journal);
+    const [
+      { listen },
+      { receive },
+      { acceptedSource },
+      { openMachine },
+      { grantedFolder, withGranted },
+      { formatEndpoint },
+      { checkMemory },
+    ] = await Promise.all([
+      import("../../migration/transport/listener.js"),
+      import("../../migration/destination.js"),
+      import("../../migration/transport/network.js"),
+      import("../hosts.js"),
+      import("../granted.js"),
+      import("../../migration/transport/endpoint.js"),
+      import("../request.js"),
+    ]);
+    const grants = {
+      files: options.file ?? {},
+      sockets: options.socket ?? {},
+      folder: options.files === undefined ? undefined : grantedFolder(options.files),
+    };
     const onRefused = (error: unknown) =>
       tell({ event: "refused", message: explain(error) }, `turned away: ${explain(error)}`);
     await using listener = await listen({
@@ -79,9 +107,10 @@ async function run(options: ReceiveOptions): Promise<void> {
       let machine: EmulatedMachine | undefined;
       const result = await receive({
         source: acceptedSource(listener, control, onRefused),
-        createMachine: async (description) => {
-          checkMemory(description, 1);
-          machine = await openMachine(description, { paused: true, side: "destination" });
+        createMachine: async (description, named) => {
+          checkMemory(description, "destination");
+          const granted = withGranted(description, named, grants);
+          machine = await openMachine(granted, { paused: true, side: "destination" });
           return machine;
         },
         audit: async () => (await machine?.audit()) ?? { stamps: null, written: {} },

@@ -1,9 +1,19 @@
 import type { Command } from "commander";
+import { DEFAULTS } from "../../defaults.js";
 import { UsageError } from "../../errors.js";
 import type { TrackerBenchmark } from "../../evidence/trackers/result.js";
+import { shellWord } from "../../shell-word.js";
 import { POLICY_ORDERS, VMMS } from "../choices.js";
 import { EXIT_CODES } from "../exit-codes.js";
-import { addLinkOptions, addStoreOption, choice, type LinkOptions, openStoreOf, type StoreOption } from "../options.js";
+import {
+  addLinkOptions,
+  addStoreOption,
+  choice,
+  type LinkOptions,
+  openStoreOf,
+  orElse,
+  type StoreOption,
+} from "../options.js";
 import { printResult, runCommand } from "../output.js";
 
 interface RecommendOptions extends LinkOptions, StoreOption {
@@ -23,9 +33,9 @@ Examples:
   dirtmap recommend --from bench.json --only qemu | grep -v '^#'
   dirtmap recommend --json
 
-Decided in this order, each time only as far as the measurement can tell trackers apart: whether the machine can be stopped
-within the downtime limit; the downtime; the length of the migration; the device's writes that are lost while it is tracked;
-what a round pays for the tracker, in reading and in sending what nobody wrote. Trackers that are equal by all of that are
+Decided by the first of these by which the measurement can tell two trackers apart: whether the machine can be stopped within
+the downtime limit; the downtime; the length of the migration; the device's writes that are lost while it is tracked; what a
+round pays for the tracker, in reading and in sending what nobody wrote. Trackers that are equal by all of that are
 taken in the policy's order, and the table says so.
 
 Without --from it is the newest benchmark of trackers in the store. The machine is asked whether it still is what was
@@ -38,8 +48,8 @@ export function addRecommend(program: Command): void {
     .command("recommend")
     .description("Recommends tracker, granule and domain for each device, from what `dirtmap bench trackers` measured")
     .option("--from <file>", "the benchmark (default: the store's newest)");
-  addLinkOptions(addStoreOption(command))
-    .addOption(choice("--policy <order>", POLICY_ORDERS, "policy", "whom ties go to"))
+  addLinkOptions(addStoreOption(command), orElse)
+    .addOption(choice("--policy <order>", POLICY_ORDERS, "policy", "whom ties go to", orElse(DEFAULTS.policy)))
     .option("-o, --output <file>", "write the recommendation to a file, for `--policy measured:FILE`")
     .addOption(choice("--only <vmm>", VMMS, "VMM", "print only what makes a VMM do the same").conflicts("json"))
     .option("--no-check", "don't ask the machine whether it is still what was measured")
@@ -54,14 +64,20 @@ export function addRecommend(program: Command): void {
 }
 
 async function run(options: RecommendOptions, signal: AbortSignal): Promise<void> {
-  const { output, only, check, policy = "iommu-first", json = false } = options;
-  const [{ recommendationOf, writeRecommendation }, { linkOf }, { vmmOptionsOf }, { recommendationText }] =
-    await Promise.all([
-      import("../../evidence/recommend/recommendation.js"),
-      import("../bench/link.js"),
-      import("../bench/vmm-options.js"),
-      import("../bench/recommendation-text.js"),
-    ]);
+  const { output, only, check, policy = DEFAULTS.policy, json = false } = options;
+  const [
+    { recommendationOf, writeRecommendation },
+    { linkOf },
+    { vmmOptionsOf },
+    { recommendationText },
+    { benchCommand, followCommand },
+  ] = await Promise.all([
+    import("../../evidence/recommend/recommendation.js"),
+    import("../bench/link.js"),
+    import("../bench/vmm-options.js"),
+    import("../bench/recommendation-text.js"),
+    import("../bench/bench-command.js"),
+  ]);
   const { benchmark, from } = await readFrom(options);
   const recommendation = recommendationOf(benchmark, linkOf(options, {}), policy);
   const vmm = vmmOptionsOf(benchmark, recommendation);
@@ -74,13 +90,13 @@ async function run(options: RecommendOptions, signal: AbortSignal): Promise<void
   if (check) {
     const { checkMachine } = await import("../bench/check-machine.js");
     for (const id of await checkMachine(recommendation, { from, signal })) {
-      note(`${id} was not measured; dirtmap bench trackers --device ${id} measures it`);
+      note(`${id} was not measured; ${benchCommand(benchmark)} measures it`);
     }
   }
   for (const { id, why } of benchmark.leftOut) note(`${id} was not measured: ${why}`);
   if (output !== undefined) {
     writeRecommendation(output, recommendation);
-    note(`written to ${output}: follow it with --policy measured:${output}`);
+    note(`written to ${output}; to follow it: ${followCommand(output, benchmark)}`);
   }
   const [{ libvirtText }, { qemuText }] = await Promise.all([
     import("../../tracking/vmm/libvirt.js"),
@@ -112,11 +128,16 @@ async function readFrom(options: RecommendOptions): Promise<{ benchmark: Tracker
   if (store === null || newest === undefined) {
     throw new UsageError(`there is no benchmark of trackers in ${store?.path ?? "the store"}`, {
       code: "NO_BENCHMARK",
-      remedy: "take one: dirtmap bench trackers; or name a file (--from FILE)",
+      remedy: `take one: dirtmap bench trackers${storeArguments(options)}; or name a file (--from FILE)`,
     });
   }
   const name = `benchmark ${newest.id} of ${store.path}`;
   return { benchmark: checkBenchmark(store.benchmark(newest.id).result, name), from: name };
+}
+
+/** The same store, for a command that is printed. */
+function storeArguments({ store }: StoreOption): string {
+  return typeof store === "string" ? ` --store ${shellWord(store)}` : "";
 }
 
 function note(text: string): void {

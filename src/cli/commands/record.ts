@@ -1,11 +1,12 @@
 import type { Command } from "commander";
+import { DEFAULTS } from "../../defaults.js";
 import type { TraceWriter } from "../../evidence/trace/file.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
 import {
   addIntervalOption,
   addMachineOptions,
   addPolicyOptions,
-  durationWithin,
+  durationOption,
   type MachineOptions,
   OBSERVE_MS,
   type PolicyOptions,
@@ -40,9 +41,9 @@ export function addRecord(program: Command): void {
     .description(
       "Records which pages each device dirties, interval by interval, to be replayed or predicted from elsewhere",
     );
-  addIntervalOption(addPolicyOptions(addMachineOptions(command)), "100ms")
+  addIntervalOption(addPolicyOptions(addMachineOptions(command)), DEFAULTS.recordIntervalMs)
     .requiredOption("-o, --output <file>", "the trace to write")
-    .option("--duration <duration>", "how long", durationWithin(OBSERVE_MS), 10_000)
+    .addOption(durationOption("--duration <duration>", "how long", OBSERVE_MS, DEFAULTS.recordMs))
     .option("--json", "print the result as JSON")
     .addHelpText("after", `${NOTES}\n${exitCodesHelp()}`)
     .action((options: RecordOptions) => record(options));

@@ -1,5 +1,6 @@
 import { resolve } from "node:path";
 import type { Command } from "commander";
+import { DEFAULTS } from "../../defaults.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
 import { addPolicyOptions, type PolicyOptions } from "../options.js";
 import { runCommand } from "../output.js";
@@ -34,7 +35,8 @@ export function addReplay(program: Command): void {
         const path = resolve(trace);
         // Another file would be taken for a scenario.
         traceScenario(path);
-        await showScenario({ ...options, host: "emulated", scenario: path }, signal);
+        const tooLarge = "replay it on a machine with more memory, or predict from it (dirtmap predict --trace FILE)";
+        await showScenario({ ...options, host: DEFAULTS.host, scenario: path }, signal, tooLarge);
         return EXIT_CODES.done.code;
       }),
     );

@@ -1,5 +1,6 @@
 import { fileURLToPath } from "node:url";
 import type { Command } from "commander";
+import { DEFAULTS } from "../../defaults.js";
 import type { Store } from "../../evidence/store/store.js";
 import type { EvidenceSource } from "../../observe/server/evidence-source.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
@@ -31,7 +32,7 @@ export function addServe(program: Command): void {
   const command = program
     .command("serve")
     .description("Serves a dashboard of runs in progress and past runs, an API, and metrics for Prometheus")
-    .option("-l, --listen <address>", "HOST:PORT; port 0: the system chooses", "127.0.0.1:7780");
+    .option("-l, --listen <address>", "HOST:PORT; port 0: the system chooses", DEFAULTS.dashboard);
   addStoreOption(command)
     .option("--token-file <file>", "a file with the token that whoever asks has to show")
     .option("--json", "print the address as JSON")
@@ -102,6 +103,6 @@ async function recommender(evidence: EvidenceSource): Promise<() => object | nul
     const [newest] = evidence.benchmarks({ kind: "trackers", limit: 1 });
     if (newest === undefined) return null;
     const benchmark = checkBenchmark(evidence.benchmark(newest.id).result, `benchmark ${newest.id} of the store`);
-    return recommendationOf(benchmark, linkOf({}, {}), "iommu-first");
+    return recommendationOf(benchmark, linkOf({}, {}), DEFAULTS.policy);
   };
 }

@@ -1,4 +1,5 @@
 import type { Command } from "commander";
+import { DEFAULTS } from "../../defaults.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
 import {
   addHostOptions,
@@ -25,11 +26,11 @@ export interface TopOptions extends HostOptions, MachineOptions, PolicyOptions {
 
 const NOTES = `
 Examples:
-  dirtmap top                             a migration that is under way on this machine
+  dirtmap top                              a migration that is under way on this machine
   dirtmap top --run 2d45d78b
-  dirtmap top --scenario mixed            a scenario's machine, watched and not migrated
+  dirtmap top --scenario mixed             a scenario's machine, watched and not migrated
   dirtmap top --scenario mixed --once --json
-  dirtmap top --host vfio-user:./vf0.sock what a served device writes, by its own counters
+  dirtmap top --host vfio-user:./vf0.sock  what a served device writes, by its own counters
 
 Dirty bits have one reader. Of a run that is under way the ledger of its owner is shown, through its feed; a scenario's machine is
 started for this, and its trackers are read. A served device's log is never read here: whoever started it would lose what is
@@ -42,7 +43,7 @@ export function addTop(program: Command): void {
   const command = program.command("top").description("Shows live who dirties how much memory, and where");
   addHostOptions(addPolicyOptions(addMachineOptions(command)), "none", { served: true }).option(
     "--run <id>",
-    "a run that is under way; default: the newest",
+    "a run that is under way (default: the newest)",
   );
   addViewOptions(command)
     .addHelpText("after", `${NOTES}\n${exitCodesHelp()}`)
@@ -68,8 +69,8 @@ export function addTop(program: Command): void {
 
 /** Adds the options that say how long, how often, and how it is shown. */
 export function addViewOptions(command: Command): Command {
-  return addIntervalOption(command, "1s")
-    .option("--duration <duration>", "how long; default: until Ctrl-C, or the run's end", durationWithin(OBSERVE_MS))
+  return addIntervalOption(command, DEFAULTS.viewIntervalMs)
+    .option("--duration <duration>", "how long (default: until Ctrl-C, or the run's end)", durationWithin(OBSERVE_MS))
     .option("--once", "show the first interval, and end")
     .option("--json", "a JSON object a line, for each interval");
 }

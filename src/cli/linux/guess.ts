@@ -17,37 +17,50 @@ export function hwTypeOf({ iommu }: LinuxDevice): HwInfo["type"] {
 
 /**
  * What a device that can't be asked will probably say once it can: of its IOMMU what the IOMMU's registers say, of the
- * device what its VFIO driver can do. What nothing tells counts as lacking: a plan that counts on a tracker that is not
- * there would be worse than one that does without.
+ * device what its VFIO driver can do. What nothing tells is `unknown`.
  * @param driver the VFIO driver that it has, or would get
+ * @param noIommufd why there is no iommufd, by which alone an IOMMU's dirty bits are read; null: there is, or can be
  */
-export function guessCapabilities(device: LinuxDevice, driver: string): DeviceCapabilities {
-  const { id, model, kind, iommu } = device;
+export function guessCapabilities(
+  device: LinuxDevice,
+  driver: string,
+  noIommufd: string | null = null,
+): DeviceCapabilities {
+  const { id, model, kind } = device;
   const mdev = kind === "mdev";
   const facts = factsOf(driver);
-  const log: TrackerCapability = facts?.dmaLogging
-    ? { available: true, pageSizes: [], readableWhen: "always", what: `a log, by its driver ${driver}` }
-    : {
-        available: false,
-        why: facts === null ? `nothing is known of its driver ${driver}` : `${driver} has no DMA logging`,
-      };
+  const tracks = guessIommu(device, noIommufd);
   return deviceCapabilities({
     id,
     model,
     mdev,
-    flags: { tracksInternally: facts?.dmaLogging === true, tracksThroughContainer: false },
-    migration: facts?.migration ?? null,
-    iommu: mdev ? null : { type: hwTypeOf(device), dirtyTracking: iommu?.dirtyTracking === true, pageSizes: [] },
-    iommuTracker: mdev ? { available: false, why: "it is an mdev, which has no IOMMU" } : guessIommu(iommu),
-    log,
+    flags: { tracksInternally: facts === null ? "unknown" : facts.dmaLogging, tracksThroughContainer: false },
+    migration: facts === null ? "unknown" : facts.migration,
+    iommu: mdev ? null : { type: hwTypeOf(device), dirtyTracking: tracks.available, pageSizes: [] },
+    iommuTracker: mdev ? { available: false, why: "it is an mdev, which has no IOMMU" } : tracks,
+    log: guessLog(driver),
   });
 }
 
-function guessIommu(iommu: LinuxDevice["iommu"]): TrackerCapability {
-  if (iommu === null) return { available: false, why: "no IOMMU is in front of it" };
+function guessLog(driver: string): TrackerCapability {
+  const facts = factsOf(driver);
+  if (facts === null) return { available: "unknown", why: `nothing is known of its driver ${driver}` };
+  if (!facts.dmaLogging) return { available: false, why: `${driver} has no DMA logging` };
+  return { available: true, pageSizes: [], readableWhen: "always", what: `a log, by its driver ${driver}` };
+}
+
+function guessIommu({ group, iommu }: LinuxDevice, noIommufd: string | null): TrackerCapability {
+  if (noIommufd !== null) {
+    return { available: false, why: `an IOMMU's dirty bits are read by iommufd alone, and ${noIommufd}` };
+  }
+  if (iommu === null) {
+    return group === null
+      ? { available: false, why: "no IOMMU is in front of it" }
+      : { available: "unknown", why: "sysfs does not tell which IOMMU is in front of it" };
+  }
   const { name, type, dirtyTracking } = iommu;
   if (dirtyTracking === null) {
-    return { available: false, why: `sysfs does not tell whether its IOMMU (${type}) has dirty tracking` };
+    return { available: "unknown", why: `sysfs does not tell whether its IOMMU (${type}) has dirty tracking` };
   }
   if (!dirtyTracking) return { available: false, why: `the registers of its IOMMU (${name}) show no dirty tracking` };
   return {

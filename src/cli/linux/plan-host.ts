@@ -1,14 +1,16 @@
+import { UsageError } from "../../errors.js";
 import type { LinuxHost } from "../../linux/host.js";
+import type { IommufdForVmm } from "../../linux/missing/host.js";
+import type { LinuxDevice } from "../../linux/sysfs/device.js";
 import type { DeviceCapabilities } from "../../tracking/capabilities.js";
 import type { Policy, TrackerChoice } from "../../tracking/choice.js";
 import { chooseTrackers } from "../../tracking/policy.js";
 import { type LibvirtXml, libvirtText, libvirtXml } from "../../tracking/vmm/libvirt.js";
 import { type QemuOptions, qemuOptions, qemuText } from "../../tracking/vmm/qemu.js";
-import { type VmmDevice, vmmAddress } from "../../tracking/vmm/vmm-device.js";
+import { MDEV_MODELS, type VmmAddress, type VmmDevice, vmmAddress } from "../../tracking/vmm/vmm-device.js";
 import { planText } from "../plan-text.js";
 import { guessCapabilities } from "./guess.js";
 import { type ProbedDevice, probeHost } from "./probe-host.js";
-import { checkKnown } from "./select.js";
 
 /** A device's choice, and what it stands on. */
 export interface PlannedDevice {
@@ -21,7 +23,7 @@ export interface PlannedDevice {
   readonly iommuGroup: number | null;
 }
 
-/** A device that no guest can get as things are. */
+/** A device that no guest can get as things are, or that no VMM has an option for. */
 export interface LeftOut {
   readonly id: string;
   readonly why: string;
@@ -31,6 +33,8 @@ export interface LeftOut {
 export interface HostPlan {
   readonly devices: readonly PlannedDevice[];
   readonly leftOut: readonly LeftOut[];
+  /** What the options stand on as long as this kernel runs: sentences without a full stop. */
+  readonly remarks: readonly string[];
   readonly qemu: QemuOptions;
   readonly libvirt: LibvirtXml;
 }
@@ -38,9 +42,11 @@ export interface HostPlan {
 /**
  * Chooses a tracker for each device. One that can't be asked is planned by what sysfs tells of it, marked as a guess: a plan is
  * wanted before devices are taken from their drivers, not after.
+ * @param policy names devices by their ids
  * @param ids which; by default those that a VFIO driver has. A device that the policy names is planned too
  * @param signal ends it before the next device is asked
- * @throws UsageError for a device that this machine doesn't have, and what {@link chooseTrackers} throws
+ * @throws UsageError `NOT_ASSIGNABLE` for a device that the policy names and no guest can get; and what
+ * {@link chooseTrackers} throws
  */
 export async function planHost(
   host: LinuxHost,
@@ -49,17 +55,27 @@ export async function planHost(
 ): Promise<HostPlan> {
   const found = await host.devices();
   const named = [policy.trackers, policy.granules, policy.untrackedDevices].flatMap(Object.keys);
-  checkKnown([...(ids ?? []), ...named], found);
   const meant = found.filter((device) => ids?.includes(device.id) ?? device.vfio !== null);
   const wanted = new Set([...meant.map(({ id }) => id), ...named]);
   const { devices: probed } = await probeHost(host, { ids: [...wanted], signal });
 
   const leftOut = probed.flatMap(({ device: { id }, missing }) => {
-    const never = missing.find(({ code }) => code === "NO_IOMMU_GROUP");
-    return never === undefined ? [] : [{ id, why: `${never.message}; ${never.remedy}` }];
+    const no = missing.find(({ code }) => code === "NO_IOMMU_GROUP");
+    return no === undefined ? [] : [{ ...no, id, why: `${no.message}; ${no.remedy}` }];
   });
+  const never = leftOut.find(({ id }) => named.includes(id));
+  if (never !== undefined) {
+    throw new UsageError(`nothing can be chosen for ${never.id}, which no guest can get: ${never.message}`, {
+      code: "NOT_ASSIGNABLE",
+      remedy: `${never.remedy}, or leave out what is asked for ${never.id}`,
+    });
+  }
+  const iommufd = host.iommufdForVmm(found);
+  const noIommufd = iommufd.possible === false ? iommufd.why : null;
   const planned = probed.filter(({ device }) => !leftOut.some(({ id }) => id === device.id));
-  const capabilities = planned.map((one) => one.capabilities ?? guessCapabilities(one.device, one.vfioDriver));
+  const capabilities = planned.map(
+    (one) => one.capabilities ?? guessCapabilities(one.device, one.vfioDriver, noIommufd),
+  );
   const choices = chooseTrackers(capabilities, policy);
   const devices = planned.map((one, index) => ({
     choice: choices[index],
@@ -68,23 +84,46 @@ export async function planHost(
     why: whyGuessed(one),
     iommuGroup: one.device.iommuGroup,
   }));
-  // QEMU and libvirt have PCI functions and mdevs; QEMU's vfio-platform is gone since 10.2.
+  const notForVmm: LeftOut[] = [];
   const forVmm = planned.flatMap(({ device }, index): VmmDevice[] => {
-    if (device.kind === "platform") return [];
+    const address = addressForVmm(device);
+    if (typeof address === "string") {
+      notForVmm.push({ id: device.id, why: address });
+      return [];
+    }
     const iommuGroup = device.kind === "mdev" || device.iommuGroup === null ? null : String(device.iommuGroup);
-    return [{ choice: choices[index], capabilities: capabilities[index], address: vmmAddress(device.id), iommuGroup }];
+    const iommuUnit = device.iommu?.name ?? null;
+    return [{ choice: choices[index], capabilities: capabilities[index], address, iommuGroup, iommuUnit }];
   });
-  const unknownToVmm = planned.flatMap(({ device: { id, kind } }) =>
-    kind === "platform"
-      ? [{ id, why: "it is a platform device, for which QEMU has no -device: the choice is for other programs" }]
-      : [],
-  );
+  const vmmHost = { iommufd: iommufd.possible !== false };
   return {
     devices,
-    leftOut: [...leftOut, ...unknownToVmm],
-    qemu: qemuOptions(forVmm),
-    libvirt: libvirtXml(forVmm),
+    leftOut: [...leftOut.map(({ id, why }) => ({ id, why })), ...notForVmm],
+    remarks: forVmm.length === 0 ? [] : remarksOn(iommufd),
+    qemu: qemuOptions(forVmm, vmmHost),
+    libvirt: libvirtXml(forVmm, vmmHost),
   };
+}
+
+/**
+ * Where QEMU and libvirt find a device; or why there is no option for it. They have PCI functions and mdevs of three
+ * kinds; QEMU's vfio-platform is gone since 10.2.
+ */
+function addressForVmm({ id, kind, mdev }: LinuxDevice): VmmAddress | string {
+  if (kind === "platform")
+    return "it is a platform device, for which QEMU has no -device: the choice is for other programs";
+  if (mdev === null) return vmmAddress(id);
+  const { deviceApi } = mdev;
+  if (deviceApi === null) return "its type in sysfs does not tell which device of QEMU takes it (device_api)";
+  const model = MDEV_MODELS.find((candidate) => candidate === deviceApi);
+  if (model === undefined) return `it is an mdev for ${deviceApi}, for which QEMU has no -device`;
+  return vmmAddress(id, model);
+}
+
+function remarksOn({ possible, why, remedy }: IommufdForVmm): string[] {
+  if (why === null) return [];
+  if (possible === false) return [`the options are for type1, without iommufd: ${why}; to have it, ${remedy}`];
+  return [`the options need iommufd, and ${why}; ${remedy}`];
 }
 
 function whyGuessed({ capabilities, missing }: ProbedDevice): string | null {
@@ -100,7 +139,7 @@ function guessed(why: string): string {
 }
 
 /** What `dirtmap plan --host linux` prints. Ends without a newline. */
-export function hostPlanText({ devices, leftOut, qemu, libvirt }: HostPlan, policy: Policy): string {
+export function hostPlanText({ devices, leftOut, remarks: general, qemu, libvirt }: HostPlan, policy: Policy): string {
   if (devices.length === 0 && leftOut.length === 0) return NOTHING;
   const remarks = new Map(
     devices.flatMap(({ choice, why }) => (why === null ? [] : [[choice.device, guessed(why)] as const])),
@@ -109,15 +148,17 @@ export function hostPlanText({ devices, leftOut, qemu, libvirt }: HostPlan, poli
   return [
     ...(devices.length === 0 ? [] : [planText(choices, policy, remarks)]),
     ...(leftOut.length === 0 ? [] : [leftOut.map(({ id, why }) => `${id}: ${why}`).join("\n")]),
+    ...(general.length === 0 ? [] : [general.join("\n")]),
     ...(qemu.arguments.length === 0 ? [] : [`QEMU\n\n${qemuText(qemu)}`, `libvirt\n\n${libvirtText(libvirt)}`]),
   ].join("\n\n");
 }
 
 /** What has to be known of a plan whose options alone are printed: a line for each guess, and each device left out. */
-export function hostPlanWarnings({ devices, leftOut }: HostPlan): string[] {
+export function hostPlanWarnings({ devices, leftOut, remarks }: HostPlan): string[] {
   if (devices.length === 0 && leftOut.length === 0) return [NOTHING];
   return [
     ...devices.flatMap(({ choice, why }) => (why === null ? [] : [`${choice.device}: ${guessed(why)}`])),
     ...leftOut.map(({ id, why }) => `${id}: ${why}`),
+    ...remarks,
   ];
 }

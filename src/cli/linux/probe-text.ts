@@ -26,12 +26,18 @@ function hostLine({ kernel, iommufd, iommus }: HostState): string {
 }
 
 /** "missing: …" and how to get it, commands each on a line of their own, ready to be copied. */
-function obstacleLines({ message, remedy, commands }: Obstacle): string[] {
+function obstacleLines({ message, remedy, commands, warnings }: Obstacle): string[] {
   return [
     `  missing: ${message}`,
-    `    ${remedy}${commands.length === 0 ? "" : ":"}`,
+    `    ${remedy}${commands.length === 0 ? "" : asRoot()}`,
+    ...warnings.map((warning) => `      careful: ${warning}`),
     ...commands.map((command) => `      ${command}`),
   ];
+}
+
+/** Who has to give the commands that follow. */
+function asRoot(): string {
+  return process.geteuid?.() === 0 ? ":" : "; as root:";
 }
 
 /** The table of what sysfs tells. */
@@ -83,11 +89,20 @@ function deviceSection({ device, capabilities, missing }: ProbedDevice): string[
 
 /** Devices that could be bound to the same VFIO driver, with how the first of them is. */
 function unboundSection(devices: readonly ProbedDevice[]): string[] {
-  const [{ device: first, vfioDriver, missing }] = devices;
-  const list = devices.map(({ device }) => `${device.id} (${device.driver ?? "no driver"})`);
+  const warningsOf = ({ missing }: ProbedDevice) => missing[0].warnings;
+  const list = devices.map((probed) => {
+    const { id, driver } = probed.device;
+    return `${id} (${[driver ?? "no driver", ...warningsOf(probed)].join("; ")})`;
+  });
+  // An example that the host can do without, if there is one.
+  const {
+    device: first,
+    vfioDriver,
+    missing,
+  } = devices.find((probed) => warningsOf(probed).length === 0) ?? devices[0];
   return [
     `not on a VFIO driver, and could be bound to ${vfioDriver}: ${list.join(", ")}`,
-    `  the driver that a device has, and with it the host, lose it then; for ${first.id}:`,
+    `  the driver that a device has, and with it the host, lose it then; for ${first.id}${asRoot()}`,
     ...missing[0].commands.map((command) => `    ${command}`),
     `  what else is missing for one of them: dirtmap probe --host linux --device ${first.id}`,
   ];
@@ -103,9 +118,11 @@ function groupLine({ id, group }: LinuxDevice): string[] {
 
 function mdevTypeLines(types: readonly MdevType[]): string[] {
   const rows = types.map(({ type, parent, name, available }) => [type, parent, String(available ?? "?"), name]);
-  const first = types.find(({ available }) => available !== 0);
+  const first =
+    types.find(({ available }) => available !== null && available > 0) ??
+    types.find(({ available }) => available === null);
   return [
     ...table([["mdev type", "parent", "can be made", "name"], ...rows], ["left", "left", "right"]),
-    ...(first === undefined ? [] : [`  one more of ${first.type}:`, `    uuidgen > ${first.create}`]),
+    ...(first === undefined ? [] : [`  one more of ${first.type}${asRoot()}`, `    uuidgen > ${first.create}`]),
   ];
 }

@@ -84,10 +84,15 @@ function optionsOf(
   { seed, side }: { seed: number; side: "source" | "destination" },
 ): Record<string, string | number> {
   const { rate } = description.load;
+  const place = "file" in description ? { file: description.file, within: description.within } : {};
+  const disk = Object.fromEntries(Object.entries(place).filter(([, path]) => path !== undefined)) as Record<
+    string,
+    string
+  >;
   switch (description.model) {
     case "nvme":
       return {
-        ...(description.file === undefined ? {} : { file: description.file }),
+        ...disk,
         incoming: side === "destination" ? 1 : 0,
       };
     case "dma-engine":
@@ -95,7 +100,7 @@ function optionsOf(
     case "vgpu":
       return { rate, vram: description.vram };
     case "blk":
-      return { rate, seed, ...(description.file === undefined ? {} : { file: description.file }) };
+      return { rate, seed, ...disk };
     default:
       return { rate };
   }

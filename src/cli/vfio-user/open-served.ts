@@ -1,8 +1,7 @@
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { UsageError } from "../../errors.js";
 import { isServed, type MachineDescription } from "../../host/description.js";
+import { temporaryFolder } from "../../sys/temporary-folder.js";
 import { ServedDevices, type ServedPlace } from "../../vfio-user/client/served-devices.js";
 import { type DeviceProcess, startDeviceProcess } from "./device-process.js";
 
@@ -20,11 +19,15 @@ export async function openServed(
   if (served.length === 0) return undefined;
   const places: ServedPlace[] = [];
   const starting: Promise<DeviceProcess>[] = [];
-  const directory = mkdtempSync(join(tmpdir(), "dirtmap-devices-"));
-  const folder = { [Symbol.asyncDispose]: async () => rmSync(directory, { recursive: true, force: true }) };
+  const temporary = temporaryFolder("devices");
+  const folder = { [Symbol.asyncDispose]: async () => temporary[Symbol.dispose]() };
   for (const description of served) {
     const { id, serve = false } = description;
-    const socket = serve ? join(directory, id) : side === "source" ? description.socket : description.destinationSocket;
+    const socket = serve
+      ? join(temporary.path, id)
+      : side === "source"
+        ? description.socket
+        : description.destinationSocket;
     if (socket === undefined) {
       await folder[Symbol.asyncDispose]();
       throw new UsageError(`'${id}' runs in another process, and its destinationSocket is not said`, {

@@ -355,6 +355,27 @@ describe("a DMA engine that halts", () => {
   });
 });
 
+describe("an engine that halts inside a descriptor", () => {
+  it.each([
+    ["its record can't be written", 8],
+    ["its record can't be written, after a descriptor that can't be", 0],
+  ])("has a state that loads, and gives that descriptor up: %s", async (_, length) => {
+    const guest = await EngineGuest.start();
+    guest.queue(fill(1n, guest.allocate(PAGE_SIZE), length));
+    guest.setRegister(REGISTER.CONTROL, 0);
+    guest.setRegister(REGISTER.COMPLETION_BASE + 4, 0x100);
+    guest.setRegister(REGISTER.CONTROL, CONTROL.ENABLE);
+    guest.ringDoorbell();
+    finish(guest);
+    expect(guest.register(REGISTER.ERROR)).toBe(HALT.COMPLETION_FAULT);
+    expect(guest.register(REGISTER.STATUS)).toBe(STATUS.READY | STATUS.HALTED);
+    const target = createEngine();
+    await target.start(guest.context);
+    target.load(guest.device.save());
+    expect(Buffer.compare(target.save(), guest.device.save())).toBe(0);
+  });
+});
+
 describe("registers that are written in the middle of a DMA", () => {
   /** An engine whose next DMA write calls `during` first. */
   async function interrupted(during: (guest: EngineGuest) => void): Promise<{ guest: EngineGuest; page: number }> {

@@ -100,6 +100,14 @@ export class DmaEngine implements DeviceModel {
     return this.#config.busMaster;
   }
 
+  get hasFailed(): boolean {
+    return this.#engine.hasFailed;
+  }
+
+  showFailure(): void {
+    this.#engine.showFailure();
+  }
+
   async start(context: DeviceContext): Promise<void> {
     this.#engine.start(context);
   }

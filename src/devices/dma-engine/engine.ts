@@ -1,7 +1,7 @@
 import { struct } from "../../uapi/struct.js";
 import { VFIO_PCI_IRQ_INDEX } from "../../uapi/vfio.js";
 import type { DeviceContext } from "../model.js";
-import { badState } from "../records.js";
+import { badState, savedCount } from "../records.js";
 import { Ring } from "./rings.js";
 import {
   CAPABILITIES,
@@ -102,11 +102,23 @@ export class Engine {
     this.#context = context;
   }
 
+  /** HALTED is set. */
+  get hasFailed(): boolean {
+    return (this.#status & STATUS.HALTED) !== 0;
+  }
+
+  /** See DeviceModel.showFailure. */
+  showFailure(): void {
+    this.#halt(HALT.INTERNAL_ERROR);
+    this.#apply();
+  }
+
   /** See DeviceModel.run. */
   run(budgetMs: number): number {
     const until = performance.now() + budgetMs;
     for (;;) {
       const worked = this.#step();
+      this.#apply();
       if (!worked || performance.now() >= until) {
         this.#announce();
         return worked ? 0 : IDLE_MS;
@@ -201,6 +213,7 @@ export class Engine {
     completions.head = saved.completionHead;
     completions.tail = saved.completionTail;
     this.#check(saved, ring, completions);
+    const [chains, failedChains, bytes] = [saved.chains, saved.failedChains, saved.bytes].map(savedCount);
     Object.assign(this.#ring, ring);
     Object.assign(this.#completions, completions);
     this.#control = saved.control;
@@ -211,9 +224,9 @@ export class Engine {
     this.#descriptors = saved.descriptors;
     this.#work = saved.underWay === 0 ? undefined : saved.descriptor;
     this.#done = saved.done;
-    this.chains = Number(saved.chains);
-    this.failedChains = Number(saved.failedChains);
-    this.bytes = Number(saved.bytes);
+    this.chains = chains;
+    this.failedChains = failedChains;
+    this.bytes = bytes;
     // An interrupt may have been lost on the way: one too many does no harm.
     this.#unannounced = completions.head !== completions.tail;
   }
@@ -239,7 +252,6 @@ export class Engine {
       return this.#work === undefined ? this.#fetch() : this.#move(this.#work);
     } finally {
       this.#busy = false;
-      this.#apply();
     }
   }
 
@@ -299,10 +311,15 @@ export class Engine {
     const ring = this.#completions;
     const { page, offset } = ring.place(ring.tail);
     const { dma } = this.#host;
-    if (
-      dma.write(page, offset, record, 0, HALF_RECORD) !== null ||
-      dma.write(page, offset + HALF_RECORD, record, HALF_RECORD, HALF_RECORD) !== null
-    ) {
+    const isWritten =
+      dma.write(page, offset, record, 0, HALF_RECORD) === null &&
+      dma.write(page, offset + HALF_RECORD, record, HALF_RECORD, HALF_RECORD) === null;
+    const goesOn = status !== CHAIN_STATUS.SUCCESS && (last.flags & FLAG.CHAIN) !== 0;
+    this.#chain = goesOn ? CHAIN.FAILED : CHAIN.NONE;
+    this.#work = undefined;
+    this.#done = 0;
+    this.#descriptors = 0;
+    if (!isWritten) {
       this.#halt(HALT.COMPLETION_FAULT);
       return;
     }
@@ -311,11 +328,6 @@ export class Engine {
     if (status !== CHAIN_STATUS.SUCCESS) this.failedChains++;
     if (status !== CHAIN_STATUS.SUCCESS || (last.flags & FLAG.INTERRUPT) !== 0) this.#unannounced = true;
     this.chains++;
-    const goesOn = status !== CHAIN_STATUS.SUCCESS && (last.flags & FLAG.CHAIN) !== 0;
-    this.#chain = goesOn ? CHAIN.FAILED : CHAIN.NONE;
-    this.#work = undefined;
-    this.#done = 0;
-    this.#descriptors = 0;
   }
 
   #halt(error: number): void {
@@ -367,7 +379,8 @@ export class Engine {
   #configure(value: number): void {
     const before = this.#control;
     this.#control = value & CONTROL.ENABLE;
-    if (this.#control === before) return;
+    // One that halted while it was disabled is disabled again: that clears STATUS and ERROR.
+    if (this.#control === before && (this.#control !== 0 || this.#status === 0)) return;
     if (this.#control === 0) this.#disableDue = true;
     this.#apply();
     if (this.#control !== 0 && !this.#disableDue) this.#enable();
@@ -433,7 +446,7 @@ export class Engine {
     if ((saved.control !== 0 && !isEnabled) || (saved.status & ~(STATUS.READY | STATUS.HALTED)) !== 0) {
       throw badState("its control or status register can't be");
     }
-    if (saved.error > HALT.COMPLETION_FAULT || (saved.error !== HALT.NONE) !== ((saved.status & STATUS.HALTED) !== 0)) {
+    if (saved.error > HALT.INTERNAL_ERROR || (saved.error !== HALT.NONE) !== ((saved.status & STATUS.HALTED) !== 0)) {
       throw badState(`it has halted for reason ${saved.error}`);
     }
     if ((isReady && !isEnabled) || (saved.pass !== 1 && saved.pass !== 2))

@@ -61,6 +61,7 @@ export const HALT = {
   BAD_DOORBELL: 2,
   RING_FAULT: 3,
   COMPLETION_FAULT: 4,
+  INTERNAL_ERROR: 5,
 } as const;
 
 /** BAR 2 (4): a page of doorbells, and behind it the local memory, which users may map. */

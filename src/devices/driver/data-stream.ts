@@ -137,11 +137,16 @@ export class ResumingSession implements ResumingStream {
   readonly #decoder: StateDecoder;
   #ended = false;
   #open = true;
-  #bad: unknown;
+  #bad: DirtmapError | undefined;
 
   /** @param maxImage bytes of the largest state that the device can have */
   constructor(identity: StateIdentity, maxImage: number) {
     this.#decoder = new StateDecoder(identity, maxImage);
+  }
+
+  /** What is wrong with the data that was written. */
+  get problem(): DirtmapError | undefined {
+    return this.#bad;
   }
 
   async write(data: Uint8Array): Promise<void> {
@@ -159,6 +164,7 @@ export class ResumingSession implements ResumingStream {
     }
     throw new UapiError("EINVAL", {
       ...call,
+      attempted: `${call.attempted}: ${this.#bad.message}`,
       remedy: "reset the device, and resume it with its own model's state",
       cause: this.#bad,
     });

@@ -24,6 +24,8 @@ export interface LoggedRange {
 export interface LogSource {
   /** Every DMA that begins after its resolution and writes inside the ranges is reported. */
   start(ranges: readonly LogRange[], granule: number): Promise<void>;
+  /** The same, of all that it writes. Absent: it needs ranges. */
+  startAll?(granule: number): Promise<void>;
   /** Moves what was logged of these pages into the bitmap; resolves when DMA whose bits were taken has landed. */
   readAndClear(page: number, pages: number, query: BitmapQuery): Promise<void>;
   stop(): Promise<void>;
@@ -40,6 +42,11 @@ export class DmaLogging {
     this.#source = source;
   }
 
+  /** What is logged; null: it is off. */
+  get ranges(): readonly LogRange[] | null {
+    return this.#ranges;
+  }
+
   /** Returns the page size that the device chose: the largest it has up to the hint, or else its smallest. */
   async start(pageSize: number, ranges: readonly LoggedRange[]): Promise<number> {
     const { pageSizes, maxRanges, addressWidth } = this.#limits;
@@ -52,8 +59,7 @@ export class DmaLogging {
     };
     if (ranges.length === 0) refuse("EINVAL", "give at least one range");
     if (ranges.length > LOG_MAX_RANGES) refuse("E2BIG", `give at most ${maxRanges} ranges: merge them, outwards`);
-    if (!Number.isSafeInteger(pageSize) || !isPowerOfTwo(pageSize))
-      refuse("EINVAL", "give a power of two as page size");
+    if (!isPageSize(pageSize)) refuse("EINVAL", "give a power of two as page size");
     const sorted = [...ranges].sort((a, b) => (a.iova < b.iova ? -1 : 1));
     for (const { iova, length } of sorted) {
       if (iova < 0n || length <= 0n || iova % BigInt(pageSize) !== 0n || length % BigInt(pageSize) !== 0n) {
@@ -71,10 +77,26 @@ export class DmaLogging {
     if (end !== undefined && end.iova + end.length > 1n << BigInt(addressWidth)) {
       refuse("EOPNOTSUPP", `end ranges below ${hex(1n << BigInt(addressWidth))}: its log covers ${addressWidth} bits`);
     }
-    const granule = pageSizes.filter((size) => size <= pageSize).at(-1) ?? pageSizes[0];
+    const granule = granuleFor(pageSize, pageSizes);
     const pages = wholePages(sorted);
     await this.#source.start(pages, granule);
     this.#ranges = pages;
+    return granule;
+  }
+
+  /**
+   * {@link start} without ranges, which the kernel has not and vfio-user has: all that the device can reach. The caller has
+   * it reach nothing behind its `addressWidth`.
+   */
+  async startAll(pageSize: number): Promise<number> {
+    const refuse = (code: "EINVAL" | "EOPNOTSUPP", remedy: string): never => {
+      throw new UapiError(code, { syscall: START, attempted: `log everything by ${pageSize} bytes`, remedy });
+    };
+    if (!isPageSize(pageSize)) refuse("EINVAL", "give a power of two as page size");
+    if (this.#ranges !== null) refuse("EINVAL", "stop it first: it is on");
+    const granule = granuleFor(pageSize, this.#limits.pageSizes);
+    await (this.#source.startAll?.(granule) ?? refuse("EOPNOTSUPP", "give ranges"));
+    this.#ranges = [{ page: 0, pages: 2 ** this.#limits.addressWidth / PAGE_SIZE }];
     return granule;
   }
 
@@ -162,6 +184,15 @@ export function createLog(ranges: readonly LogRange[], granule: number): DmaLog 
       cause,
     });
   }
+}
+
+function isPageSize(bytes: number): boolean {
+  return Number.isSafeInteger(bytes) && isPowerOfTwo(bytes);
+}
+
+/** The largest that there is up to a hint, or else the smallest. */
+function granuleFor(pageSize: number, pageSizes: readonly number[]): number {
+  return pageSizes.filter((size) => size <= pageSize).at(-1) ?? pageSizes[0];
 }
 
 /** Sorted ranges as pages, rounded outwards; what touches then becomes one. */

@@ -44,6 +44,7 @@ export class MigrationDriver {
   #saving: SavingSession | null = null;
   #resuming: ResumingSession | null = null;
   #failArc: Arc | null = null;
+  #failedBecause: string | null = null;
 
   /** @param maxImage bytes of the largest state that the device can have */
   constructor({ id, info, device, maxImage }: { id: string; info: ModelInfo; device: DrivenDevice; maxImage: number }) {
@@ -75,6 +76,11 @@ export class MigrationDriver {
   get quiet(): boolean {
     const mode = modeOf(this.#state);
     return mode === "stopped" || (mode === "p2p-quiesced" && !this.#info.separatesP2p);
+  }
+
+  /** Why the device is in ERROR, or what is wrong with the state that it is being given; null: nothing is. */
+  get problem(): string | null {
+    return this.#resuming?.problem?.message ?? this.#failedBecause;
   }
 
   /** The session whose stream {@link setState} has returned, while it lasts. */
@@ -130,6 +136,7 @@ export class MigrationDriver {
       await this.#device.setMode("stopped");
       this.endSessions();
       await resetDevice();
+      this.#failedBecause = null;
       this.#state = "RUNNING";
       await this.#device.setMode("running");
     });
@@ -187,6 +194,7 @@ export class MigrationDriver {
   /** To ERROR: it does no DMA there, and only a reset leads out. */
   async #fail({ from, to }: Arc, cause: unknown): Promise<never> {
     this.#state = "ERROR";
+    this.#failedBecause = cause instanceof Error ? cause.message : String(cause);
     this.endSessions();
     await this.#device.setMode("stopped").catch(() => undefined);
     const isBadState = (cause as Partial<DirtmapError>).code === "BAD_DEVICE_STATE";

@@ -87,6 +87,8 @@ export class Controller {
   #disabled = false;
   #resetDue: "function" | "subsystem" | undefined;
   #working = false;
+  /** The queue whose turn it is. */
+  #turn = 0;
   #csts = 0;
   #aqa = 0;
   #asq = { low: 0, high: 0 };
@@ -118,11 +120,22 @@ export class Controller {
     return (this.#csts & (CSTS.RDY | CSTS.CFS | CSTS.SHST)) === CSTS.RDY;
   }
 
+  /** Controller Fatal Status (3.1.6): a reset leads out of it. */
+  get hasFailed(): boolean {
+    return (this.#csts & CSTS.CFS) !== 0;
+  }
+
+  /** See DeviceModel.showFailure. */
+  showFailure(): void {
+    this.#csts |= CSTS.CFS;
+    if (!this.#working) this.#apply();
+  }
+
   /** See DeviceModel.run. */
   run(budgetMs: number): number {
     const until = performance.now() + budgetMs;
     while (this.isReady) {
-      const worked = this.#work();
+      const worked = this.#work(until);
       this.#apply();
       if (!worked) return IDLE_MS;
       if (performance.now() >= until) return 0;
@@ -130,19 +143,29 @@ export class Controller {
     return IDLE_MS;
   }
 
-  /** One round over the queues; false where there was nothing to do. */
-  #work(): boolean {
+  /** One round over the queues, or as much of it as time is left for; false where there was nothing to do. */
+  #work(until: number): boolean {
     this.#working = true;
     try {
+      const { submission } = this.queues;
       let worked = this.#tellEvents();
-      for (const queue of this.queues.submission) {
-        if (queue !== undefined && this.isReady && !this.#resetWaits && this.#serve(queue)) worked = true;
+      for (let looks = 0; looks < submission.length && this.isReady && !this.#resetWaits; looks++) {
+        const queue = submission[this.#turn];
+        this.#turn = (this.#turn + 1) % submission.length;
+        if (queue === undefined || !this.#serve(queue, until)) continue;
+        worked = true;
+        if (performance.now() >= until) break;
       }
       this.#announce();
       return worked;
     } finally {
       this.#working = false;
     }
+  }
+
+  /** The device stops: what it does next depends on its state alone, here and elsewhere. */
+  quiesce(): void {
+    this.#turn = 0;
   }
 
   /** Registers and doorbells; a doorbell reads as 0. */
@@ -280,6 +303,8 @@ export class Controller {
     }
     const before = this.#disabled ? this.#applied & ~CC.EN : this.#applied;
     if (this.#disabled && (this.#applied & CC.EN) !== 0) this.#resetController();
+    // It may have failed, or been shut down, while it was disabled.
+    if (this.#disabled) this.#csts &= ~CSTS.CFS;
     this.#disabled = false;
     this.#applied = this.#cc;
     if ((this.#cc & CC.EN) !== 0 && (before & CC.EN) === 0) this.#enable();
@@ -291,6 +316,7 @@ export class Controller {
 
   /** What can't be configured is a fatal error, from which a reset leads. */
   #enable(): void {
+    this.#csts &= CSTS.NSSRO;
     const entries = (shift: number) => ((this.#aqa >>> shift) & 0xfff) + 1;
     if ((this.#cc & (CC.CSS | CC.MPS | CC.AMS)) !== 0 || entries(0) < 2 || entries(16) < 2) {
       this.#csts |= CSTS.CFS;
@@ -332,7 +358,7 @@ export class Controller {
   }
 
   /** Does some of a queue's commands; false where there are none, or no room for their completions. */
-  #serve(queue: SubmissionQueue): boolean {
+  #serve(queue: SubmissionQueue, until: number): boolean {
     const { head, page, entries, completion } = queue;
     const at = head << SQE_SHIFT;
     const offset = at % PAGE_SIZE;
@@ -358,7 +384,8 @@ export class Controller {
         const status = this.#admin.execute(this.#fetched, dma);
         if (status !== HELD) this.#complete(queue, this.#fetched.cid, status, this.#admin.result);
       } else this.#complete(queue, this.#fetched.cid, this.#io.execute(this.#fetched, dma), 0);
-      if (!this.isReady || this.#resetWaits) break;
+      // A command may take a while: 512 KiB of a slow disk, or of a client that is asked for every page.
+      if (!this.isReady || this.#resetWaits || performance.now() >= until) break;
     }
     return true;
   }
@@ -367,7 +394,7 @@ export class Controller {
     if (status !== STATUS.SUCCESS && status !== STATUS.ABORT_REQUESTED) {
       this.errors++;
       const { phase } = queue.completion;
-      const lba = queue.id === 0 ? 0 : lbaOf(this.#fetched);
+      const lba = queue.id === 0 ? 0n : lbaOf(this.#fetched);
       this.logs.addError({ queue: queue.id, cid, status, phase, lba, nsid: this.#fetched.nsid });
     }
     this.#post(queue, cid, status, result);

@@ -1,10 +1,15 @@
-import { closeSync, constants, fdatasyncSync, fstatSync, openSync, readSync, writeSync } from "node:fs";
+import { closeSync, fdatasyncSync, fstatSync, readSync, writeSync } from "node:fs";
 import { UsageError } from "../../errors.js";
 import { lockFile, unlockFile } from "../../sys/file-lock.js";
-import { isErrno } from "../../uapi/errno.js";
+import { openRegularFile } from "../../sys/regular-file.js";
 
 /** Sizes of a logical block that a disk may have. */
 export const BLOCK_BYTES = [512, 4096] as const;
+
+interface DiskOptions {
+  readonly within?: string | undefined;
+  readonly incoming?: boolean;
+}
 
 /**
  * A disk's contents: a raw file, locked while the device may work, so that nobody else writes to it meanwhile. Calls are
@@ -21,20 +26,20 @@ export class Disk implements Disposable {
 
   /**
    * Opens the file.
+   * @param options.within a folder that it must lie in, links followed
+   * @param options.incoming it is the disk of a device that comes here with its contents elsewhere: an empty file is none
    * @throws UsageError `BAD_DISK_FILE` for a file that can't be read and written, or whose size is not a positive multiple
-   * of the block size
+   * of the block size; `NOT_GRANTED`
    */
-  constructor(path: string, blockBytes: number) {
+  constructor(path: string, blockBytes: number, options: DiskOptions = {}) {
     this.path = path;
     this.blockBytes = blockBytes;
-    this.#fd = openDisk(path);
-    const stat = fstatSync(this.#fd);
-    this.blocks = stat.size / blockBytes;
-    if (stat.isFile() && this.blocks >= 1 && Number.isInteger(this.blocks)) return;
+    this.#fd = openDisk(path, options);
+    const { size } = fstatSync(this.#fd);
+    this.blocks = size / blockBytes;
+    if (this.blocks >= 1 && Number.isInteger(this.blocks)) return;
     closeSync(this.#fd);
-    throw stat.isFile()
-      ? badFile(`${path} has ${stat.size} bytes`, `give a file of one or more blocks of ${blockBytes} bytes`)
-      : badFile(`${path} is not a regular file`, "give a raw disk image");
+    throw badFile(`${path} has ${size} bytes`, `give a file of one or more blocks of ${blockBytes} bytes`);
   }
 
   /** Locks the file, if it isn't locked; false where another has a lock on it. */
@@ -98,18 +103,26 @@ export class Disk implements Disposable {
 export function lockedFile(path: string): UsageError {
   return new UsageError(`${path} is locked: another server or VMM uses it`, {
     code: "DISK_LOCKED",
-    remedy: "stop that one, give another file, or give incoming=1 if its device is to be migrated here",
+    remedy: "stop that one, or give another file; a server that its device is to be migrated to takes incoming=1",
   });
 }
 
-function openDisk(path: string): number {
+function openDisk(path: string, { within, incoming = false }: DiskOptions): number {
   try {
-    return openSync(path, constants.O_RDWR);
+    return openRegularFile(path, { write: true, within });
   } catch (cause) {
-    const remedy = isErrno(cause, "ENOENT")
-      ? "make it first: truncate -s 1G FILE"
-      : "give a file that you may write to";
-    throw badFile(`${path} can't be opened: ${(cause as NodeJS.ErrnoException).code}`, remedy, cause);
+    if (cause instanceof UsageError) {
+      if (cause.code !== "NOT_A_FILE") throw cause;
+      throw badFile(cause.message, "give a raw disk image");
+    }
+    const { code } = cause as NodeJS.ErrnoException;
+    const remedy =
+      code !== "ENOENT"
+        ? "give a file that you may write to"
+        : incoming
+          ? "give the source's file: disks' contents are not migrated, so both sides must reach it"
+          : "make it first: truncate -s 1G FILE";
+    throw badFile(`${path} can't be opened: ${code}`, remedy, cause);
   }
 }
 

@@ -30,7 +30,8 @@ export class IoCommands {
     if (opcode !== IO.READ && opcode !== IO.WRITE && opcode !== IO.WRITE_ZEROES) return STATUS.INVALID_OPCODE;
     if (commands.flags !== 0) return STATUS.INVALID_FIELD;
     if (commands.nsid !== NSID) return STATUS.INVALID_NAMESPACE;
-    const block = lbaOf(commands);
+    // Exact up to 2^53, far behind the end of any disk.
+    const block = commands.dword(11) * 2 ** 32 + commands.dword(10);
     const blocks = (commands.dword(12) & 0xffff) + 1;
     if (opcode !== IO.WRITE_ZEROES && blocks * this.#disk.blockBytes > MAX_TRANSFER_BYTES) return STATUS.INVALID_FIELD;
     if (block + blocks > this.#disk.blocks) return STATUS.LBA_OUT_OF_RANGE;
@@ -84,7 +85,7 @@ export class IoCommands {
   }
 }
 
-/** The first block of a Read, Write or Write Zeroes. Exact up to 2^53, far behind the end of any disk. */
-export function lbaOf(commands: Commands): number {
-  return commands.dword(11) * 2 ** 32 + commands.dword(10);
+/** The first block of a Read, Write or Write Zeroes, exactly, for the log. */
+export function lbaOf(commands: Commands): bigint {
+  return (BigInt(commands.dword(11)) << 32n) | BigInt(commands.dword(10));
 }

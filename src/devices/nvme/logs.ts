@@ -1,3 +1,4 @@
+import { savedCount } from "../records.js";
 import { FIRMWARE, padded } from "./identity.js";
 import { ERROR_LOG_ENTRIES } from "./limits.js";
 import { LOG } from "./spec.js";
@@ -22,7 +23,8 @@ export interface CommandError {
   readonly cid: number;
   readonly status: number;
   readonly phase: number;
-  readonly lba: number;
+  /** All 64 bits of what the guest gave as the first block. */
+  readonly lba: bigint;
   readonly nsid: number;
 }
 
@@ -50,7 +52,7 @@ export class Logs {
     this.#errors.writeUInt16LE((status << 1) | phase, 12);
     // Parameter Error Location: not told.
     this.#errors.writeUInt16LE(0xffff, 14);
-    this.#errors.writeBigUInt64LE(BigInt(lba), 16);
+    this.#errors.writeBigUInt64LE(lba, 16);
     this.#errors.writeUInt32LE(nsid, 24);
   }
 
@@ -84,9 +86,10 @@ export class Logs {
     return data;
   }
 
+  /** @throws DirtmapError `BAD_DEVICE_STATE` for counts that no disk reaches, and that numbers can't hold */
   load(data: Uint8Array): void {
     const view = new DataView(data.buffer, data.byteOffset);
-    for (const [i, name] of SMART_COUNTERS.entries()) this.counts[name] = Number(view.getBigUint64(i * 8, true));
+    for (const [i, name] of SMART_COUNTERS.entries()) this.counts[name] = savedCount(view.getBigUint64(i * 8, true));
     this.#errors.set(data.subarray(SMART_COUNTERS.length * 8));
   }
 

@@ -456,6 +456,21 @@ describe.runIf(process.platform === "linux")("an NVMe controller's admin command
     expect(guest.take(0)).toEqual([{ queue: 0, cid: request, status: 0, result: (LOG.ERROR << 16) | (1 << 8) }]);
   });
 
+  it.each([0x1_0000_0000n, 2n ** 53n + 1n, 2n ** 64n - 1024n, 2n ** 64n - 1n])(
+    "log that block %d is none, exactly",
+    async (block) => {
+      const { guest } = await startGuest();
+      const prp1 = guest.allocate(PAGE_SIZE);
+      for (const opcode of [IO.READ, IO.WRITE, IO.WRITE_ZEROES, IO.FLUSH, 0x7e]) {
+        const [dword10, dword11] = [Number(block & 0xffff_ffffn), Number(block >> 32n)];
+        guest.execute(1, { opcode, nsid: opcode === IO.FLUSH ? 2 : NSID, dword10, dword11, prp1 });
+        const page = guest.allocate(PAGE_SIZE);
+        guest.admin({ opcode: ADMIN.GET_LOG_PAGE, prp1: page, dword10: (15 << 16) | LOG.ERROR }, 0);
+        expect(guest.view(page, 64).getBigUint64(16, true)).toBe(block);
+      }
+    },
+  );
+
   it("log what went wrong, and what the disk has done", async () => {
     const { guest } = await startGuest();
     const prp1 = guest.allocate(PAGE_SIZE);
@@ -619,6 +634,21 @@ describe.runIf(process.platform === "linux")("an NVMe controller's disk", () => 
     expect(guest.context.vectors).toEqual([2, 3]);
   });
 
+  it("ends a slice after the command in which its budget is over, and gives each queue its turn", async () => {
+    const { guest } = await startGuest({}, { ioQueues: 3 });
+    const prp1 = guest.allocate(PAGE_SIZE);
+    for (const queue of [1, 2, 3]) {
+      for (let i = 0; i < 8; i++) guest.queue(queue, read(0, 1, { prp1 }));
+      guest.ring(queue);
+    }
+    const before = guest.device.counters().commands;
+    for (let slice = 1; slice <= 6; slice++) {
+      expect(guest.device.run(0)).toBe(0);
+      expect(guest.device.counters().commands - before).toBe(slice);
+    }
+    expect([1, 2, 3].map((queue) => guest.take(queue).length)).toEqual([2, 2, 2]);
+  });
+
   it("posts no more than the completion queue has room for, and goes on when there is room", async () => {
     const { guest } = await startGuest({}, { entries: 4 });
     // The submission queue is refilled while nothing is taken: 3 completions fill their queue.
@@ -638,7 +668,8 @@ describe.runIf(process.platform === "linux")("an NVMe controller's disk", () => 
 describe.runIf(process.platform === "linux")("an NVMe controller's file", () => {
   it.each([
     ["is missing", (folder: string) => join(folder, "none.img"), "ENOENT"],
-    ["is a directory", (folder: string) => folder, "EISDIR"],
+    ["is a directory", (folder: string) => folder, "not a regular file"],
+    ["is a device", () => "/dev/null", "not a regular file"],
     ["is empty", (folder: string) => made(folder, 0), "0 bytes"],
     ["is not whole blocks", (folder: string) => made(folder, 1000), "1000 bytes"],
   ])("is refused where it %s", (_, path, message) => {

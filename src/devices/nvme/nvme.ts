@@ -1,12 +1,13 @@
 import { createHash } from "node:crypto";
 import { realpathSync } from "node:fs";
 import { type DirtmapError, UsageError } from "../../errors.js";
+import type { ShapeFacts } from "../../host/shape.js";
 import { struct } from "../../uapi/struct.js";
 import { VFIO_PCI_IRQ_INDEX, VFIO_PCI_REGION_INDEX } from "../../uapi/vfio.js";
 import type { DeviceContext, DeviceModel, ModelInfo } from "../model.js";
 import { PCI_CONFIG_BYTES, PciConfig } from "../pci-config.js";
 import { badState, decodeRecords, encodeRecords } from "../records.js";
-import { numberOption, type ServableModel, textOption } from "../servable.js";
+import { numberOption, type ServableModel, textOption, WITHIN } from "../servable.js";
 import { ASYNC_EVENTS_BYTES } from "./async-events.js";
 import { Controller, REGISTERS_STATE_BYTES } from "./controller.js";
 import { BLOCK_BYTES, Disk, lockedFile } from "./disk.js";
@@ -62,6 +63,8 @@ const RECORD_BYTES: ReadonlyMap<number, number> = new Map([
 export interface NvmeOptions {
   /** The disk's contents: a raw file. */
   readonly file: string;
+  /** A folder that the file must lie in, links followed; absent: anywhere. */
+  readonly within?: string | undefined;
   /** One of BLOCK_BYTES. */
   readonly blockBytes: number;
   /** Up to 20 printable ASCII characters; absent: made from the file's path. */
@@ -105,7 +108,7 @@ export class Nvme implements DeviceModel {
       throw badOption(`'${options.serial}' as serial number`, `give 1 to ${SERIAL_BYTES} printable ASCII characters`);
     }
     this.#options = options;
-    this.#disk = new Disk(options.file, options.blockBytes);
+    this.#disk = new Disk(options.file, options.blockBytes, options);
     this.#serial = options.serial ?? serialOf(options.file);
     const { blocks, blockBytes } = this.#disk;
     this.#controller = new Controller(this.#disk, () => ({ serial: this.#serial, blocks, blockBytes }));
@@ -113,6 +116,14 @@ export class Nvme implements DeviceModel {
 
   get busMaster(): boolean {
     return this.#config.busMaster;
+  }
+
+  get hasFailed(): boolean {
+    return this.#controller.hasFailed;
+  }
+
+  showFailure(): void {
+    this.#controller.showFailure();
   }
 
   /** @throws UsageError `DISK_LOCKED` */
@@ -131,6 +142,7 @@ export class Nvme implements DeviceModel {
   }
 
   quiesce(): void {
+    this.#controller.quiesce();
     this.#disk.unlock();
   }
 
@@ -206,6 +218,12 @@ export class Nvme implements DeviceModel {
     else if (offset + source.byteLength <= MSIX_TABLE + MSIX_TABLE_BYTES) this.#msix.set(source, offset - MSIX_TABLE);
   }
 
+  /** Not the serial number: the guest's moves with the state. */
+  facts(): ShapeFacts {
+    const { blocks, blockBytes } = this.#disk;
+    return { capacity: { bytes: blocks * blockBytes }, "block size": { bytes: blockBytes } };
+  }
+
   counters(): Record<string, number> {
     const { commands, errors, interrupts, logs } = this.#controller;
     return { commands, errors, interrupts, ...logs.counts };
@@ -238,6 +256,7 @@ export const NVME: ServableModel = {
   summary: "an NVMe 1.4 controller with a disk in a file, for a guest's own driver; logs its own DMA",
   options: [
     { name: "file", about: "the raw file that holds the disk's contents", kind: "text", required: true },
+    WITHIN,
     { name: "block", about: "bytes of a logical block: 512 or 4096", kind: "size", default: 512 },
     { name: "serial", about: "serial number; left out: made from the file's path", kind: "text" },
     {
@@ -254,6 +273,7 @@ export const NVME: ServableModel = {
     if (file === undefined) throw badOption("no file", "give one: file=PATH");
     return new Nvme({
       file,
+      within: textOption(options, "within"),
       blockBytes: numberOption(options, "block"),
       serial: textOption(options, "serial"),
       incoming: numberOption(options, "incoming") === 1,

@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
-import { PinLog } from "./pin-log.js";
+import { PinLog, pagesOf } from "./pin-log.js";
 
 /** The pages that a read of [firstPage, firstPage + pages) reports. */
 function read(log: PinLog, firstPage: number, pages: number, granule = 4096): number[] {
@@ -120,5 +120,81 @@ describe("PinLog", () => {
         }
       }),
     );
+  });
+
+  it("remembers nothing before it is started, nor after it is stopped", () => {
+    const log = new PinLog();
+    log.wrote(1, 1);
+    log.start();
+    expect([log.logging, read(log, 0, 16)]).toEqual([true, []]);
+    log.wrote(2, 1);
+    log.stop();
+    log.wrote(3, 1);
+    expect([log.logging, read(log, 0, 16)]).toEqual([false, []]);
+  });
+
+  it("keeps what a pin may write until the last pin of its run is gone", () => {
+    const log = new PinLog();
+    log.start();
+    log.pin(4, 2, true);
+    log.pin(4, 2, false);
+    expect(log.unpin(4, 2)).toBe(true);
+    expect(log.pinned()).toMatchObject([{ firstPage: 4, pages: 2, write: true }]);
+    expect(read(log, 0, 16)).toEqual([4, 5]);
+    expect(log.unpin(4, 2)).toBe(true);
+    expect(log.pinned()).toEqual([]);
+    expect(read(log, 0, 16)).toEqual([4, 5]);
+    expect(read(log, 0, 16)).toEqual([]);
+  });
+
+  it("counts a run as writeable from the first pin that says so", () => {
+    const log = new PinLog();
+    log.start();
+    log.pin(4, 1, false);
+    expect(read(log, 0, 16)).toEqual([]);
+    log.pin(4, 1, true);
+    expect(read(log, 0, 16)).toEqual([4]);
+  });
+
+  it("reports into a bitmap of another range only what lies in both, at every edge", () => {
+    for (let first = 0; first < 12; first++) {
+      for (let pages = 1; pages < 12; pages++) {
+        for (const granule of [4096, 8192]) {
+          const log = new PinLog();
+          log.start();
+          log.wrote(first, pages);
+          // The read is of pages 2 to 13, the bitmap of 4 to 9.
+          const into = new DirtyBitmap({ iova: 4n << 12n, length: 6n << 12n, granule });
+          log.readAndClear({ firstPage: 2, pages: 12, into });
+          const perBit = granule / 4096;
+          const expected = Array.from({ length: into.bits }, (_, bit) => bit).filter((bit) => {
+            const from = Math.max(first, 2, 4 + bit * perBit);
+            return from < Math.min(first + pages, 14, 4 + (bit + 1) * perBit);
+          });
+          const found = Array.from({ length: into.bits }, (_, bit) => bit).filter((bit) => into.get(bit));
+          expect(found).toEqual(expected);
+          // Nothing is set behind the bitmap's end.
+          expect(into.count()).toBe(expected.length);
+          const left = Array.from({ length: pages }, (_, i) => first + i).filter((page) => page < 2 || page >= 14);
+          expect(read(log, 0, 32)).toEqual(left);
+        }
+      }
+    }
+  });
+
+  it("forgets without a bitmap what it would have reported", () => {
+    const log = new PinLog();
+    log.start();
+    log.wrote(3, 4);
+    log.readAndClear({ firstPage: 4, pages: 2 });
+    expect(read(log, 0, 16)).toEqual([3, 6]);
+  });
+
+  it("knows the pages that bytes touch", () => {
+    expect(pagesOf(0n, 1n)).toEqual({ firstPage: 0, pages: 1 });
+    expect(pagesOf(4095n, 1n)).toEqual({ firstPage: 0, pages: 1 });
+    expect(pagesOf(4095n, 2n)).toEqual({ firstPage: 0, pages: 2 });
+    expect(pagesOf(4096n, 4096n)).toEqual({ firstPage: 1, pages: 1 });
+    expect(pagesOf(4096n, 4097n)).toEqual({ firstPage: 1, pages: 2 });
   });
 });

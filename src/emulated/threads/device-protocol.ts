@@ -4,6 +4,7 @@ import type { DmaFault } from "../../devices/model.js";
 import type { ModelWiring } from "../../devices/pci-model.js";
 import type { StampTrail } from "../../devices/stamp.js";
 import type { ModelledDescription } from "../../host/description.js";
+import type { ShapeFacts } from "../../host/shape.js";
 import type { PageNumber } from "../../memory/address.js";
 import type { Moved } from "../../threads/rpc.js";
 import type { DmaWiring } from "../iommu/dma-port.js";
@@ -52,6 +53,7 @@ export type DeviceOperations = {
    * an earlier epoch that it has yet to learn of may be gone as well.
    */
   dropPins(args: { device: DeviceNumber; page: PageNumber; pages: number; epoch: number }): void;
+  facts(args: { device: DeviceNumber }): ShapeFacts;
   counters(args: { device: DeviceNumber }): Record<string, number>;
   /** null: its DMA is not stamped. */
   trail(args: { device: DeviceNumber }): StampTrail | null;
@@ -67,4 +69,5 @@ export type HostOperations = {
   unpin(args: { device: DeviceNumber; page: PageNumber; pages: number }): Promise<void>;
   raiseIrq(args: { device: DeviceNumber; index: number; vector: number }): void;
   failed(args: { device: DeviceNumber; reason: string }): void;
+  revived(args: { device: DeviceNumber }): void;
 };

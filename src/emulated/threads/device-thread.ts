@@ -81,12 +81,12 @@ const operations: DeviceOperations = {
   },
   regionRead({ device: number, region, offset, bytes }) {
     const data = new Uint8Array(bytes);
-    device(number).model.regionRead(region, offset, data);
+    device(number).contained.regionRead(region, offset, data);
     return data;
   },
   regionWrite({ device: number, region, offset, data }) {
     const hosted = device(number);
-    hosted.model.regionWrite(region, offset, data);
+    hosted.contained.regionWrite(region, offset, data);
     // It may have been a doorbell.
     hosted.dueAt = 0;
     wake();
@@ -99,6 +99,9 @@ const operations: DeviceOperations = {
   },
   dropPins({ device: number, page, pages, epoch }) {
     device(number).dropPins(page, pages, epoch);
+  },
+  facts({ device: number }) {
+    return device(number).model.facts?.() ?? {};
   },
   counters({ device: number }) {
     return device(number).model.counters();

@@ -5,6 +5,7 @@ import type { ModelInfo } from "../../devices/model.js";
 import { modelInfo } from "../../devices/models.js";
 import type { StampTrail } from "../../devices/stamp.js";
 import { DirtmapError } from "../../errors.js";
+import type { ShapeFacts } from "../../host/shape.js";
 import type { PageNumber } from "../../memory/address.js";
 import { endThread } from "../../threads/end-thread.js";
 import { RpcClient, serve } from "../../threads/rpc.js";
@@ -51,6 +52,11 @@ export class DeviceClient {
   /** Why the device can't go on; undefined while it can. A reset clears it, unless its thread has ended. */
   get failure(): string | undefined {
     return this.#failure;
+  }
+
+  /** Called by its thread's side: the device was reset. */
+  noteRevival(): void {
+    this.#failure = undefined;
   }
 
   /** Called by its thread's side: the device has failed. */
@@ -101,6 +107,11 @@ export class DeviceClient {
 
   async dropPins(args: { page: PageNumber; pages: number; epoch: number }): Promise<void> {
     await this.#call("dropPins", args);
+  }
+
+  /** What a guest can tell it by, of its model's own. */
+  async facts(): Promise<ShapeFacts> {
+    return this.#call("facts", {});
   }
 
   async counters(): Promise<Record<string, number>> {
@@ -195,6 +206,9 @@ export class DeviceThreads implements AsyncDisposable {
       },
       failed({ device, reason }) {
         client(device).noteFailure(reason);
+      },
+      revived({ device }) {
+        client(device).noteRevival();
       },
     };
     serve(port1, operations);

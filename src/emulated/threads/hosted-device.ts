@@ -1,4 +1,5 @@
 import { clockMonotonic } from "../../devices/clock.js";
+import { Containment } from "../../devices/containment.js";
 import { DmaLog, type PostedDmaLog } from "../../devices/dma-log.js";
 import type { RunMode } from "../../devices/driver/migration-driver.js";
 import type { DeviceContext, DeviceModel, DmaFault, DmaPort } from "../../devices/model.js";
@@ -16,6 +17,8 @@ import { DmaHold } from "./hold.js";
 /** One device on a device thread: its model, its port, and what it may do at the moment. */
 export class HostedDevice implements DeviceContext {
   readonly model: DeviceModel;
+  /** The model's registers, and its work. */
+  readonly contained: Containment;
   /** When it wants to run again, by performance.now(). */
   dueAt = 0;
   readonly #number: number;
@@ -23,7 +26,6 @@ export class HostedDevice implements DeviceContext {
   readonly #iommuPort: IommuDmaPort | undefined;
   readonly #pinPort: PinPort | undefined;
   #mode: RunMode = "stopped";
-  #failure: string | undefined;
   #dropEpoch = 0;
   /** Pinning and unpinning that the main thread has not answered yet. */
   readonly #pinning = new Set<Promise<unknown>>();
@@ -38,6 +40,10 @@ export class HostedDevice implements DeviceContext {
     } else this.#pinPort = new PinPort(posted.port.wiring, pass);
     const memory = posted.memory === null ? null : openArena(posted.memory.memory).u8.subarray(0, posted.memory.bytes);
     this.model = createModel(posted.description, { ...posted.wiring, memory });
+    this.contained = new Containment(this.model, {
+      failed: (reason) => void host.call("failed", { device: this.#number, reason }),
+      revived: () => void host.call("revived", { device: this.#number }),
+    });
   }
 
   get dma(): DmaPort {
@@ -52,7 +58,7 @@ export class HostedDevice implements DeviceContext {
 
   /** True if its model may be given a slice. */
   get runnable(): boolean {
-    if (this.#failure !== undefined || !this.model.busMaster) return false;
+    if (this.contained.failure !== undefined || !this.model.busMaster) return false;
     return this.#mode === "running" || (this.#mode === "p2p-quiesced" && this.model.info.separatesP2p);
   }
 
@@ -82,19 +88,12 @@ export class HostedDevice implements DeviceContext {
   }
 
   fail(reason: string): void {
-    if (this.#failure !== undefined) return;
-    this.#failure = reason;
-    this.model.quiesce();
-    void this.#host.call("failed", { device: this.#number, reason });
+    this.contained.fail(reason);
   }
 
-  /** Does a slice of work. A model that throws has failed: the others on the thread go on. */
+  /** Does a slice of work. */
   run(budgetMs: number): void {
-    try {
-      this.dueAt = performance.now() + this.model.run(budgetMs);
-    } catch (error) {
-      this.fail(error instanceof Error ? (error.stack ?? error.message) : String(error));
-    }
+    this.dueAt = performance.now() + this.contained.run(budgetMs);
   }
 
   /** The answer to a change of mode: DMA that the new mode forbids has landed, and no pin is on its way. */
@@ -110,8 +109,7 @@ export class HostedDevice implements DeviceContext {
   }
 
   async reset(): Promise<void> {
-    this.model.reset();
-    this.#failure = undefined;
+    this.contained.reset();
     // Unpinning takes several turns: each ends in a new pending call, or in none.
     while (this.#pinning.size > 0) await Promise.allSettled([...this.#pinning]);
   }

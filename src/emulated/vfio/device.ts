@@ -16,6 +16,7 @@ import type {
   TrackingFlags,
   VfioDevice,
 } from "../../host/host.js";
+import { type DeviceShape, shapeOf } from "../../host/shape.js";
 import { hex, type Iova, MiB, PAGE_SIZE } from "../../memory/address.js";
 import type { InFlight } from "../../memory/in-flight.js";
 import { UapiError } from "../../uapi/errno.js";
@@ -106,6 +107,12 @@ export class EmulatedVfioDevice implements VfioDevice {
     const device = new EmulatedVfioDevice(options);
     await device.#client.setMode("running");
     return device;
+  }
+
+  async shape(): Promise<DeviceShape> {
+    this.#checkOpen("pread");
+    const { stateVersion } = this.#client.info;
+    return shapeOf(this, { stateVersion, facts: await this.#client.facts() });
   }
 
   async bind(iommufd: Iommufd): Promise<ObjectId> {

@@ -1,4 +1,5 @@
 import { countPages, mergeRuns, type PageRuns } from "../../bitmap/ram-runs.js";
+import { DEFAULTS } from "../../defaults.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 import { layoutRegions, type Platform } from "../../memory/guest-memory.js";
 import { type Conditions, doesNotConverge, fixedDowntime } from "../../migration/convergence.js";
@@ -42,7 +43,7 @@ export interface PredictedConditions {
   readonly bandwidth?: number;
   /** The memories are compared before GO. Default false. */
   readonly verifyFirst?: boolean;
-  /** What a read of the trackers takes. Default 1. */
+  /** What a read of the trackers takes. Default 1 ms. */
   readonly readMs?: number;
 }
 
@@ -102,14 +103,14 @@ const NO_PAGES: PageRuns = new Uint32Array(0);
 /** Says what a migration of the observed machine would be. */
 export function predict(seen: Observation, link: LinkEstimate, wanted: PredictedConditions): Prediction {
   const { intervals, owners } = seen;
-  const bandwidth = wanted.bandwidth ?? Number.POSITIVE_INFINITY;
+  const bandwidth = wanted.bandwidth ?? DEFAULTS.bandwidth;
   const usable = limited(link, bandwidth);
   const conditions: Conditions = {
     downtimeLimitMs: wanted.downtimeLimitMs,
-    maxRounds: wanted.maxRounds ?? 30,
+    maxRounds: wanted.maxRounds ?? DEFAULTS.maxRounds,
     bandwidth,
     deviceStateBytes: seen.deviceStateBytes ?? 0,
-    fixedMs: fixedDowntime(wanted.readMs ?? 1, wanted.verifyFirst === true ? seen.memoryBytes : 0),
+    fixedMs: fixedDowntime(wanted.readMs ?? DEFAULTS.readMs, wanted.verifyFirst === true ? seen.memoryBytes : 0),
   };
   const curves = ownCurves(seen);
   const all = dirtiedBy(seen, owners);

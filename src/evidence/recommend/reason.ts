@@ -24,18 +24,20 @@ export function reasonText(
 
 /** What speaks against another tracker, as a clause whose subject it is. */
 export function marginText(best: TrackerAt, { over, by, figure, overFigure }: Omit<Margin, "text">): string {
-  const both = figure === null || overFigure === null ? "not known" : `${ms(overFigure)} against ${ms(figure)}`;
+  const both = figure === null || overFigure === null ? null : bothText(overFigure, figure);
+  // What is compared is free of what disturbed the reads, and may be less than the table's figure.
+  const atLeast = both === null ? "by an unknown time" : `at least ${both}`;
   switch (by) {
     case "converges":
-      return `would miss the downtime limit: ${both}`;
+      return `would miss the downtime limit: ${both ?? "by an unknown time"}`;
     case "downtime":
-      return `would have more downtime: ${both}`;
+      return `would have more downtime: ${atLeast}`;
     case "total":
-      return `would take longer to migrate: ${both}`;
+      return `would take longer to migrate: ${atLeast}`;
     case "dma":
       return `costs the device at least ${share(overFigure)} of its writes, against ${share(figure)}`;
     case "round":
-      return `costs each round more, in reading and in sending what nobody wrote: ${both}`;
+      return `costs each round more, in reading and in sending what nobody wrote: ${atLeast}`;
     case "order":
       return best.tracker === over.tracker
         ? "is as good, and coarser"
@@ -54,12 +56,15 @@ function missing({ trackers, capabilities }: BenchedDevice): string {
   const could = capabilities.mdev ? (["iommu", "pinned"] as const) : (["iommu", "device"] as const);
   return could
     .map((kind) => capabilities.trackers[kind])
-    .flatMap((one) => (one.available ? [] : [one.why]))
+    .flatMap((one) => (one.available === true ? [] : [one.why]))
     .join("; ");
 }
 
-function ms(value: number): string {
-  return `${value < 10 ? value.toFixed(2) : value.toFixed(0)} ms`;
+/** "38 ms against 31 ms", with as many decimals as tell the two apart. */
+function bothText(more: number, less: number): string {
+  const fewest = less < 10 ? 2 : 0;
+  const decimals = [fewest, 2, 4, 6].find((digits) => more.toFixed(digits) !== less.toFixed(digits)) ?? fewest;
+  return `${more.toFixed(decimals)} ms against ${less.toFixed(decimals)} ms`;
 }
 
 function share(value: number | null): string {

@@ -4,6 +4,7 @@ import { MiB } from "../../memory/address.js";
 import { comparePairs, summarize } from "../statistics.js";
 import { checkBenchmark } from "../trackers/file.js";
 import { type FakeTracker, fakeBenchmark, fakeDevice, fakeTracker, MEMORY } from "./fake-benchmark.test.helper.js";
+import { marginText } from "./reason.js";
 import { type RecommendedDevice, recommend } from "./recommend.js";
 
 const LINK = { bandwidth: 1e9, downtimeLimitMs: 100 };
@@ -60,7 +61,7 @@ describe("one criterion after the other decides", () => {
       overFigure: expect.closeTo(2.03),
     });
     expect(reason).toBe(
-      "'device' at 4K, since 'iommu' at 4K costs each round more, in reading and in sending what nobody wrote: 2.03 ms against 0.51 ms",
+      "'device' at 4K, since 'iommu' at 4K costs each round more, in reading and in sending what nobody wrote: at least 2.03 ms against 0.51 ms",
     );
     expect(figures).toMatchObject({ converges: true, precision: 1, dmaLoss: 0 });
   });
@@ -99,6 +100,44 @@ describe("noise", () => {
     const device = { ...harmed, trackers: [{ ...harmful, precision: few }, good, everything] };
     const [{ tracker, margin }] = recommend(fakeBenchmark([device]), LINK);
     expect({ tracker, by: margin?.by }).toEqual({ tracker: "device", by: "dma" });
+  });
+});
+
+describe("a tracker that was passed over", () => {
+  /** A third tracker has the shortest migration of all, and loses by its harm to the device. */
+  const link = { bandwidth: 200e6, downtimeLimitMs: 20_000 };
+  const harmful = { ...LOG, names: 1.8, dma: { ratio: 0.5, low: 0.4, high: 0.6 } };
+  const between = { ...LOG, granule: 65536, names: 2, readMs: [1.5] };
+  const long = { ...IOMMU, names: 2.2 };
+
+  it("lost to the winner itself, and not only to a third tracker that lost as well", () => {
+    const { tracker, granule, alternatives } = of([harmful, between, long], link);
+    expect({ tracker, granule }).toEqual({ tracker: "iommu", granule: 4096 });
+    expect(alternatives.map(({ over, by }) => [over.granule, by])).toEqual([
+      [65536, "round"],
+      [4096, "dma"],
+    ]);
+  });
+
+  it("is not told of with a figure that is better than the winner's, however disturbed the winner was", () => {
+    const disturbed = { ...IOMMU, readMs: [0.1, 30, 60] };
+    const quiet = { ...LOG, readMs: [20, 20, 20] };
+    const third = { ...LOG, granule: 65536, readMs: [1, 1, 1] };
+    const { tracker, figures, alternatives } = of([disturbed, quiet, third]);
+    expect(tracker).toBe("iommu");
+    const slow = alternatives.find(({ over }) => over.granule === 4096);
+    expect(figures.downtimeMs).toBeGreaterThan(slow?.figures.downtimeMs ?? 0);
+    expect(slow).toMatchObject({ by: "downtime", figure: figures.downtimeAtLeastMs });
+    expect(slow?.overFigure).toBeGreaterThan(slow?.figure ?? Number.POSITIVE_INFINITY);
+  });
+
+  it.each([
+    [245.4, 245.02, "at least 245.40 ms against 245.02 ms"],
+    [0.00125, 0.001, "at least 0.0013 ms against 0.0010 ms"],
+    [95, 41, "at least 95 ms against 41 ms"],
+  ])("is told of in figures that differ as printed: %d and %d", (overFigure, figure, text) => {
+    const over = { tracker: "device", granule: 4096 } as const;
+    expect(marginText({ ...over, granule: 65536 }, { over, by: "total", figure, overFigure })).toContain(text);
   });
 });
 

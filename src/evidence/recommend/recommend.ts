@@ -1,17 +1,22 @@
+import { DEFAULTS } from "../../defaults.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 import type { DeviceTracker, PolicyOrder } from "../../tracking/choice.js";
 import { valueAt } from "../curve.js";
-import type { Comparison, Summary } from "../statistics.js";
-import { estimateMigration, type Link, type MigrationEstimate, readCurve } from "../trackers/estimate.js";
+import { type Summary, summarize } from "../statistics.js";
+import { estimateMigration, type Link, readCurve } from "../trackers/estimate.js";
 import type { BenchedDevice, SharingFigures, TrackerBenchmark, TrackerFigures } from "../trackers/result.js";
+import { classesOf, compareClasses, firstDifference } from "./rank.js";
 import { marginText, reasonText } from "./reason.js";
 
 /*
  * Which tracker, granule and domain each device should get, from what was measured: a pure function of the benchmark, the
  * link and the order in which ties are broken.
  *
- * The trackers of a device go through criteria one after the other; each keeps those that are as good as the best as far as
- * the measurement can tell. What is left at the end is equal by all of them, and the policy's order decides.
+ * Trackers are compared criterion by criterion (rank.ts). By each criterion a tracker is as good as all those that the measurement
+ * cannot tell from it. Trackers that are equal by all criteria go by the policy's order.
+ *
+ * Compared is what is certain: the time of a read that nothing disturbed, the loss of DMA that all pairs bear out. What disturbs a
+ * measurement only adds to it, so that a disturbed tracker is not taken for a slow one.
  */
 
 /** By what a tracker was preferred. `order`: by nothing that was measured. */
@@ -25,6 +30,9 @@ export interface JudgedFigures {
   readonly rounds: number | null;
   readonly totalMs: number | null;
   readonly downtimeMs: number | null;
+  /** Both, had nothing disturbed the reads. */
+  readonly totalAtLeastMs: number | null;
+  readonly downtimeAtLeastMs: number | null;
   /** Share of its DMA writes that the device loses while it is tracked; below 0, it gained. */
   readonly dmaLoss: number | null;
   /** The loss lies between these with 95 % confidence. */
@@ -35,6 +43,8 @@ export interface JudgedFigures {
   readonly readMs: number | null;
   /** The same, with the time of sending what the read names though nobody wrote it: what a round pays for the tracker. */
   readonly roundMs: number | null;
+  /** The same, had nothing disturbed the read. */
+  readonly roundAtLeastMs: number | null;
   /** Pages named over pages written. */
   readonly precision: number | null;
 }
@@ -48,9 +58,12 @@ export interface TrackerAt {
 /** What is recommended, against another tracker of the device. */
 export interface Margin {
   readonly over: TrackerAt;
-  /** What separated the two. */
+  /** The first criterion by which the two can be told apart. */
   readonly by: Criterion;
-  /** Both by that criterion, in milliseconds or, for `dma`, as a share; null for `converges` and `order`. */
+  /**
+   * What is certain of both by that criterion, in milliseconds or, for `dma`, as a share: `figure` is the lesser. For `converges`,
+   * the downtimes. null for `order`, and if not known.
+   */
   readonly figure: number | null;
   readonly overFigure: number | null;
   /** What speaks against the other, as a clause whose subject it is. */
@@ -66,7 +79,7 @@ export interface RecommendedDevice {
   /** null: the tracker needs no domain. */
   readonly domain: "per-device" | "shared" | null;
   readonly figures: JudgedFigures;
-  /** Against the second best: the one that came furthest. null: there is no other tracker. */
+  /** Against the second best. null: there is no other tracker. */
   readonly margin: Margin | null;
   /** Against all others, the nearest first, with the figures of each. */
   readonly alternatives: readonly (Margin & { readonly figures: JudgedFigures })[];
@@ -75,11 +88,6 @@ export interface RecommendedDevice {
 
 /** A tracker of a device with all that it is judged by. */
 export interface Contender extends TrackerAt {
-  readonly measured: TrackerFigures;
-  readonly estimate: MigrationEstimate | null;
-  readonly dma: Comparison | null;
-  /** What {@link JudgedFigures.roundMs} is the median of. */
-  readonly round: Summary | null;
   readonly figures: JudgedFigures;
 }
 
@@ -97,7 +105,7 @@ const READ_SHARE = 0.1;
 export function recommend(
   benchmark: TrackerBenchmark,
   link: Link,
-  order: PolicyOrder = "iommu-first",
+  order: PolicyOrder = DEFAULTS.policy,
 ): RecommendedDevice[] {
   const decided = benchmark.devices.map((device) => decideTracker(benchmark, device, link, order));
   return decided.map(({ device, best, alternatives }) => {
@@ -124,28 +132,27 @@ interface Decided {
 }
 
 function decideTracker(benchmark: TrackerBenchmark, device: BenchedDevice, link: Link, order: PolicyOrder): Decided {
-  let left = contendersOf(benchmark, device, link).toSorted((a, b) => rank(a, order) - rank(b, order));
-  /** Those that were dropped, the last first. */
-  const lost: { readonly by: Criterion; readonly contender: Contender }[] = [];
-  for (const { by, keep } of criteria(link)) {
-    const kept = keep(left);
-    const dropped = left
-      .filter((one) => !kept.includes(one))
-      .sort((a, b) => (figureBy(a, by) ?? 0) - (figureBy(b, by) ?? 0));
-    lost.unshift(...dropped.map((contender) => ({ by, contender })));
-    left = kept;
-  }
-  const [best, ...equals] = left;
-  lost.unshift(...equals.map((contender) => ({ by: "order" as const, contender })));
-  return { device, best, alternatives: lost.map(({ by, contender }) => against(best, contender, by)) };
+  const contenders = contendersOf(benchmark, device, link);
+  const tests = criteria(contenders, link);
+  const classes = tests.map(({ figure, error }) => classesOf(contenders.map(figure), error));
+  const ranked = contenders
+    .map((contender, index) => ({ contender, classes: classes.map((byTest) => byTest[index]) }))
+    .sort((a, b) => compareClasses(a.classes, b.classes) || rank(a.contender, order) - rank(b.contender, order));
+  const [best, ...others] = ranked;
+  const alternatives = others.map((other) => {
+    const at = firstDifference(best.classes, other.classes);
+    return against(best.contender, other.contender, at === -1 ? TIE : tests[at]);
+  });
+  return { device, best: best.contender, alternatives };
 }
 
-function against(best: Contender, over: Contender, by: Criterion): RecommendedDevice["alternatives"][number] {
+function against(best: Contender, over: Contender, test: Test): RecommendedDevice["alternatives"][number] {
+  const { by, figure, told = figure } = test;
   const margin = {
     over: { tracker: over.tracker, granule: over.granule },
     by,
-    figure: figureBy(best, by),
-    overFigure: figureBy(over, by),
+    figure: told(best),
+    overFigure: told(over),
   };
   return { ...margin, text: marginText(best, margin), figures: over.figures };
 }
@@ -163,7 +170,7 @@ function contendersOf(benchmark: TrackerBenchmark, device: BenchedDevice, link: 
   const contenders = (measured.length > 0 ? measured : [UNMEASURED]).map((figures) =>
     contenderOf(benchmark, device, figures, link),
   );
-  const estimated = contenders.filter(({ estimate }) => estimate !== null);
+  const estimated = contenders.filter(({ figures }) => figures.converges !== null);
   if (estimated.length > 0) return estimated;
   // Nobody knows what a coarse bit names besides what was written: that its read is cheap must not count.
   return contenders.filter((one) =>
@@ -203,29 +210,28 @@ function contenderOf(
   return {
     tracker,
     granule,
-    measured,
-    estimate,
-    dma,
-    round: read === null ? null : later(read, needlessMs),
     figures: {
       converges: estimate?.converges ?? null,
       rounds: estimate?.rounds ?? null,
       totalMs: estimate?.totalMs ?? null,
       downtimeMs: estimate?.downtimeMs ?? null,
+      totalAtLeastMs: estimate?.totalAtLeastMs ?? null,
+      downtimeAtLeastMs: estimate?.downtimeAtLeastMs ?? null,
       dmaLoss: dma === null ? null : 1 - dma.ratio,
       dmaLossRange: dma === null ? null : [1 - dma.high, 1 - dma.low],
       dmaLossAtLeast: dma === null ? null : dma.decides ? Math.max(0, 1 - dma.high) : 0,
       readMs: read?.median ?? null,
       roundMs: read === null ? null : read.median + needlessMs,
+      roundAtLeastMs: read === null ? null : read.min + needlessMs,
       precision: written === 0 ? null : reported / written,
     },
   };
 }
 
 /** What a read costs at the device's work: of the figures on the largest memory those that name about as many pages. */
-function readOf(measured: TrackerFigures, memoryBytes: number): Summary | null {
+function readOf(measured: TrackerFigures, memoryBytes: number): Pick<Summary, "median" | "min"> | null {
   const { reads, precision } = measured;
-  const curve = readCurve(measured, memoryBytes);
+  const curve = readCurve(measured, memoryBytes, ({ median }) => median);
   if (curve === null) return null;
   const named = precision.at(0)?.reportedPages ?? 0;
   const largest = Math.max(...reads.map((read) => read.memoryBytes));
@@ -233,15 +239,8 @@ function readOf(measured: TrackerFigures, memoryBytes: number): Summary | null {
     .filter((read) => read.memoryBytes === largest)
     .reduce((a, b) => (Math.abs(b.reportedPages - named) < Math.abs(a.reportedPages - named) ? b : a));
   const median = valueAt(curve, named);
-  // As wide as what was measured there.
-  const scale = near.ms.median === 0 ? 1 : median / near.ms.median;
-  const { count, min, max, q1, q3 } = near.ms;
-  return { count, median, min: min * scale, max: max * scale, q1: q1 * scale, q3: q3 * scale };
-}
-
-/** The same, so much later. */
-function later({ count, median, min, max, q1, q3 }: Summary, ms: number): Summary {
-  return { count, median: median + ms, min: min + ms, max: max + ms, q1: q1 + ms, q3: q3 + ms };
+  // As much faster as the fastest was there.
+  return { median, min: near.ms.median === 0 ? 0 : (median * near.ms.min) / near.ms.median };
 }
 
 /** In which order equals are taken: the policy's, then the finest granule. */
@@ -251,90 +250,65 @@ function rank({ tracker, granule }: TrackerAt, order: PolicyOrder): number {
   return (first ? 0 : 2 ** 53) + (granule ?? 0);
 }
 
+/** A criterion as {@link classesOf} applies it. */
 interface Test {
   readonly by: Criterion;
-  /** Keeps at least one of at least one. */
-  keep(contenders: readonly Contender[]): Contender[];
+  /** What the criterion compares: the less, the better. null: not known. */
+  figure(contender: Contender): number | null;
+  /** How far two figures may lie apart without being told apart, by the lesser of them. */
+  error(figure: number): number;
+  /** What the recommendation tells of it, unless that is the figure itself. */
+  told?(contender: Contender): number | null;
 }
 
-function criteria({ downtimeLimitMs }: Link): readonly Test[] {
+/** The stand-in for a criterion between trackers that no measurement tells apart. */
+const TIE: Test = { by: "order", figure: () => null, error: () => 0 };
+
+/** The criteria, the first to decide first. Times are as exact as the contenders' reads were, or as an estimate can be. */
+function criteria(contenders: readonly Contender[], { downtimeLimitMs }: Link): readonly Test[] {
+  const downtimeNoise = noiseOf(contenders, ({ downtimeMs, downtimeAtLeastMs }) => [downtimeMs, downtimeAtLeastMs]);
+  const totalNoise = noiseOf(contenders, ({ totalMs, totalAtLeastMs }) => [totalMs, totalAtLeastMs]);
+  const roundNoise = noiseOf(contenders, ({ roundMs, roundAtLeastMs }) => [roundMs, roundAtLeastMs]);
   return [
     {
       by: "converges",
-      keep: (contenders) => {
-        const converging = contenders.filter(({ estimate }) => estimate?.converges === true);
-        return converging.length > 0 ? converging : [...contenders];
-      },
+      figure: ({ figures }) => (figures.converges === null ? null : Number(!figures.converges)),
+      error: () => 0,
+      told: ({ figures }) => figures.downtimeMs,
     },
     {
       by: "downtime",
-      keep: (contenders) =>
-        keepNear(contenders, "downtime", ({ estimate }) => {
-          return Math.max(estimate?.noiseMs ?? 0, downtimeLimitMs * ESTIMATE_SHARE);
-        }),
+      figure: ({ figures }) => figures.downtimeAtLeastMs,
+      error: () => Math.max(downtimeNoise, downtimeLimitMs * ESTIMATE_SHARE),
     },
     {
       by: "total",
-      keep: (contenders) =>
-        keepNear(contenders, "total", ({ estimate }) => {
-          // Each round is followed by a read, and the stop by one.
-          const reads = (estimate?.rounds ?? 0) + 1;
-          return Math.max((estimate?.noiseMs ?? 0) * reads, (estimate?.totalMs ?? 0) * ESTIMATE_SHARE);
-        }),
+      figure: ({ figures }) => figures.totalAtLeastMs,
+      error: (ms) => Math.max(totalNoise, ms * ESTIMATE_SHARE),
     },
-    { by: "dma", keep: keepUnharmed },
-    { by: "round", keep: keepCheap },
+    { by: "dma", figure: ({ figures }) => figures.dmaLossAtLeast, error: () => DMA_SHARE },
+    {
+      by: "round",
+      figure: ({ figures }) => figures.roundAtLeastMs,
+      error: (ms) => Math.max(roundNoise, ms * READ_SHARE),
+    },
   ];
 }
 
-/** Keeps what is as small as the smallest, but for what the figures leave open. */
-function keepNear(
+/**
+ * How far measured times lie above undisturbed ones, in milliseconds. It is the machine's noise and not a tracker's, since trackers
+ * are measured in turns: the third quartile of all contenders, so that one that was disturbed badly hides no differences between
+ * others.
+ */
+function noiseOf(
   contenders: readonly Contender[],
-  by: Criterion,
-  tolerance: (contender: Contender) => number,
-): Contender[] {
-  const known = contenders.flatMap((one) => figureBy(one, by) ?? []);
-  if (known.length === 0) return [...contenders];
-  const least = Math.min(...known);
-  const best = contenders.find((one) => figureBy(one, by) === least);
-  return contenders.filter((one) => {
-    const value = figureBy(one, by) ?? least;
-    const open = Math.max(tolerance(one), best === undefined ? 0 : tolerance(best));
-    return value - least <= open;
+  times: (figures: JudgedFigures) => [measured: number | null, undisturbed: number | null],
+): number {
+  const above = contenders.flatMap(({ figures }) => {
+    const [measured, undisturbed] = times(figures);
+    return measured === null || undisturbed === null ? [] : [measured - undisturbed];
   });
-}
-
-/** Drops trackers that are known to cost their device more writes than another is. */
-function keepUnharmed(contenders: readonly Contender[]): Contender[] {
-  const least = Math.min(...contenders.map((one) => figureBy(one, "dma") ?? 0));
-  return contenders.filter((one) => (figureBy(one, "dma") ?? least) - least <= DMA_SHARE);
-}
-
-/** Drops trackers that cost a round more than the cheapest does, even where nothing disturbed it. */
-function keepCheap(contenders: readonly Contender[]): Contender[] {
-  const rounds = contenders.flatMap(({ round }) => round ?? []);
-  if (rounds.length === 0) return [...contenders];
-  const cheapest = rounds.reduce((a, b) => (b.median < a.median ? b : a));
-  return contenders.filter(({ round }) => {
-    return round === null || round.min <= cheapest.q3 || round.median <= cheapest.median * (1 + READ_SHARE);
-  });
-}
-
-/** A tracker's figure by a criterion: the less, the better. null: there is none. */
-function figureBy({ figures }: Contender, by: Criterion): number | null {
-  switch (by) {
-    case "converges":
-    case "downtime":
-      return figures.downtimeMs;
-    case "total":
-      return figures.totalMs;
-    case "dma":
-      return figures.dmaLossAtLeast;
-    case "round":
-      return figures.roundMs;
-    case "order":
-      return null;
-  }
+  return above.length === 0 ? 0 : summarize(above).q3;
 }
 
 /** Whether a device that the IOMMU tracks shares its HWPT, and why; no reason where it had no choice. */

@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { DEFAULTS } from "../../defaults.js";
 import { UsageError } from "../../errors.js";
 import { DEVICE_TRACKERS, type MeasuredChoices, type PolicyOrder } from "../../tracking/choice.js";
 import { readJson, writeJson } from "../json-file.js";
@@ -65,7 +66,7 @@ const schema = z.object({
 /** A recommendation as what a policy follows. */
 export function measuredChoices(
   devices: readonly Pick<RecommendedDevice, "id" | "model" | "tracker" | "granule" | "domain" | "reason">[],
-  { from, unmeasured = "refuse" }: { from: string; unmeasured?: MeasuredChoices["unmeasured"] },
+  { from, unmeasured = DEFAULTS.unmeasured }: { from: string; unmeasured?: MeasuredChoices["unmeasured"] },
 ): MeasuredChoices {
   return {
     from,

@@ -1,6 +1,7 @@
-import { mkdirSync, writeFileSync } from "node:fs";
+import { mkdirSync } from "node:fs";
 import { basename, dirname, extname, join } from "node:path";
 import { explain, UsageError } from "../../errors.js";
+import { writeWholeFile } from "../../sys/whole-file.js";
 import type { ReportDocument } from "./document.js";
 import { htmlReport } from "./html.js";
 import { markdownReport } from "./markdown.js";
@@ -39,7 +40,7 @@ export function writeReport(path: string, document: ReportDocument): string[] {
 function write(path: string, text: string): string {
   try {
     mkdirSync(dirname(path), { recursive: true });
-    writeFileSync(path, text);
+    writeWholeFile(path, text);
     return path;
   } catch (cause) {
     throw new UsageError(`${path} can't be written: ${explain(cause)}`, {

@@ -35,6 +35,8 @@ export const MIGRATIONS: readonly string[] = [
   ALTER TABLE run ADD COLUMN downtime_ms REAL;
   UPDATE run SET total_ms = json_extract(report, '$.totalMs'), downtime_ms = json_extract(report, '$.downtimeMs');
   CREATE INDEX run_started ON run (started_at);`,
+  // Bandwidth, policy, machine …; NULL: the run is older than this.
+  "ALTER TABLE run ADD COLUMN conditions TEXT;",
 ];
 
 /** The version of a file that has seen all steps. */

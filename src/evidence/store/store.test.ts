@@ -1,6 +1,15 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -29,6 +38,7 @@ const RUN: NewRun = {
   header: { devices: [{ id: "vf0" }] },
   report: { totalMs: 12.5, downtimeMs: null, rounds: [] },
   reads: [{ type: "read", owners: { vf0: { heat: [1, 2, 3] } } }],
+  conditions: { bandwidth: null, channels: 2 },
 };
 const BENCHMARK = {
   kind: "trackers",
@@ -61,7 +71,7 @@ describe("the store", () => {
       expect(store.saveBenchmark(BENCHMARK)).toBe(1);
     }
     using store = openStore(path);
-    const { header: _, report: __, reads: ___, ...summary } = RUN;
+    const { header: _, report: __, reads: ___, conditions: ____, ...summary } = RUN;
     expect(store.run(1)).toEqual({ ...RUN, id: 1, totalMs: 12.5, downtimeMs: null });
     expect(store.runs()).toEqual([
       { ...summary, name: "second", id: 2, totalMs: 12.5, downtimeMs: null },
@@ -168,8 +178,22 @@ describe("a file that is no store of this version", () => {
       PRAGMA application_id = 0x44697274; PRAGMA user_version = 1;`);
     using store = openStore(path);
     expect(store.runs()).toMatchObject([{ id: 1, name: "old", totalMs: 3.5, downtimeMs: 1 }]);
-    expect(store.run(1)).toMatchObject({ header: { devices: [] }, reads: [] });
+    expect(store.run(1)).toMatchObject({ header: { devices: [] }, reads: [], conditions: null });
     expect(store.benchmark(1).result).toEqual({ old: true });
+  });
+
+  it("is brought up to date from version 2, as Dirtmap 0.1 wrote it: conditions were not recorded", () => {
+    copyFileSync(fileURLToPath(new URL("../../../../test/fixtures/store-v2.db", import.meta.url)), path);
+    {
+      using store = openStore(path);
+      expect(store.runs()).toMatchObject([{ id: 1, name: "0123abcd", totalMs: 12.5, downtimeMs: null }]);
+      const { conditions: _, ...kept } = RUN;
+      expect(store.run(1)).toMatchObject({ header: kept.header, report: kept.report, conditions: null });
+      expect(store.benchmark(1)).toMatchObject({ kind: "trackers", machine: { cpu: "one" } });
+      expect(store.saveRun(RUN)).toBe(2);
+    }
+    using store = openStore(path);
+    expect(store.run(2).conditions).toEqual(RUN.conditions);
   });
 
   it("is refused and left alone where it is of a newer version", () => {
@@ -179,7 +203,7 @@ describe("a file that is no store of this version", () => {
       expect.objectContaining({
         code: "STORE_TOO_NEW",
         message: expect.stringMatching(`version ${STORE_VERSION + 1}`),
-        remedy: expect.stringMatching(/newer Dirtmap/),
+        remedy: expect.stringMatching(/^upgrade Dirtmap/),
       }),
     );
     expect(() => openStore(path)).toThrowError(expect.objectContaining({ code: "STORE_TOO_NEW" }));

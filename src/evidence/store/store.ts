@@ -63,9 +63,11 @@ export interface NewRun {
   readonly report: object;
   /** Reads of the trackers, in order. */
   readonly reads: readonly object[];
+  /** The conditions that its figures depend on: bandwidth, policy, machine … */
+  readonly conditions: object;
 }
 
-export interface RunSummary extends Omit<NewRun, "header" | "report" | "reads"> {
+export interface RunSummary extends Omit<NewRun, "header" | "report" | "reads" | "conditions"> {
   readonly id: number;
   readonly totalMs: number | null;
   readonly downtimeMs: number | null;
@@ -75,6 +77,8 @@ export interface StoredRun extends RunSummary {
   readonly header: unknown;
   readonly report: unknown;
   readonly reads: unknown;
+  /** null: kept by a Dirtmap that did not record them. */
+  readonly conditions: unknown;
 }
 
 /** `$XDG_DATA_HOME/dirtmap/evidence.db`, or below `~/.local/share`. */
@@ -147,15 +151,17 @@ export class Store implements Disposable {
   }
 
   /** Keeps a run. Returns its id. @throws DirtmapError `STORE_FAILED` */
-  saveRun({ kind, name, scenario, host, startedAt, result, header, report, reads }: NewRun): number {
+  saveRun({ kind, name, scenario, host, startedAt, result, header, report, reads, conditions }: NewRun): number {
     const { totalMs, downtimeMs } = report as { totalMs?: unknown; downtimeMs?: unknown };
     const values = [kind, name, scenario, host, startedAt, result, json(header), json(report)];
-    const columns = "kind, name, scenario, host, started_at, result, header, report, reads, total_ms, downtime_ms";
-    return this.#insert(`INSERT INTO run (${columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, [
+    const columns =
+      "kind, name, scenario, host, started_at, result, header, report, reads, total_ms, downtime_ms, conditions";
+    return this.#insert(`INSERT INTO run (${columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, [
       ...values,
       gzipSync(json(reads)),
       numberOrNull(totalMs),
       numberOrNull(downtimeMs),
+      json(conditions),
     ]);
   }
 
@@ -169,7 +175,7 @@ export class Store implements Disposable {
 
   /** One run. @throws UsageError `NO_SUCH_RUN` */
   run(id: number): StoredRun {
-    const row = this.#get(`SELECT ${RUN_SUMMARY}, header, report, reads FROM run WHERE id = ?`, id);
+    const row = this.#get(`SELECT ${RUN_SUMMARY}, header, report, reads, conditions FROM run WHERE id = ?`, id);
     if (row === null) {
       throw new UsageError(`the store has no run ${id}`, {
         code: "NO_SUCH_RUN",
@@ -182,6 +188,7 @@ export class Store implements Disposable {
       header: parsed(row.header),
       report: parsed(row.report),
       reads: parsed(reads),
+      conditions: row.conditions === null ? null : parsed(row.conditions),
     };
   }
 
@@ -260,7 +267,7 @@ function prepare(db: sqlite.Database, path: string): void {
   if (version > STORE_VERSION) {
     throw new UsageError(`the store ${path} is of version ${version}, and this Dirtmap knows up to ${STORE_VERSION}`, {
       code: "STORE_TOO_NEW",
-      remedy: "use a newer Dirtmap, or give another --store",
+      remedy: "upgrade Dirtmap, or give another --store",
     });
   }
   db.exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL");

@@ -1,6 +1,7 @@
-import { createReadStream } from "node:fs";
+import { createReadStream, type ReadStream } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import { UsageError } from "../../errors.js";
+import { openRegularFile } from "../../sys/regular-file.js";
 import { TraceDecoder } from "./decoder.js";
 import { TraceEncoder } from "./encoder.js";
 import type { TraceHeader } from "./format.js";
@@ -81,11 +82,12 @@ export class TraceFile implements AsyncDisposable {
 
   /**
    * Reads the trace's header.
-   * @throws UsageError `BAD_TRACE`, `TRACE_TOO_NEW`; `NO_TRACE` where the file can't be read
+   * @param within a folder that the file must lie in, links followed
+   * @throws UsageError `BAD_TRACE`, `TRACE_TOO_NEW`; `NO_TRACE` where the file can't be read; `NOT_GRANTED`
    */
-  static async open(path: string): Promise<TraceFile> {
+  static async open(path: string, within?: string): Promise<TraceFile> {
     const decoder = new TraceDecoder(path);
-    const intervals = decode(path, decoder);
+    const intervals = decode(path, decoder, within);
     const first = await intervals.next();
     const { header } = decoder;
     if (header === undefined) throw new Error("a trace that was read to its end without a header");
@@ -113,8 +115,11 @@ const MAX_INTERVALS_KEPT = 1_000_000;
  * Reads a whole trace.
  * @throws UsageError as {@link TraceFile.open}, also for damage further on; `TRACE_TOO_LARGE`
  */
-export async function readTrace(path: string): Promise<{ header: TraceHeader; intervals: TraceInterval[] }> {
-  await using file = await TraceFile.open(path);
+export async function readTrace(
+  path: string,
+  within?: string,
+): Promise<{ header: TraceHeader; intervals: TraceInterval[] }> {
+  await using file = await TraceFile.open(path, within);
   const intervals: TraceInterval[] = [];
   let runs = 0;
   for await (const interval of file.intervals()) {
@@ -130,19 +135,20 @@ export async function readTrace(path: string): Promise<{ header: TraceHeader; in
   return { header: file.header, intervals };
 }
 
-async function* decode(path: string, decoder: TraceDecoder): AsyncGenerator<TraceInterval> {
-  const stream = createReadStream(path);
+async function* decode(path: string, decoder: TraceDecoder, within: string | undefined): AsyncGenerator<TraceInterval> {
+  let stream: ReadStream | undefined;
   try {
+    stream = createReadStream(path, { fd: openRegularFile(path, { within }) });
     for await (const piece of stream as AsyncIterable<Buffer>) yield* decoder.push(piece);
   } catch (cause) {
-    if (cause instanceof UsageError) throw cause;
+    if (cause instanceof UsageError && cause.code !== "NOT_A_FILE") throw cause;
     throw new UsageError(`can't read ${path}: ${(cause as Error).message}`, {
       code: "NO_TRACE",
       remedy: "name a file that `dirtmap record` wrote",
       cause,
     });
   } finally {
-    stream.destroy();
+    stream?.destroy();
   }
   decoder.finish();
 }

@@ -137,7 +137,7 @@ function figuresOf(candidate: Candidate, { trackers }: DeviceCapabilities, found
     tracker: candidate.tracker,
     granule: candidate.granule,
     foundGranule: measured ? largest.foundGranule : null,
-    readableWhen: capability.available ? capability.readableWhen : "always",
+    readableWhen: capability.available === true ? capability.readableWhen : "always",
     problem: problem === undefined ? null : explain(problem),
     attach: measured ? largest.attach : null,
     start: measured ? largest.start : null,

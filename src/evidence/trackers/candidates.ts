@@ -15,7 +15,7 @@ export interface Candidate {
 export function candidatesOf(device: DeviceCapabilities): Candidate[] {
   return DEVICE_TRACKERS.flatMap((tracker) => {
     const capability = device.trackers[tracker];
-    if (!capability.available) return [];
+    if (capability.available !== true) return [];
     const granules = capability.pageSizes.length === 0 ? [null] : capability.pageSizes;
     return granules.map((granule) => ({
       device: device.id,

@@ -1,7 +1,9 @@
+import { DEFAULTS } from "../../defaults.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 import { fixedDowntime } from "../../migration/convergence.js";
 import { type Point, valueAt } from "../curve.js";
 import { simulate } from "../predict/simulate.js";
+import type { Summary } from "../statistics.js";
 import type { BenchedDevice, TrackerBenchmark, TrackerFigures } from "./result.js";
 
 /*
@@ -17,7 +19,10 @@ export interface Link {
 }
 
 /** Where nobody says more: a common link, and the limit of a migration without one. */
-export const DEFAULT_LINK: Link = { bandwidth: 1.25e9, downtimeLimitMs: 100 };
+export const DEFAULT_LINK: Link = {
+  bandwidth: DEFAULTS.linkBandwidth,
+  downtimeLimitMs: DEFAULTS.downtimeLimitMs,
+};
 
 /** What a link without a limit is taken to carry: what two processes of one machine were measured to. */
 export const UNLIMITED_BANDWIDTH = 2.5e9;
@@ -32,23 +37,42 @@ export interface MigrationEstimate {
   readonly totalMs: number;
   /** Where it doesn't converge: of the round in which it came nearest. */
   readonly downtimeMs: number;
-  /** How far the downtime may be off because reads took now longer, now shorter; milliseconds. */
-  readonly noiseMs: number;
+  /** Both again, had each read been as fast as its fastest: other work on the machine only ever adds to a read. */
+  readonly totalAtLeastMs: number;
+  readonly downtimeAtLeastMs: number;
 }
 
-const MAX_ROUNDS = 30;
-
-/** Plays a migration through. null where it is not known what the device writes, or what the tracker names. */
+/** Estimates a migration. null: it is not known what the device writes, or what the tracker names. */
 export function estimateMigration(
   { memoryBytes }: Pick<TrackerBenchmark, "memoryBytes">,
   device: BenchedDevice,
   figures: TrackerFigures,
-  { bandwidth, downtimeLimitMs }: Link,
+  link: Link,
 ): MigrationEstimate | null {
   const ramPages = memoryBytes / PAGE_SIZE;
   const named = namedCurve(device, figures, ramPages);
-  const cost = readCurve(figures, memoryBytes);
-  if (named === null || cost === null) return null;
+  const usual = readCurve(figures, memoryBytes, ({ median }) => median);
+  const fastest = readCurve(figures, memoryBytes, ({ min }) => min);
+  if (named === null || usual === null || fastest === null) return null;
+  const estimate = play(memoryBytes, device, figures, { named, cost: usual }, link);
+  const undisturbed = play(memoryBytes, device, figures, { named, cost: fastest }, link);
+  return {
+    ...estimate,
+    // Rounds are whole, so that slower reads can happen to stop the machine at a better moment.
+    totalAtLeastMs: Math.min(estimate.totalMs, undisturbed.totalMs),
+    downtimeAtLeastMs: Math.min(estimate.downtimeMs, undisturbed.downtimeMs),
+  };
+}
+
+/** Plays a migration through with reads of a given cost. */
+function play(
+  memoryBytes: number,
+  device: BenchedDevice,
+  figures: TrackerFigures,
+  { named, cost }: { named: (ms: number) => number; cost: readonly Point[] },
+  { bandwidth, downtimeLimitMs }: Link,
+): Omit<MigrationEstimate, "totalAtLeastMs" | "downtimeAtLeastMs"> {
+  const ramPages = memoryBytes / PAGE_SIZE;
   const untracked = figures.tracker === "everything";
   const unread = figures.readableWhen === "quiesced";
   const msOf = (bytes: number) => (bytes * 1000) / bandwidth;
@@ -72,15 +96,14 @@ export function estimateMigration(
       betweenMs: readMs,
       stopMs: fixedMs,
     },
-    { downtimeLimitMs, maxRounds: MAX_ROUNDS, bandwidth, deviceStateBytes: stateBytes, fixedMs },
+    { downtimeLimitMs, maxRounds: DEFAULTS.maxRounds, bandwidth, deviceStateBytes: stateBytes, fixedMs },
   );
   const copied = rounds.filter(({ phase }) => phase === "pre-copy");
   const copiedMs = copied.reduce((sum, { ms }) => sum + ms + readMs, 0);
-  const noiseMs = readNoise(figures);
   if (unread) {
     const restMs = msOf(named(copiedMs) * PAGE_SIZE + stateBytes) + fixedMs;
     const totalMs = copiedMs + restMs;
-    return { converges: restMs <= downtimeLimitMs, rounds: copied.length, totalMs, downtimeMs: restMs, noiseMs };
+    return { converges: restMs <= downtimeLimitMs, rounds: copied.length, totalMs, downtimeMs: restMs };
   }
   const least = Math.min(...copied.map(({ remaining }) => remaining));
   const nearestMs = downtimeMs ?? msOf(least + stateBytes) + fixedMs;
@@ -89,7 +112,6 @@ export function estimateMigration(
     rounds: copied.length,
     totalMs: movingMs ?? copiedMs + nearestMs,
     downtimeMs: nearestMs,
-    noiseMs,
   };
 }
 
@@ -115,19 +137,21 @@ function namedCurve(
   };
 }
 
-/** Milliseconds of a read by pages that it names, on memory of this size; null: not measured. */
-export function readCurve({ reads }: TrackerFigures, memoryBytes: number): Point[] | null {
+/**
+ * Milliseconds of a read by pages that it names, on memory of this size; null: not measured.
+ * @param of which of the measured times counts
+ */
+export function readCurve(
+  { reads }: TrackerFigures,
+  memoryBytes: number,
+  of: (times: Summary) => number,
+): Point[] | null {
   const largest = Math.max(...reads.map((read) => read.memoryBytes));
   const scale = memoryBytes / largest;
   const points = reads
     .filter((read) => read.memoryBytes === largest)
-    .map(({ reportedPages, ms }) => ({ x: reportedPages * scale, y: ms.median * scale }));
+    .map(({ reportedPages, ms }) => ({ x: reportedPages * scale, y: of(ms) * scale }));
   return points.length === 0 ? null : ascending(points);
-}
-
-/** How far the medians of reads may be off: what else the machine does only ever adds to the fastest. */
-function readNoise({ reads }: TrackerFigures): number {
-  return Math.max(0, ...reads.map(({ ms }) => ms.median - ms.min));
 }
 
 /** In order of x, each x once (with the greatest y), and y never falling: noise must not make more pages cost less. */

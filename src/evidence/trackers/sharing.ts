@@ -64,7 +64,8 @@ async function groupsOf(
   capabilities: readonly DeviceCapabilities[],
 ): Promise<Group[]> {
   const able = capabilities.filter(
-    ({ id, mdev, trackers }) => !mdev && trackers.iommu.available && devices.some((device) => device.id === id),
+    ({ id, mdev, trackers }) =>
+      !mdev && trackers.iommu.available === true && devices.some((device) => device.id === id),
   );
   if (able.length < 2) return [];
   const choose = (domain: "shared" | "per-device") =>

@@ -31,6 +31,7 @@ test("nothing is missing for a device on a VFIO driver with a cdev that we may o
 
 describe("a device on another driver", () => {
   test("names it, and the commands that bind it to the VFIO driver made for it", () => {
+    system.file(`${system.roots.modules}/7.2.13/modules.dep`, "kernel/drivers/vfio/pci/mlx5/mlx5_vfio_pci.ko.zst:\n");
     system.file(
       `${system.roots.modules}/7.2.13/modules.alias`,
       "alias vfio_pci:v000015B3d0000101Esv*sd*bc*sc*i* mlx5_vfio_pci\n",
@@ -52,6 +53,7 @@ describe("a device on another driver", () => {
           `echo ${VF} > ${sys}/bus/pci/devices/${VF}/driver/unbind`,
           `echo ${VF} > ${sys}/bus/pci/drivers_probe`,
         ],
+        warnings: [],
       },
     ]);
   });
@@ -75,7 +77,140 @@ describe("a device on another driver", () => {
 
   test("whose VFs are on is told that VFIO takes no such PF", () => {
     system.pci(VF, { driver: "igb", group: 1, vfs: 2 });
-    expect(obstacles()[0]).toMatchObject({ code: "VFS_ARE_ON", remedy: "assign the VFs, or switch them off first" });
+    expect(obstacles()).toMatchObject([
+      {
+        code: "VFS_ARE_ON",
+        remedy: "assign the VFs, or switch them off",
+        commands: [expect.stringContaining("echo 0")],
+      },
+      { code: "NOT_A_VFIO_DRIVER" },
+    ]);
+    system[Symbol.dispose]();
+    system = new FakeSystem();
+    // Nobody is there who could switch them off.
+    system.pci(VF, { group: 1, vfs: 2 });
+    expect(obstacles()).toMatchObject([{ code: "VFS_ARE_ON", commands: [] }]);
+  });
+
+  test("whose VFIO driver this kernel lacks is not told to load it", () => {
+    system.file(`${system.roots.modules}/7.2.13/modules.dep`, "kernel/drivers/net/igb.ko:\n");
+    system.pci(VF, { driver: "igb", group: 1 });
+    expect(obstacles()).toMatchObject([
+      {
+        code: "NO_VFIO_DRIVER",
+        message: expect.stringContaining("not among the modules of this kernel"),
+        commands: [],
+      },
+    ]);
+  });
+
+  test("that can't be taken from it is not told to be taken", () => {
+    system.pci(VF, { driver: "stubborn", group: 1, stuck: true });
+    expect(obstacles()).toMatchObject([{ remedy: expect.stringContaining("at boot"), commands: [] }]);
+  });
+
+  test("whose name a shell would run is quoted", () => {
+    system.platform("$(reboot)@40", { driver: "x", group: 5 });
+    expect(obstacles("$(reboot)@40")[0].commands).toContain(
+      `echo '$(reboot)@40' > ${system.roots.sys}/bus/platform/drivers_probe`,
+    );
+  });
+
+  test("without a driver, of an mdev, is made anew under its UUID", () => {
+    const uuid = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001";
+    const path = system.mdev(uuid, { parent: "mtty", type: "mtty-1", group: 9 });
+    expect(obstacles(uuid)[0].commands).toEqual([
+      `echo 1 > ${system.roots.sys}/bus/mdev/devices/${uuid}/remove`,
+      `echo ${uuid} > ${path.replace(uuid, "mdev_supported_types/mtty-1")}/create`,
+    ]);
+  });
+});
+
+describe("what the host does with a device is told before it loses it:", () => {
+  const disk = () => {
+    const { sys, proc } = system.roots;
+    const nvme = `${system.pci(VF, { driver: "nvme", group: 1 })}/nvme/nvme0/nvme0n1`;
+    system.file(`${nvme}/nvme0n1p2/dev`, "259:2\n");
+    system.link(`${sys}/class/block/nvme0n1`, nvme);
+    system.link(`${sys}/class/block/nvme0n1p2`, `${nvme}/nvme0n1p2`);
+    return (mountinfo: string, swaps = "") => {
+      system.file(`${proc}/self/mountinfo`, mountinfo);
+      system.file(`${proc}/swaps`, `Filename Type Size Used Priority\n${swaps}`);
+      return obstacles()[0].warnings;
+    };
+  };
+
+  test("mounted file systems, by number or by name, also through LVM; swap", () => {
+    const warnings = disk();
+    expect(warnings("25 1 0:23 / /proc rw - proc proc rw\n")).toEqual([]);
+    expect(
+      warnings("30 1 259:2 / / rw shared:1 - ext4 /dev/root rw\n31 1 259:2 /h /my\\040home rw - ext4 /dev/root rw\n"),
+    ).toEqual(["/, /my home are mounted from its nvme0n1p2"]);
+    expect(warnings("30 1 0:40 / /data rw - btrfs /dev/nvme0n1p2 rw\n")).toEqual([
+      "/data is mounted from its nvme0n1p2",
+    ]);
+    const { sys } = system.roots;
+    system.file(`${sys}/devices/virtual/block/dm-0/dev`, "253:0\n");
+    system.link(`${sys}/class/block/dm-0`, `${sys}/devices/virtual/block/dm-0`);
+    system.link(`${sys}/class/block/nvme0n1p2/holders/dm-0`, `${sys}/devices/virtual/block/dm-0`);
+    expect(warnings("30 1 253:0 / / rw - ext4 /dev/mapper/root rw\n", "/dev/dm-0 partition 1 0 -2\n")).toEqual([
+      "/ is mounted from its dm-0",
+      "swap is on its dm-0",
+    ]);
+  });
+
+  test("the default route, also through a bond", () => {
+    const { sys, proc } = system.roots;
+    const nic = `${system.pci(VF, { driver: "igb", group: 1 })}/net/eth0`;
+    system.file(`${nic}/ifindex`, "2\n");
+    system.link(`${sys}/class/net/eth0`, nic);
+    const header = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\n";
+    const route = (name: string, mask: string) => {
+      system.file(`${proc}/net/route`, `${header}${name}\t00000000\t0100000A\t0003\t0\t0\t0\t${mask}\t0\n`);
+      return obstacles()[0].warnings;
+    };
+    expect(route("eth0", "000000FF")).toEqual([]);
+    expect(route("eth0", "00000000")).toEqual(["the default route goes through its eth0"]);
+    expect(route("bond0", "00000000")).toEqual([]);
+    system.link(`${nic}/upper_bond0`, "../../bond0");
+    expect(route("bond0", "00000000")).toEqual(["the default route goes through its eth0"]);
+  });
+
+  test("what lies behind it, and its mdevs", () => {
+    const id = "0000:5d:05.5";
+    system.pci(id, { driver: "vmd", group: 3, class: "0x010400" });
+    system.pci("10000:e1:00.0", { driver: "nvme", group: 3, below: id });
+    expect(obstacles(id)[0].warnings).toEqual(["a device vanishes: 10000:e1:00.0"]);
+  });
+});
+
+describe("a member of its group without which the device would not be there is no neighbour to unbind:", () => {
+  test("a VMD", () => {
+    system.pci("0000:5d:05.5", { driver: "vmd", group: 3, class: "0x010400" });
+    system.pci(VF, { driver: "vfio-pci", group: 3, vfio: "vfio0", below: "0000:5d:05.5" });
+    expect(obstacles()).toMatchObject([
+      {
+        code: "GROUP_HELD_BACK",
+        message: `0000:5d:05.5 shares IOMMU group 3 with it and is driven by vmd, without which ${VF} would not be there`,
+        remedy: expect.stringMatching(/^assign 0000:5d:05\.5 itself/),
+        commands: [],
+      },
+    ]);
+  });
+
+  test("a bridge, also one above its PF", () => {
+    system.pci("0000:00:1c.0", { driver: "shpchp", group: 3, class: "0x060400" });
+    system.pci("0000:3b:00.0", { driver: "pci-stub", group: 4, below: "0000:00:1c.0" });
+    system.pci(VF, { driver: "vfio-pci", group: 3, vfio: "vfio0", below: "0000:00:1c.0", pf: "0000:3b:00.0" });
+    expect(obstacles()).toMatchObject([{ remedy: `put ${VF} into a slot whose group it has alone`, commands: [] }]);
+  });
+
+  test("its PF", () => {
+    system.pci("0000:3b:00.0", { driver: "igb", group: 3, vfs: 1 });
+    system.pci(VF, { driver: "vfio-pci", group: 3, vfio: "vfio0", pf: "0000:3b:00.0" });
+    expect(obstacles()).toMatchObject([
+      { remedy: expect.stringMatching(/^assign the PF 0000:3b:00\.0/), commands: [] },
+    ]);
   });
 });
 
@@ -148,10 +283,15 @@ describe("a refusal of the kernel", () => {
 
   test("that nobody's use explains tells what else it can mean", () => {
     system.pci(VF, { driver: "vfio-pci", group: 1, vfio: "vfio0" });
+    expect(refusal("EPERM")).toMatchObject({ code: "NOT_OWNED", commands: [] });
+    const parameter = `${system.roots.sys}/module/iommufd/parameters/allow_unsafe_interrupts`;
+    system.file(parameter, "N\n");
     expect(refusal("EPERM")).toMatchObject({
-      code: "NOT_OWNED",
-      commands: ["echo 1 > /sys/module/iommufd/parameters/allow_unsafe_interrupts"],
+      commands: [`echo 1 > ${parameter}`],
+      warnings: ["a guest can then raise any interrupt of the host"],
     });
+    system.file(parameter, "Y\n");
+    expect(refusal("EPERM")).toMatchObject({ code: "NOT_OWNED", commands: [] });
     expect(refusal("ENODEV", "open")).toMatchObject({ code: "GONE" });
     expect(refusal("EACCES")).toMatchObject({ code: "TOKEN_NEEDED" });
     expect(refusal("ENOMEM")).toMatchObject({ code: "REFUSED" });

@@ -1,10 +1,15 @@
 import type { UapiError } from "../../uapi/errno.js";
 import type { Roots } from "../roots.js";
 import type { LinuxDevice } from "../sysfs/device.js";
-import { entries, exists, readValue } from "../sysfs/files.js";
+import { entries, exists, readNumber, readValue } from "../sysfs/files.js";
+import { realPath } from "../sysfs/name.js";
+import { isBridge } from "../sysfs/pci.js";
+import { dependentsOf, dependsOn, someOf, vfsOf } from "./dependents.js";
+import { noIommuInUse } from "./host.js";
+import { hostUses } from "./host-uses.js";
 import { describeMode, mayOpen, whoAmI } from "./identity.js";
-import { isOlder, type KernelVersion, readKernelConfig, runningKernel } from "./kernel.js";
-import type { Obstacle } from "./obstacle.js";
+import { hasModule, isOlder, type KernelVersion, readKernelConfig, runningKernel } from "./kernel.js";
+import { echo, type Obstacle, obstacle, shellWord } from "./obstacle.js";
 import { describeUsers, findUsers } from "./users.js";
 import { chooseVfioDriver, type DriverChoice } from "./vfio-drivers.js";
 
@@ -18,13 +23,14 @@ export function deviceObstacles(
   kernel: KernelVersion = runningKernel(),
 ): Obstacle[] {
   const found = [
-    noIommu(device),
+    noIommu(roots, device),
+    vfsAreOn(roots, device),
     notOnVfio(roots, device, kernel),
     ...heldBack(roots, device),
     noCdev(roots, device, kernel),
     notPermitted(device),
   ];
-  return found.filter((obstacle) => obstacle !== null);
+  return found.filter((one) => one !== null);
 }
 
 /** An mdev needs no IOMMU: its parent's driver does its DMA. */
@@ -32,14 +38,16 @@ function lacksIommu({ kind, group }: LinuxDevice): boolean {
   return kind !== "mdev" && (group === null || group.noIommu);
 }
 
-function noIommu(device: LinuxDevice): Obstacle | null {
+function noIommu(roots: Roots, device: LinuxDevice): Obstacle | null {
   if (!lacksIommu(device)) return null;
-  return {
+  return obstacle({
     code: "NO_IOMMU_GROUP",
     message: `no IOMMU is in front of ${device.id}: nothing would keep its DMA within a guest, and iommufd refuses it`,
-    remedy: "switch the IOMMU on in the firmware's settings and in the kernel (intel_iommu=on on Intel)",
-    commands: [],
-  };
+    // Where an IOMMU is in use, switching it on is no remedy.
+    remedy:
+      noIommuInUse(roots)?.remedy ??
+      "assign another device: the IOMMU that is in use leaves this one out (dmesg | grep -i iommu may tell why)",
+  });
 }
 
 /** The VFIO driver that a PCI or platform device would be bound to. */
@@ -52,56 +60,142 @@ export function vfioDriverFor(
   return chooseVfioDriver(roots, kernel, readValue(`${path}/modalias`) ?? "");
 }
 
-function notOnVfio(roots: Roots, device: LinuxDevice, kernel: KernelVersion): Obstacle | null {
-  const { id, kind, driver, vfio, pci } = device;
-  if (vfio !== null) return null;
-  const has = driver === null ? "no driver has it" : `its driver is ${driver}, no VFIO driver`;
-  if (kind === "mdev") {
-    return {
-      code: "NOT_A_VFIO_DRIVER",
-      message: has,
-      remedy: "remove the mdev and make it anew: its parent's driver attaches itself to it then",
-      commands: [`echo 1 > ${device.path}/remove`],
-    };
+/** VFIO takes no PF while its VFs are on (drivers/vfio/pci/vfio_pci_core.c). */
+function vfsAreOn(roots: Roots, { id, path, driver, vfio, pci }: LinuxDevice): Obstacle | null {
+  if (vfio !== null || pci?.sriov?.role !== "pf" || pci.sriov.vfs === 0) return null;
+  const code = "VFS_ARE_ON";
+  const message = `VFIO takes no PF while its VFs are on, and ${pci.sriov.vfs} of ${id} are`;
+  // Only the PF's driver switches them.
+  if (driver === null) {
+    return obstacle({
+      code,
+      message,
+      remedy: "assign the VFs, or give the PF back to its own driver and switch them off",
+    });
   }
-  if (pci?.sriov?.role === "pf" && pci.sriov.vfs > 0) {
-    return {
-      code: "VFS_ARE_ON",
-      message: `${has}, and VFIO takes no PF while its VFs are on (${pci.sriov.vfs} are)`,
-      remedy: "assign the VFs, or switch them off first",
-      commands: [`echo 0 > ${device.path}/sriov_numvfs`],
-    };
-  }
-  const { driver: wanted, module } = vfioDriverFor(roots, device, kernel);
-  const bus = `${roots.sys}/bus/${kind}`;
-  return {
-    code: "NOT_A_VFIO_DRIVER",
-    message: has,
-    remedy: driver === null ? `bind it to ${wanted}` : `bind it to ${wanted}; ${driver}, and the host, lose it then`,
-    commands: [
-      ...(exists(`${bus}/drivers/${wanted}`) ? [] : [`modprobe ${module}`]),
-      `echo ${wanted} > ${device.path}/driver_override`,
-      ...(driver === null ? [] : [`echo ${id} > ${device.path}/driver/unbind`]),
-      `echo ${id} > ${bus}/drivers_probe`,
-    ],
-  };
+  return obstacle({
+    code,
+    message,
+    remedy: "assign the VFs, or switch them off",
+    commands: [echo("0", `${path}/sriov_numvfs`)],
+    warnings: losses(
+      roots,
+      vfsOf(path),
+      vfsOf(path).flatMap((vf) => hostUses(roots, `${roots.sys}/bus/pci/devices/${vf}`)),
+    ),
+  });
 }
 
-function heldBack(roots: Roots, { id, group }: LinuxDevice): Obstacle[] {
+/** What is lost with devices that vanish, and what the host does with a device. */
+function losses(roots: Roots, vanishing: readonly string[], uses: readonly string[]): string[] {
+  const users = vanishing.flatMap((id) => {
+    const cdevs = cdevsOf(roots, `${roots.sys}/bus/pci/devices/${id}`);
+    const seen = cdevs.length === 0 ? [] : findUsers(roots, cdevs);
+    return seen.length === 0 ? [] : [`${id} is in use, ${describeUsers(seen)}`];
+  });
+  return [
+    ...uses,
+    ...(vanishing.length === 0
+      ? []
+      : [`${vanishing.length === 1 ? "a device vanishes" : "devices vanish"}: ${someOf(vanishing)}`]),
+    ...users,
+  ];
+}
+
+function notOnVfio(roots: Roots, device: LinuxDevice, kernel: KernelVersion): Obstacle | null {
+  const { id, kind, driver, vfio, path, pci } = device;
+  if (vfio !== null) return null;
+  // Its VFs are on, and nothing but its own driver switches them off.
+  if (driver === null && pci?.sriov?.role === "pf" && pci.sriov.vfs > 0) return null;
+  const message = driver === null ? "no driver has it" : `its driver is ${driver}, no VFIO driver`;
+  const code = "NOT_A_VFIO_DRIVER";
+  if (kind === "mdev") return mdevWithoutDriver(device, message);
+  const { driver: wanted, module } = vfioDriverFor(roots, device, kernel);
+  const bus = `${roots.sys}/bus/${kind}`;
+  const loaded = exists(`${bus}/drivers/${wanted}`);
+  const available = loaded || hasModule(roots, kernel, module);
+  if (available === false) {
+    return obstacle({
+      code: "NO_VFIO_DRIVER",
+      message: `${message}; and ${wanted}, which could have it, is not among the modules of this kernel (${kernel.release})`,
+      remedy: `install what has the module ${module} for this kernel, or boot a kernel that has it`,
+    });
+  }
+  if (driver !== null && !canUnbind(path)) return obstacle({ code, message, remedy: keepsItsDriver(driver) });
+  // What depends on a PF's VFs being on has been said.
+  const vanishing = dependentsOf(roots, path).filter((other) => !vfsOf(path).includes(other));
+  const doubt =
+    available === "unknown" ? ` (if this kernel has it: no list of its modules is in ${roots.modules})` : "";
+  return obstacle({
+    code,
+    message,
+    remedy: `bind it to ${wanted}${doubt}${driver === null ? "" : `; ${driver}, and the host, lose it then`}`,
+    commands: [
+      ...(loaded ? [] : [`modprobe ${module}`]),
+      echo(wanted, `${path}/driver_override`),
+      ...(driver === null ? [] : [echo(id, `${path}/driver/unbind`)]),
+      echo(id, `${bus}/drivers_probe`),
+    ],
+    warnings: driver === null ? [] : losses(roots, vanishing, hostUses(roots, path)),
+  });
+}
+
+/** No driver of mdevs can be bound by hand: the parent's attaches itself when the mdev is made (drivers/vfio/mdev). */
+function mdevWithoutDriver({ id, path }: LinuxDevice, message: string): Obstacle {
+  const type = realPath(`${path}/mdev_type`);
+  return obstacle({
+    code: "NOT_A_VFIO_DRIVER",
+    message,
+    remedy: "remove the mdev and make it anew: its parent's driver attaches itself to it then",
+    commands: type === null ? [] : [echo("1", `${path}/remove`), echo(id, `${type}/create`)],
+    warnings: type === null ? [] : ["what was set of the mdev is lost, and has to be set again"],
+  });
+}
+
+/** Some drivers can't be taken from their devices (suppress_bind_attrs). @param device its folder in sysfs */
+function canUnbind(device: string): boolean {
+  return exists(`${device}/driver/unbind`);
+}
+
+function keepsItsDriver(driver: string): string {
+  return `keep ${driver} from taking it at boot, since it can't be taken away later`;
+}
+
+function heldBack(roots: Roots, device: LinuxDevice): Obstacle[] {
+  const { id, group } = device;
   const others = group?.members.filter((member) => member.id !== id && member.holdsBack) ?? [];
-  return others.map((member) => ({
-    code: "GROUP_HELD_BACK",
-    message: `${member.id} shares IOMMU group ${group?.id} with it and is driven by ${member.driver}`,
-    remedy: `take ${member.id} from ${member.driver}, or assign it too`,
-    commands: [`echo ${member.id} > ${roots.sys}/kernel/iommu_groups/${group?.id}/devices/${member.id}/driver/unbind`],
-  }));
+  return others.map((member) => {
+    const { driver } = member;
+    const folder = `${roots.sys}/kernel/iommu_groups/${group?.id}/devices/${member.id}`;
+    const shares = `${member.id} shares IOMMU group ${group?.id} with it and is driven by ${driver}`;
+    const held = (message: string, remedy: string, more: Partial<Obstacle> = {}) =>
+      obstacle({ ...more, code: "GROUP_HELD_BACK", message, remedy });
+    if (dependsOn(device.path, folder)) {
+      return held(`${shares}, without which ${id} would not be there`, insteadOf(device, member.id, folder));
+    }
+    if (!canUnbind(folder)) return held(shares, keepsItsDriver(driver ?? "its driver"));
+    return held(shares, `take ${member.id} from ${driver}, or assign it too`, {
+      commands: [echo(member.id, `${folder}/driver/unbind`)],
+      warnings: losses(roots, dependentsOf(roots, folder), hostUses(roots, folder)),
+    });
+  });
+}
+
+/** What to do about a group member that the device is there only because of: to take its driver away is no remedy. */
+function insteadOf({ id, pci }: LinuxDevice, other: string, folder: string): string {
+  if (pci?.sriov?.role === "vf" && pci.sriov.pf === other) {
+    return `assign the PF ${other} instead of its VFs, or put it into a slot that gives each of them a group of its own`;
+  }
+  const pciClass = readNumber(`${folder}/class`, { min: 0, max: 0xff_ffff });
+  if (pciClass === null || isBridge(pciClass)) return `put ${id} into a slot whose group it has alone`;
+  return `assign ${other} itself, with all that lies behind it, or have the firmware not put ${id} behind it`;
 }
 
 function noCdev(roots: Roots, device: LinuxDevice, kernel: KernelVersion): Obstacle | null {
   const { id, vfio } = device;
   // Without an IOMMU VFIO makes no cdev; that there is none has been said.
   if (vfio === null || vfio.cdev !== null || lacksIommu(device)) return null;
-  const none = (message: string, remedy: string): Obstacle => ({ code: "NO_CDEV", message, remedy, commands: [] });
+  const none = (message: string, remedy: string): Obstacle => obstacle({ code: "NO_CDEV", message, remedy });
   if (vfio.hasCdev) {
     const node = `${roots.dev}/vfio/devices/${vfio.name}`;
     return none(
@@ -135,12 +229,12 @@ function notPermitted({ vfio }: LinuxDevice): Obstacle | null {
   if (vfio === null || vfio.cdev === null || mayOpen(vfio.cdev)) return null;
   const { cdev } = vfio;
   const user = process.geteuid?.() ?? 0;
-  return {
+  return obstacle({
     code: "CDEV_NOT_PERMITTED",
     message: `${cdev} has ${describeMode(cdev) ?? "vanished"}, and this is ${whoAmI()}`,
     remedy: "run as root, or give this user the node (until the device is bound anew; a udev rule gives it for good)",
-    commands: [`chown ${user} ${cdev}`],
-  };
+    commands: [`chown ${user} ${shellWord(cdev)}`],
+  });
 }
 
 /**
@@ -149,12 +243,8 @@ function notPermitted({ vfio }: LinuxDevice): Obstacle | null {
  */
 export function explainRefusal(roots: Roots, device: LinuxDevice, error: UapiError): Obstacle {
   const { id, vfio, group } = device;
-  const refused = (code: string, message: string, remedy: string, commands: string[] = []): Obstacle => ({
-    code,
-    message: `${message} (${error.syscall}: ${error.code})`,
-    remedy,
-    commands,
-  });
+  const refused = (code: string, message: string, remedy: string, more: Partial<Obstacle> = {}): Obstacle =>
+    obstacle({ ...more, code, message: `${message} (${error.syscall}: ${error.code})`, remedy });
   const groupNode = `${roots.dev}/vfio/${group?.id ?? ""}`;
   const users = () => findUsers(roots, vfio?.cdev == null ? [groupNode] : [vfio.cdev, groupNode]);
   if (error.syscall === "open" && (error.code === "EPERM" || error.code === "EACCES")) {
@@ -193,12 +283,7 @@ export function explainRefusal(roots: Roots, device: LinuxDevice, error: UapiErr
       if (inUse.length > 0) {
         return refused("GROUP_IN_USE", `its IOMMU group is in use, ${describeUsers(inUse)}`, "stop that first");
       }
-      return refused(
-        "NOT_OWNED",
-        `its IOMMU group (${group?.id ?? "none"}) is another's, or interrupts are not remapped, so that it could raise any`,
-        "switch interrupt remapping on in the firmware's settings; where there is none and all guests are trusted, allow it",
-        ["echo 1 > /sys/module/iommufd/parameters/allow_unsafe_interrupts"],
-      );
+      return notOwned(roots, device, refused);
     }
     case "EACCES":
       return refused(
@@ -211,11 +296,36 @@ export function explainRefusal(roots: Roots, device: LinuxDevice, error: UapiErr
   }
 }
 
+/** EPERM at bind, where nobody is seen to use the group. */
+function notOwned(
+  roots: Roots,
+  { group }: LinuxDevice,
+  refused: (code: string, message: string, remedy: string, more: Partial<Obstacle>) => Obstacle,
+): Obstacle {
+  const its = `its IOMMU group (${group?.id ?? "none"}) is another's`;
+  const parameter = `${roots.sys}/module/iommufd/parameters/allow_unsafe_interrupts`;
+  const allowed = readValue(parameter);
+  // Where unsafe interrupts are allowed, their being unsafe is not why.
+  if (allowed === "Y")
+    return refused("NOT_OWNED", its, "stop what uses the group; the kernel's messages may tell more (dmesg)", {});
+  return refused(
+    "NOT_OWNED",
+    `${its}, or interrupts are not remapped, so that it could raise any`,
+    "switch interrupt remapping on in the firmware's settings; where there is none and all guests are trusted, allow it",
+    allowed === null
+      ? {}
+      : { commands: [echo("1", parameter)], warnings: ["a guest can then raise any interrupt of the host"] },
+  );
+}
+
 /** The nodes of all devices of its group: who has one of them open holds the group. */
 function groupCdevs(roots: Roots, { group }: LinuxDevice): string[] {
   return (group?.members ?? []).flatMap(({ id }) =>
-    entries(`${roots.sys}/kernel/iommu_groups/${group?.id}/devices/${id}/vfio-dev`, /^vfio\d{1,10}$/).map(
-      (name) => `${roots.dev}/vfio/devices/${name}`,
-    ),
+    cdevsOf(roots, `${roots.sys}/kernel/iommu_groups/${group?.id}/devices/${id}`),
   );
+}
+
+/** @param device its folder in sysfs */
+function cdevsOf(roots: Roots, device: string): string[] {
+  return entries(`${device}/vfio-dev`, /^vfio\d{1,10}$/).map((name) => `${roots.dev}/vfio/devices/${name}`);
 }

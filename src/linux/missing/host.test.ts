@@ -1,5 +1,5 @@
 import { execFile } from "node:child_process";
-import { chmodSync } from "node:fs";
+import { chmodSync, rmSync } from "node:fs";
 import { promisify } from "node:util";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { FakeSystem } from "../fake-system.test.helper.js";
@@ -47,7 +47,18 @@ describe("without /dev/iommu it says why and how to get it", () => {
 
   test("the module is not loaded, by the configuration or by the modules that are there", () => {
     config("CONFIG_IOMMUFD=m");
+    const dep = `${system.roots.modules}/${NEW}/modules.dep`;
+    system.file(dep, "kernel/drivers/iommu/iommufd/iommufd.ko.zst:\n");
     expect(only()).toMatchObject({ code: "IOMMUFD_NOT_LOADED", commands: ["modprobe iommufd"] });
+    system.file(dep, "kernel/drivers/vfio/vfio.ko:\n");
+    expect(only()).toMatchObject({ code: "IOMMUFD_NOT_INSTALLED", commands: [] });
+    rmSync(dep);
+    // modprobe finds nothing in a container.
+    expect(only()).toMatchObject({
+      code: "IOMMUFD_NOT_LOADED",
+      commands: [],
+      remedy: expect.stringContaining("where they are"),
+    });
     system[Symbol.dispose]();
     system = new FakeSystem();
     system.iommu("dmar0");
@@ -85,7 +96,7 @@ describe("without /dev/iommu it says why and how to get it", () => {
   });
 
   test("nothing tells", () => {
-    expect(only()).toMatchObject({ code: "IOMMUFD_UNKNOWN", commands: ["modprobe iommufd"] });
+    expect(only()).toMatchObject({ code: "IOMMUFD_UNKNOWN", commands: [] });
   });
 });
 

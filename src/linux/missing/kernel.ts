@@ -57,10 +57,16 @@ function configText(roots: Roots, { release }: KernelVersion): string | null {
 /** Lists of modules have some hundred thousand characters. */
 export const MAX_MODULE_LIST = 16 * 2 ** 20;
 
-/** True where a module of this name lies beside the running kernel, so that modprobe would find it. */
-export function hasModule(roots: Roots, { release }: KernelVersion, module: string): boolean {
-  const list = readBytes(`${roots.modules}/${release}/modules.dep`, MAX_MODULE_LIST)?.toString("latin1") ?? "";
+/**
+ * Whether modprobe would find a module of this name for the running kernel, or has it built in; `unknown` where this file
+ * system has no list of the kernel's modules, as in a container.
+ */
+export function hasModule(roots: Roots, { release }: KernelVersion, module: string): boolean | "unknown" {
+  const list = (name: string) => readBytes(`${roots.modules}/${release}/${name}`, MAX_MODULE_LIST)?.toString("latin1");
+  const loadable = list("modules.dep");
+  if (loadable === undefined) return "unknown";
   // modprobe takes `-` and `_` in a module's name for the same.
   const name = module.replace(/[-_]/g, "[-_]");
-  return new RegExp(`(^|/)${name}\\.ko(\\.[a-z0-9]+)?:`, "m").test(list);
+  if (new RegExp(`(^|/)${name}\\.ko(\\.[a-z0-9]+)?:`, "m").test(loadable)) return true;
+  return new RegExp(`(^|/)${name}\\.ko$`, "m").test(list("modules.builtin") ?? "");
 }

@@ -8,4 +8,23 @@ export interface Obstacle {
   readonly remedy: string;
   /** Shell commands that do it, in this order, as root; none where it takes more than commands. */
   readonly commands: readonly string[];
+  /** What the host loses by these commands besides: clauses, without a full stop. */
+  readonly warnings: readonly string[];
+}
+
+/** An obstacle, of which commands and warnings may be left out. */
+export function obstacle(
+  given: Pick<Obstacle, "code" | "message" | "remedy"> & Partial<Pick<Obstacle, "commands" | "warnings">>,
+): Obstacle {
+  return { commands: [], warnings: [], ...given };
+}
+
+/** A command that writes a value to a file of sysfs. */
+export function echo(value: string, path: string): string {
+  return `echo ${shellWord(value)} > ${shellWord(path)}`;
+}
+
+/** A word as a shell takes it: device names come from the firmware, and may hold what a shell would run. */
+export function shellWord(word: string): string {
+  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
 }

@@ -14,7 +14,8 @@ const STOP_COPY_P2P = { stopCopy: true, p2p: true, preCopy: false } as const;
 const ALL_PHASES = { stopCopy: true, p2p: true, preCopy: true } as const;
 
 /**
- * The drivers of Linux 7.2, by `migration_flags` and `log_ops` under drivers/vfio (and samples/vfio-mdev for mtty).
+ * The drivers of Linux 7.2, by `migration_flags` and `log_ops` under drivers/vfio, and those of mdevs (samples/vfio-mdev,
+ * drivers/gpu/drm/i915/gvt, drivers/s390).
  * What is known of a device before it can be opened is what its driver can do.
  */
 const DRIVERS: ReadonlyMap<string, VfioDriverFacts> = new Map([
@@ -29,6 +30,11 @@ const DRIVERS: ReadonlyMap<string, VfioDriverFacts> = new Map([
   ["nvgrace_gpu_vfio_pci", { migration: null, dmaLogging: false }],
   ["ism_vfio_pci", { migration: null, dmaLogging: false }],
   ["mtty", { migration: ALL_PHASES, dmaLogging: true }],
+  ["mdpy", { migration: null, dmaLogging: false }],
+  ["mbochs", { migration: null, dmaLogging: false }],
+  ["intel_vgpu_mdev", { migration: null, dmaLogging: false }],
+  ["vfio_ap_mdev", { migration: null, dmaLogging: false }],
+  ["vfio_ccw_mdev", { migration: null, dmaLogging: false }],
 ]);
 
 /** What a driver offers, or null for one that is not known. */

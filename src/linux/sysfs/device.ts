@@ -49,4 +49,6 @@ export interface MdevIdentity {
   readonly parent: string;
   /** `mtty-1`, `nvidia-471`; null where the link to it is gone. */
   readonly type: string | null;
+  /** What a VMM drives it with: `vfio-pci`, `vfio-ap` …; null where its type doesn't say. */
+  readonly deviceApi: string | null;
 }

@@ -55,7 +55,10 @@ export function readGroup(roots: Roots, device: string): IommuGroup | null {
 function readMember(device: string, id: string): GroupMember {
   const driver = linkName(`${device}/driver`);
   const bus = linkName(`${device}/subsystem`);
-  const free = driver === null || HARMLESS_DRIVERS.includes(driver) || isVfioDriver(driver) || bus === "mdev";
+  // A VFIO driver from outside the kernel may be called anything; what it has made is there to be seen.
+  const onVfio =
+    driver !== null && (isVfioDriver(driver) || entries(`${device}/vfio-dev`, /^vfio\d{1,10}$/).length > 0);
+  const free = driver === null || HARMLESS_DRIVERS.includes(driver) || onVfio || bus === "mdev";
   return { id, driver, holdsBack: !free };
 }
 

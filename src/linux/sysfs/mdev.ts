@@ -46,7 +46,7 @@ function readMdev(roots: Roots, id: string): LinuxDevice | null {
     numaNode: readNumaNode(dirname(realpathOr(path))),
     vfio: readVfioNode(roots, path, driver),
     pci: null,
-    mdev: { parent, type: linkName(`${path}/mdev_type`) },
+    mdev: { parent, type: linkName(`${path}/mdev_type`), deviceApi: readValue(`${path}/mdev_type/device_api`) },
   };
 }
 

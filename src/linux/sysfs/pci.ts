@@ -79,7 +79,7 @@ function readPciDevice(roots: Roots, id: string): LinuxDevice | null {
  * Bridges carry the traffic of others and are no candidates: vfio-pci refuses those with a bridge's header, and a guest
  * can do nothing with a host or ISA bridge. The exception are "other" bridges: such are NVSwitches, which guests get.
  */
-function isBridge(pciClass: number): boolean {
+export function isBridge(pciClass: number): boolean {
   return pciClass >> 16 === CLASS_BRIDGE && pciClass >> 8 !== CLASS_OTHER_BRIDGE;
 }
 

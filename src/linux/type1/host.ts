@@ -5,6 +5,7 @@ import { UapiError } from "../../uapi/errno.js";
 import { ROOTS, type Roots } from "../roots.js";
 import type { LinuxDevice } from "../sysfs/device.js";
 import { findDevices } from "../sysfs/find.js";
+import { devicesCalled } from "../sysfs/name.js";
 import { CONTAINER_PATH, LinuxType1Container } from "./container.js";
 import { Type1VfioDevice } from "./device.js";
 import { CONTAINER_IOAS, Type1Iommufd } from "./iommufd.js";
@@ -53,12 +54,16 @@ export class Type1Host implements Host, KernelDesigns {
   }
 
   /** @throws UapiError ENODEV for an unknown device, or one without an IOMMU group; and what the container answers */
-  openDevice(id: string): Promise<VfioDevice> {
+  openDevice(name: string): Promise<VfioDevice> {
     return this.#lock.run(async () => {
-      const device = (await this.devices()).find((candidate) => candidate.id === id);
+      const [device, ...others] = devicesCalled(this.#roots, name, await this.devices());
       if (device === undefined)
-        throw refusal(`open device '${id}'`, "there is none: look at `dirtmap probe --host linux`");
-      const { model, mdev } = device;
+        throw refusal(`open device '${name}'`, "there is none: look at `dirtmap probe --host linux`");
+      if (others.length > 0) {
+        const ids = [device, ...others].map((one) => one.id).join(", ");
+        throw refusal(`open device '${name}'`, `it is the name of several: write one of ${ids}`);
+      }
+      const { id, model, mdev } = device;
       const file = await this.container.addDevice({ id, group: groupOf(device), mdev: mdev !== null });
       const opened = await Type1VfioDevice.ofGroup({ id, model, onClose: () => this.#open.delete(id) }, file, {
         iommufd: this.#iommufd,

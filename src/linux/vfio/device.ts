@@ -12,6 +12,7 @@ import type {
   TrackingFlags,
   VfioDevice,
 } from "../../host/host.js";
+import { type DeviceShape, shapeOf } from "../../host/shape.js";
 import { hex, type Iova, isPowerOfTwo, PAGE_SIZE, U64_MAX } from "../../memory/address.js";
 import { addressOf } from "../../sys/address.js";
 import { OpenFile } from "../../sys/open-file.js";
@@ -346,6 +347,12 @@ export class LinuxVfioDevice implements VfioDevice {
   async stopDmaLogging(): Promise<void> {
     this.#checkBound("VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP", () => `stop the log of '${this.id}'`);
     await this.#lock.run(() => this.#stopLogging());
+  }
+
+  /** The driver knows the version of its state, and says nothing of it. */
+  async shape(): Promise<DeviceShape> {
+    this.#check("pread", () => `ask what '${this.id}' is`);
+    return shapeOf(this, { stateVersion: null, facts: {} });
   }
 
   /** pread(2) of a region. @throws UapiError EINVAL outside of it */

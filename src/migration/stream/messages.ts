@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { machineSchema, passthroughSchema } from "../../host/description.js";
+import { machineShapeSchema } from "../../host/shape.js";
 import { MAX_CHANNELS } from "../data-plane.js";
 
 /*
@@ -10,6 +11,8 @@ import { MAX_CHANNELS } from "../data-plane.js";
  *   HELLO          ───────────────────▶   (checks the machine, builds it, opens its channels)
  *                  ◀───────────────────   ACCEPT, or REFUSE
  *   ROUND_BEGIN, (pages over the channels), ROUND_END            once per round
+ *   DEVICE_STATE …, CHECK_STATE ────────▶   (devices take what there is, or refuse it)
+ *                  ◀───────────────────   STATE_TAKEN: once per pre-copy round, while the source runs
  *   DEVICE_STATE …, VCPU_STATE, PREPARE ─▶
  *                  ◀───────────────────   READY: all loaded and verified
  *   (durably gives up)  GO ─────────────▶
@@ -33,7 +36,16 @@ const round = z.int().min(0).max(0xffffffff);
 const count = z.int().min(0);
 const text = z.string().max(4096);
 const rootDigest = z.string().regex(/^[0-9a-f]{64}$/, "64 hexadecimal digits");
-const problem = { code: z.string().max(64), message: text, remedy: text.optional() };
+const problem = {
+  code: z.string().max(64),
+  message: text,
+  remedy: text.optional(),
+  /** The device that it is about, and what that says. */
+  device: z.strictObject({ id: z.string().max(64), reason: text }).optional(),
+};
+const problemSchema = z.strictObject(problem);
+/** What has gone wrong, as one side tells the other. */
+export type Problem = z.output<typeof problemSchema>;
 
 const heads = [
   z.strictObject({
@@ -41,7 +53,10 @@ const heads = [
     protocol: z.int(),
     /** Name and version of the sending software, for messages. */
     software: z.string().max(128),
+    /** What is to be built. Paths in it say how the source names things, and not what to open. */
     machine: z.union([machineSchema, passthroughSchema]),
+    /** What the guest can tell its machine by: the destination's must be the same. */
+    shape: machineShapeSchema,
     channels: z.int().min(1).max(MAX_CHANNELS),
     /** The id that both journals are kept under. */
     migration: z.string().regex(/^[0-9a-z-]{1,64}$/, "lower-case letters, digits and '-', at most 64"),
@@ -71,6 +86,9 @@ const heads = [
     chunk: count,
     last: z.boolean(),
   }),
+  /** Has every device taken what was sent of its state so far? */
+  z.strictObject({ type: z.literal("CHECK_STATE"), round }),
+  z.strictObject({ type: z.literal("STATE_TAKEN"), round }),
   z.strictObject({ type: z.literal("VCPU_STATE") }),
   z.strictObject({
     type: z.literal("PREPARE"),

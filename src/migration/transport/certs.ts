@@ -1,10 +1,11 @@
 // @peculiar/x509 looks for the Reflect API that this adds, so it has to come first.
 import "reflect-metadata";
 import { webcrypto } from "node:crypto";
-import { mkdir, writeFile } from "node:fs/promises";
+import { mkdirSync, rmSync } from "node:fs";
 import { isIP } from "node:net";
 import * as x509 from "@peculiar/x509";
 import { UsageError } from "../../errors.js";
+import { writeWholeFile } from "../../sys/whole-file.js";
 import { credentialFiles, type TlsCredentials } from "./credentials.js";
 import { checkHost } from "./host-name.js";
 
@@ -101,13 +102,19 @@ export async function writeCertificates(folder: string, { server, client }: Tryo
     [clientFiles.cert, client.cert, 0o644],
     [clientFiles.key, client.key, 0o600],
   ];
+  const written: string[] = [];
   try {
-    await mkdir(folder, { recursive: true, mode: 0o700 });
-    for (const [path, pem, mode] of files) await writeFile(path, pem, { mode, flag: "wx" });
+    mkdirSync(folder, { recursive: true, mode: 0o700 });
+    for (const [path, pem, mode] of files) {
+      writeWholeFile(path, pem, { mode, exclusive: true });
+      written.push(path);
+    }
   } catch (cause) {
-    const { code, path } = cause as NodeJS.ErrnoException;
+    // All or nothing: a set that lacks a file is of no use, and in the way of the next one.
+    for (const path of written) rmSync(path, { force: true });
+    const { code, dest = folder } = cause as NodeJS.ErrnoException & { dest?: string };
     if (code === "EEXIST") {
-      throw new UsageError(`${path} is there already`, { code: "FILE_EXISTS", remedy: "give a new folder", cause });
+      throw new UsageError(`${dest} is there already`, { code: "FILE_EXISTS", remedy: "give a new folder", cause });
     }
     throw new UsageError(`${folder} can't be written (${code})`, { code: "FOLDER_NOT_WRITABLE", cause });
   }

@@ -1,12 +1,12 @@
 import { spawnSync } from "node:child_process";
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, rmSync, statSync, symlinkSync } from "node:fs";
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, rmSync, statSync, symlinkSync, utimesSync } from "node:fs";
 import { connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { type MigrationEvent, publish } from "../../migration/events.js";
 import { feedSocket } from "./folder.js";
-import { followFeed, openFeeds } from "./follow.js";
+import { followFeed, openFeeds, removeDeadFeeds } from "./follow.js";
 import { publishFeed } from "./publish.js";
 import type { FeedEvent, FeedHeader } from "./schema.js";
 
@@ -119,10 +119,23 @@ describe("a live feed", () => {
     mkdirSync(folder, { mode: 0o700 });
     const path = feedSocket(folder, HEADER.run);
     const listen = `require("node:net").createServer().listen(${JSON.stringify(path)}, () => process.kill(process.pid, "SIGKILL"))`;
-    spawnSync(process.execPath, ["-e", listen]);
-    expect(existsSync(path)).toBe(true);
-    expect(await openFeeds({ folder })).toEqual([]);
-    expect(existsSync(path)).toBe(false);
+    for (const look of [openFeeds, removeDeadFeeds]) {
+      spawnSync(process.execPath, ["-e", listen]);
+      // It may be one that another process is about to listen at.
+      await look({ folder });
+      expect(existsSync(path)).toBe(true);
+      const old = new Date(Date.now() - 60_000);
+      utimesSync(path, old, old);
+      await look({ folder });
+      expect(existsSync(path)).toBe(false);
+    }
+  });
+
+  it("of a process that lives stays when others tidy up", async () => {
+    await using feed = await publishFeed(HEADER, { folder });
+    await removeDeadFeeds({ folder });
+    expect(existsSync(feed.path)).toBe(true);
+    await removeDeadFeeds({ folder: join(root, "none") });
   });
 
   const nonsense: Record<string, string> = {

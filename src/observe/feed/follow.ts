@@ -1,4 +1,4 @@
-import { readdirSync, rmSync } from "node:fs";
+import { existsSync, lstatSync, readdirSync, rmSync } from "node:fs";
 import { connect, type Socket } from "node:net";
 import { z } from "zod";
 import { DirtmapError, UsageError } from "../../errors.js";
@@ -15,6 +15,9 @@ import {
 
 /** Until a feed has answered with its header: it does at once, unless its process stands still. */
 const HEADER_MS = 1000;
+
+/** For how long a socket that nobody listens at is left alone: between bind(2) and listen(2) one looks abandoned. */
+const BEGINNING_MS = 1000;
 
 /** A feed that is being read. Iterating ends with the run; disposing ends it earlier. */
 export interface FollowedFeed extends AsyncIterable<FeedEvent>, Disposable {
@@ -43,6 +46,13 @@ export async function openFeeds({ folder = defaultFeedFolder() }: { folder?: str
 export function runsWithFeed(folder: string): string[] {
   ownFeedFolder(folder);
   return readdirSync(folder).flatMap((file) => runOfFile(file) ?? []);
+}
+
+/** Removes the sockets of feeds whose process was killed. @throws DirtmapError `FEED_FOLDER` */
+export async function removeDeadFeeds({ folder = defaultFeedFolder() }: { folder?: string } = {}): Promise<void> {
+  if (!existsSync(folder)) return;
+  const sockets = runsWithFeed(folder).map((run) => connected(feedSocket(folder, run), run));
+  for (const settled of await Promise.allSettled(sockets)) if (settled.status === "fulfilled") settled.value.destroy();
 }
 
 /**
@@ -92,13 +102,19 @@ async function connected(path: string, run: string): Promise<Socket> {
     return socket;
   } catch (error) {
     // Nobody listens: its process was killed.
-    if ((error as NodeJS.ErrnoException).code === "ECONNREFUSED") rmSync(path, { force: true });
+    if ((error as NodeJS.ErrnoException).code === "ECONNREFUSED" && ageOf(path) > BEGINNING_MS) {
+      rmSync(path, { force: true });
+    }
     throw new UsageError(`there is no run '${run}' under way`, {
       code: "NO_SUCH_RUN",
       remedy: "start one with `dirtmap migrate`, and follow it while it runs",
       cause: error,
     });
   }
+}
+
+function ageOf(path: string): number {
+  return Date.now() - (lstatSync(path, { throwIfNoEntry: false })?.mtimeMs ?? Date.now());
 }
 
 /** The lines that come. A socket that is destroyed on purpose ends them. */

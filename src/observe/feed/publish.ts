@@ -72,7 +72,8 @@ class Feed implements PublishedFeed {
     rmSync(this.path, { force: true });
     await new Promise<void>((resolve, reject) => {
       this.#server.once("error", reject).listen(this.path, () => {
-        this.#server.off("error", reject);
+        // A reader that can't be accepted must not end the run.
+        this.#server.off("error", reject).on("error", () => {});
         resolve();
       });
     });

@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { FEED_VERSION, feedEventSchema, feedHeaderSchema } from "../feed/schema.js";
+import { conditionsSchema } from "./conditions-schema.js";
 
 /*
  * What the API answers. The document at /api is made from these schemas, and tests hold the answers against them.
@@ -58,6 +59,7 @@ export const API_SCHEMAS = {
         header: z.unknown().describe("as its live feed described it"),
         report: z.unknown().describe("what `dirtmap migrate --json` printed"),
         reads: z.unknown().describe("its reads of the trackers: events of type `read`"),
+        conditions: conditionsSchema.nullable(),
       }),
     })
     .describe("A run that is over"),

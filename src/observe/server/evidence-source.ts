@@ -21,6 +21,7 @@ export interface PastRun extends PastRunSummary {
   readonly header: unknown;
   readonly report: unknown;
   readonly reads: unknown;
+  readonly conditions: unknown;
 }
 
 export interface BenchmarkEntry {

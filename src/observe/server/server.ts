@@ -3,8 +3,9 @@ import type { z } from "zod";
 import { DirtmapError, UsageError } from "../../errors.js";
 import { RunMetrics } from "../metrics/metrics.js";
 import { API_VERSION, benchmarksQuery, eventsQuery, runsQuery } from "./api-schema.js";
+import { conditionsSchema } from "./conditions-schema.js";
 import { EventStreams } from "./event-stream.js";
-import type { EvidenceSource, PastRunSummary } from "./evidence-source.js";
+import type { EvidenceSource, PastRun, PastRunSummary } from "./evidence-source.js";
 import { Guard, type Verdict } from "./guard.js";
 import { checkExposure, type ListenAddress, urlOf } from "./listen-address.js";
 import { type LiveRun, LiveRuns } from "./live-runs.js";
@@ -106,7 +107,7 @@ export async function serveDashboard(options: ServeOptions): Promise<DashboardSe
     const { limit, before } = parsed(runsQuery, query);
     return { runs: evidence.runs({ limit, ...(before === undefined ? {} : { before }) }) };
   });
-  api("/api/runs/:id", ({ params }) => ({ run: evidence.run(storedId(params)) }));
+  api("/api/runs/:id", ({ params }) => ({ run: withConditions(evidence.run(storedId(params))) }));
   api("/api/benchmarks", ({ query }) => {
     const { limit, kind } = parsed(benchmarksQuery, query);
     return { benchmarks: evidence.benchmarks({ limit, ...(kind === undefined ? {} : { kind }) }) };
@@ -189,6 +190,11 @@ function liveRun(live: LiveRuns, name: string): object {
     code: "NO_SUCH_RUN",
     remedy: "see /api/live; those that are over are in /api/runs",
   });
+}
+
+/** Conditions of another shape than today's are as good as none. */
+function withConditions(run: PastRun): PastRun {
+  return { ...run, conditions: conditionsSchema.safeParse(run.conditions).data ?? null };
 }
 
 /** What was kept of a run that has just ended; null: nothing, or the store can't say. */

@@ -6,6 +6,8 @@ import type { VmmDevice } from "./vmm-device.js";
 /** A device's parts, and where it is; by default a PCI function, or an mdev, alone in its IOMMU group. */
 export interface VmmParts extends Parts {
   group?: string;
+  /** The IOMMU that it is behind; by default it isn't known. */
+  unit?: string;
 }
 
 /** Devices for a VMM, in the order given, with what the policy chooses for them. */
@@ -18,8 +20,9 @@ export function vmmDevices(parts: Readonly<Record<string, VmmParts>>, policy: Pa
       choice,
       capabilities,
       address: capabilities.mdev
-        ? { bus: "mdev", uuid: `83b8f4f2-509f-382f-3c1e-e6bfe0fa100${digit}` }
+        ? { bus: "mdev", uuid: `83b8f4f2-509f-382f-3c1e-e6bfe0fa100${digit}`, model: "vfio-pci" }
         : { bus: "pci", address: `0000:3b:0${digit}.0` },
+      iommuUnit: parts[choice.device].unit ?? null,
       iommuGroup: capabilities.mdev ? null : (parts[choice.device].group ?? `of-${choice.device}`),
     };
   });

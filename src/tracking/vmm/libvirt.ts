@@ -1,8 +1,8 @@
 import { element, type XmlElement, type XmlNode, xmlText } from "../../xml.js";
-import { IOMMUFD_CONTAINERS, type Placement, placeDevices } from "./containers.js";
+import { iommufdObjects, isPci, type Placement, placeDevices, type VmmHost } from "./containers.js";
 import { noteText, qemuNotes, type VmmNote } from "./notes.js";
-import { IOMMUFD_IDS, oldestQemu } from "./qemu.js";
-import { mdevUuid, pciAddress, type VmmDevice, vmmNames } from "./vmm-device.js";
+import { oldestQemu } from "./qemu.js";
+import { isLongDomain, mdevUuid, pciAddress, pciSysfsPath, type VmmDevice, vmmNames } from "./vmm-device.js";
 
 /** The namespace of what libvirt hands on to QEMU without looking at it. */
 export const QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0";
@@ -22,14 +22,12 @@ export interface LibvirtXml {
  * The domain XML that makes QEMU track each device as was chosen, as near as it can. A pure function. libvirt has one
  * iommufd object a domain and knows nothing of dirty trackers: further objects and QEMU's switches are handed through.
  */
-export function libvirtXml(devices: readonly VmmDevice[]): LibvirtXml {
-  const placements = placeDevices(devices, "type1");
+export function libvirtXml(devices: readonly VmmDevice[], host: VmmHost = {}): LibvirtXml {
+  const placements = placeDevices(devices, { ...host, mdevs: "type1" });
   const aliases = vmmNames(devices).map((name) => `ua-${name}`);
   // libvirt's object serves the first container; each further one gets an object beside it.
-  const [first, ...others] = IOMMUFD_CONTAINERS.filter((kind) =>
-    placements.some(({ container }) => container === kind),
-  );
-  const overrides = placements.map((placement, index) => override(placement, aliases[index], others));
+  const [first, ...others] = iommufdObjects(placements).map(({ iommufd }) => iommufd);
+  const overrides = placements.flatMap((placement, index) => override(placement, aliases[index], others));
   return {
     hostdevs: placements.map((placement, index) => hostdev(placement, aliases[index])),
     qemu: [
@@ -45,21 +43,19 @@ export function libvirtXml(devices: readonly VmmDevice[]): LibvirtXml {
   };
 }
 
-type ObjectKind = (typeof IOMMUFD_CONTAINERS)[number];
-
-function objectArguments(kind: ObjectKind): XmlElement[] {
-  return ["-object", `iommufd,id=${IOMMUFD_IDS[kind]}`].map((value) => element("qemu:arg", { value }));
+function objectArguments(id: string): XmlElement[] {
+  return ["-object", `iommufd,id=${id}`].map((value) => element("qemu:arg", { value }));
 }
 
-function hostdev({ device: { address } }: Placement, name: string): XmlElement {
+function hostdev({ device: { address }, container }: Placement, name: string): XmlElement {
   const alias = element("alias", { name });
   if (address.bus === "mdev") {
     const source = element("source", {}, [element("address", { uuid: mdevUuid(address.uuid) })]);
-    return element("hostdev", { mode: "subsystem", type: "mdev", model: "vfio-pci" }, [source, alias]);
+    return element("hostdev", { mode: "subsystem", type: "mdev", model: address.model }, [source, alias]);
   }
   const { domain, bus, slot, func } = pciAddress(address.address);
   return element("hostdev", { mode: "subsystem", type: "pci", managed: "yes" }, [
-    element("driver", { name: "vfio", iommufd: "yes" }),
+    element("driver", { name: "vfio", ...(container.iommufd === null ? {} : { iommufd: "yes" }) }),
     element("source", {}, [
       element("address", { domain: `0x${domain}`, bus: `0x${bus}`, slot: `0x${slot}`, function: `0x${func}` }),
     ]),
@@ -67,17 +63,22 @@ function hostdev({ device: { address } }: Placement, name: string): XmlElement {
   ]);
 }
 
-function override(placement: Placement, alias: string, others: readonly ObjectKind[]): XmlNode {
+/** What libvirt doesn't model of a device; nothing for one that QEMU has no switches for. */
+function override(placement: Placement, alias: string, others: readonly string[]): XmlNode[] {
   const { device, container, logOff, enableMigration, why } = placement;
-  const other = others.find((kind) => kind === container);
-  return element("qemu:device", { alias }, [
-    { comment: `${device.choice.device}: ${why}` },
-    element("qemu:frontend", {}, [
-      ...(other === undefined ? [] : [property("iommufd", IOMMUFD_IDS[other])]),
-      property("enable-migration", enableMigration),
-      ...(logOff ? [property("x-device-dirty-page-tracking", "off")] : []),
-    ]),
+  if (!isPci(device)) return [];
+  const { address } = device;
+  const other = others.find((id) => id === container.iommufd);
+  const properties = element("qemu:frontend", {}, [
+    // libvirt takes long domains and hands them to QEMU's `host=`, which does not.
+    ...(address.bus === "pci" && isLongDomain(address)
+      ? [element("qemu:property", { name: "host", type: "remove" }), property("sysfsdev", pciSysfsPath(address))]
+      : []),
+    ...(other === undefined ? [] : [property("iommufd", other)]),
+    property("enable-migration", enableMigration),
+    ...(logOff ? [property("x-device-dirty-page-tracking", "off")] : []),
   ]);
+  return [element("qemu:device", { alias }, [{ comment: `${device.choice.device}: ${why}` }, properties])];
 }
 
 /** OnOffAuto and links are strings to libvirt. */
@@ -85,14 +86,13 @@ function property(name: string, value: string): XmlElement {
   return element("qemu:property", { name, type: "string", value });
 }
 
-function libvirtNotes(others: readonly ObjectKind[]): string[] {
+function libvirtNotes(others: readonly string[]): string[] {
   const notes = [
     "libvirt calls a domain with <qemu:override> tainted, and does not apply it to what is plugged in later.",
   ];
   if (others.length > 0) {
-    const ids = others.map((kind) => IOMMUFD_IDS[kind]).join(" and ");
     notes.push(
-      `libvirt opens /dev/iommu for one object a domain; for ${ids} QEMU does. Put /dev/iommu into cgroup_device_acl of ` +
+      `libvirt opens /dev/iommu for one object a domain; for ${others.join(" and ")} QEMU does. Put /dev/iommu into cgroup_device_acl of ` +
         "/etc/libvirt/qemu.conf, let the user of QEMU read and write it, and raise the hard_limit of <memtune>.",
     );
   }

@@ -1,6 +1,6 @@
 import { PAGE_SIZE } from "../../memory/address.js";
 import type { DeviceTracker } from "../choice.js";
-import type { ContainerKind, Placement } from "./containers.js";
+import { iommufdObjects, type Placement, type Reads } from "./containers.js";
 
 /** Something that a VMM does otherwise than was chosen, or that the operator has to know. */
 export interface VmmNote {
@@ -30,7 +30,8 @@ export function noteText({ devices, text }: VmmNote): string {
 
 function deviceNotes(placement: Placement): string[] {
   const { choice, capabilities, iommuGroup } = placement.device;
-  const { container } = placement;
+  const { reads, iommufd } = placement.container;
+  const type1 = iommufd === null;
   const { mdev, migration } = capabilities;
   const notes: string[] = [];
   if (choice.suspend) {
@@ -41,26 +42,28 @@ function deviceNotes(placement: Placement): string[] {
     );
   } else if (migration === null) {
     notes.push("It can't migrate, so QEMU migrates the machine only once it is unplugged.");
+  } else if (migration === "unknown") {
+    notes.push(
+      "Whether it can migrate is not known. If it can't, QEMU migrates the machine only once it is unplugged.",
+    );
   }
+  if (reads === "unknown" && !choice.suspend) notes.push(unknownNote(placement));
   if (choice.tracker === "everything" && !choice.suspend) notes.push(everythingNote(placement));
   if (mdev && choice.tracker === "iommu") {
-    const instead = container === "log" ? "its own log is read" : "what it has pinned is read";
-    notes.push(`QEMU knows no tracker that mdevs share: ${instead}.`);
+    notes.push(`QEMU knows no tracker that mdevs share: ${INSTEAD[reads]}.`);
   }
-  if (container === "type1" && !choice.suspend) {
+  if (type1 && reads === "pins" && !choice.suspend) {
     notes.push(
       "type1 is needed behind /dev/vfio/vfio: iommufd's stand-in for that has no dirty tracking, and all of guest " +
         "memory is then dirty at each read.",
     );
   }
-  if (mdev && choice.tracker === "device" && container === "type1") {
-    notes.push("libvirt gives no iommufd to mdevs: what it has pinned is read instead of its log.");
-  }
-  if (!mdev && !choice.suspend && container !== wantedFrom(choice.tracker) && choice.tracker !== "everything") {
-    const instead = container === "hwpt" ? "the dirty bits of their HWPT are read" : "all of guest memory is dirty";
+  if (!mdev && !choice.suspend && reads !== "unknown" && choice.tracker !== "everything" && reads !== wanted(choice)) {
     notes.push(
-      `The devices of IOMMU group ${iommuGroup} have different trackers, and the kernel gives a group to one iommufd ` +
-        `only: ${instead} for all of them.`,
+      type1
+        ? `Without /dev/iommu all devices are in one container, of which QEMU asks one kind of tracker: ${INSTEAD[reads]}.`
+        : `The devices of IOMMU group ${iommuGroup} have different trackers, and the kernel gives a group to one iommufd ` +
+            `only: ${INSTEAD[reads]} for all of them.`,
     );
   }
   if (choice.granule !== null && choice.granule !== PAGE_SIZE) {
@@ -73,7 +76,7 @@ function deviceNotes(placement: Placement): string[] {
     );
   }
   // record_dirty in drivers/iommu/generic_pt/iommu_pt.h; the tables of AMD are made by it since 6.19.
-  if (container === "hwpt" && !choice.suspend && capabilities.iommu?.type === "amd") {
+  if (reads === "hwpt" && !choice.suspend && capabilities.iommu?.type === "amd") {
     notes.push(
       "Linux from 6.19 to at least 7.2 leaves the last entry of a dirty contiguous leaf of AMD's page tables out of the " +
         "bitmap, and cleans it. Dirtmap makes up for it, QEMU does not: writes can be lost. Boot the host with " +
@@ -83,16 +86,36 @@ function deviceNotes(placement: Placement): string[] {
   return notes;
 }
 
-/** Where the tracker of a PCI device that is alone in its IOMMU group is read. */
-function wantedFrom(tracker: DeviceTracker): ContainerKind {
+/** What is read for a PCI device that shares no container. */
+function wanted({ tracker }: { readonly tracker: DeviceTracker }): Reads {
   return tracker === "device" ? "log" : "hwpt";
 }
 
-function everythingNote({ container }: Placement): string {
-  if (container === "hwpt") {
+/** What is read, as a clause. */
+const INSTEAD: Readonly<Record<Reads, string>> = {
+  log: "its own log is read",
+  hwpt: "the dirty bits of the HWPT are read",
+  unknown: "what is read isn't known",
+  everything: "all of guest memory is dirty",
+  pins: "what it has pinned is read",
+};
+
+function unknownNote({ device: { choice, capabilities } }: Placement): string {
+  const { trackers } = capabilities;
+  const kind = choice.tracker === "everything" ? "iommu" : choice.tracker;
+  const capability = trackers[kind];
+  const why = capability.available === true ? "" : `: ${capability.why}`;
+  return (
+    `Which tracker it has isn't known${why}. It gets an iommufd object apart from devices with another, so that no ` +
+    "write is lost whatever it has. Plan again once it is on its VFIO driver and can be asked."
+  );
+}
+
+function everythingNote({ container: { reads } }: Placement): string {
+  if (reads === "hwpt") {
     return "QEMU can't leave its IOMMU's dirty tracking unused, and reads it: fewer pages are dirty than was asked for.";
   }
-  if (container === "type1") return "type1 knows what it has pinned: fewer pages are dirty than was asked for.";
+  if (reads === "pins") return "type1 knows what it has pinned: fewer pages are dirty than was asked for.";
   return (
     "Pre-copy never gets below all of guest memory. x-pre-copy-dirty-page-tracking=off keeps that out of the rounds; it " +
     "is then sent during the downtime, which QEMU does not foresee."
@@ -104,7 +127,15 @@ function machineNotes(placements: readonly Placement[]): string[] {
   const migrating = placements.filter(({ enableMigration, device }) => {
     return enableMigration !== "off" && device.capabilities.migration !== null;
   });
-  const without = migrating.filter(({ device }) => device.capabilities.migration?.p2p !== true);
+  const without = migrating.filter(
+    ({
+      device: {
+        capabilities: { migration },
+      },
+    }) => {
+      return migration !== "unknown" && migration?.p2p !== true;
+    },
+  );
   if (migrating.length > 1 && without.length > 0) {
     notes.push(
       `QEMU migrates several VFIO devices only if all have the P2P states, and ${names(without)} ${without.length === 1 ? "has" : "have"} ` +
@@ -112,8 +143,8 @@ function machineNotes(placements: readonly Placement[]): string[] {
     );
   }
   // An IOAS pins what is mapped once a device has an HWPT on it; mdevs pin what they use.
-  const pinning = placements.filter(({ container, device }) => container !== "type1" && !device.capabilities.mdev);
-  const objects = new Set(pinning.map(({ container }) => container)).size;
+  const pinning = placements.filter(({ device }) => !device.capabilities.mdev);
+  const objects = iommufdObjects(pinning).length;
   if (objects > 1) {
     notes.push(
       "QEMU asks one kind of tracker per iommufd object, and each object has an IOAS of its own, which pins all of guest " +
@@ -128,10 +159,12 @@ function domainNotes(placements: readonly Placement[]): string[] {
   const shared = attached.filter(({ device }) => device.choice.domain?.key.startsWith("own:") !== true);
   const own = attached.filter((placement) => !shared.includes(placement));
   const notes: string[] = [];
-  if (new Set(shared.map(({ container }) => container)).size > 1) {
+  if (new Set(shared.map(({ container }) => container.iommufd)).size > 1) {
     notes.push(`${names(shared)} can't share a domain in QEMU, since they have different trackers.`);
   }
-  const crowded = own.filter(({ container }) => own.filter((other) => other.container === container).length > 1);
+  const crowded = own.filter(
+    ({ container }) => own.filter((other) => other.container.iommufd === container.iommufd).length > 1,
+  );
   if (crowded.length > 0) {
     notes.push(
       `QEMU puts the devices of an iommufd object on one HWPT where the kernel lets it: ${names(crowded)} don't get ` +

@@ -1,6 +1,22 @@
-import { IOMMUFD_CONTAINERS, type Placement, placeDevices } from "./containers.js";
+import {
+  type Container,
+  iommufdObjects,
+  isPci,
+  type Placement,
+  placeDevices,
+  type Reads,
+  type VmmHost,
+} from "./containers.js";
 import { noteText, qemuNotes, type VmmNote } from "./notes.js";
-import { mdevUuid, pciAddress, type VmmDevice, vmmNames } from "./vmm-device.js";
+import {
+  isLongDomain,
+  mdevUuid,
+  pciAddress,
+  pciSysfsPath,
+  type VmmAddress,
+  type VmmDevice,
+  vmmNames,
+} from "./vmm-device.js";
 
 /** One option of QEMU's command line with its value, and a comment on it. */
 export interface QemuArgument {
@@ -19,17 +35,12 @@ export interface QemuOptions {
   readonly oldest: { readonly version: string; readonly why: string };
 }
 
-/** The ids of the iommufd objects. */
-export const IOMMUFD_IDS: Readonly<Record<(typeof IOMMUFD_CONTAINERS)[number], string>> = {
-  log: "dirtmap-log",
-  hwpt: "dirtmap-hwpt",
-  untracked: "dirtmap-untracked",
-};
-
-const OBJECTS_FOR: Readonly<Record<(typeof IOMMUFD_CONTAINERS)[number], string>> = {
+const OBJECTS_FOR: Readonly<Record<Reads, string>> = {
   log: "devices whose own log is read",
   hwpt: "devices that are tracked by their HWPT",
-  untracked: "devices without a tracker",
+  unknown: "devices whose tracker isn't known yet",
+  everything: "devices without a tracker",
+  pins: "devices whose pins are read",
 };
 
 /** What QEMU learned when (the versions stand beside the properties in its hw/vfio/pci.c). */
@@ -37,10 +48,14 @@ const SINCE = [
   {
     version: "9.1",
     why: "the first that reads the dirty bits of HWPTs",
-    when: ({ container }: Placement) => container === "hwpt",
+    when: ({ container }: Placement) => container.reads === "hwpt" || container.reads === "unknown",
   },
   { version: "9.1", why: "the first with x-device-dirty-page-tracking", when: ({ logOff }: Placement) => logOff },
-  { version: "9.0", why: "the first with iommufd objects", when: ({ container }: Placement) => container !== "type1" },
+  {
+    version: "9.0",
+    why: "the first with iommufd objects",
+    when: ({ container }: Placement) => container.iommufd !== null,
+  },
   { version: "8.1", why: "the first with enable-migration", when: () => true },
 ] as const;
 
@@ -48,20 +63,19 @@ const SINCE = [
  * The options that make QEMU track each device as was chosen, as near as it can. A pure function; the order of the
  * devices is kept. The options stand for themselves: machine, memory and bus of each device are the caller's.
  */
-export function qemuOptions(devices: readonly VmmDevice[]): QemuOptions {
-  const placements = placeDevices(devices);
+export function qemuOptions(devices: readonly VmmDevice[], host: VmmHost = {}): QemuOptions {
+  const placements = placeDevices(devices, host);
   const ids = vmmNames(devices);
-  const objects = IOMMUFD_CONTAINERS.filter((kind) => placements.some(({ container }) => container === kind));
   return {
     arguments: [
-      ...objects.map((kind) => ({
+      ...iommufdObjects(placements).map((object) => ({
         option: "-object" as const,
-        value: `iommufd,id=${IOMMUFD_IDS[kind]}`,
-        comment: objectComment(placements, kind),
+        value: `iommufd,id=${object.iommufd}`,
+        comment: objectComment(placements, object),
       })),
       ...placements.map((placement, index) => ({
         option: "-device" as const,
-        value: ["vfio-pci", `id=vfio-${ids[index]}`, ...deviceProperties(placement)].join(","),
+        value: [modelOf(placement.device), `id=vfio-${ids[index]}`, ...deviceProperties(placement)].join(","),
         comment: `${placement.device.choice.device}: ${placement.why}`,
       })),
     ],
@@ -76,24 +90,33 @@ export function oldestQemu(placements: readonly Placement[]): QemuOptions["oldes
   return { version, why };
 }
 
+/** QEMU's device for it. */
+function modelOf({ address }: VmmDevice): string {
+  return address.bus === "mdev" ? address.model : "vfio-pci";
+}
+
 function deviceProperties({ device, container, logOff, enableMigration }: Placement): string[] {
-  const { address } = device;
   return [
-    address.bus === "pci"
-      ? `host=${pciAddress(address.address).text}`
-      : `sysfsdev=/sys/bus/mdev/devices/${mdevUuid(address.uuid)}`,
-    ...(container === "type1" ? [] : [`iommufd=${IOMMUFD_IDS[container]}`]),
-    `enable-migration=${enableMigration}`,
+    placeProperty(device.address),
+    ...(container.iommufd === null ? [] : [`iommufd=${container.iommufd}`]),
+    ...(isPci(device) ? [`enable-migration=${enableMigration}`] : []),
     ...(logOff ? ["x-device-dirty-page-tracking=off"] : []),
   ];
 }
 
-function objectComment(placements: readonly Placement[], kind: keyof typeof IOMMUFD_IDS): string {
-  const users = placements.filter(({ container }) => container === kind).map(({ device }) => device.choice);
+/** Where the device is: QEMU's `host=` takes PCI domains of 16 bits (set_pci_host_devaddr), `sysfsdev=` takes all. */
+function placeProperty(address: VmmAddress): string {
+  if (address.bus === "mdev") return `sysfsdev=/sys/bus/mdev/devices/${mdevUuid(address.uuid)}`;
+  const { text } = pciAddress(address.address);
+  return isLongDomain(address) ? `sysfsdev=${pciSysfsPath(address)}` : `host=${text}`;
+}
+
+function objectComment(placements: readonly Placement[], { iommufd, reads }: Container): string {
+  const users = placements.filter(({ container }) => container.iommufd === iommufd).map(({ device }) => device.choice);
   const staying = users.filter(({ suspend }) => !suspend).map(({ device }) => device);
   const leaving = users.filter(({ suspend }) => suspend).map(({ device }) => device);
   return [
-    ...(staying.length > 0 ? [`${OBJECTS_FOR[kind]}: ${staying.join(", ")}`] : []),
+    ...(staying.length > 0 ? [`${OBJECTS_FOR[reads]}: ${staying.join(", ")}`] : []),
     ...(leaving.length > 0 ? [`${leaving.join(", ")} until unplugged`] : []),
   ].join("; ");
 }

@@ -2,12 +2,16 @@ import { UsageError } from "../../errors.js";
 import type { DeviceCapabilities } from "../capabilities.js";
 import type { TrackerChoice } from "../choice.js";
 
+/** The devices of QEMU that take mdevs, each named as `device_api` of the mdev's type in sysfs is. */
+export const MDEV_MODELS = ["vfio-pci", "vfio-ccw", "vfio-ap"] as const;
+export type MdevModel = (typeof MDEV_MODELS)[number];
+
 /** Where a VMM finds a device of this machine. */
 export type VmmAddress =
   /** A PCI function, as sysfs writes it: `0000:3b:00.2`. */
   | { readonly bus: "pci"; readonly address: string }
   /** An mdev, by its UUID: /sys/bus/mdev/devices/UUID. */
-  | { readonly bus: "mdev"; readonly uuid: string };
+  | { readonly bus: "mdev"; readonly uuid: string; readonly model: MdevModel };
 
 /** A device with what was probed of it and chosen for it, to be given to a virtual machine monitor. */
 export interface VmmDevice {
@@ -19,6 +23,8 @@ export interface VmmDevice {
    * group be used through one iommufd only.
    */
   readonly iommuGroup: string | null;
+  /** Devices behind the same IOMMU have the same one. Absent: it isn't known. */
+  readonly iommuUnit?: string | null;
 }
 
 const PCI_ADDRESS = /^([0-9a-f]{4,8}):([0-9a-f]{2}):([01][0-9a-f])\.([0-7])$/i;
@@ -26,11 +32,12 @@ const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;
 
 /**
  * The address of a device from the name of its folder in sysfs: `0000:3b:00.2`, or an mdev's UUID.
+ * @param model for an mdev
  * @throws UsageError `NO_VMM_ADDRESS` for anything else: a VMM can be given PCI functions and mdevs
  */
-export function vmmAddress(name: string): VmmAddress {
+export function vmmAddress(name: string, model: MdevModel = "vfio-pci"): VmmAddress {
   if (PCI_ADDRESS.test(name)) return { bus: "pci", address: name.toLowerCase() };
-  if (UUID.test(name)) return { bus: "mdev", uuid: name.toLowerCase() };
+  if (UUID.test(name)) return { bus: "mdev", uuid: name.toLowerCase(), model };
   throw noAddress(name);
 }
 
@@ -39,6 +46,18 @@ export function pciAddress(address: string): { text: string; domain: string; bus
   const [text, domain, bus, slot, func] = PCI_ADDRESS.exec(address) ?? [];
   if (text === undefined) throw noAddress(address);
   return { text, domain, bus, slot, func };
+}
+
+type PciVmmAddress = Extract<VmmAddress, { bus: "pci" }>;
+
+/** True for a PCI domain of more than 16 bits, such as those behind Intel's VMD. @throws UsageError `NO_VMM_ADDRESS` */
+export function isLongDomain({ address }: PciVmmAddress): boolean {
+  return Number.parseInt(pciAddress(address).domain, 16) > 0xffff;
+}
+
+/** The folder of a PCI function in sysfs. @throws UsageError `NO_VMM_ADDRESS` */
+export function pciSysfsPath({ address }: PciVmmAddress): string {
+  return `/sys/bus/pci/devices/${pciAddress(address).text}`;
 }
 
 /** The UUID of an mdev, checked. @throws UsageError `NO_VMM_ADDRESS` */

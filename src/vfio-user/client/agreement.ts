@@ -3,6 +3,7 @@ import { PAGE_SIZE } from "../../memory/address.js";
 import { MAX_FDS } from "../../sys/unix-socket.js";
 import { UapiError } from "../../uapi/errno.js";
 import {
+  DIRTMAP_PROTOCOL,
   VFIO_USER_DEFAULT_DATA_XFER,
   VFIO_USER_DEFAULT_DMA_MAPS,
   VFIO_USER_DEFAULT_MAX_FDS,
@@ -10,6 +11,7 @@ import {
   VFIO_USER_MINOR,
   vfio_user_version,
 } from "../../uapi/vfio-user.js";
+import { versionMismatch } from "../dirtmap-protocol.js";
 
 const VERSION = "VFIO_USER_VERSION";
 
@@ -29,6 +31,7 @@ const serverSchema = z.looseObject({
       max_msg_fds: z.int().min(0).optional(),
       max_data_xfer_size: size.optional(),
       max_dma_maps: size.optional(),
+      dirtmap: z.looseObject({ protocol: z.int().min(1).max(0xffff) }).optional(),
     })
     .optional(),
 });
@@ -40,6 +43,8 @@ export interface Agreement {
   /** Bytes of data in a message, both ways. */
   readonly maxTransfer: number;
   readonly maxDmaMaps: number;
+  /** It speaks Dirtmap's own commands, in the version of this client. */
+  readonly dirtmap: boolean;
 }
 
 /** What this client proposes. */
@@ -49,6 +54,7 @@ export function writeProposal(): Uint8Array {
     max_msg_fds: 8,
     max_data_xfer_size: MAX_TRANSFER,
     pgsizes: PAGE_SIZE,
+    dirtmap: { protocol: DIRTMAP_PROTOCOL },
   };
   const json = new TextEncoder().encode(`${JSON.stringify({ capabilities })}\0`);
   const proposal = new Uint8Array(vfio_user_version.size + json.byteLength);
@@ -59,14 +65,21 @@ export function writeProposal(): Uint8Array {
 
 /**
  * Reads the server's answer; null: what holds where it says nothing.
- * @throws UapiError EPROTONOSUPPORT for another version, EPROTO for what can't be understood
+ * @throws UapiError EPROTONOSUPPORT for another version, also of Dirtmap's own commands; EPROTO for what can't be understood
  */
 export function readAgreement(reply: Uint8Array | null): Agreement {
   const capabilities = reply === null ? {} : readCapabilities(reply);
+  const protocol = capabilities.dirtmap?.protocol;
+  const mismatch = protocol === undefined ? null : versionMismatch(protocol, "server", "client");
+  if (mismatch !== null) {
+    const { problem, remedy } = mismatch;
+    throw new UapiError("EPROTONOSUPPORT", { syscall: VERSION, attempted: `agree on a version: ${problem}`, remedy });
+  }
   return {
     maxFds: Math.min(capabilities.max_msg_fds ?? VFIO_USER_DEFAULT_MAX_FDS, MAX_FDS),
     maxTransfer: Math.min(capabilities.max_data_xfer_size ?? VFIO_USER_DEFAULT_DATA_XFER, MAX_TRANSFER),
     maxDmaMaps: capabilities.max_dma_maps ?? VFIO_USER_DEFAULT_DMA_MAPS,
+    dirtmap: protocol !== undefined,
   };
 }
 

@@ -1,7 +1,14 @@
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { ERRNO } from "../../uapi/errno.js";
-import { VFIO_USER_COMMAND, vfio_user_dma_access } from "../../uapi/vfio-user.js";
+import {
+  dirtmap_counters,
+  VFIO_USER_COMMAND,
+  VFIO_USER_F_NO_REPLY,
+  VFIO_USER_F_TYPE_REPLY,
+  vfio_user_dma_access,
+} from "../../uapi/vfio-user.js";
 import { Connection } from "./connection.js";
+import { readCounters } from "./counters.js";
 import { FakeServer, versionReply } from "./fake-server.test.helper.js";
 
 const { DEVICE_RESET, DMA_READ, DMA_WRITE, REGION_READ } = VFIO_USER_COMMAND;
@@ -42,7 +49,8 @@ async function demand(command: number, address: bigint, count: bigint, data: Uin
 describe("a connection to a vfio-user server", () => {
   it("matches replies by their ids, in whatever order they come", async () => {
     const connection = await connect();
-    const [first, second] = [ask(connection), ask(connection, REGION_READ)];
+    // Of commands whose replies have no form of their own.
+    const [first, second] = [ask(connection, 0x7001), ask(connection, 0x7002)];
     const commands = [await server.next(), await server.next()];
     server.socket.sendReply(commands[1], Uint8Array.of(2));
     server.socket.sendReply(commands[0], Uint8Array.of(1));
@@ -57,6 +65,24 @@ describe("a connection to a vfio-user server", () => {
     const done = ask(connection);
     server.socket.sendReply(await server.next(), null);
     expect(await done).toHaveLength(0);
+  });
+
+  it("fails a command whose reply does not fit it with EPROTO, and goes on", async () => {
+    const connection = await connect();
+    const asked = ask(connection);
+    server.socket.sendReply(await server.next(), Uint8Array.of(1));
+    await expect(asked).rejects.toMatchObject({ code: "EPROTO", syscall: "a command" });
+    const done = ask(connection);
+    server.socket.sendReply(await server.next(), null);
+    expect(await done).toHaveLength(0);
+  });
+
+  it("is over when a reply has a flag that replies have not: EPROTO", async () => {
+    const connection = await connect();
+    const asked = ask(connection);
+    const { id, command } = await server.next();
+    server.socket.send({ id, command, flags: VFIO_USER_F_TYPE_REPLY | VFIO_USER_F_NO_REPLY }, null);
+    await expect(asked).rejects.toMatchObject({ code: "EPROTO" });
   });
 
   it("takes an error without a number as EIO", async () => {
@@ -150,7 +176,8 @@ describe("a connection to a vfio-user server", () => {
 
   it("keeps to what the server takes, and to its own bounds", async () => {
     const version = versionReply({ max_msg_fds: 3, max_data_xfer_size: 4096, max_dma_maps: 7 });
-    expect((await connect({}, version)).agreement).toEqual({ maxFds: 3, maxTransfer: 4096, maxDmaMaps: 7 });
+    const agreed = { maxFds: 3, maxTransfer: 4096, maxDmaMaps: 7, dirtmap: false };
+    expect((await connect({}, version)).agreement).toEqual(agreed);
     const boundless = versionReply({ max_msg_fds: 10_000, max_data_xfer_size: 2 ** 40 });
     server.hangUp();
     expect((await connect({}, boundless)).agreement).toMatchObject({ maxFds: 253, maxTransfer: 2 ** 20 });
@@ -164,6 +191,38 @@ describe("a connection to a vfio-user server", () => {
     ["too little", new Uint8Array(2), "EPROTO"],
   ])("can't be made to a server that answers with %s", async (_, version, code) => {
     await expect(server.connect({}, version)).rejects.toMatchObject({ code });
+  });
+
+  it.each([
+    [2, "upgrade the client"],
+    [65535, "upgrade the client"],
+  ])(
+    "can't be made to a server of version %i of Dirtmap's own commands, which says what to upgrade",
+    async (protocol, remedy) => {
+      const opening = connect({}, versionReply({ dirtmap: { protocol } }));
+      await expect(opening).rejects.toMatchObject({
+        code: "EPROTONOSUPPORT",
+        remedy,
+        message: expect.stringMatching(
+          `the server speaks version ${protocol} of Dirtmap's own commands, and this client`,
+        ),
+      });
+    },
+  );
+
+  it("finds a server of Dirtmap's that is older than the version of its own commands, and says so", async () => {
+    const connection = await connect();
+    const counters = readCounters(connection);
+    counters.catch(() => undefined);
+    server.socket.sendReply(await server.next(), dirtmap_counters.encode({ argsz: dirtmap_counters.size }));
+    await expect(counters).rejects.toMatchObject({ code: "EPROTONOSUPPORT", remedy: "upgrade the server" });
+  });
+
+  it("takes a server that refuses Dirtmap's own commands for another's", async () => {
+    const connection = await connect();
+    const counters = readCounters(connection);
+    server.socket.sendError(await server.next(), ERRNO.EINVAL);
+    expect(await counters).toBeNull();
   });
 
   it("can't be made where nobody listens: ENOENT, with what to start", async () => {

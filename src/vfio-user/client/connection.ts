@@ -4,6 +4,7 @@ import { connectTo, type UnixSocket } from "../../sys/unix-socket.js";
 import { ERRNO, type ErrnoName, errnoName, UapiError } from "../../uapi/errno.js";
 import { VFIO_USER_COMMAND, vfio_user_dma_access } from "../../uapi/vfio-user.js";
 import { closeFds, type Message, MessageSocket } from "../message-socket.js";
+import { replyProblem } from "../replies.js";
 import { type Agreement, readAgreement, writeProposal } from "./agreement.js";
 import { type Waited, waiter } from "./waiter.js";
 
@@ -36,6 +37,7 @@ export interface DmaTarget {
 
 interface Pending {
   readonly command: number;
+  readonly request: Uint8Array | null;
   readonly what: string;
   readonly timer: NodeJS.Timeout;
   resolve(payload: Uint8Array): void;
@@ -105,10 +107,12 @@ export class Connection implements Disposable {
   }
 
   /**
-   * Sends a command and waits for its reply, of which a copy is returned.
+   * Sends a command and waits for its reply, of which a copy is returned. It has the form that {@link replyProblem} demands.
    * @param what its name in messages
+   * @param payload must not be changed until the reply has come: it is held against it
    * @param fds go along; they must stay open until the reply has come
-   * @throws UapiError with the errno of an error reply; what ended the connection
+   * @throws UapiError with the errno of an error reply; EPROTO for a reply that does not fit the command, after which the
+   * connection goes on; what ended the connection
    */
   call(command: number, what: string, payload: Uint8Array | null, fds?: readonly number[]): Promise<Uint8Array> {
     if (this.#failure !== undefined) return Promise.reject(this.#failure);
@@ -121,7 +125,7 @@ export class Connection implements Disposable {
     const id = this.#id;
     const reply = new Promise<Uint8Array>((resolve, reject) => {
       const timer = setTimeout(() => this.#late(what), this.#limitMs);
-      this.#pending.set(id, { command, what, timer, resolve, reject });
+      this.#pending.set(id, { command, request: payload, what, timer, resolve, reject });
     });
     try {
       this.#socket.sendCommand(command, id, payload, fds);
@@ -215,8 +219,19 @@ export class Connection implements Disposable {
     }
     this.#pending.delete(message.id);
     clearTimeout(pending.timer);
-    if (message.error === 0) pending.resolve(message.payload.slice());
-    else {
+    if (message.error === 0) {
+      const problem = replyProblem(pending.command, pending.request, message.payload);
+      if (problem === null) pending.resolve(message.payload.slice());
+      else {
+        pending.reject(
+          new UapiError("EPROTO", {
+            syscall: pending.what,
+            attempted: `understand the answer of the server at ${this.path}: ${problem}`,
+            remedy: "mend the server, or use another",
+          }),
+        );
+      }
+    } else {
       const code = message.error > 0 ? errnoName(message.error) : "EIO";
       pending.reject(
         new UapiError(code, { syscall: pending.what, attempted: `have the server at ${this.path} do it` }),

@@ -1,7 +1,10 @@
 import { z } from "zod";
+import { deviceShapeSchema } from "../../host/shape.js";
+import { safeText } from "../../safe-text.js";
 import { UapiError } from "../../uapi/errno.js";
 import { DIRTMAP_COMMAND, dirtmap_counters } from "../../uapi/vfio-user.js";
 import { versionMismatch } from "../../version-mismatch.js";
+import { STAYS } from "../stays.js";
 import type { Connection } from "./connection.js";
 
 const NAME = "counters";
@@ -12,6 +15,9 @@ const ROOM_BYTES = 65536;
 /** What this client understands; the server has its own number (../server/counters.ts). */
 const SCHEMA_VERSION = 1;
 const versionSchema = z.looseObject({ schemaVersion: z.int() });
+
+/** Characters of what a server says of its device: it is shown. */
+const MAX_PROBLEM = 1000;
 
 const count = z.int().min(0);
 
@@ -32,8 +38,31 @@ const schema = z.looseObject({
       readableWhen: z.enum(["always", "quiesced"]),
     })
     .nullable(),
+  migration: z
+    .looseObject({
+      movedBy: z.string().max(256),
+      connected: z.boolean(),
+      loaded: z.boolean(),
+      notice: z.enum(["committing", "gone"]).nullable(),
+      migration: z
+        .string()
+        .regex(/^[0-9a-z-]{1,64}$/)
+        .nullable(),
+      stays: z.enum(STAYS).nullable(),
+    })
+    .nullable(),
   log: z.looseObject({ granule: z.int().min(1), startedBy: z.string() }).nullable(),
   dma: z.looseObject({ bytesWritten: count }).optional(),
+  /** Absent of a server of an older version. */
+  shape: z
+    .looseObject({ stateVersion: deviceShapeSchema.shape.stateVersion, facts: deviceShapeSchema.shape.facts })
+    .optional(),
+  /** Why it is in ERROR, or refuses the state that it is given. Absent of a server of an older version. */
+  problem: z
+    .string()
+    .transform((text) => safeText(text, MAX_PROBLEM))
+    .nullable()
+    .optional(),
   device: z.record(z.string(), z.number()),
   trail: z
     .looseObject({
@@ -51,7 +80,8 @@ export type ServerCounters = z.output<typeof schema>;
 
 /**
  * DIRTMAP_COMMAND.COUNTERS; null where the server is someone else's, which knows no such command.
- * @throws UapiError EPROTO for an answer that can't be understood; of the connection
+ * @throws UapiError EPROTO for an answer that can't be understood; EPROTONOSUPPORT for a server of Dirtmap's from before it
+ * named the version of its own commands; of the connection
  */
 export async function readCounters(connection: Connection): Promise<ServerCounters | null> {
   let answer: Uint8Array;
@@ -60,6 +90,13 @@ export async function readCounters(connection: Connection): Promise<ServerCounte
   } catch (error) {
     if (connection.failure !== undefined || !(error instanceof UapiError)) throw error;
     return null;
+  }
+  if (!connection.agreement.dirtmap) {
+    throw new UapiError("EPROTONOSUPPORT", {
+      syscall: NAME,
+      attempted: `use the server at ${connection.path}, which speaks Dirtmap's own commands and names no version of them`,
+      remedy: "upgrade the server",
+    });
   }
   try {
     const text = new TextDecoder("utf-8", { fatal: true }).decode(answer.subarray(dirtmap_counters.size));

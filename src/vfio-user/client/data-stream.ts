@@ -19,6 +19,8 @@ export interface SessionOptions {
   readonly hasPrecopyInfo: boolean;
   /** VFIO_DEVICE_FEATURE_MIG_DATA_SIZE, for servers that tell nothing of pre-copy. */
   readonly dataSize: () => Promise<number>;
+  /** An errno of the server with what is known besides. */
+  readonly explained: (error: UapiError) => Promise<Error>;
 }
 
 /** What both directions have in common: transfers one at a time, and their end. */
@@ -71,15 +73,7 @@ export class VfioUserSavingStream extends Session implements SavingStream {
       const size = Math.min(bytes, connection.agreement.maxTransfer);
       const request = vfio_user_mig_data.encode({ argsz: HEAD + size, size });
       const answer = await connection.call(VFIO_USER_COMMAND.MIG_DATA_READ, syscall, request);
-      const came = answer.byteLength < HEAD ? -1 : vfio_user_mig_data.decode(answer).size;
-      // libvfio-user's answer is as long as what was asked for, whatever came.
-      if (came < 0 || came > size || answer.byteLength < HEAD + came) {
-        throw new UapiError("EPROTO", {
-          syscall,
-          attempted: `${attempted}: ${answer.byteLength} came, in which ${came} are said to be`,
-          remedy: "mend the server",
-        });
-      }
+      const came = vfio_user_mig_data.decode(answer).size;
       if (came === 0 && !final) throw this.#temporaryEnd(syscall, attempted);
       this.#short = came < size;
       return answer.subarray(HEAD, HEAD + came);
@@ -101,9 +95,6 @@ export class VfioUserSavingStream extends Session implements SavingStream {
       }
       const request = vfio_precopy_info.encode({ argsz: vfio_precopy_info.size });
       const answer = await connection.call(DIRTMAP_COMMAND.PRECOPY_INFO, PRECOPY_INFO, request);
-      if (answer.byteLength < vfio_precopy_info.size) {
-        throw new UapiError("EPROTO", { syscall: PRECOPY_INFO, attempted: `${attempted}: the answer is too short` });
-      }
       this.#short = false;
       const { flags, initial_bytes, dirty_bytes } = vfio_precopy_info.decode(answer);
       return {
@@ -126,7 +117,7 @@ export class VfioUserResumingStream extends Session implements ResumingStream {
 
   write(data: Uint8Array): Promise<void> {
     const syscall = "VFIO_USER_MIG_DATA_WRITE";
-    const { device, connection } = this.options;
+    const { device, connection, explained } = this.options;
     const attempted = `write ${data.byteLength} bytes of state to '${device}'`;
     return this.turns.run(async () => {
       this.check(syscall, attempted);
@@ -136,7 +127,12 @@ export class VfioUserResumingStream extends Session implements ResumingStream {
         const request = new Uint8Array(HEAD + part.byteLength);
         vfio_user_mig_data.encode({ argsz: request.byteLength, size: part.byteLength }, request);
         request.set(part, HEAD);
-        await connection.call(VFIO_USER_COMMAND.MIG_DATA_WRITE, syscall, request);
+        try {
+          await connection.call(VFIO_USER_COMMAND.MIG_DATA_WRITE, syscall, request);
+        } catch (error) {
+          if (connection.failure !== undefined || !(error instanceof UapiError)) throw error;
+          throw new UapiError(error.code, { syscall, attempted, cause: await explained(error) });
+        }
       }
     });
   }

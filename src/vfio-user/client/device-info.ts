@@ -37,14 +37,14 @@ export async function readDeviceInfo(connection: Connection): Promise<DeviceInfo
       const view = new DataView(request.buffer);
       view.setUint32(layout.offsetOf("argsz"), layout.size, true);
       view.setUint32(layout.offsetOf("index"), index, true);
-      return decode(layout, await connection.call(command, name, request), name);
+      return layout.decode(await connection.call(command, name, request));
     });
     return Promise.all(answers);
   };
 
   const name = "VFIO_USER_DEVICE_GET_INFO";
   const request = vfio_user_device_info.encode({ argsz: vfio_user_device_info.size });
-  const info = decode(vfio_user_device_info, await connection.call(DEVICE_GET_INFO, name, request), name);
+  const info = vfio_user_device_info.decode(await connection.call(DEVICE_GET_INFO, name, request));
   if (info.num_regions > MAX_INDEX || info.num_irqs > MAX_INDEX) {
     throw broken(name, `it has ${info.num_regions} regions and ${info.num_irqs} types of interrupts`);
   }
@@ -72,11 +72,6 @@ export async function readDeviceInfo(connection: Connection): Promise<DeviceInfo
       count === 0 ? [] : { index, name: nameOf(VFIO_PCI_IRQ_INDEX, index, "irq"), count },
     ),
   };
-}
-
-function decode<Of extends Fields>(layout: Struct<Of>, answer: Uint8Array, name: string): Values<Of> {
-  if (answer.byteLength < layout.size) throw broken(name, `${answer.byteLength} bytes came instead of ${layout.size}`);
-  return layout.decode(answer);
 }
 
 function broken(syscall: string, what: string): UapiError {

@@ -148,6 +148,38 @@ describe("a device behind a socket", () => {
     });
   });
 
+  it("that refuses a state says why, in its server's words, until it is reset", async () => {
+    host = new VfioUserHost([{ path: server.path, id: "t" }]);
+    const device = await host.openDevice("t");
+    const problem = async () => (await device.serverCounters())?.problem;
+    expect(await problem()).toBeNull();
+    const stream = await device.setState("RESUMING");
+    if (stream?.direction !== "resuming") throw new Error("no stream to resume from");
+    const why = "the stream doesn't begin with the device's identity";
+    await expect(stream.write(new Uint8Array(64))).rejects.toMatchObject({
+      code: "EINVAL",
+      cause: { message: expect.stringContaining(why) },
+    });
+    expect(await problem()).toContain(why);
+    await expect(device.setState("STOP")).rejects.toMatchObject({
+      code: "EINVAL",
+      message: expect.stringMatching(`it is in ERROR: .*${why}`),
+      cause: { message: expect.stringContaining(why) },
+    });
+    await device.reset();
+    expect(await problem()).toBeNull();
+  });
+
+  it("tells what a guest can see of it", async () => {
+    host = new VfioUserHost([{ path: server.path, id: "t" }]);
+    const device = await host.openDevice("t");
+    const shape = await device.shape();
+    expect(shape).toMatchObject({ model: "test", stateVersion: 1, config: expect.stringMatching(/^[0-9a-f]{512}$/) });
+    expect(shape.regions.map(({ index, bytes }) => ({ index, bytes }))).toEqual(
+      device.regions.map(({ index, bytes }) => ({ index, bytes })),
+    );
+  });
+
   it("whose server ends fails every call with one error, and can still be closed", async () => {
     using memory = DmaMemory.allocate(MiB, { kind: "memfd" });
     const { device, iommufd, ioas } = await attached("auto", memory);

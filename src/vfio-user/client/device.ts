@@ -3,10 +3,12 @@ import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import type { PageSpan } from "../../devices/buffers.js";
 import { BUFFER_ENTRY_BYTES, PCI_COMMAND, PCI_COMMAND_MASTER, REGION, REGISTER } from "../../devices/pci-model.js";
 import type { StampTrail } from "../../devices/stamp.js";
+import { DirtmapError } from "../../errors.js";
 import type {
   BitmapQuery,
   DataStream,
   DmaLoggingLimits,
+  HandoverNotice,
   Iommufd,
   IrqInfo,
   MigrationSupport,
@@ -15,6 +17,7 @@ import type {
   TrackingFlags,
   VfioDevice,
 } from "../../host/host.js";
+import { type DeviceShape, shapeOf } from "../../host/shape.js";
 import { hex, type Iova, iovaOf, isPowerOfTwo, PAGE_SIZE, U64_MAX } from "../../memory/address.js";
 import { Lock } from "../../threads/lock.js";
 import { type ErrnoName, isErrno, UapiError } from "../../uapi/errno.js";
@@ -35,6 +38,9 @@ import {
   vfio_irq_set,
 } from "../../uapi/vfio.js";
 import {
+  DIRTMAP_COMMAND,
+  DIRTMAP_HANDOVER,
+  dirtmap_handover,
   VFIO_IRQ_SET_DATA_NONE,
   VFIO_USER_COMMAND,
   vfio_user_dma_logging_control,
@@ -74,6 +80,8 @@ export interface VfioUserDeviceOptions {
   readonly control?: boolean;
   /** Milliseconds that the server may take to answer; default 10 s. */
   readonly limitMs?: number;
+  /** Throws where it is not the device that is meant: it is left as it is then. `server`: what Dirtmap's own server tells. */
+  readonly check?: (server: ServerCounters | null) => void;
   /** Called once the device is closed. */
   readonly onClose?: () => void;
 }
@@ -125,6 +133,7 @@ export class VfioUserDevice implements VfioDevice {
     const connection = await Connection.open(options.path, options);
     try {
       const counters = await readCounters(connection);
+      options.check?.(counters);
       const info = await readDeviceInfo(connection);
       const device = new VfioUserDevice(options, connection, { info, counters });
       if (options.control !== true) await device.#begin();
@@ -133,6 +142,13 @@ export class VfioUserDevice implements VfioDevice {
       connection[Symbol.dispose]();
       throw error;
     }
+  }
+
+  /** Of another's server without what its model alone knows: the protocol has no message for it. */
+  async shape(): Promise<DeviceShape> {
+    this.#checkOpen("VFIO_USER_REGION_READ", () => `ask what '${this.id}' is`);
+    const { stateVersion = null, facts = {} } = (await this.serverCounters())?.shape ?? {};
+    return shapeOf(this, { stateVersion, facts });
   }
 
   async bind(iommufd: Iommufd): Promise<ObjectId> {
@@ -202,9 +218,8 @@ export class VfioUserDevice implements VfioDevice {
     this.#checkOpen(SET_STATE, () => `move '${this.id}' to ${next}`);
     return this.#lock.run(async () => {
       const from = await this.#state();
-      const request = vfio_device_feature_mig_state.encode({ device_state: VFIO_DEVICE_STATE[next], data_fd: -1 });
       try {
-        await setFeature(this.#connection, "MIG_DEVICE_STATE", request);
+        await this.#setState(next);
       } catch (error) {
         throw await this.#stateError(error, next);
       }
@@ -226,7 +241,12 @@ export class VfioUserDevice implements VfioDevice {
     const layout = vfio_device_feature_mig_data_size;
     if (this.#counters === null && !(await probeFeature(this.#connection, "MIG_DATA_SIZE"))) return 0;
     const { stop_copy_length } = layout.decode(await getFeature(this.#connection, "MIG_DATA_SIZE", layout.size));
-    return Number(stop_copy_length);
+    if (stop_copy_length <= BigInt(Number.MAX_SAFE_INTEGER)) return Number(stop_copy_length);
+    throw new UapiError("EPROTO", {
+      syscall: "VFIO_DEVICE_FEATURE_MIG_DATA_SIZE",
+      attempted: `ask how large the state of '${this.id}' is: it is ${stop_copy_length} bytes`,
+      remedy: "mend the server: no device has that much",
+    });
   }
 
   async enablePrecopyInfoV2(): Promise<void> {
@@ -276,7 +296,7 @@ export class VfioUserDevice implements VfioDevice {
         this.mappings.written = before;
         throw error;
       });
-      const chosen = answer.byteLength < head ? 0n : vfio_user_dma_logging_control.decode(answer).page_size;
+      const chosen = vfio_user_dma_logging_control.decode(answer).page_size;
       if (isPowerOfTwo(chosen) && chosen <= 1n << 40n) return Number(chosen);
       await this.#stopLog();
       throw refuse("EPROTO", `the server chose a page size of ${hex(chosen)}, which is none`);
@@ -308,6 +328,17 @@ export class VfioUserDevice implements VfioDevice {
     await this.#lock.run(() => this.#stopLog());
   }
 
+  /** DIRTMAP_COMMAND.HANDOVER; nothing of another server, which leaves its device alone in any case. */
+  async announceHandover(notice: HandoverNotice, migration: string): Promise<void> {
+    this.#checkOpen("handover", () => `announce that '${this.id}' is ${notice}`);
+    if (this.#counters === null) return;
+    const id = new TextEncoder().encode(migration);
+    const request = new Uint8Array(dirtmap_handover.size + id.byteLength);
+    dirtmap_handover.encode({ argsz: request.byteLength, notice: DIRTMAP_HANDOVER[notice] }, request);
+    request.set(id, dirtmap_handover.size);
+    await this.#connection.call(DIRTMAP_COMMAND.HANDOVER, "handover", request);
+  }
+
   /** VFIO_USER_REGION_READ, in as many messages as it takes. @throws UapiError EINVAL outside of the region */
   async regionRead(region: number, offset: number, bytes: number): Promise<Uint8Array> {
     const syscall = "VFIO_USER_REGION_READ";
@@ -318,10 +349,6 @@ export class VfioUserDevice implements VfioDevice {
       const count = Math.min(maxTransfer, bytes - done);
       const request = vfio_user_region_access.encode({ offset: BigInt(offset + done), region, count });
       const answer = await this.#connection.call(VFIO_USER_COMMAND.REGION_READ, syscall, request);
-      if (answer.byteLength !== request.byteLength + count) {
-        const attempted = `read ${count} bytes, in an answer of ${answer.byteLength}`;
-        throw new UapiError("EPROTO", { syscall, attempted, remedy: "mend the server" });
-      }
       data.set(answer.subarray(request.byteLength), done);
     }
     return data;
@@ -426,6 +453,9 @@ export class VfioUserDevice implements VfioDevice {
     await this.#connection.call(VFIO_USER_COMMAND.DEVICE_RESET, "VFIO_USER_DEVICE_RESET", null);
     // It has ended the log, of Dirtmap's server at least; another's would be started anew all the same.
     this.mappings.written = null;
+    if (this.#counters !== null || !(await probeFeature(this.#connection, "MIG_DEVICE_STATE"))) return;
+    // VFIO's reset ends in RUNNING. libvfio-user's leaves the state as it is, since its commit 4f4fce4.
+    if ((await this.#state()) !== "RUNNING") await this.#setState("RUNNING");
   }
 
   async #close(): Promise<void> {
@@ -454,6 +484,11 @@ export class VfioUserDevice implements VfioDevice {
     });
   }
 
+  async #setState(next: MigState): Promise<void> {
+    const request = vfio_device_feature_mig_state.encode({ device_state: VFIO_DEVICE_STATE[next], data_fd: -1 });
+    await setFeature(this.#connection, "MIG_DEVICE_STATE", request);
+  }
+
   /** What a failed state change means: where the device is now decides what can be done. */
   async #stateError(error: unknown, next: MigState): Promise<unknown> {
     if (!(error instanceof UapiError) || error.code === "ENOTTY" || this.#connection.failure !== undefined)
@@ -462,12 +497,19 @@ export class VfioUserDevice implements VfioDevice {
     const { direction } = this.#stream ?? {};
     if (direction === "resuming" ? now !== "RESUMING" : !SAVING_GROUP.has(now))
       this.#endStream(`the device is in ${now}`);
+    const known = await this.#explained(error);
     return new UapiError(error.code, {
       syscall: SET_STATE,
-      attempted: `move '${this.id}' to ${next}: it is in ${now}`,
+      attempted: `move '${this.id}' to ${next}: it is in ${now}${known === error ? "" : `: ${known.message}`}`,
       remedy: now === "ERROR" ? "reset the device" : "see the arcs of enum vfio_device_mig_state, and the server's log",
-      cause: error,
+      cause: known,
     });
+  }
+
+  /** An errno with what Dirtmap's own server knows besides: why the device refuses. Another's has it in its log. */
+  async #explained(error: UapiError): Promise<Error> {
+    const problem = (await this.serverCounters().catch(() => null))?.problem ?? null;
+    return problem === null ? error : new DirtmapError(problem, { code: "DEVICE_PROBLEM", cause: error });
   }
 
   #session(): SessionOptions {
@@ -477,6 +519,7 @@ export class VfioUserDevice implements VfioDevice {
       precopyInfoV2: () => this.#precopyInfoV2,
       hasPrecopyInfo: this.#counters !== null,
       dataSize: () => this.dataSize(),
+      explained: (error) => this.#explained(error),
     };
   }
 

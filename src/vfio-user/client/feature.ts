@@ -28,21 +28,15 @@ export async function probeFeature(connection: Connection, feature: DeviceFeatur
  * VFIO_USER_DEVICE_FEATURE with GET: returns the data behind struct vfio_device_feature.
  * @param data that goes along
  * @param bytes of data that the answer has
- * @throws UapiError EPROTO for an answer of fewer
+ * @throws UapiError EPROTO for one that has more or fewer
  */
-export async function getFeature(
+export function getFeature(
   connection: Connection,
   feature: DeviceFeature,
   bytes: number,
   data = new Uint8Array(0),
 ): Promise<Uint8Array> {
-  const answer = await send(connection, feature, VFIO_DEVICE_FEATURE_GET, { data, room: bytes });
-  if (answer.byteLength >= bytes) return answer;
-  throw new UapiError("EPROTO", {
-    syscall: `VFIO_DEVICE_FEATURE_${feature}`,
-    attempted: `read an answer of ${answer.byteLength} bytes, where ${bytes} were asked for`,
-    remedy: "mend the server",
-  });
+  return send(connection, feature, VFIO_DEVICE_FEATURE_GET, { data, room: bytes });
 }
 
 /** VFIO_USER_DEVICE_FEATURE with SET: returns the data behind struct vfio_device_feature, as the server answered it. */
@@ -65,5 +59,5 @@ async function send(
   request.set(data, HEAD);
   const name = `VFIO_DEVICE_FEATURE_${feature}`;
   const answer = await connection.call(VFIO_USER_COMMAND.DEVICE_FEATURE, name, request);
-  return answer.subarray(Math.min(HEAD, answer.byteLength));
+  return answer.subarray(HEAD);
 }

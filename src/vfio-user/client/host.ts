@@ -6,7 +6,7 @@ import { controlPath, devicePath, isControlPath } from "../control-path.js";
 import type { DmaMode } from "../server/client-memory.js";
 import { Connection } from "./connection.js";
 import { readCounters } from "./counters.js";
-import { VfioUserDevice } from "./device.js";
+import { VfioUserDevice, type VfioUserDeviceOptions } from "./device.js";
 import { VfioUserIommufd } from "./iommufd.js";
 
 /** A served device: where, and how it is to be used. */
@@ -17,6 +17,8 @@ export interface VfioUserPlace {
   readonly id?: string;
   /** Default: auto. */
   readonly dma?: DmaMode;
+  /** See {@link VfioUserDeviceOptions.check}. */
+  readonly check?: VfioUserDeviceOptions["check"];
 }
 
 /**
@@ -86,6 +88,7 @@ export class VfioUserHost implements Host {
       id,
       control: isControlPath(path),
       ...(place.dma === undefined ? {} : { dma: place.dma }),
+      ...(place.check === undefined ? {} : { check: place.check }),
       ...(this.#limitMs === undefined ? {} : { limitMs: this.#limitMs }),
       onClose: () => this.#open.delete(id),
     });

@@ -1,5 +1,6 @@
 import { UsageError } from "../../errors.js";
 import type { DeviceDescription } from "../../host/description.js";
+import type { ServerCounters } from "./counters.js";
 import type { VfioUserDevice } from "./device.js";
 import { VfioUserHost } from "./host.js";
 import type { VfioUserIommufd } from "./iommufd.js";
@@ -14,7 +15,6 @@ export interface ServedPlace {
 /** The devices of one machine that other processes serve, and what ends with them. */
 export class ServedDevices implements AsyncDisposable {
   readonly #host: VfioUserHost;
-  readonly #places: readonly ServedPlace[];
   readonly #owned: readonly AsyncDisposable[];
 
   /**
@@ -22,10 +22,14 @@ export class ServedDevices implements AsyncDisposable {
    * @throws UsageError `BAD_OPTION` for a socket that is named twice
    */
   constructor(places: readonly ServedPlace[], owned: readonly AsyncDisposable[] = []) {
-    this.#places = places;
     this.#owned = owned;
     this.#host = new VfioUserHost(
-      places.map(({ description: { id, dma = "auto" }, socket }) => ({ id, path: socket, dma })),
+      places.map((place) => ({
+        id: place.description.id,
+        path: place.socket,
+        dma: place.description.dma ?? "auto",
+        check: (server) => checkServed(place, server),
+      })),
     );
   }
 
@@ -35,30 +39,29 @@ export class ServedDevices implements AsyncDisposable {
 
   /**
    * Opens a device. One of Dirtmap's own servers must serve what is described; of another's, only the guest could tell.
-   * @throws UsageError `WRONG_DEVICE`; UapiError of the connection
+   * @throws UsageError `WRONG_DEVICE`, and then the device is left as it is; UapiError of the connection
    */
-  async openDevice(id: string): Promise<VfioUserDevice> {
-    const device = await this.#host.openDevice(id);
-    const server = await device.serverCounters();
-    const place = this.#places.find(({ description }) => description.id === id);
-    if (server === null || place === undefined) return device;
-    const { description, socket } = place;
-    if (server.model === description.model && server.id === id) return device;
-    await device[Symbol.asyncDispose]();
-    if (description.model === "vfio-user") {
-      throw new UsageError(`${socket} serves '${server.id}', a ${server.model} of Dirtmap's own`, {
-        code: "WRONG_DEVICE",
-        remedy: `write model: ${server.model}; vfio-user is for devices of other servers`,
-      });
-    }
-    throw new UsageError(`${socket} serves '${server.id}', a ${server.model}, and '${id}' is a ${description.model}`, {
-      code: "WRONG_DEVICE",
-      remedy: `start it with: dirtmap device ${description.model} --id ${id} --socket ${socket}`,
-    });
+  openDevice(id: string): Promise<VfioUserDevice> {
+    return this.#host.openDevice(id);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#host[Symbol.asyncDispose]();
     await Promise.allSettled(this.#owned.map((one) => one[Symbol.asyncDispose]()));
   }
+}
+
+function checkServed({ description, socket }: ServedPlace, server: ServerCounters | null): void {
+  const { id, model } = description;
+  if (server === null || (server.model === model && server.id === id)) return;
+  if (model === "vfio-user") {
+    throw new UsageError(`${socket} serves '${server.id}', a ${server.model} of Dirtmap's own`, {
+      code: "WRONG_DEVICE",
+      remedy: `name the socket of a device of another's server, or write model: ${server.model}`,
+    });
+  }
+  throw new UsageError(`${socket} serves '${server.id}', a ${server.model}, and '${id}' is a ${model}`, {
+    code: "WRONG_DEVICE",
+    remedy: `start it with: dirtmap device ${model} --id ${id} --socket ${socket}`,
+  });
 }

@@ -1,5 +1,4 @@
-import { closeSync, fstatSync } from "node:fs";
-import type { DmaLog } from "../../devices/dma-log.js";
+import { closeSync, fstatSync, statfsSync } from "node:fs";
 import type { DmaFault, DmaPort } from "../../devices/model.js";
 import { UsageError } from "../../errors.js";
 import { hex, iovaOf, PAGE_SIZE, type PageNumber } from "../../memory/address.js";
@@ -17,6 +16,9 @@ import { refusal } from "./refusal.js";
  */
 export const MAX_DMA_MAPS = 16384;
 
+/** include/uapi/linux/magic.h: a file of /proc. */
+const PROC_SUPER_MAGIC = 0x9fa0;
+
 const MAP = "VFIO_USER_DMA_MAP";
 const UNMAP = "VFIO_USER_DMA_UNMAP";
 
@@ -31,6 +33,8 @@ export interface DmaRegion {
   readonly writeable: boolean;
   /** Where in the file the region begins. */
   readonly offset: number;
+  /** The client wants its file read and written, not mapped: /proc/PID/mem, for one, can't be. */
+  readonly fileIo: boolean;
 }
 
 /** A part of a region that is reached in one way. */
@@ -62,7 +66,7 @@ export interface DmaCounts {
  */
 export class ClientMemory implements DmaPort {
   /** The device's own log, while DMA logging is on. */
-  log: DmaLog | null = null;
+  log: { mark(page: PageNumber): void } | null = null;
   readonly counts: DmaCounts = { writes: 0, bytesWritten: 0, reads: 0, bytesRead: 0, faults: 0 };
   readonly #mode: DmaMode;
   readonly #space = new FileSpace();
@@ -132,7 +136,7 @@ export class ClientMemory implements DmaPort {
       }
       if (fd !== undefined) checkFile(fd, region, what);
       if (fd === undefined || this.#mode === "messages") this.#addMessages(region, channel);
-      else if (mayWrite(fd) && isSealedAgainstShrinking(fd) && this.#addMapped(region, fd)) return;
+      else if (!region.fileIo && mayWrite(fd) && isSealedAgainstShrinking(fd) && this.#addMapped(region, fd)) return;
       else {
         this.#addFile(region, fd);
         owned = undefined;
@@ -253,10 +257,12 @@ export class ClientMemory implements DmaPort {
 }
 
 /** @throws UapiError EINVAL for what is no regular file, or ends before the region does; EACCES for one that can't be written */
-function checkFile(fd: number, { offset, pages, writeable }: DmaRegion, what: string): void {
+function checkFile(fd: number, { offset, pages, writeable, fileIo }: DmaRegion, what: string): void {
   const stat = fstatSync(fd);
   if (!stat.isFile()) throw refusal("EINVAL", MAP, `${what} from a descriptor that is no memory`, "send a memfd's");
-  if (stat.size < offset + pages * PAGE_SIZE) {
+  // Its files say nothing of their size; where there is nothing to read or write, the DMA faults.
+  const isOfProc = fileIo && statfsSync(`/proc/self/fd/${fd}`).type === PROC_SUPER_MAGIC;
+  if (!isOfProc && stat.size < offset + pages * PAGE_SIZE) {
     throw refusal("EINVAL", MAP, `${what} from ${hex(offset)} of a file of ${hex(stat.size)} bytes`, "it is too short");
   }
   if (writeable && !mayWrite(fd)) throw refusal("EACCES", MAP, `${what} to write, from a file that was opened to read`);

@@ -1,8 +1,12 @@
 import { hex, iovaOf, PAGE_SIZE } from "../../memory/address.js";
+import { safeText } from "../../safe-text.js";
 import { dirtmap_counters } from "../../uapi/vfio-user.js";
 import type { Message } from "../message-socket.js";
 import { sizedRequestOf } from "./refusal.js";
 import type { ServedDevice } from "./served-device.js";
+
+/** Characters of what is wrong with the device's state. */
+const MAX_PROBLEM = 1000;
 
 /** Raised when a reader of the old could misread the new. */
 const SCHEMA_VERSION = 1;
@@ -30,12 +34,15 @@ function report(device: ServedDevice): object {
     model: info.model,
     state: info.migration === null ? null : driver.state,
     failure: device.failure ?? null,
+    migration: device.custody.report,
     busMaster: model.busMaster,
     tracking: info.tracking,
     dmaLogging: info.dmaLogging,
     log: logReport(logging.state),
     dma: { ...memory.counts, regions: memory.size },
     messages: device.messages,
+    shape: { stateVersion: info.stateVersion, facts: model.facts?.() ?? {} },
+    problem: driver.problem === null ? null : safeText(driver.problem, MAX_PROBLEM),
     device: model.counters(),
     // What its stamps in memory must be: of models whose DMA is stamped.
     trail: model.trail?.() ?? null,

@@ -25,6 +25,7 @@ import {
 import type { Message, MessageSocket } from "../message-socket.js";
 import type { Answer } from "./answer.js";
 import { bitmapBytes, bitmapOver, MAX_BITMAP_BYTES } from "./bitmap.js";
+import type { Mover } from "./custody.js";
 import type { DmaLogUser } from "./dma-logging.js";
 import { refusal, requestOf } from "./refusal.js";
 import type { ServedDevice } from "./served-device.js";
@@ -39,7 +40,7 @@ const LOG_MAX_RANGES = PAGE_SIZE / vfio_device_feature_dma_logging_range.size;
 /** What a feature is given to do its work with. */
 interface Call {
   readonly device: ServedDevice;
-  readonly user: DmaLogUser;
+  readonly user: DmaLogUser & Mover;
   readonly socket: MessageSocket;
   /** What the client has room for behind struct vfio_device_feature. */
   readonly room: number;
@@ -83,7 +84,7 @@ const FEATURES: ReadonlyMap<number, Feature> = new Map<number, Feature>([
       operations: GET | SET,
       minBytes: vfio_device_feature_mig_state.size,
       supported: migrates,
-      async run({ device, data }, operation, head) {
+      async run({ device, data, user }, operation, head) {
         if (operation === GET) {
           const device_state = VFIO_DEVICE_STATE[device.driver.state];
           return joined(head, vfio_device_feature_mig_state.encode({ device_state, data_fd: -1 }));
@@ -98,7 +99,7 @@ const FEATURES: ReadonlyMap<number, Feature> = new Map<number, Feature>([
             "there is none",
           );
         }
-        await device.setState(next);
+        await device.setState(next, user);
         return null;
       },
     },
@@ -155,7 +156,7 @@ const FEATURES: ReadonlyMap<number, Feature> = new Map<number, Feature>([
  */
 export async function deviceFeature(
   { payload }: Message,
-  { device, user, socket }: { device: ServedDevice; user: DmaLogUser; socket: MessageSocket },
+  { device, user, socket }: { device: ServedDevice; user: DmaLogUser & Mover; socket: MessageSocket },
 ): Promise<Answer> {
   const syscall = "VFIO_USER_DEVICE_FEATURE";
   const { argsz, flags } = requestOf(vfio_device_feature, payload, syscall);

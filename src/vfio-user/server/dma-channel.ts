@@ -2,9 +2,13 @@ import type { DmaFault } from "../../devices/model.js";
 import { POLLIN, POLLOUT, PollSet } from "../../sys/poll.js";
 import { VFIO_USER_COMMAND, VFIO_USER_F_TYPE_COMMAND, vfio_user_dma_access } from "../../uapi/vfio-user.js";
 import { closeFds, type Message, type MessageSocket } from "../message-socket.js";
+import { replyProblem } from "../replies.js";
 
 /** A client that has not answered after this long is not going to: its DMA ends, and so does its connection. */
 const LIMIT_MS = 5000;
+
+/** DMAs that were given up, and that the client may still answer; one that owes more is not going to. */
+const MAX_ABANDONED = 1024;
 
 /** What is moved by one message at most, whatever the client takes: a DMA is of at most a page. */
 const MAX_BYTES = 4096;
@@ -31,8 +35,8 @@ export class DmaChannel {
   #id = 0;
   #address = 0n;
   #usable = true;
-  /** Replies to what was given up may still come. */
-  readonly #abandoned = new Set<number>();
+  /** Replies to what was given up may still come: its command by its id. */
+  readonly #abandoned = new Map<number, number>();
   /** A DMA was given up, since a command waits: there is no use in another before that is answered. */
   #stalled = false;
 
@@ -84,9 +88,6 @@ export class DmaChannel {
       const reply = this.#ask(VFIO_USER_COMMAND.DMA_READ, address + BigInt(done), count, 0);
       if (typeof reply === "string") return reply;
       closeFds(reply.fds);
-      if (reply.payload.byteLength !== vfio_user_dma_access.size + count) {
-        return this.#fail(`it answered a DMA read of ${count} bytes with ${reply.payload.byteLength}`);
-      }
       target.set(reply.payload.subarray(vfio_user_dma_access.size), to + done);
     }
     return null;
@@ -103,8 +104,9 @@ export class DmaChannel {
   }
 
   /** A reply came while none was waited for; false where it is not one to a DMA that was given up. */
-  takeLate({ id, fds }: Message): boolean {
-    if (!this.#abandoned.delete(id)) return false;
+  takeLate({ id, command, fds }: Message): boolean {
+    if (this.#abandoned.get(id) !== command) return false;
+    this.#abandoned.delete(id);
     closeFds(fds);
     return true;
   }
@@ -112,7 +114,8 @@ export class DmaChannel {
   /** Sends a command and waits for its reply. */
   #ask(command: number, address: bigint, count: number, dataBytes: number): Message | DmaFault {
     if (!this.#usable || this.#stalled) return "detached";
-    this.#id = (this.#id + 1) & 0xffff;
+    do this.#id = (this.#id + 1) & 0xffff;
+    while (this.#abandoned.has(this.#id));
     this.#address = address;
     this.#view.setBigUint64(ADDRESS, address, true);
     this.#view.setUint32(COUNT, count, true);
@@ -120,13 +123,13 @@ export class DmaChannel {
     const payload = this.#request.subarray(0, vfio_user_dma_access.size + dataBytes);
     try {
       this.#socket.send({ id: this.#id, command, flags: VFIO_USER_F_TYPE_COMMAND }, payload);
-      return this.#reply(command);
+      return this.#reply(command, payload);
     } catch (error) {
       return this.#fail(error instanceof Error ? error.message : String(error));
     }
   }
 
-  #reply(command: number): Message | DmaFault {
+  #reply(command: number, request: Uint8Array): Message | DmaFault {
     let until = 0;
     let giveUpAt = Number.POSITIVE_INFINITY;
     for (;;) {
@@ -136,7 +139,7 @@ export class DmaChannel {
         const now = performance.now();
         if (until === 0) until = now + LIMIT_MS;
         if (now >= until) return this.#fail(`it has not answered a DMA for ${LIMIT_MS} ms`);
-        if (now >= giveUpAt) return this.#giveUp();
+        if (now >= giveUpAt) return this.#giveUp(command);
         const set = this.#socket.unsent ? this.#waitToSend : this.#waitToRead;
         set.wait(Math.ceil(Math.min(until, giveUpAt) - now));
         if (set.events(0) !== 0) return "detached";
@@ -155,12 +158,18 @@ export class DmaChannel {
         closeFds(message.fds);
         // The client knows its memory: what it refuses is not there.
         return "not-mapped";
-      } else return message;
+      } else {
+        const problem = replyProblem(command, request, message.payload);
+        if (problem === null) return message;
+        closeFds(message.fds);
+        return this.#fail(`its answer to a DMA can't be: ${problem}`);
+      }
     }
   }
 
-  #giveUp(): DmaFault {
-    this.#abandoned.add(this.#id);
+  #giveUp(command: number): DmaFault {
+    if (this.#abandoned.size >= MAX_ABANDONED) return this.#fail(`it has left ${MAX_ABANDONED} DMAs unanswered`);
+    this.#abandoned.set(this.#id, command);
     this.#stalled = true;
     return "detached";
   }

@@ -1,5 +1,7 @@
 import { hex, isPowerOfTwo, PAGE_SIZE, pageOf, U64_MAX } from "../../memory/address.js";
 import {
+  VFIO_USER_F_DMA_REGION_FILE_IO,
+  VFIO_USER_F_DMA_REGION_MMAP,
   VFIO_USER_F_DMA_REGION_READ,
   VFIO_USER_F_DMA_REGION_WRITE,
   VFIO_USER_F_DMA_UNMAP_ALL,
@@ -11,6 +13,7 @@ import {
 import type { Message, MessageSocket } from "../message-socket.js";
 import type { Answer } from "./answer.js";
 import { bitmapBytes, bitmapOver, MAX_BITMAP_BYTES } from "./bitmap.js";
+import type { DmaRegion } from "./client-memory.js";
 import type { DmaChannel } from "./dma-channel.js";
 import type { DmaLogUser } from "./dma-logging.js";
 import { refusal, requestOf, sizedRequestOf } from "./refusal.js";
@@ -22,31 +25,34 @@ const UNMAP = "VFIO_USER_DMA_UNMAP";
 /** The last page of the 64-bit address space; one behind it counts as outside, as in the kernel. */
 const END = U64_MAX;
 
-/** VFIO_USER_DMA_MAP. At once, in the middle of a DMA even, but where a log of everything has to grow. */
+/** VFIO_USER_DMA_MAP. At once, in the middle of a DMA even, but where a log of everything has to end. */
 export function mapDma(message: Message, device: ServedDevice, channel: DmaChannel): null | Promise<null> {
   const { payload, fds } = message;
   const { flags, offset, address, size } = sizedRequestOf(vfio_user_dma_map, payload, MAP);
   const refuse = (remedy: string) => refusal("EINVAL", MAP, `map ${hex(size)} bytes at ${hex(address)}`, remedy);
-  const known = VFIO_USER_F_DMA_REGION_READ | VFIO_USER_F_DMA_REGION_WRITE;
-  if ((flags & known) === 0 || (flags & ~known) !== 0) throw refuse(`flags ${flags}: give readable, writeable or both`);
+  const rights = VFIO_USER_F_DMA_REGION_READ | VFIO_USER_F_DMA_REGION_WRITE;
+  const ways = VFIO_USER_F_DMA_REGION_MMAP | VFIO_USER_F_DMA_REGION_FILE_IO;
+  if ((flags & rights) === 0 || (flags & ~(rights | ways)) !== 0) {
+    throw refuse(`flags ${flags}: give readable, writeable or both, and no others but MMAP or FILE_IO`);
+  }
+  if ((flags & ways) === ways) throw refuse("MMAP and FILE_IO exclude each other");
+  if ((flags & ways) !== 0 && fds.length === 0) throw refuse("send the descriptor that is to be mapped or read");
   checkRange(address, size, refuse);
   if (fds.length > 1) throw refuse(`${fds.length} descriptors came: send one, or none`);
   if (offset % BigInt(PAGE_SIZE) !== 0n) throw refuse(`an offset of ${hex(offset)} is no multiple of ${PAGE_SIZE}`);
   if (fds.length > 0 && offset + size > BigInt(Number.MAX_SAFE_INTEGER)) throw refuse("no file is that long");
   const fd = fds.at(0);
   fds.length = 0;
-  device.memory.map(
-    {
-      page: pageOf(address),
-      pages: Number(size / BigInt(PAGE_SIZE)),
-      readable: (flags & VFIO_USER_F_DMA_REGION_READ) !== 0,
-      writeable: (flags & VFIO_USER_F_DMA_REGION_WRITE) !== 0,
-      offset: Number(offset),
-    },
-    fd,
-    channel,
-  );
-  return device.logging.logsEverything ? device.logging.mapped().then(() => null) : null;
+  const region: DmaRegion = {
+    page: pageOf(address),
+    pages: Number(size / BigInt(PAGE_SIZE)),
+    readable: (flags & VFIO_USER_F_DMA_REGION_READ) !== 0,
+    writeable: (flags & VFIO_USER_F_DMA_REGION_WRITE) !== 0,
+    offset: Number(offset),
+    fileIo: (flags & VFIO_USER_F_DMA_REGION_FILE_IO) !== 0,
+  };
+  device.memory.map(region, fd, channel);
+  return device.logging.covers(region) ? null : device.logging.end().then(() => null);
 }
 
 /**

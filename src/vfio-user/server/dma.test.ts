@@ -1,9 +1,12 @@
 import { closeSync, ftruncateSync, openSync, readFileSync, unlinkSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { addressOf } from "../../sys/address.js";
 import { socketPair, UnixSocket } from "../../sys/unix-socket.js";
 import {
   VFIO_USER_COMMAND,
+  VFIO_USER_F_DMA_REGION_FILE_IO,
+  VFIO_USER_F_DMA_REGION_MMAP,
   VFIO_USER_F_DMA_REGION_READ,
   VFIO_USER_F_DMA_REGION_WRITE,
   VFIO_USER_F_DMA_UNMAP_ALL,
@@ -88,6 +91,47 @@ describe.runIf(process.platform === "linux")("memory that a client gives to its 
     unmapDma(client, 0x20000n, 2n * PAGE);
     closeSync(fd);
     unlinkSync(path);
+  });
+
+  it("is reached as its access-mode flags say: by its file, though it could be mapped, and by a file that can't be", () => {
+    const { client } = served;
+    const { fd, u8 } = sharedMemory(2 * 4096);
+    for (const mode of [VFIO_USER_F_DMA_REGION_MMAP, VFIO_USER_F_DMA_REGION_FILE_IO]) {
+      mapDma(client, { address: 0x10000n, size: 2n * PAGE, flags: READ_WRITE | mode }, [fd]);
+      expect(dma(client, "WRITE", { address: 0x11004n, value: mode })).toBe("done");
+      expect(u8[4096 + 4]).toBe(mode);
+      unmapDma(client, 0x10000n, 2n * PAGE);
+    }
+    // The memory of a process, this one's: it has no size, and can't be mapped.
+    const memory = openSync("/proc/self/mem", "r+");
+    const region = { address: 0x10000n, size: 2n * PAGE, offset: addressOf(u8) };
+    expect(errnoOf(() => mapDma(client, region, [memory]))).toBe("EINVAL");
+    mapDma(client, { ...region, flags: READ_WRITE | VFIO_USER_F_DMA_REGION_FILE_IO }, [memory]);
+    expect(dma(client, "WRITE", { address: 0x11008n, value: 0x66 })).toBe("done");
+    expect(u8[4096 + 8]).toBe(0x66);
+    expect(dma(client, "READ", { address: 0x11004n })).toBe("done");
+    unmapDma(client, 0x10000n, 2n * PAGE);
+    mapDma(client, { ...region, offset: 0n, flags: READ_WRITE | VFIO_USER_F_DMA_REGION_FILE_IO }, [memory]);
+    expect(dma(client, "READ", { address: 0x10000n })).toBe("not-mapped");
+    unmapDma(client, 0x10000n, 2n * PAGE);
+    closeSync(memory);
+    closeSync(fd);
+  });
+
+  it("is refused with access-mode flags that can't be: without a descriptor, or both", () => {
+    const { client } = served;
+    const { fd } = sharedMemory(4096);
+    const map = (mode: number, fds?: readonly number[]) =>
+      errnoOf(() => mapDma(client, { address: 0x10000n, size: PAGE, flags: READ_WRITE | mode }, fds));
+    expect(map(VFIO_USER_F_DMA_REGION_MMAP)).toBe("EINVAL");
+    expect(map(VFIO_USER_F_DMA_REGION_FILE_IO)).toBe("EINVAL");
+    expect(map(VFIO_USER_F_DMA_REGION_MMAP | VFIO_USER_F_DMA_REGION_FILE_IO, [fd])).toBe("EINVAL");
+    expect(map(16, [fd])).toBe("EINVAL");
+    using directory = socketDirectory();
+    const file = openSync(join(directory.path, "short"), "w+");
+    expect(map(VFIO_USER_F_DMA_REGION_FILE_IO, [file])).toBe("EINVAL");
+    closeSync(file);
+    closeSync(fd);
   });
 
   it("keeps to what its flags allow", () => {

@@ -1,6 +1,7 @@
 import { z } from "zod";
 import { PAGE_SIZE } from "../../memory/address.js";
 import {
+  DIRTMAP_PROTOCOL,
   VFIO_USER_DEFAULT_DATA_XFER,
   VFIO_USER_DEFAULT_MAX_FDS,
   VFIO_USER_MAJOR,
@@ -32,6 +33,7 @@ const clientSchema = z.looseObject({
       pgsizes: size.optional(),
       twin_socket: z.looseObject({ supported: z.boolean().optional() }).optional(),
       write_multiple: z.boolean().optional(),
+      dirtmap: z.looseObject({ protocol: z.int().min(1).max(0xffff) }).optional(),
     })
     .optional(),
 });
@@ -45,6 +47,8 @@ export interface Agreement {
   readonly maxTransfer: number;
   readonly twinSocket: boolean;
   readonly writeMultiple: boolean;
+  /** The version of Dirtmap's own commands that the client speaks; null: it is not Dirtmap's. */
+  readonly dirtmap: number | null;
 }
 
 /**
@@ -68,6 +72,7 @@ export function readProposal(payload: Uint8Array): Agreement {
     maxTransfer: capabilities.max_data_xfer_size ?? VFIO_USER_DEFAULT_DATA_XFER,
     twinSocket: capabilities.twin_socket?.supported ?? false,
     writeMultiple: capabilities.write_multiple ?? false,
+    dirtmap: capabilities.dirtmap?.protocol ?? null,
   };
 }
 
@@ -80,6 +85,7 @@ export function writeAgreement({ minor, twinSocket, writeMultiple }: Agreement):
     pgsizes: PAGE_SIZE,
     ...(writeMultiple ? { write_multiple: true } : {}),
     ...(twinSocket ? { twin_socket: { supported: true, fd_index: 0 } } : {}),
+    dirtmap: { protocol: DIRTMAP_PROTOCOL },
   };
   const json = new TextEncoder().encode(`${JSON.stringify({ capabilities })}\0`);
   const answer = new Uint8Array(vfio_user_version.size + json.byteLength);

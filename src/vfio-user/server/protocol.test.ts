@@ -4,6 +4,8 @@ import { createArena } from "../../memory/arena.js";
 import { mapFileOver } from "../../sys/mmap.js";
 import { vfio_device_info, vfio_irq_info, vfio_region_info } from "../../uapi/vfio.js";
 import {
+  DIRTMAP_COMMAND,
+  DIRTMAP_PROTOCOL,
   VFIO_REGION_INFO_FLAG_CAPS,
   VFIO_REGION_INFO_FLAG_MMAP,
   VFIO_USER_COMMAND,
@@ -123,9 +125,35 @@ describe.runIf(process.platform === "linux")("a vfio-user server", () => {
     closeSync(file);
   });
 
+  it("tells a client of another version of Dirtmap's own commands which it speaks, and closes; the log says what to upgrade", async () => {
+    served.client[Symbol.dispose]();
+    for (const path of [served.server.path, served.server.controlPath]) {
+      using client = RawClient.connect(path);
+      expect(client.version({ dirtmap: { protocol: 2 } }).capabilities.dirtmap).toEqual({ protocol: DIRTMAP_PROTOCOL });
+      expect(() => client.next()).toThrow(expect.objectContaining({ code: "CLOSED" }));
+    }
+    await served.logged(
+      /^client \d+ is closed: the client speaks version 2 .*, and this server speaks version 1; upgrade the server$/,
+    );
+    await served.logged(/^control client \d+ is closed: .*upgrade the server$/);
+    for (const protocol of [0, -1, 1.5, "1", 65536]) {
+      using client = RawClient.connect(served.server.controlPath);
+      expect(errnoOf(() => client.version({ dirtmap: { protocol } }))).toBe("EINVAL");
+    }
+    served.reconnect();
+  });
+
+  it("has no answer to Dirtmap's own commands for a client that named no version of them", async () => {
+    using client = RawClient.open(served.server.controlPath, { max_msg_fds: 16 });
+    for (const command of Object.values(DIRTMAP_COMMAND)) {
+      expect(errnoOf(() => client.request(command, new Uint8Array(24)))).toBe("EPROTONOSUPPORT");
+    }
+    await served.logged(/EPROTONOSUPPORT: .*upgrade the client: it names version 1 among its capabilities/);
+  });
+
   it("refuses commands that there are not, and those that go the other way", () => {
     const { client } = served;
-    for (const command of [0, 14, 19, 0x7fff, 0x8002, VFIO_USER_COMMAND.DMA_READ, VFIO_USER_COMMAND.DMA_WRITE]) {
+    for (const command of [0, 14, 19, 0x7fff, 0x8fff, VFIO_USER_COMMAND.DMA_READ, VFIO_USER_COMMAND.DMA_WRITE]) {
       expect(errnoOf(() => client.request(command, null))).toBe("ENOTTY");
     }
   });

@@ -60,7 +60,7 @@ export class RegionAccess {
       this.#data = answer.subarray(HEAD);
     }
     writeHead(access, answer);
-    this.#device.model.regionRead(access.region, access.offset, this.#data);
+    this.#device.contained.regionRead(access.region, access.offset, this.#data);
     return answer;
   }
 
@@ -78,13 +78,13 @@ export class RegionAccess {
     }
     // A copy: a model that does DMA by messages meanwhile receives into the memory that the payload lies in.
     if (count > REGISTER_BYTES || this.#writing) {
-      this.#device.model.regionWrite(region, offset, payload.slice(HEAD));
+      this.#device.contained.regionWrite(region, offset, payload.slice(HEAD));
     } else {
       const data = this.#registers[count];
       for (let i = 0; i < count; i++) data[i] = payload[HEAD + i];
       this.#writing = true;
       try {
-        this.#device.model.regionWrite(region, offset, data);
+        this.#device.contained.regionWrite(region, offset, data);
       } finally {
         this.#writing = false;
       }
@@ -112,7 +112,7 @@ export class RegionAccess {
       }
       return { ...access, data: request.subarray(at + HEAD, at + HEAD + access.count) };
     });
-    for (const { region, offset, data } of writes) this.#device.model.regionWrite(region, offset, data);
+    for (const { region, offset, data } of writes) this.#device.contained.regionWrite(region, offset, data);
     return vfio_user_write_multi.encode({ wr_cnt });
   }
 

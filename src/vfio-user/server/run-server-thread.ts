@@ -6,7 +6,7 @@ import { DirtmapError, UsageError } from "../../errors.js";
 import { serve } from "./serve.js";
 import { ServedDevice } from "./served-device.js";
 import type { ServerThreadData, ServerThreadMessage } from "./server.js";
-import { LINES_OF_ALL, limited } from "./server-log.js";
+import { LINES_OF_ALL, LINES_OF_DEVICE, limited } from "./server-log.js";
 
 /**
  * What a server's thread does: makes the model, serves it until it is told to stop, and tells the main thread what
@@ -26,12 +26,14 @@ export async function runServerThread(
   const write = (line: string) => say({ kind: "log", line });
   const log = limited(write, LINES_OF_ALL);
   const data = workerData as ServerThreadData;
-  const { id, dma, busy, listener, controlListener, stop, connections } = data;
+  const { id, path, dma, busy, listener, controlListener, stop, connections } = data;
   let serving = false;
   try {
     const { model, turnEventLoop, feed } = create(data);
-    const onFailure = (reason: string) => write(`${id} has failed, until it is reset: ${reason}`);
-    using device = await ServedDevice.start({ id, model, dma, onFailure });
+    const logDevice = limited(write, LINES_OF_DEVICE);
+    // A guest that makes it fail and resets it, again and again, fills no disk either.
+    const onFailure = (reason: string) => logDevice(`${id} has failed, until it is reset: ${reason}`);
+    using device = await ServedDevice.start({ id, model, dma, socket: path, onFailure, log: logDevice });
     say({ kind: "ready", feed: feed?.() });
     serving = true;
     await serve({ device, listener, controlListener, stop, connections, busy, turnEventLoop, log });

@@ -108,7 +108,7 @@ class Server {
     // Clients that listen give the device back; the others find out when their connection ends.
     this.#device.irqs.raise(VFIO_PCI_IRQ_INDEX.REQ, 0);
     for (const session of [...this.#controls, ...(this.#main === undefined ? [] : [this.#main])])
-      await this.#close(session);
+      await this.#close(session, { serverEnds: true });
     closeSync(this.#options.listener);
     closeSync(this.#options.controlListener);
   }
@@ -227,8 +227,10 @@ class Server {
         return;
       }
       const session = new Session({ name, kind, socket, device: this.#device, stop, log });
-      if (kind === "main") this.#main = session;
-      else this.#controls.push(session);
+      if (kind === "main") {
+        this.#main = session;
+        this.#device.noteClient(name);
+      } else this.#controls.push(session);
       this.#noteConnections();
       await this.#serve(session);
     } catch (error) {
@@ -237,11 +239,11 @@ class Server {
     }
   }
 
-  async #close(session: Session): Promise<void> {
+  async #close(session: Session, how?: { serverEnds: boolean }): Promise<void> {
     if (session === this.#main) this.#main = undefined;
     this.#controls = this.#controls.filter((other) => other !== session);
     this.#noteConnections();
-    await session.close();
+    await session.close(how);
   }
 
   #noteConnections(): void {

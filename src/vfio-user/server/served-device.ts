@@ -1,9 +1,13 @@
 import { clockMonotonic } from "../../devices/clock.js";
+import { Containment } from "../../devices/containment.js";
 import { MigrationDriver, type RunMode } from "../../devices/driver/migration-driver.js";
 import type { DeviceContext, DeviceModel, DmaFault } from "../../devices/model.js";
+import { explain } from "../../errors.js";
 import { MiB } from "../../memory/address.js";
 import { type MigState, VFIO_PCI_IRQ_INDEX } from "../../uapi/vfio.js";
+import { whatToDo } from "../stays.js";
 import { ClientMemory, type DmaMode } from "./client-memory.js";
+import { Custody, type Mover } from "./custody.js";
 import { ServedLog } from "./dma-logging.js";
 import { Irqs } from "./irqs.js";
 
@@ -17,24 +21,37 @@ const MAX_IMAGE_BYTES = 1024 * MiB;
 export class ServedDevice implements DeviceContext, Disposable {
   readonly id: string;
   readonly model: DeviceModel;
+  /** The model's registers, and its work. */
+  readonly contained: Containment;
   readonly driver: MigrationDriver;
   readonly memory: ClientMemory;
   readonly irqs: Irqs;
   readonly logging: ServedLog;
+  readonly custody: Custody;
   /** Commands that were answered, and those that were refused. */
   readonly messages = { answered: 0, refused: 0 };
   #mode: RunMode = "running";
-  #failure: string | undefined;
-  readonly #onFailure: (reason: string) => void;
+  readonly #log: (line: string) => void;
+  readonly #socket: string;
 
-  private constructor({ id, model, dma, onFailure }: ServedDeviceOptions) {
+  private constructor({ id, model, dma, onFailure, log = () => {}, socket = "SOCKET" }: ServedDeviceOptions) {
     this.id = id;
     this.model = model;
-    this.#onFailure = onFailure;
+    this.#log = log;
+    this.#socket = socket;
+    this.contained = new Containment(model, {
+      failed: (reason, guestSees) => {
+        onFailure(reason);
+        // A VMM may end its guest for it, which could have helped itself.
+        if (!guestSees) this.irqs.raise(VFIO_PCI_IRQ_INDEX.ERR, 0);
+      },
+      revived: () => {},
+    });
     this.memory = new ClientMemory(dma);
     this.irqs = new Irqs(model.info.irqs);
     this.logging = new ServedLog(this.memory, model.info.dmaLogging);
-    const failure = () => this.#failure;
+    this.custody = new Custody();
+    const failure = () => this.failure;
     this.driver = new MigrationDriver({
       id,
       info: model.info,
@@ -67,7 +84,7 @@ export class ServedDevice implements DeviceContext, Disposable {
   }
 
   get failure(): string | undefined {
-    return this.#failure;
+    return this.contained.failure;
   }
 
   /**
@@ -75,29 +92,61 @@ export class ServedDevice implements DeviceContext, Disposable {
    * undefined where nothing but a message can change that.
    */
   run(budgetMs: number): number | undefined {
-    if (this.#failure !== undefined || this.#mode === "stopped" || !this.model.busMaster) return undefined;
+    if (this.failure !== undefined || this.#mode === "stopped" || !this.model.busMaster) return undefined;
     if (this.#mode === "p2p-quiesced" && !this.model.info.separatesP2p) return undefined;
+    const wait = this.contained.run(budgetMs);
+    return this.failure === undefined ? wait : undefined;
+  }
+
+  /** VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, SET. @throws UapiError also of {@link Custody.check} */
+  async setState(next: MigState, user: Mover): Promise<void> {
+    this.custody.check(user, next);
+    const from = this.driver.state;
     try {
-      return this.model.run(budgetMs);
-    } catch (error) {
-      // A bug in a model: its stack is what helps to mend it.
-      this.fail(error instanceof Error ? (error.stack ?? error.message) : String(error));
-      return undefined;
+      await this.driver.setState(next);
+    } finally {
+      if (this.driver.state !== from) this.custody.moved(user, this.driver.state);
     }
   }
 
-  /** VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, SET. */
-  async setState(next: MigState): Promise<void> {
-    await this.driver.setState(next);
+  /**
+   * A connection is over. A migration that it was in the middle of is undone, if it can't have handed the machine over; the
+   * log says what became of the device. Does not throw.
+   */
+  async release(user: Mover): Promise<void> {
+    const from = this.model.info.migration === null ? "RUNNING" : this.driver.state;
+    const abandoned = this.custody.leave(user, from);
+    if (abandoned.what === "nothing") return;
+    const left = `${user.name} has gone and left '${this.id}' in ${from}`;
+    try {
+      if (abandoned.what === "stay") {
+        const migration = this.custody.report?.migration ?? null;
+        const advice = whatToDo(abandoned.stays, { socket: this.#socket, migration });
+        return this.#log(`${left}, where it stays; ${advice}`);
+      }
+      if (abandoned.what === "reset") await this.#reset();
+      else await this.driver.setState("RUNNING");
+      this.custody.clear();
+      this.#log(
+        `${left}: ${abandoned.what === "reset" ? "it is reset, since its state is another's" : "it runs again"}`,
+      );
+    } catch (error) {
+      this.#log(`${left}, and it can't be brought back: ${explain(error)}`);
+    }
   }
 
   /** VFIO_USER_DEVICE_RESET: also ends DMA logging and the migration's session. */
-  reset(): Promise<void> {
-    return this.driver.reset(async () => {
-      await this.logging.end();
-      this.model.reset();
-      this.#failure = undefined;
-    });
+  async reset(user: Mover): Promise<void> {
+    const before = this.custody.report;
+    await this.#reset();
+    if (before !== null && before.movedBy !== user.name) {
+      this.#log(`${user.name} has reset '${this.id}', which ends the migration of ${before.movedBy}`);
+    }
+  }
+
+  /** The device's one client has come. */
+  noteClient(name: string): void {
+    this.#noteMeanwhile(`${name} has come`);
   }
 
   get p2pQuiesced(): boolean {
@@ -120,23 +169,35 @@ export class ServedDevice implements DeviceContext, Disposable {
   async unpin(): Promise<void> {}
 
   fail(reason: string): void {
-    if (this.#failure !== undefined) return;
-    this.#failure = reason;
-    this.model.quiesce();
-    this.#onFailure(reason);
-    this.irqs.raise(VFIO_PCI_IRQ_INDEX.ERR, 0);
+    this.contained.fail(reason);
   }
 
   /** The client has gone: its memory and interrupts go, the device's state stays. */
-  forgetClient(): void {
+  forgetClient(name: string): void {
     this.memory.clear();
     this.irqs.clear();
+    this.#noteMeanwhile(`${name} has gone`);
   }
 
   [Symbol.dispose](): void {
     this.model[Symbol.dispose]();
     this.irqs.clear();
     this.memory[Symbol.dispose]();
+  }
+
+  #reset(): Promise<void> {
+    return this.driver.reset(async () => {
+      await this.logging.end();
+      this.contained.reset();
+      this.custody.clear();
+    });
+  }
+
+  /** A client that comes or goes does not disturb another's migration; whoever reads the log should know. */
+  #noteMeanwhile(what: string): void {
+    const { report } = this.custody;
+    if (report === null || what.startsWith(`${report.movedBy} `)) return;
+    this.#log(`${what} while '${this.id}' is in ${this.driver.state}, moved there by ${report.movedBy}`);
   }
 
   #setMode(mode: RunMode): void {
@@ -150,6 +211,10 @@ export interface ServedDeviceOptions {
   /** Taken over. */
   readonly model: DeviceModel;
   readonly dma: DmaMode;
+  /** The path of its socket, for messages. */
+  readonly socket?: string;
+  /** Takes lines about what became of the device, as opposed to what clients do wrong. Default: nobody does. */
+  readonly log?: (line: string) => void;
   /** The model can't go on. */
   readonly onFailure: (reason: string) => void;
 }

@@ -5,13 +5,24 @@ import { createArena } from "../../memory/arena.js";
 import { createMemfd } from "../../sys/memfd.js";
 import { mapFileOver } from "../../sys/mmap.js";
 import { POLLIN, PollSet } from "../../sys/poll.js";
-import { vfio_device_feature } from "../../uapi/vfio.js";
 import {
+  type MigState,
+  VFIO_DEVICE_FEATURE,
+  VFIO_DEVICE_FEATURE_SET,
+  VFIO_DEVICE_STATE,
+  vfio_device_feature,
+  vfio_device_feature_mig_state,
+} from "../../uapi/vfio.js";
+import {
+  DIRTMAP_COMMAND,
+  dirtmap_counters,
+  dirtmap_handover,
   VFIO_USER_F_DMA_REGION_READ,
   VFIO_USER_F_DMA_REGION_WRITE,
   vfio_user_dma_map,
   vfio_user_dma_unmap,
 } from "../../uapi/vfio-user.js";
+import type { ServerCounters } from "../client/counters.js";
 import { RawClient } from "../raw-client.test.helper.js";
 import type { DmaMode } from "./client-memory.js";
 import { type DeviceServer, startServer } from "./server.js";
@@ -132,6 +143,25 @@ export function feature(
   const argsz = vfio_device_feature.size + room;
   const { payload } = client.call("DEVICE_FEATURE", vfio_device_feature, { argsz, flags }, { data });
   return payload.subarray(vfio_device_feature.size);
+}
+
+/** VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, SET. */
+export function setState(client: RawClient, state: MigState): void {
+  const data = vfio_device_feature_mig_state.encode({ device_state: VFIO_DEVICE_STATE[state], data_fd: -1 });
+  feature(client, VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE.MIG_DEVICE_STATE, data);
+}
+
+/** DIRTMAP_COMMAND.COUNTERS: what the server tells of its device. */
+export function told(client: RawClient): ServerCounters {
+  const { payload } = client.call(DIRTMAP_COMMAND.COUNTERS, dirtmap_counters, { argsz: 65536 });
+  return JSON.parse(new TextDecoder().decode(payload.subarray(dirtmap_counters.size)).replace(/\0$/, ""));
+}
+
+/** DIRTMAP_COMMAND.HANDOVER */
+export function announce(client: RawClient, notice: number, migration: string, argsz?: number): void {
+  const data = Buffer.from(migration);
+  const size = dirtmap_handover.size + data.byteLength;
+  client.call(DIRTMAP_COMMAND.HANDOVER, dirtmap_handover, { argsz: argsz ?? size, notice }, { data });
 }
 
 /** Has the device do a DMA in its next slice of work; returns the fault, or `done`. */

@@ -1,6 +1,8 @@
 /** Lines per second of one client, and of all together: what clients do wrong must not fill a disk. */
 export const LINES_OF_CLIENT = 10;
 export const LINES_OF_ALL = 100;
+/** Lines per second about the device itself: apart from the others, so that what clients do wrong never drowns them. */
+export const LINES_OF_DEVICE = 10;
 
 const SECOND_MS = 1000;
 

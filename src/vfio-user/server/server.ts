@@ -1,15 +1,14 @@
-import { closeSync, lstatSync, rmSync } from "node:fs";
+import { closeSync, rmSync } from "node:fs";
 import { Worker } from "node:worker_threads";
 import { Feeder } from "../../devices/feeder.js";
 import { completeOptions, type Feed, type ModelOptions, type OptionValue } from "../../devices/servable.js";
 import { servableModel } from "../../devices/servable-models.js";
 import { DirtmapError, UsageError } from "../../errors.js";
 import { EventFd } from "../../sys/eventfd.js";
-import { connectTo, listenAt } from "../../sys/unix-socket.js";
 import { within } from "../../threads/within.js";
-import { isErrno, UapiError } from "../../uapi/errno.js";
 import { controlPath } from "../control-path.js";
 import type { DmaMode } from "./client-memory.js";
+import { groupId, listenAtFree } from "./listener.js";
 import { MAX_CONNECTIONS } from "./serve.js";
 
 /** A thread that has not come up, or gone down, after this long is not going to. */
@@ -27,6 +26,8 @@ export interface ServeDeviceOptions {
   readonly dma?: DmaMode;
   /** Busy polling: see ServeOptions. Default: false. */
   readonly busy?: boolean;
+  /** A group whose members may connect, too, by name or number. Default: this user alone may. */
+  readonly socketGroup?: string;
   /** Takes lines for the server's log: what clients did wrong, what went wrong with the device. Default: nobody does. */
   readonly log?: (line: string) => void;
 }
@@ -46,6 +47,8 @@ export interface ServerThreadData {
   readonly model: string;
   readonly options: ModelOptions;
   readonly id: string;
+  /** Of its socket, for messages. */
+  readonly path: string;
   readonly dma: DmaMode;
   readonly busy: boolean;
   readonly listener: number;
@@ -72,37 +75,37 @@ export type ServerThreadMessage =
  * Serves a device at a socket, on a thread of its own, to one client at a time and to any number who control it. Resolves
  * when it takes clients.
  * @throws UsageError for options that can't be, or a path at which no socket can be: `BAD_OPTION`, `NO_SUCH_MODEL`,
- * `BAD_SOCKET_PATH`, `SOCKET_IN_USE`; DirtmapError for a model that can't be started
+ * `BAD_SOCKET_PATH`, `SOCKET_IN_USE`, `UNSAFE_FOLDER`, `BAD_SOCKET_GROUP`; DirtmapError for a model that can't be started
  */
 export async function serveDevice(given: ServeDeviceOptions): Promise<DeviceServer> {
   const model = servableModel(given.model);
   const options = completeOptions(model, given.options ?? {});
-  const { path, id = model.name, dma = "auto", busy = false, log = () => {} } = given;
+  const { path, socketGroup, id = model.name, dma = "auto", busy = false, log = () => {} } = given;
   return startServer(
     new URL("./server-thread.js", import.meta.url),
     { model: model.name, options, id, dma, busy },
-    { path, log },
+    { path, log, ...(socketGroup === undefined ? {} : { group: groupId(socketGroup) }) },
   );
 }
 
 /** {@link serveDevice} with a thread of the caller's choice: tests have models of their own. */
 export async function startServer(
   entry: URL,
-  data: Omit<ServerThreadData, "listener" | "controlListener" | "stop" | "connections">,
-  { path, log }: { path: string; log: (line: string) => void },
+  data: Omit<ServerThreadData, "path" | "listener" | "controlListener" | "stop" | "connections">,
+  { path, ...access }: { path: string; group?: number; log: (line: string) => void },
 ): Promise<DeviceServer> {
-  const listener = listen(path, log);
+  const listener = listenAtFree(path, access);
   let controlListener: number;
   try {
-    controlListener = listen(controlPath(path), log);
+    controlListener = listenAtFree(controlPath(path), access);
   } catch (error) {
     closeSync(listener);
     rmSync(path, { force: true });
     throw error;
   }
-  const server = new ThreadedServer(path, log);
+  const server = new ThreadedServer(path, access.log);
   const connections = new Int32Array(new SharedArrayBuffer(MAX_CONNECTIONS * 4)).fill(-1);
-  await server.start(entry, { ...data, listener, controlListener, stop: server.stop.fd, connections });
+  await server.start(entry, { ...data, path, listener, controlListener, stop: server.stop.fd, connections });
   return server;
 }
 
@@ -210,56 +213,6 @@ function closeLeft({ listener, controlListener, connections }: ServerThreadData)
       // It died while it was closing them.
     }
   }
-}
-
-/**
- * Listens at a path. A socket there that nobody listens at is what a server left behind that was killed: it is removed.
- * @throws UsageError
- */
-function listen(path: string, log: (line: string) => void): number {
-  try {
-    return listenAt(path);
-  } catch (error) {
-    if (!isErrno(error, "EADDRINUSE")) throw unusable(path, error);
-  }
-  if (!isLeftBehind(path)) {
-    throw new UsageError(`there is something at '${path}' already`, {
-      code: "SOCKET_IN_USE",
-      remedy: "stop the server that listens there, remove the file, or name another path",
-    });
-  }
-  log(`${path} was left behind by a server that is gone: taken over`);
-  rmSync(path, { force: true });
-  try {
-    return listenAt(path);
-  } catch (error) {
-    throw unusable(path, error);
-  }
-}
-
-function isLeftBehind(path: string): boolean {
-  if (!lstatSync(path, { throwIfNoEntry: false })?.isSocket()) return false;
-  try {
-    connectTo(path)[Symbol.dispose]();
-    return false;
-  } catch (error) {
-    return isErrno(error, "ECONNREFUSED");
-  }
-}
-
-function unusable(path: string, error: unknown): unknown {
-  if (!(error instanceof UapiError)) return error;
-  const remedy = {
-    ENOENT: "make its directory first",
-    ENOTDIR: "name a path in a directory",
-    EACCES: "name a directory that you may write to",
-    EROFS: "name a directory that can be written to",
-  }[error.code as string];
-  return new UsageError(`no socket can be made at '${path}': ${error.code}`, {
-    code: "BAD_SOCKET_PATH",
-    remedy: remedy ?? "name another path",
-    cause: error,
-  });
 }
 
 function errorOf({ message, usage, code, remedy }: (ServerThreadMessage & { kind: "failed" })["error"]): Error {

@@ -2,15 +2,18 @@ import { closeSync } from "node:fs";
 import { DirtmapError, explain } from "../../errors.js";
 import { socketPair, type UnixSocket } from "../../sys/unix-socket.js";
 import { UapiError } from "../../uapi/errno.js";
-import { DIRTMAP_COMMAND, VFIO_USER_COMMAND } from "../../uapi/vfio-user.js";
+import { DIRTMAP_COMMAND, DIRTMAP_PROTOCOL, VFIO_USER_COMMAND } from "../../uapi/vfio-user.js";
+import { versionMismatch } from "../dirtmap-protocol.js";
 import { closeFds, type Message, MessageSocket } from "../message-socket.js";
 import type { Answer } from "./answer.js";
 import { getCounters } from "./counters.js";
+import type { Mover } from "./custody.js";
 import { deviceFeature, isProbe } from "./device-feature.js";
 import { getInfo, getRegionInfo, getRegionIoFds } from "./device-info.js";
 import { DmaChannel } from "./dma-channel.js";
 import { leavesMapped, mapDma, unmapDma } from "./dma-commands.js";
 import type { DmaLogUser } from "./dma-logging.js";
+import { announceHandover } from "./handover.js";
 import { getIrqInfo, setIrqs } from "./irq-commands.js";
 import { MigrationReader, writeMigrationData } from "./migration-data.js";
 import { readProposal, writeAgreement } from "./negotiation.js";
@@ -49,9 +52,11 @@ const CONTROL_COMMANDS: ReadonlySet<number> = new Set([
   VFIO_USER_COMMAND.DEVICE_FEATURE,
   VFIO_USER_COMMAND.MIG_DATA_READ,
   VFIO_USER_COMMAND.MIG_DATA_WRITE,
-  DIRTMAP_COMMAND.COUNTERS,
-  DIRTMAP_COMMAND.PRECOPY_INFO,
+  ...Object.values(DIRTMAP_COMMAND),
 ]);
+
+/** Commands of Dirtmap's own: for clients that have said which version of them they speak. */
+const OWN_COMMANDS: ReadonlySet<number> = new Set(Object.values(DIRTMAP_COMMAND));
 
 /**
  * A client that waits for the answer to a command before it serves DMA, as QEMU's main loop does while a vCPU waits, and a
@@ -84,7 +89,7 @@ const REGISTERS: ReadonlySet<number> = new Set([
  *
  * A client that does not read its replies is not listened to until it has: what waits for it is one reply.
  */
-export class Session implements DmaLogUser {
+export class Session implements DmaLogUser, Mover {
   readonly name: string;
   readonly kind: SessionKind;
   readonly #socket: MessageSocket;
@@ -103,6 +108,7 @@ export class Session implements DmaLogUser {
   #begun: Promise<void> | undefined;
   #heldBytes = 0;
   #negotiated = false;
+  #speaksDirtmap = false;
   #over = false;
 
   constructor(options: {
@@ -132,6 +138,11 @@ export class Session implements DmaLogUser {
   /** True while it waits for the client to read, and takes no more commands. */
   get unsent(): boolean {
     return this.#socket.unsent;
+  }
+
+  /** A client that speaks Dirtmap's own commands says so before it gives a machine up. */
+  get announces(): boolean {
+    return this.#speaksDirtmap;
   }
 
   /** True for one that is to be closed: a DMA found it gone, or it has not said its version in time. */
@@ -177,12 +188,17 @@ export class Session implements DmaLogUser {
     }
   }
 
-  /** Closes the connection, and ends what the client had: its log and, of the device's client, memory and interrupts. */
-  async close(): Promise<void> {
+  /**
+   * Closes the connection, and ends what the client had: its log, its migration ({@link Custody}) and, of the device's
+   * client, memory and interrupts. The migration is last: the device may run again by then.
+   * @param serverEnds and the device with it
+   */
+  async close({ serverEnds = false } = {}): Promise<void> {
     this.#over = true;
     await this.#finishBegun();
     await this.#device.logging.release(this);
-    if (this.kind === "main") this.#device.forgetClient();
+    if (this.kind === "main") this.#device.forgetClient(this.name);
+    if (!serverEnds) await this.#device.release(this);
     for (const { fds } of this.#held) closeFds(fds);
     this.#held = [];
     this.#twin?.[Symbol.dispose]();
@@ -228,6 +244,14 @@ export class Session implements DmaLogUser {
     if (this.kind === "control" && !CONTROL_COMMANDS.has(command) && isKnown(command)) {
       throw refusal("EPERM", nameOf(command), "use the device on a control connection", "use the device's own socket");
     }
+    if (OWN_COMMANDS.has(command) && !this.#speaksDirtmap) {
+      throw refusal(
+        "EPROTONOSUPPORT",
+        nameOf(command),
+        "do it for a client that named no version of Dirtmap's own commands",
+        `upgrade the client: it names version ${DIRTMAP_PROTOCOL} among its capabilities`,
+      );
+    }
     switch (command) {
       case VFIO_USER_COMMAND.REGION_READ:
         return this.#regions.read(message, this.#socket);
@@ -250,7 +274,7 @@ export class Session implements DmaLogUser {
       case VFIO_USER_COMMAND.DEVICE_SET_IRQS:
         return setIrqs(message, this.#device.irqs);
       case VFIO_USER_COMMAND.DEVICE_RESET:
-        return this.#device.reset().then(() => null);
+        return this.#device.reset(this).then(() => null);
       case VFIO_USER_COMMAND.DEVICE_FEATURE:
         return deviceFeature(message, { device: this.#device, user: this, socket: this.#socket });
       case VFIO_USER_COMMAND.MIG_DATA_READ:
@@ -261,6 +285,8 @@ export class Session implements DmaLogUser {
         return getCounters(message, this.#device);
       case DIRTMAP_COMMAND.PRECOPY_INFO:
         return this.#migration.precopyInfo(message);
+      case DIRTMAP_COMMAND.HANDOVER:
+        return announceHandover(message, this.#device.custody, this);
       case VFIO_USER_COMMAND.VERSION:
         throw refusal("EINVAL", nameOf(command), "agree on the version again", "connect anew");
       default:
@@ -278,6 +304,12 @@ export class Session implements DmaLogUser {
     const canTwin = proposal.twinSocket && proposal.maxFds > 0 && this.kind === "main";
     const agreement = { ...proposal, twinSocket: canTwin };
     const answer = writeAgreement(agreement);
+    const mismatch = agreement.dirtmap === null ? null : versionMismatch(agreement.dirtmap, "client", "server");
+    if (mismatch !== null) {
+      // It learns of it from the answer, and the operator of this side from the log.
+      this.#log(`${this.name} is closed: ${mismatch.problem}; ${mismatch.remedy}`);
+      return answer;
+    }
     let socket = this.#socket;
     if (canTwin) {
       const [own, client] = socketPair();
@@ -296,6 +328,7 @@ export class Session implements DmaLogUser {
       },
     });
     this.#negotiated = true;
+    this.#speaksDirtmap = agreement.dirtmap !== null;
     this.#over = false;
     return canTwin ? { payload: answer, fds: [this.#twinEnd] } : answer;
   }
@@ -387,9 +420,10 @@ export class Session implements DmaLogUser {
   }
 }
 
-const NAMES: ReadonlyMap<number, string> = new Map(
-  Object.entries(VFIO_USER_COMMAND).map(([name, number]) => [number, `VFIO_USER_${name}`]),
-);
+const NAMES: ReadonlyMap<number, string> = new Map([
+  ...Object.entries(VFIO_USER_COMMAND).map(([name, number]): [number, string] => [number, `VFIO_USER_${name}`]),
+  ...Object.entries(DIRTMAP_COMMAND).map(([name, number]): [number, string] => [number, `Dirtmap's ${name}`]),
+]);
 
 function isKnown(command: number): boolean {
   return NAMES.has(command);

@@ -55,7 +55,7 @@ test("trackers of this machine's devices are measured as far as they can be, and
       ?.qemu.arguments.map(({ value }) => value)
       .join(" ");
     expect(options).toContain(`sysfsdev=/sys/bus/mdev/devices/${idle.name}`);
-    const onlyBusy = linuxSite(host, { ids: [busy.name], memoryBytes: 8 * MiB });
+    const onlyBusy = linuxSite(host, { names: [busy.name], memoryBytes: 8 * MiB });
     await expect(onlyBusy).rejects.toMatchObject({ code: "NOTHING_TO_MEASURE" });
   } finally {
     rmSync(folder, { recursive: true, force: true });

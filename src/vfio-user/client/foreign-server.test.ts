@@ -3,7 +3,16 @@ import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 import { DmaMemory } from "../../memory/dma-memory.js";
 import { ERRNO, type ErrnoName } from "../../uapi/errno.js";
-import { VFIO_DEVICE_FEATURE, VFIO_DEVICE_FEATURE_PROBE, vfio_device_feature } from "../../uapi/vfio.js";
+import {
+  type MigState,
+  VFIO_DEVICE_FEATURE,
+  VFIO_DEVICE_FEATURE_GET,
+  VFIO_DEVICE_FEATURE_PROBE,
+  VFIO_DEVICE_FLAGS_RESET,
+  VFIO_DEVICE_STATE,
+  vfio_device_feature,
+  vfio_device_feature_mig_state,
+} from "../../uapi/vfio.js";
 import {
   VFIO_DEVICE_FEATURE_MASK,
   VFIO_USER_COMMAND,
@@ -17,8 +26,8 @@ import { type Command, FakeServer, versionReply } from "./fake-server.test.helpe
 import { VfioUserHost } from "./host.js";
 
 /*
- * The log of a server that is made with libvfio-user: it reports on exactly one region, and what it writes by messages its
- * client has to note.
+ * A server that is made with libvfio-user. Its log reports on exactly one region, and what it writes by messages its client
+ * has to note. Since its commit 4f4fce4 a reset leaves the migration's state as it is.
  */
 
 const HEAD = vfio_device_feature.size;
@@ -31,6 +40,8 @@ let host: VfioUserHost;
 let memory: DmaMemory;
 /** Regions by their address, with the bits of the log. */
 let log: Map<bigint, bigint>;
+/** Of the device; null: it can't be migrated. */
+let state: MigState | null;
 let serving: Promise<void>;
 let written: () => void;
 
@@ -39,6 +50,7 @@ beforeEach(() => {
   host = new VfioUserHost([{ path: server.path, id: "foreign" }]);
   memory = DmaMemory.allocate(2 * PAGES_EACH * PAGE_SIZE, { kind: "memfd" });
   log = new Map();
+  state = null;
   serving = serve();
 });
 afterEach(async () => {
@@ -72,12 +84,14 @@ function answer({ command, payload }: Command): Uint8Array | null | ErrnoName {
     case VFIO_USER_COMMAND.VERSION:
       return versionReply({});
     case VFIO_USER_COMMAND.DEVICE_GET_INFO:
-      return vfio_user_device_info.encode({ argsz: vfio_user_device_info.size });
+      return vfio_user_device_info.encode({ argsz: vfio_user_device_info.size, flags: VFIO_DEVICE_FLAGS_RESET });
+    case VFIO_USER_COMMAND.DEVICE_RESET:
+      return null;
     case VFIO_USER_COMMAND.DMA_MAP:
       log.set(vfio_user_dma_map.decode(payload).address, 0n);
       return null;
     case VFIO_USER_COMMAND.DMA_UNMAP:
-      return null;
+      return payload;
     case VFIO_USER_COMMAND.DEVICE_FEATURE:
       return feature(payload);
     default:
@@ -87,6 +101,9 @@ function answer({ command, payload }: Command): Uint8Array | null | ErrnoName {
 
 function feature(payload: Uint8Array): Uint8Array | null | ErrnoName {
   const { flags } = vfio_device_feature.decode(payload);
+  if (state !== null && (flags & VFIO_DEVICE_FEATURE_MASK) === VFIO_DEVICE_FEATURE.MIG_DEVICE_STATE) {
+    return migState(payload, flags);
+  }
   if ((flags & VFIO_DEVICE_FEATURE_PROBE) !== 0) return "EINVAL";
   if ((flags & VFIO_DEVICE_FEATURE_MASK) !== VFIO_DEVICE_FEATURE.DMA_LOGGING_REPORT) return payload;
   const { iova, length } = vfio_user_dma_logging_report.decode(payload, HEAD);
@@ -98,6 +115,18 @@ function feature(payload: Uint8Array): Uint8Array | null | ErrnoName {
   reply.writeBigUInt64LE(bits, payload.byteLength);
   log.set(iova, 0n);
   return reply;
+}
+
+function migState(payload: Uint8Array, flags: number): Uint8Array {
+  if ((flags & VFIO_DEVICE_FEATURE_PROBE) !== 0) return payload;
+  if ((flags & VFIO_DEVICE_FEATURE_GET) !== 0) {
+    const device_state = VFIO_DEVICE_STATE[state ?? "ERROR"];
+    return Buffer.concat([payload.subarray(0, HEAD), vfio_device_feature_mig_state.encode({ device_state })]);
+  }
+  const { device_state } = vfio_device_feature_mig_state.decode(payload, HEAD);
+  state =
+    (Object.keys(VFIO_DEVICE_STATE) as MigState[]).find((name) => VFIO_DEVICE_STATE[name] === device_state) ?? null;
+  return payload;
 }
 
 /** The device, with two regions of memory and its log on. */
@@ -144,4 +173,15 @@ it("is read region by region, and what was not asked for is kept until it is", a
   log.set(0n, 0b0100n);
   expect(await report(device, 1, 2 * PAGES_EACH - 1)).toEqual([2, 3, PAGES_EACH + 1]);
   expect(await report(device, 0, 2 * PAGES_EACH)).toEqual([]);
+});
+
+it("runs after a reset, and after it was opened, though its own reset leaves it where it is", async () => {
+  state = "STOP_COPY";
+  const device = await host.openDevice("foreign");
+  expect(state).toBe("RUNNING");
+  await device.setState("STOP");
+  expect(state).toBe("STOP");
+  await device.reset();
+  expect(state).toBe("RUNNING");
+  expect(await device.state()).toBe("RUNNING");
 });
