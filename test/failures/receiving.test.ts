@@ -359,7 +359,7 @@ describe("a destination that has received many", () => {
           journalDirectory: journals,
           signal: stop.signal,
         });
-        if (n % 2 === 0) await expect(source.offer(description, 1, `refused-${n}`)).rejects.toThrow("no room");
+        if (n % 2 === 0) await expect(source.offer(description, 1, `refused-${n}`)).rejects.toThrow("REFUSE");
         await source[Symbol.asyncDispose]();
         expect((await received).outcome).toBe("refused");
       }
