@@ -3,8 +3,8 @@
  * nothing.
  */
 
-export { DOWNTIME_LIMIT_MS } from "../migration/convergence.js";
 export { MAX_CHANNELS } from "../migration/data-plane.js";
+export { DOWNTIME_LIMIT_MS } from "../migration/limits.js";
 export { DEVICE_TRACKERS, TRACKING_DESIGNS as DESIGNS, UNTRACKED } from "../tracking/choice.js";
 
 export const HOSTS = ["emulated", "linux"] as const;

@@ -111,6 +111,16 @@ describe("wrong usage is refused in one line that says what would work, with exi
       ["migrate", "--untracked", "vf0=suspnd"],
       /there is no mode 'suspnd'; did you mean 'suspend'\?/,
     ],
+    [
+      "a tracker under a design that asks no device",
+      ["plan", "--scenario", "case-b", "--design", "type1", "--tracker", "vf0=device"],
+      /the tracker for vf0 has no effect under the design type1.*leave it out, or use another design/,
+    ],
+    [
+      "a suspension under a design that counts everything as dirty",
+      ["migrate", "--scenario", "case-b", "--design", "type1", "--untracked", "vf0=suspend"],
+      /what happens untracked for vf0 has no effect under the design type1/,
+    ],
     ["an unknown design", ["plan", "--design", "type2"], /there is no design 'type2'; did you mean 'type1'\?/],
     [
       "an address that is none",

@@ -23,6 +23,7 @@ const DESCRIBED = [
   "all that can be measured",
   "none",
   "on a terminal until told",
+  "only this user",
   "the model's",
   "the newest",
   "the scenario's",
@@ -34,6 +35,8 @@ const DESCRIBED = [
 const NO_DEFAULTS = [
   // A destination that was told nothing runs nothing.
   "this.#hello?.runAfterMs ?? 0",
+  // A receiver before any channel has met it.
+  "channels: 0, meeting: 0",
   // Long on purpose: what is left to move after the first round is compared.
   "const MIGRATIONS = {",
 ];

@@ -4,6 +4,7 @@ import { MiB } from "../memory/address.js";
 import { layoutRegions } from "../memory/guest-memory.js";
 import { formatSize } from "../observe/format.js";
 import type { Policy } from "../tracking/choice.js";
+import { refuseWithoutEffect } from "../tracking/designs.js";
 import { isMeasured } from "./choices.js";
 import { whoDecides } from "./measured.js";
 import { suggest } from "./nearest.js";
@@ -22,7 +23,7 @@ export interface Request {
 /**
  * Reads the scenario and puts the options over it.
  * @throws UsageError for an unknown or malformed scenario, an unknown device, memory that doesn't fit, measurements that can't
- * be followed
+ * be followed, and options that the design does not heed
  */
 export function readRequest(options: MachineOptions & PolicyOptions & LinkOptions): Request {
   const { name, machine, migration } = loadScenario(options.scenario);
@@ -33,6 +34,15 @@ export function readRequest(options: MachineOptions & PolicyOptions & LinkOption
     p2p: options.p2p ?? machine.p2p,
   };
   checkDevices(description, options);
+  const design = options.design ?? migration.design;
+  refuseWithoutEffect(design, {
+    order: options.policy,
+    trackers: options.tracker,
+    granules: options.granule,
+    domain: options.domain,
+    untracked: options.untracked?.all,
+    untrackedDevices: options.untracked?.devices,
+  });
   // Measurements that the operator names are meant to be followed, also where the scenario names a tracker.
   const measured = options.policy !== undefined && isMeasured(options.policy);
   const policy: Policy = {
@@ -47,7 +57,7 @@ export function readRequest(options: MachineOptions & PolicyOptions & LinkOption
       ...options.untracked?.devices,
     },
   };
-  return { scenario: name, description, policy, design: options.design ?? migration.design, defaults: migration };
+  return { scenario: name, description, policy, design, defaults: migration };
 }
 
 function checkDevices({ devices }: MachineDescription, { tracker, granule, untracked }: PolicyOptions): void {

@@ -117,6 +117,52 @@ describe("convergence", () => {
     expect(error.remedy).toContain(`--downtime-limit to ${verdict.neededLimitMs}ms`);
   });
 
+  describe("what it advises can work:", () => {
+    const verdict = {
+      kind: "does-not-converge",
+      expectedDowntimeMs: 500,
+      why: "always-dirty",
+      neededLimitMs: 600,
+      capped: false,
+      owners: [{ owner: "blk0", everything: true }],
+    } as const;
+    const remedy = (
+      given: Partial<typeof verdict> | object,
+      known?: Parameters<typeof doesNotConverge>[2],
+      limits = {},
+    ) => doesNotConverge({ ...verdict, ...given }, { ...conditions, ...limits }, known).remedy;
+    const ways = (stops: boolean, ...trackers: string[]) => ({ ways: [{ device: "blk0", stops, trackers }] });
+
+    it("a tracker only for a device that has one, a suspension only for one that supports STOP", () => {
+      const raise = "raise --downtime-limit to 600ms";
+      const suspend = "suspend blk0 for the migration (--untracked suspend)";
+      expect(remedy({}, ways(true))).toBe(`${suspend} or ${raise}`);
+      expect(remedy({}, ways(false))).toBe(raise);
+      expect(remedy({}, ways(false, "device"))).toBe(`give blk0 a tracker (--tracker blk0=device) or ${raise}`);
+      expect(remedy({})).toMatch(/if it supports STOP.*if it has one/);
+    });
+
+    it("neither where the design follows no device's tracker", () => {
+      expect(remedy({}, { ...ways(true, "device"), design: "type1" })).toBe(
+        "use another design than type1 (--design split) or raise --downtime-limit to 600ms",
+      );
+    });
+
+    it("more channels only below the bandwidth that is allowed, and more bandwidth only at it", () => {
+      const tracked = { why: "no-progress", owners: [{ owner: "nic0", everything: false }] };
+      expect(remedy(tracked)).toMatch(/^lower their load, use more --channels or raise/);
+      expect(remedy({ ...tracked, capped: true })).toMatch(/^lower their load, raise --bandwidth or raise/);
+      const slow = { ram: 1024 * MiB, speed: 1e8, rate: 2e8, footprint: 512 * MiB };
+      expect(simulate(slow, { ...conditions, bandwidth: 1e8 }).verdict).toMatchObject({ capped: true });
+      expect(simulate(slow).verdict).toMatchObject({ capped: false });
+    });
+
+    it("no faster way where even nothing takes too long, and no limit that can't be asked for", () => {
+      expect(remedy({ why: "no-progress", owners: [] }, {}, { fixedMs: 100 })).toBe("raise --downtime-limit to 600ms");
+      expect(remedy({ neededLimitMs: 4e6 }, ways(false))).toBeUndefined();
+    });
+  });
+
   it("advises a limit with which the same workload does converge", () => {
     fc.assert(
       fc.property(

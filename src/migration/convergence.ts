@@ -1,5 +1,6 @@
 import { DirtmapError } from "../errors.js";
 import { MiB, PAGE_SIZE } from "../memory/address.js";
+import { DOWNTIME_LIMIT_MS } from "./limits.js";
 
 /*
  * When to stop the machine: once what is left, moved at the speed that was measured, takes no longer than the downtime
@@ -22,9 +23,6 @@ export interface RoundFacts {
 
 type RoundSize = Pick<RoundFacts, "pages" | "zeroPages">;
 
-/** Bounds of the downtime limit. */
-export const DOWNTIME_LIMIT_MS = { min: 1, max: 3_600_000 } as const;
-
 /** What else goes into a downtime. */
 export interface Conditions {
   readonly downtimeLimitMs: number;
@@ -46,6 +44,8 @@ export type Verdict =
       readonly why: "always-dirty" | "no-progress" | "max-rounds";
       /** The limit with which it would have worked. */
       readonly neededLimitMs: number;
+      /** What is moved is as much as the bandwidth allows: more channels move no more. */
+      readonly capped: boolean;
       /** Tracker owners in the way, the worst first. */
       readonly owners: readonly { readonly owner: string; readonly everything: boolean }[];
     };
@@ -58,6 +58,8 @@ export const ZERO_BYTES_PER_SECOND = 8e9;
 const ENOUGH_BYTES = 8 * MiB;
 /** Rounds without progress after which there will be none. A busy machine has slow rounds in between. */
 const PATIENCE = 8;
+/** The part of the bandwidth from which on it is what limits the speed: a token bucket is never used up entirely. */
+const CAPPED = 0.9;
 /** Progress is an expected downtime that is a tenth less. */
 const PROGRESS = 0.9;
 
@@ -119,6 +121,7 @@ export function judge(history: readonly RoundFacts[], conditions: Conditions): V
     expectedDowntimeMs,
     why,
     neededLimitMs: comfortable(expected(bytes)),
+    capped: speed >= conditions.bandwidth * CAPPED,
     owners: ownersInTheWay(last),
   });
   if (expected(last.alwaysDirtyBytes) > conditions.downtimeLimitMs && last.alwaysDirtyBytes > 0) {
@@ -155,13 +158,27 @@ function ownersInTheWay({ owners }: RoundFacts): { owner: string; everything: bo
     .map(({ owner, everything }) => ({ owner, everything }));
 }
 
-/** The error for a verdict `does-not-converge`: who is in the way, and what would work. */
+/** What is known of a machine's devices, so that what is advised can work. */
+export interface DeviceWays {
+  readonly device: string;
+  /** It supports STOP, and so can be suspended. */
+  readonly stops: boolean | "unknown";
+  /** Trackers with bits that it has, and doesn't get. */
+  readonly trackers: readonly string[];
+}
+
+/**
+ * The error for a verdict `does-not-converge`: who is in the way, and what would work.
+ * @param ways of the devices in the way; of one that is missing nothing is known
+ * @param design one that follows no device's tracker, so that neither trackers nor a suspension help; null: `split`
+ */
 export function doesNotConverge(
   verdict: Extract<Verdict, { kind: "does-not-converge" }>,
-  { downtimeLimitMs, bandwidth }: Conditions,
+  conditions: Conditions,
+  { ways = [], design = null }: { readonly ways?: readonly DeviceWays[]; readonly design?: string | null } = {},
 ): DirtmapError {
+  const { downtimeLimitMs } = conditions;
   const names = verdict.owners.map(({ owner }) => (owner === "cpu" ? "the vCPUs" : owner)).join(", ");
-  const untracked = verdict.owners.filter(({ everything }) => everything).map(({ owner }) => owner);
   const expected = Math.ceil(verdict.expectedDowntimeMs);
   const because = {
     "always-dirty": `all that ${names} may write counts as dirty at all times`,
@@ -172,24 +189,56 @@ export function doesNotConverge(
         ? "the rounds allowed were used up"
         : `the rounds allowed were used up, most of the rest is by ${names}`,
   }[verdict.why];
-  // A limit that the option would not take is no advice.
-  const raise =
-    verdict.neededLimitMs <= DOWNTIME_LIMIT_MS.max ? [`raise --downtime-limit to ${verdict.neededLimitMs}ms`] : [];
-  const faster = Number.isFinite(bandwidth) ? "allow more --bandwidth" : "use more --channels";
-  const remedies =
-    untracked.length > 0
-      ? [
-          `suspend ${untracked.join(", ")} for the migration, if it can be stopped (--untracked suspend)`,
-          "give it a tracker, if it has one (`dirtmap probe` tells)",
-          ...raise,
-        ]
-      : [...(names === "" ? [] : ["lower their load"]), faster, ...raise];
+  const untracked = verdict.owners.filter(({ everything }) => everything).map(({ owner }) => owner);
+  const remedies = [
+    ...(untracked.length > 0
+      ? design === null
+        ? waysOf(untracked, ways)
+        : [`use another design than ${design} (--design split)`]
+      : faster(verdict, conditions)),
+    // A limit that the option would not take is no advice.
+    ...(verdict.neededLimitMs <= DOWNTIME_LIMIT_MS.max ? [`raise --downtime-limit to ${verdict.neededLimitMs}ms`] : []),
+  ];
   return new DirtmapError(
     `the migration doesn't converge: a downtime of ${expected} ms is expected and ${downtimeLimitMs} ms allowed; ${because}`,
     {
       code: "DOES_NOT_CONVERGE",
       attempted: `stop the machine for at most ${downtimeLimitMs} ms`,
-      remedy: [remedies.slice(0, -1).join(", "), ...remedies.slice(-1)].filter((part) => part !== "").join(" or "),
+      ...(remedies.length === 0 ? {} : { remedy: anyOf(remedies) }),
     },
   );
+}
+
+/** What gets devices without a tracker out of the way, each of them. */
+function waysOf(untracked: readonly string[], ways: readonly DeviceWays[]): string[] {
+  const known = untracked.map(
+    (device) => ways.find((one) => one.device === device) ?? { device, stops: "unknown" as const },
+  );
+  const stopping = known.filter(({ stops }) => stops !== false);
+  const doubt = stopping.some(({ stops }) => stops === "unknown") ? ", if it supports STOP" : "";
+  const tracked = known.flatMap((one) => {
+    const [tracker] = "trackers" in one ? one.trackers : [];
+    return tracker === undefined ? [] : [`give ${one.device} a tracker (--tracker ${one.device}=${tracker})`];
+  });
+  const unsure = known.some((one) => !("trackers" in one)) ? ["give it a tracker, if it has one (--tracker)"] : [];
+  const stop =
+    stopping.length === 0
+      ? []
+      : [`suspend ${stopping.map(({ device }) => device).join(", ")} for the migration${doubt} (--untracked suspend)`];
+  return [...stop, ...tracked, ...unsure];
+}
+
+/** What lets memory be sent faster than it is dirtied. */
+function faster(
+  { owners, capped }: Extract<Verdict, { kind: "does-not-converge" }>,
+  { fixedMs, downtimeLimitMs }: Conditions,
+): string[] {
+  // What takes too long without a byte to send gets no shorter by sending faster.
+  const sending = fixedMs >= downtimeLimitMs ? [] : [capped ? "raise --bandwidth" : "use more --channels"];
+  return [...(owners.length === 0 ? [] : ["lower their load"]), ...sending];
+}
+
+function anyOf(remedies: readonly string[]): string {
+  const [last, ...before] = [...remedies].reverse();
+  return before.length === 0 ? last : `${before.reverse().join(", ")} or ${last}`;
 }

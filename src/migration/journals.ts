@@ -99,11 +99,11 @@ function whatIsOver({ side, state }: JournalRecord, alive: boolean): string {
   }
 }
 
-/** For how long journals that are over are kept: a source elsewhere may still wait for what they tell. */
+/** How long journals that are over are kept: the operator of a source elsewhere may need what they tell. */
 export const KEPT_DAYS = 30;
 const KEPT_MS = KEPT_DAYS * 86_400_000;
 
-/** For how long a socket without a journal is left alone: it may be about to get one. */
+/** How long a socket without a journal is left alone: its journal may be newer than the look at the journals. */
 const ORPHAN_MS = 60_000;
 
 /**

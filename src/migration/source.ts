@@ -6,6 +6,7 @@ import type { Machine } from "../host/host.js";
 import { machineShape } from "../host/shape.js";
 import { PAGE_SIZE } from "../memory/address.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
+import type { DeviceCapabilities } from "../tracking/capabilities.js";
 import { type Policy, policyName, type TrackingDesign } from "../tracking/choice.js";
 import { openDesign } from "../tracking/designs.js";
 import type { DirtyRead, DirtySource } from "../tracking/dirty-source.js";
@@ -144,6 +145,7 @@ class Source {
   #signal: AbortSignal;
 
   #devices: MigratableDevice[] = [];
+  #probed: readonly DeviceCapabilities[] = [];
   #tracking: DirtySource | undefined;
   #suspension: Suspension | undefined;
   #peer: Peer | undefined;
@@ -215,7 +217,8 @@ class Source {
     const { transport, description, policy, design, channels = DEFAULTS.channels } = this.#options;
     decisionSocket(this.#directory, this.#migration);
     this.#devices = await migratableDevices(this.#machine);
-    const choices = chooseTrackers(await probeMachine(this.#machine), policy);
+    this.#probed = await probeMachine(this.#machine);
+    const choices = chooseTrackers(this.#probed, policy);
     const shape = await machineShape(this.#machine);
     this.#signal.throwIfAborted();
     const peer = new Peer(await transport.connect(this.#signal));
@@ -260,7 +263,7 @@ class Source {
       takeBack: () => this.#takeBack(),
       warn: (text) => this.#warnings.push(text),
     });
-    // Open long before GO: whoever decides just after GO is heard.
+    // Open long before GO, so that a decision just after GO is heard.
     this.#decisions = await DecisionListener.open(this.#directory, this.#migration, (decision) =>
       handover.decide(decision),
     );
@@ -322,7 +325,7 @@ class Source {
       const conditions = await this.#conditions(read);
       const verdict = judge(history, conditions);
       this.#progress.noteRead(verdict.expectedDowntimeMs, read);
-      if (verdict.kind === "does-not-converge") throw doesNotConverge(verdict, conditions);
+      if (verdict.kind === "does-not-converge") throw doesNotConverge(verdict, conditions, this.#ways());
       // What devices can still send while they run is not left for the downtime, within reason.
       if (verdict.kind === "switch-over" && (drained || history.length >= conditions.maxRounds)) return round;
     }
@@ -333,6 +336,17 @@ class Source {
     if (this.#streams.size === 0) return;
     await this.#otherSide.send({ type: "CHECK_STATE", round });
     await this.#otherSide.expect(["STATE_TAKEN"], this.#timeouts.readyMs, this.#signal);
+  }
+
+  /** What is known of the devices, for advice that can work. */
+  #ways(): Parameters<typeof doesNotConverge>[2] {
+    const { design } = this.#options;
+    const ways = this.#probed.map(({ id, migration, trackers }) => ({
+      device: id,
+      stops: migration === "unknown" ? migration : migration?.stopCopy === true,
+      trackers: (["iommu", "device", "pinned"] as const).filter((kind) => trackers[kind].available === true),
+    }));
+    return { ways, design: design === "type1" ? design : null };
   }
 
   /** Who reported how much, with the devices' own names where a container reports for all that it can't follow. */

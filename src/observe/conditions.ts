@@ -116,7 +116,7 @@ const CONDITIONS: readonly Condition[] = [
   condition("Transport", "transport", ({ scheme, local }) =>
     local ? `${scheme}, to a process on the same machine` : scheme,
   ),
-  condition("Bandwidth", "bandwidth", (bandwidth) => formatRate(bandwidth ?? Number.POSITIVE_INFINITY)),
+  condition("Bandwidth", "bandwidth", (rate) => (rate === null ? "unlimited" : formatRate(rate))),
   condition("Channels", "channels", String),
   condition("Downtime limit", "downtimeLimitMs", formatMs),
   condition("Rounds at most", "maxRounds", String),

@@ -18,7 +18,8 @@ describe("a process's identity", () => {
     expect(lives({ ...thisProcess(), boot: "another" })).toBe(false);
   });
 
-  it("of another computer's process tells nothing", () => {
+  it("of another computer's process, or without a start, tells nothing", () => {
+    expect(lives({ ...thisProcess(), started: "" })).toBe(null);
     expect(lives({ ...thisProcess(), boot: "another", host: "elsewhere" })).toBe(null);
   });
 

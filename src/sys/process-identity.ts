@@ -10,7 +10,7 @@ import { hostname } from "node:os";
 /** A process, as others recognize it: for files that outlive it. */
 export interface ProcessIdentity {
   readonly pid: number;
-  /** When it started, in the system's own terms: equal for the same process only. */
+  /** When it started, in the system's own terms: equal for the same process only. Empty if the system doesn't say. */
   readonly started: string;
   /** The boot that it ran in; empty if the system has no name for it. */
   readonly boot: string;
@@ -44,19 +44,21 @@ export function parseIdentity(json: string): ProcessIdentity | null {
 }
 
 /**
- * Does the process live? Null if that can't be told from here: it ran on another computer. One that has ended and was not
- * yet waited for (a zombie) does not live: its memory is gone.
+ * Does the process live? Null if that can't be told from here: it ran on another computer, or the system doesn't say when
+ * processes started (/proc is not mounted). One that has ended and was not yet waited for (a zombie) does not live: its
+ * memory is gone.
  */
 export function lives({ pid, started, boot, host }: ProcessIdentity): boolean | null {
   const here = thisProcess();
+  if (started === "" || here.started === "") return null;
   if (boot !== here.boot) return host === here.host ? false : null;
   if (host !== here.host && boot === "") return null;
   return startOf(pid) === started;
 }
 
-/** Is there a process of this pid, whichever? */
+/** Is there a process of this pid, whichever? True if that can't be told. */
 export function isAlive(pid: number): boolean {
-  return startOf(pid) !== null;
+  return startOf(pid) !== null || thisProcess().started === "";
 }
 
 /** When the process started; null if there is none, or it has ended. */

@@ -12,7 +12,7 @@ import { writeWholeFile } from "./whole-file.js";
 
 const PREFIX = "dirtmap-";
 const OWNER = ".owner";
-/** For how long a folder without an owner is left alone: it may be about to get one. */
+/** How long a folder without an owner is left alone: it may be about to get one. */
 const ORPHAN_MS = 3_600_000;
 
 /** What temporary folders are for; it is in their names. */

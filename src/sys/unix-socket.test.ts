@@ -1,9 +1,9 @@
-import { closeSync, fstatSync, mkdtempSync, openSync, readSync, rmSync, writeFileSync } from "node:fs";
+import { closeSync, fstatSync, mkdtempSync, openSync, readSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { POLLIN, PollSet } from "./poll.js";
-import { accept, connectTo, listenAt, socketPair, type UnixSocket } from "./unix-socket.js";
+import { accept, connectTo, isBound, listenAt, socketPair, type UnixSocket } from "./unix-socket.js";
 
 function receiveAll(socket: UnixSocket, bytes: number): { data: Buffer; fds: number[] } {
   const data = Buffer.alloc(bytes);
@@ -85,6 +85,32 @@ describe.runIf(process.platform === "linux")("a UNIX socket", () => {
     expect(fstatSync(fds[0]).isDirectory()).toBe(true);
     closeSync(fds[0]);
     expect(right.receive(into, 0, fds)).toBe(5);
+  });
+
+  it("tells whether a path is held, without a connection, and who holds it", () => {
+    const path = join(folder, "held");
+    const listener = listenAt(path);
+    expect(isBound(path)).toBe(true);
+    expect(new PollSet([{ fd: listener, events: POLLIN }]).wait(0)).toBe(0);
+    using client = connectTo(path);
+    expect(client.peer).toMatchObject({ pid: process.pid, uid: process.getuid?.() });
+    closeSync(listener);
+    expect(isBound(path)).toBe(false);
+    expect(() => isBound(join(folder, "none"))).toThrow(expect.objectContaining({ code: "ENOENT" }));
+  });
+
+  it("listens for its owner alone, whatever the umask, or for a group, which has it before a connection is taken", () => {
+    const before = process.umask(0);
+    try {
+      for (const group of [undefined, process.getgid?.() ?? 0]) {
+        const path = join(folder, `mode-${group}`);
+        const listener = listenAt(path, group === undefined ? {} : { group });
+        expect(statSync(path).mode & 0o777).toBe(group === undefined ? 0o600 : 0o660);
+        closeSync(listener);
+      }
+    } finally {
+      process.umask(before);
+    }
   });
 
   it("listens at a path, is refused where something is, and takes connections", () => {

@@ -126,6 +126,16 @@ describe("areas", () => {
     }
   });
 
+  test.each([1, 31, 32, 33])("that begin %d pages behind a bitmap's first words take what is theirs", (by) => {
+    const [, low] = writeableAreas(memory);
+    const into = new RamBitmap(memory);
+    const dirty = new DirtyBitmap({ iova: low.iova - 32n * 4096n, length: 256n * 4096n, granule: PAGE_SIZE });
+    dirty.setAll();
+    const bytes = BigInt(by) * 4096n;
+    addDirty(into, dirty, [{ iova: low.iova + bytes, length: 64n * 4096n, guestPage: low.guestPage + by }]);
+    expect(markedPages(into)).toEqual(Array.from({ length: 64 }, (_, i) => low.guestPage + by + i));
+  });
+
   test.each([31, 32, 33, 63, 64, 65])("take the first %d pages of a longer bitmap, and no more", (pages) => {
     const [, low] = writeableAreas(memory);
     for (const shift of [0n, 1n, 32n]) {

@@ -3,7 +3,7 @@ import type { ContainerDesign, ContainerMember } from "../host/designs.js";
 import type { AttachedDevice, Machine } from "../host/host.js";
 import { writeableAreas } from "./areas.js";
 import { type ArrangedDomain, arrange } from "./arrangement.js";
-import type { TrackerChoice, TrackingDesign } from "./choice.js";
+import type { TrackerChoice, TrackingDesign, Untracked } from "./choice.js";
 import { Collector, type CollectorHooks, type TrackerRequest } from "./collector.js";
 import type { DirtySource } from "./dirty-source.js";
 import type { DirtyTracker } from "./tracker.js";
@@ -68,7 +68,7 @@ async function openContained(
       remedy: "use the design 'split', or the emulated host",
     });
   }
-  const choices = design === "type1" ? asType1Sees(chosen, machine) : chosen;
+  const choices = choicesUnder(design, chosen, machine);
   const arrangement = await arrange(machine, choices, signal);
   undo.add("restore the devices' domains", () => arrangement[Symbol.asyncDispose]());
   const members = choices.map((choice) => memberOf(choice, machine, arrangement.domains));
@@ -149,11 +149,53 @@ function ownerOf({ devices }: ArrangedDomain): string {
   return devices.join("+");
 }
 
+/** What the operator asks by name. What is left out is not asked for. */
+export interface AskedPolicy {
+  readonly order?: unknown;
+  readonly trackers?: Readonly<Record<string, unknown>> | undefined;
+  readonly granules?: Readonly<Record<string, unknown>> | undefined;
+  readonly domain?: unknown;
+  readonly untracked?: Untracked | undefined;
+  readonly untrackedDevices?: Readonly<Record<string, Untracked>> | undefined;
+}
+
+/**
+ * Refuses what an operator asks for where the design would not heed it: type1 asks no device, and counts a suspended one's
+ * pages as dirty all the same.
+ * @throws UsageError `NO_EFFECT`
+ */
+export function refuseWithoutEffect(design: TrackingDesign, asked: AskedPolicy): void {
+  if (design !== "type1") return;
+  const named = (option: string, devices: object = {}) => Object.keys(devices).map((id) => `${option} for ${id}`);
+  const [first] = [
+    ...(asked.order === undefined ? [] : ["the policy"]),
+    ...named("the tracker", asked.trackers),
+    ...named("the granule", asked.granules),
+    ...(asked.domain === undefined ? [] : ["the domain"]),
+    ...(asked.untracked === "suspend" ? ["the suspension of untracked devices"] : []),
+    ...named("what happens untracked", asked.untrackedDevices),
+  ];
+  if (first === undefined) return;
+  throw new UsageError(`${first} has no effect under the design type1, which asks no device for its dirty pages`, {
+    code: "NO_EFFECT",
+    remedy: "leave it out, or use another design (--design split)",
+  });
+}
+
+/** The choices as a design follows them: type1 heeds none, and says what it does instead. */
+export function choicesUnder(
+  design: TrackingDesign,
+  choices: readonly TrackerChoice[],
+  machine: Pick<Machine, "devices">,
+): readonly TrackerChoice[] {
+  return design === "type1" ? asType1Sees(choices, machine) : choices;
+}
+
 /**
  * type1 consults no device's log and no IOMMU's dirty bits. It knows what mdevs pin, and falls back to all that is mapped
  * where one device is in the container that pins nothing.
  */
-function asType1Sees(choices: readonly TrackerChoice[], { devices }: Machine): TrackerChoice[] {
+function asType1Sees(choices: readonly TrackerChoice[], { devices }: Pick<Machine, "devices">): TrackerChoice[] {
   const unpinned = devices.filter(({ mdev }) => !mdev).map(({ id }) => id);
   const what =
     unpinned.length === 0

@@ -61,7 +61,7 @@ test("knows who ever reported a page, at the edges of words", () => {
     { owner: "nic0", pages: pagesOf([0, 31, 32]), readMs: 1 },
     { owner: "cpu", pages: pagesOf([32, 63]), readMs: 1 },
   ]);
-  ledger.record([{ owner: "nic0", pages: pagesOf([64]), readMs: 1 }]);
+  ledger.record([{ owner: "nic0", pages: pagesOf([33, 64]), readMs: 1 }]);
   const { arena, arenaPage } = memory.regions.find(({ firstPage }) => firstPage === 256) ?? memory.regions[0];
   const owners = (page: number) => ledger.ownersOf(arena, arenaPage + page);
   expect([0, 1, 30, 31, 32, 33, 62, 63, 64, 65].map((page) => owners(page))).toEqual([
@@ -70,7 +70,7 @@ test("knows who ever reported a page, at the edges of words", () => {
     [],
     ["nic0"],
     ["nic0", "cpu"],
-    [],
+    ["nic0"],
     [],
     ["cpu"],
     ["nic0"],

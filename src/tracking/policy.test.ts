@@ -150,6 +150,11 @@ describe("what can't be asked for", () => {
   });
 });
 
+test("what is to happen to a device untracked is said not to apply where it has a tracker", () => {
+  const [choice] = chooseTrackers([nic0], { ...DEFAULT_POLICY, untrackedDevices: { nic0: "suspend" } });
+  expect(choice).toMatchObject({ suspend: false, reason: expect.stringMatching(/so that 'suspend' does not apply$/) });
+});
+
 describe("what nothing is known of", () => {
   const strange = device("new0", { own: "unknown", iommu: false, stop: "unknown" });
 

@@ -62,7 +62,9 @@ function chooseOne(device: DeviceCapabilities, policy: Policy): TrackerChoice {
     granule,
     domain: ownDomain(device, tracker, granule),
     suspend: false,
-    reason: measured?.reason ?? reasonFor(device, tracker, policy, override !== undefined),
+    reason: `${measured?.reason ?? reasonFor(device, tracker, policy, override !== undefined)}${
+      untracked === undefined ? "" : `; it has a tracker, so that '${untracked}' does not apply`
+    }`,
     alternatives: alternatives(device, tracker, policy, passed ?? (override === undefined ? null : ASKED)),
   };
 }

@@ -600,7 +600,9 @@ describe("a message of the handover at the wrong time", () => {
   const READY = { type: "READY", rootDigest: "0".repeat(64) } as const;
 
   it("READY before PREPARE is refused by the source", async () => {
-    const pair = await started({ sourceHears: behind("ACCEPT", READY) });
+    // Without pre-copied state, about which the source would ask before that.
+    const support = { stopCopy: true, p2p: true, preCopy: false };
+    const pair = await started({ sourceHears: behind("ACCEPT", READY), machine: { support } });
     const report = await pair.migrate();
     expectSourceRuns(pair, report, "failed", "UNEXPECTED_MESSAGE");
     expect(report.error?.message).toContain("READY arrived before PREPARE was sent");

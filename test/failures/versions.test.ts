@@ -138,8 +138,10 @@ describe("vfio-user, on the device's and on the control connection,", () => {
   it("takes what an older client proposes and what an older server answers", () => {
     const proposal = fixture("vfio-user-v0.1-proposal.bin");
     const agreement = fixture("vfio-user-v0.1-agreement.bin");
-    expect(readProposal(proposal)).toEqual(readProposal(writeProposal()));
-    expect(readAgreement(agreement)).toEqual(readAgreement(writeAgreement(readProposal(proposal))));
+    // It said nothing of Dirtmap's own commands yet.
+    expect(readProposal(proposal)).toEqual({ ...readProposal(writeProposal()), dirtmap: null });
+    const { dirtmap: _, ...taken } = readAgreement(agreement);
+    expect(readAgreement(writeAgreement(readProposal(proposal)))).toMatchObject(taken);
   });
 
   it("says which versions it speaks where another is proposed or chosen", () => {

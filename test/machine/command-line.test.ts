@@ -127,7 +127,9 @@ migration: { downtimeLimit: 2s }
 });
 
 describe("a source that is killed", () => {
-  it("leaves no socket, disk or feed that the next command does not remove, and its journal", async () => {
+  it("leaves no socket, disk or feed that the next command does not remove, and its journal", {
+    timeout: 300_000,
+  }, async () => {
     const root = mkdtempSync(join(tmpdir(), "dirtmap-killed-"));
     const before = { ...process.env };
     Object.assign(process.env, { TMPDIR: root, XDG_RUNTIME_DIR: root });
@@ -147,7 +149,7 @@ describe("a source that is killed", () => {
       const disk = ["--scenario", "queued-io", "--memory", "64M", "--to", String(address)];
       await using source = new Child(PROGRAM, "migrate", ...disk, ...SLOWLY, "--journal", journals, "--json");
       const open = () => left().filter((file) => /\.sock$|\.feed$|\.img$/.test(file));
-      await expect.poll(open, { timeout: 30_000 }).toHaveLength(3);
+      await expect.poll(open, { timeout: 120_000 }).toHaveLength(3);
       source.kill("SIGKILL");
       await source.ended;
       // A feed that nobody listens at is left alone for a second: it may be about to be.

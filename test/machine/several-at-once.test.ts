@@ -22,7 +22,9 @@ function kept<T extends AsyncDisposable>(each: T): T {
   return each;
 }
 
-it("several sources and destinations at once don't touch each other's machines, journals, sockets or reports", async () => {
+it("several sources and destinations at once don't touch each other's machines, journals, sockets or reports", {
+  timeout: 300_000,
+}, async () => {
   const journals = join(folder, "journals");
   const store = join(folder, "evidence.db");
   const commands = new CommandLine(folder, journals);

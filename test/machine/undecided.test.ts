@@ -12,6 +12,9 @@ import { statesOf } from "../support/journal-states.js";
 
 /* A handover that is not confirmed, with real `dirtmap` processes and no terminal. */
 
+/** For a test of several processes, each of which takes its time to start on a busy computer. */
+const PATIENCE_MS = 300_000;
+
 const folder = mkdtempSync(join(tmpdir(), "dirtmap-cli-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 // A name that a shell would take apart.
@@ -70,7 +73,7 @@ async function listed(): Promise<Record<string, unknown>[]> {
   return (await list.said("migrations")).migrations as Record<string, unknown>[];
 }
 
-describe("a handover that is not confirmed, without a terminal, in quiet,", () => {
+describe("a handover that is not confirmed, without a terminal, in quiet,", { timeout: PATIENCE_MS }, () => {
   it("is waited for without limit; interrupts don't end that, and the command that is printed does", async () => {
     const { source } = await losing("GO", "--quiet");
     const { migration, resume, until, pid } = await undecided(source);
@@ -142,13 +145,13 @@ describe("a handover that is not confirmed, without a terminal, in quiet,", () =
     source.process.stderr?.destroy();
     source.kill("SIGTERM");
     // It answers: so it has survived what it could not say.
-    await expect.poll(() => typed(resume).status, { timeout: 20_000 }).toBe(0);
+    await expect.poll(() => typed(resume).status, { timeout: PATIENCE_MS }).toBe(0);
     expect(await source.ended).toBe(EXIT_CODES.failed.code);
     expect(statesOf(journals, migration, "source").at(-1)).toBe("running");
   });
 });
 
-describe("a decision without an id", () => {
+describe("a decision without an id", { timeout: PATIENCE_MS }, () => {
   it.each(["resume", "abort"])("lists those that wait, and decides nothing: dirtmap %s", async (decision) => {
     const { source } = await losing("GO");
     const { migration } = await undecided(source);

@@ -26,7 +26,7 @@ const PROGRAM = fileURLToPath(new URL("./kill-side.js", import.meta.url));
 /** Fresh seeds; `npm run test:stress` sets more, for less than a minute. */
 const FEW = Number(process.env.DIRTMAP_STRESS_SEEDS ?? 2);
 /** For anything that must come, on a busy computer. */
-const PATIENCE_MS = 60_000;
+const PATIENCE_MS = 180_000;
 const NIGHT_MS = 12 * 3_600_000;
 
 /** Phases of the source at which something happens, those around the handover more often. */

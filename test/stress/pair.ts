@@ -3,8 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { DirtmapError } from "../../src/errors.js";
 import { machineSchema } from "../../src/host/description.js";
-import { MiB, PAGE_SIZE } from "../../src/memory/address.js";
-import type { GuestMemory } from "../../src/memory/guest-memory.js";
+import { MiB } from "../../src/memory/address.js";
 import { type ReceiveResult, receive } from "../../src/migration/destination.js";
 import { readJournal } from "../../src/migration/journal.js";
 import type { MigrationReport } from "../../src/migration/report.js";
@@ -149,12 +148,4 @@ function check(end: {
       must(source.vcpus.paused && !running.includes("source"), "nobody knows where it runs, and the source runs");
       must(recorded === "given-up", "the source is undecided without having given up");
   }
-}
-
-/** True where both memories hold the same. */
-export function sameMemory(one: GuestMemory, other: GuestMemory): boolean {
-  return one.arenas.every(({ u8, ramPages }, arena) => {
-    const bytes = ramPages * PAGE_SIZE;
-    return Buffer.compare(u8.subarray(0, bytes), other.arenas[arena].u8.subarray(0, bytes)) === 0;
-  });
 }

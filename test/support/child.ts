@@ -2,6 +2,9 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { createInterface } from "node:readline";
 
+/** After which something counts as never said: only a hang takes that long, on however busy a computer. */
+const PATIENCE_MS = 120_000;
+
 /** A process that prints lines of JSON, and may be killed or stopped. Disposing kills it, and waits for its end. */
 export class Child implements AsyncDisposable {
   readonly process: ChildProcess;
@@ -55,7 +58,7 @@ export class Child implements AsyncDisposable {
   }
 
   async #until<T>(what: string, look: () => T | undefined): Promise<T> {
-    for (const until = Date.now() + 20_000; Date.now() < until; ) {
+    for (const until = Date.now() + PATIENCE_MS; Date.now() < until; ) {
       const found = look();
       if (found !== undefined) return found;
       await new Promise<void>((resolve) => {

@@ -1,10 +1,11 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, rmSync, statSync } from "node:fs";
+import { chmodSync, closeSync, existsSync, mkdirSync, mkdtempSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, afterEach, beforeEach, describe, expect, it } from "vitest";
+import { listenAt } from "../../sys/unix-socket.js";
 import { DIRTMAP_HANDOVER } from "../../uapi/vfio-user.js";
 import { RawClient } from "../../vfio-user/raw-client.test.helper.js";
 import { announce, setState } from "../../vfio-user/server/served.test.helper.js";
@@ -128,6 +129,13 @@ describe.runIf(process.platform === "linux")("dirtmap device status and resume",
     expect(code).toBe(EXIT_CODES.failed.code);
     expect(stderr.trimEnd().split("\n")).toHaveLength(1);
     expect(stderr).toMatch(/ENOENT/);
+    const foreign = join(folder, "foreign");
+    const listener = listenAt(foreign);
+    expect(await dirtmap("device", "status", foreign)).toMatchObject({
+      code: EXIT_CODES.usage.code,
+      stderr: `dirtmap: the server at ${foreign} is not Dirtmap's; ask that server's own tools\n`,
+    });
+    closeSync(listener);
   });
 });
 

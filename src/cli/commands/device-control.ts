@@ -1,5 +1,7 @@
+import { existsSync } from "node:fs";
 import type { Command } from "commander";
 import { DirtmapError, UsageError } from "../../errors.js";
+import { isErrno } from "../../uapi/errno.js";
 import type { ServerCounters } from "../../vfio-user/client/counters.js";
 import type { VfioUserDevice } from "../../vfio-user/client/device.js";
 import { safeStrings } from "../../safe-text.js";
@@ -86,14 +88,19 @@ async function open(socket: string): Promise<Opened> {
   const { VfioUserHost } = await import("../../vfio-user/client/host.js");
   const host = new VfioUserHost([{ path: socket, id: "device" }]);
   const [{ id }] = await host.devices();
-  const device = await host.openControl(id);
-  const counters = await device.serverCounters();
-  if (counters === null) {
-    await host[Symbol.asyncDispose]();
-    throw new UsageError(`the server at ${socket} is not Dirtmap's`, {
+  const foreign = () =>
+    new UsageError(`the server at ${socket} is not Dirtmap's`, {
       code: "NOT_DIRTMAPS",
       remedy: "ask that server's own tools",
     });
+  const device = await host.openControl(id).catch((error: unknown) => {
+    // Another's server has no control socket beside its own.
+    throw isErrno(error, "ENOENT") && existsSync(socket) ? foreign() : error;
+  });
+  const counters = await device.serverCounters();
+  if (counters === null) {
+    await host[Symbol.asyncDispose]();
+    throw foreign();
   }
   return {
     device,

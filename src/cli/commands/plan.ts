@@ -67,14 +67,15 @@ async function planScenario({ json = false, ...options }: PlanOptions): Promise<
   const { checkMemory, readRequest } = await import("../request.js");
   const { scenario, description, policy, design } = readRequest(options);
   checkMemory(description, 1);
-  const [{ openMachine }, { probeMachine }, { chooseTrackers }, { planText }] = await Promise.all([
+  const [{ openMachine }, { choicesUnder }, { probeMachine }, { chooseTrackers }, { planText }] = await Promise.all([
     import("../hosts.js"),
+    import("../../tracking/designs.js"),
     import("../../tracking/probe.js"),
     import("../../tracking/policy.js"),
     import("../plan-text.js"),
   ]);
   await using machine = await openMachine(description, { paused: true });
-  const devices = chooseTrackers(await probeMachine(machine), policy);
+  const devices = choicesUnder(design, chooseTrackers(await probeMachine(machine), policy), machine);
   printResult({ scenario, design, policy, devices }, { json, text: (safe) => planText(safe.devices, safe.policy) });
 }
 

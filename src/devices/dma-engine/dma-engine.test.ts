@@ -415,6 +415,25 @@ describe("registers that are written in the middle of a DMA", () => {
     expect(guest.device.counters()).toMatchObject({ chains: 0, bytes: 0 });
   });
 
+  it("reset it with nothing left in its local memory, where what was read goes there", async () => {
+    const guest = await EngineGuest.start();
+    guest.queue(copy(guest.random(64), 0x2000, 64, FLAG.DESTINATION_LOCAL));
+    guest.ringDoorbell();
+    const { dma } = guest.context;
+    const read = dma.read.bind(dma);
+    let reads = 0;
+    dma.read = (...args) => {
+      // The first is the descriptor's.
+      if (++reads === 2) guest.device.reset();
+      return read(...args);
+    };
+    guest.device.run(1);
+    expect(reads).toBe(2);
+    const local = new Uint8Array(64);
+    guest.device.regionRead(BAR2, 0x2000, local);
+    expect(local).toEqual(new Uint8Array(64));
+  });
+
   it("queue more work", async () => {
     const { guest, page } = await interrupted((inside) => {
       inside.queue(fill(5n, inside.ring.base - PAGE_SIZE, 8));

@@ -85,8 +85,8 @@ export class DmaEngine implements DeviceModel {
     this.info = dmaEngineInfo(bytes);
     const areas = [{ offset: DOORBELL_BYTES, bytes: bytes - DOORBELL_BYTES }];
     this.mappable = memoryFile === undefined ? [] : [{ region: BAR2, fd: memoryFile, offset: 0, areas }];
-    this.#engine = new Engine(memory);
     this.#local = new DeviceMemory(memory);
+    this.#engine = new Engine(this.#local);
     this.#config = new PciConfig({
       ...PCI_IDS,
       classCode: CLASS_CODE,
@@ -123,7 +123,6 @@ export class DmaEngine implements DeviceModel {
     this.#engine.reset();
     this.#config.reset();
     this.#msix.fill(0);
-    this.#local.clear();
   }
 
   save(): Uint8Array {

@@ -1,5 +1,6 @@
 import { struct } from "../../uapi/struct.js";
 import { VFIO_PCI_IRQ_INDEX } from "../../uapi/vfio.js";
+import type { DeviceMemory } from "../device-memory.js";
 import type { DeviceContext } from "../model.js";
 import { badState, savedCount } from "../records.js";
 import { Ring } from "./rings.js";
@@ -73,6 +74,7 @@ export class Engine {
   interrupts = 0;
   readonly #ring = new Ring(descriptor.size);
   readonly #completions = new Ring(completion.size);
+  readonly #local: DeviceMemory;
   readonly #localBytes: number;
   readonly #transfer: Transfer;
   readonly #fetched = new Uint8Array(descriptor.size);
@@ -92,10 +94,11 @@ export class Engine {
   #disableDue = false;
   #resetDue = false;
 
-  /** @param local BAR 2 */
-  constructor(local: Uint8Array) {
-    this.#localBytes = local.byteLength;
-    this.#transfer = new Transfer(local);
+  /** @param local BAR 2; cleared by a reset, once nothing is written to it any more */
+  constructor(local: DeviceMemory) {
+    this.#local = local;
+    this.#localBytes = local.bytes.byteLength;
+    this.#transfer = new Transfer(local.bytes);
   }
 
   start(context: DeviceContext): void {
@@ -404,6 +407,7 @@ export class Engine {
     if (this.#busy) return;
     if (this.#resetDue) {
       this.#stop();
+      this.#local.clear();
       this.#control = 0;
       this.chains = 0;
       this.failedChains = 0;

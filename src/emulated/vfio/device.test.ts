@@ -2,7 +2,7 @@ import { mkdtemp, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { REGION } from "../../devices/pci-model.js";
+import { REGION, REGISTER, STATUS } from "../../devices/pci-model.js";
 import { checkStamps, stampsIntact } from "../../devices/stamp.js";
 import { MiB } from "../../memory/address.js";
 import { createGuestMemory } from "../../memory/guest-memory.js";
@@ -148,6 +148,29 @@ describe("a device thread", () => {
     await device("vgpu0").setState("STOP");
     await device("blk0").reset();
     expect((await device("blk0").counters()).failed).toBe(0);
+    await rm(folder, { recursive: true });
+  });
+
+  it("goes on with a device that has failed once its guest has reset it", async () => {
+    const folder = await mkdtemp(join(tmpdir(), "dirtmap-test-"));
+    const file = join(folder, "disk.img");
+    await writeFile(file, Buffer.alloc(1 << 20, 5));
+    const { device } = await bench([{ ...BLK, file }]);
+    const blk = device("blk0");
+    const status = async () => (await blk.regionRead(REGION.BAR0, REGISTER.STATUS, 1))[0];
+    await blk.enableBusMaster();
+    await eventually(async () => (await blk.counters()).units > 5);
+    await truncate(file, 0);
+    await eventually(async () => (await blk.counters()).failed === 1);
+    expect(await status()).toBe(STATUS.FAILED);
+    await truncate(file, 1 << 20);
+    await blk.regionWrite(REGION.BAR0, REGISTER.STATUS, Uint8Array.of(STATUS.RESET));
+    expect([await status(), (await blk.counters()).failed]).toEqual([0, 0]);
+    await blk.enableBusMaster();
+    const before = (await blk.counters()).units;
+    await eventually(async () => (await blk.counters()).units > before);
+    await blk.setState("STOP");
+    expect(await blk.state()).toBe("STOP");
     await rm(folder, { recursive: true });
   });
 

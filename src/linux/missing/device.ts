@@ -1,3 +1,4 @@
+import { shellWord } from "../../shell-word.js";
 import type { UapiError } from "../../uapi/errno.js";
 import type { Roots } from "../roots.js";
 import type { LinuxDevice } from "../sysfs/device.js";
@@ -9,7 +10,7 @@ import { noIommuInUse } from "./host.js";
 import { hostUses } from "./host-uses.js";
 import { describeMode, mayOpen, whoAmI } from "./identity.js";
 import { hasModule, isOlder, type KernelVersion, readKernelConfig, runningKernel } from "./kernel.js";
-import { echo, type Obstacle, obstacle, shellWord } from "./obstacle.js";
+import { echo, type Obstacle, obstacle } from "./obstacle.js";
 import { describeUsers, findUsers } from "./users.js";
 import { chooseVfioDriver, type DriverChoice } from "./vfio-drivers.js";
 

@@ -24,29 +24,27 @@ export class FakeKernel {
 
   run(command: string): void {
     const modprobe = /^modprobe (\S+)$/.exec(command);
-    if (modprobe !== null) return this.#modprobe(modprobe[1]);
+    if (modprobe !== null) {
+      this.#modprobe(modprobe[1]);
+      return;
+    }
     const echo = /^echo (\S+) > (\S+)$/.exec(command);
     if (echo === null) throw new Error(`no kernel knows '${command}'`);
     const [, value, path] = echo;
     // The shell opens the file that is written to.
     if (!existsSync(dirname(path))) throw new Error(`'${command}': there is no ${path}`);
     const device = dirname(path);
-    switch (basename(path)) {
-      case "driver_override":
-        return this.#system.file(path, `${value}\n`);
-      case "unbind":
-        return this.#unbind(dirname(realpathSync(path)), value);
-      case "drivers_probe":
-        return this.#probe(dirname(path), value);
-      case "sriov_numvfs":
-        return this.#setVfs(device, Number(value));
-      case "remove":
-        return this.#remove(realpathSync(device));
-      case "create":
-        return this.#createMdev(device, value);
-      default:
-        throw new Error(`no kernel knows '${command}'`);
-    }
+    const writes: Readonly<Record<string, () => void>> = {
+      driver_override: () => this.#system.file(path, `${value}\n`),
+      unbind: () => this.#unbind(dirname(realpathSync(path)), value),
+      drivers_probe: () => this.#probe(device, value),
+      sriov_numvfs: () => this.#setVfs(device, Number(value)),
+      remove: () => this.#remove(realpathSync(device)),
+      create: () => this.#createMdev(device, value),
+    };
+    const write = writes[basename(path)];
+    if (write === undefined) throw new Error(`no kernel knows '${command}'`);
+    write();
   }
 
   #modprobe(module: string): void {

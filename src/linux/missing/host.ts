@@ -1,9 +1,10 @@
+import { shellWord } from "../../shell-word.js";
 import type { Roots } from "../roots.js";
 import type { LinuxDevice } from "../sysfs/device.js";
 import { entries, exists, readBytes, readValue } from "../sysfs/files.js";
 import { describeMode, lockableMemory, mayOpen, whoAmI } from "./identity.js";
 import { hasModule, isOlder, type KernelVersion, readKernelConfig, runningKernel } from "./kernel.js";
-import { type Obstacle, obstacle, shellWord } from "./obstacle.js";
+import { type Obstacle, obstacle } from "./obstacle.js";
 
 /** What this machine lacks for assigning devices through iommufd, and how to get it. */
 export interface HostState {

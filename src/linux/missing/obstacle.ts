@@ -1,3 +1,4 @@
+import { shellWord } from "../../shell-word.js";
 /** Something that stands between a device, or the whole host, and its use. */
 export interface Obstacle {
   /** A stable, upper-case name that programs may test. */
@@ -22,9 +23,4 @@ export function obstacle(
 /** A command that writes a value to a file of sysfs. */
 export function echo(value: string, path: string): string {
   return `echo ${shellWord(value)} > ${shellWord(path)}`;
-}
-
-/** A word as a shell takes it: device names come from the firmware, and may hold what a shell would run. */
-export function shellWord(word: string): string {
-  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
 }

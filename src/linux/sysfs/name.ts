@@ -92,7 +92,7 @@ function nearest(path: string, devices: readonly LinuxDevice[]): LinuxDevice[] {
 /** A path without links, or null where it leads nowhere. */
 export function realPath(path: string): string | null {
   try {
-    return realpathSync(path);
+    return realpathSync.native(path);
   } catch {
     return null;
   }

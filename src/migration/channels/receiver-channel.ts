@@ -39,8 +39,10 @@ export class ReceiverChannel {
   #failed = false;
   /** The last round that the control connection has begun. */
   #begun = -1;
-  /** The last round that ended on this channel; `acknowledged` once the control connection had begun it. */
-  #carried: { readonly round: CarriedRound; acknowledged: boolean } | undefined;
+  /** A round that has ended on this channel, and that the control connection has not begun yet. */
+  #unacknowledged: CarriedRound | undefined;
+  /** The last round that was acknowledged. The channel may be ahead of the control connection by one round. */
+  #carried: CarriedRound | undefined;
   #heardAt = performance.now();
   #watch: NodeJS.Timeout | undefined;
   #join: (channel: number) => void = () => {};
@@ -72,7 +74,7 @@ export class ReceiverChannel {
           this.#join(channel);
         },
         onRoundEnd: (round) => {
-          this.#carried = { round, acknowledged: false };
+          this.#unacknowledged = round;
           this.#acknowledge();
         },
         onClose: () => {
@@ -136,8 +138,7 @@ export class ReceiverChannel {
 
   /** What the channel carried in the round. @throws DirtmapError `FRAME_REFUSED` where it has not ended it */
   endRound(round: number): CarriedRound {
-    const carried = this.#carried?.round;
-    if (carried?.round === round) return carried;
+    if (this.#carried?.round === round) return this.#carried;
     throw frameRefused(`round ${round} is said to be over, and a channel has not ended it`);
   }
 
@@ -212,10 +213,11 @@ export class ReceiverChannel {
   }
 
   #acknowledge(): void {
-    const carried = this.#carried;
-    if (carried === undefined || carried.acknowledged || carried.round.round > this.#begun) return;
-    carried.acknowledged = true;
-    const { round, pages, zeroPages } = carried.round;
+    const carried = this.#unacknowledged;
+    if (carried === undefined || carried.round > this.#begun) return;
+    this.#unacknowledged = undefined;
+    this.#carried = carried;
+    const { round, pages, zeroPages } = carried;
     this.#sink.answered();
     this.#send("ROUND_ACK", round, encodeBody({ pages, zeroPages }));
   }

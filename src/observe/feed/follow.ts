@@ -16,7 +16,7 @@ import {
 /** Until a feed has answered with its header: it does at once, unless its process stands still. */
 const HEADER_MS = 1000;
 
-/** For how long a socket that nobody listens at is left alone: between bind(2) and listen(2) one looks abandoned. */
+/** How long a socket that nobody listens at is left alone: between bind(2) and listen(2) one looks abandoned. */
 const BEGINNING_MS = 1000;
 
 /** A feed that is being read. Iterating ends with the run; disposing ends it earlier. */

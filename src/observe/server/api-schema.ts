@@ -57,7 +57,7 @@ export const API_SCHEMAS = {
       schemaVersion,
       run: runSummary.extend({
         header: z.unknown().describe("as its live feed described it"),
-        report: z.unknown().describe("what `dirtmap migrate --json` printed"),
+        report: z.unknown().describe("what `dirtmap migrate --json` printed, without the conditions"),
         reads: z.unknown().describe("its reads of the trackers: events of type `read`"),
         conditions: conditionsSchema.nullable(),
       }),

@@ -308,7 +308,7 @@ function connect(path: string): UnixSocket {
     const remedy: Partial<Record<ErrnoName, string>> = {
       ENOENT: "start the server: dirtmap device MODEL --socket PATH",
       ECONNREFUSED: "start the server: nobody listens at this socket",
-      EACCES: "ask for the right to write to the socket",
+      EACCES: "connect as the user who started the server, or have it started with --socket-group",
       EAGAIN: "wait: too many clients are knocking at the server",
     };
     const { syscall, code } = error;

@@ -3,6 +3,7 @@ import { deviceShapeSchema } from "../../host/shape.js";
 import { safeText } from "../../safe-text.js";
 import { UapiError } from "../../uapi/errno.js";
 import { DIRTMAP_COMMAND, dirtmap_counters } from "../../uapi/vfio-user.js";
+import { versionMismatch } from "../../version-mismatch.js";
 import { STAYS } from "../stays.js";
 import type { Connection } from "./connection.js";
 
@@ -11,6 +12,10 @@ const NAME = "counters";
 /** Room for the answer: what a device has counted is a page of text. */
 const ROOM_BYTES = 65536;
 
+/** What this client understands; the server has its own number (../server/counters.ts). */
+const SCHEMA_VERSION = 1;
+const versionSchema = z.looseObject({ schemaVersion: z.int() });
+
 /** Characters of what a server says of its device: it is shown. */
 const MAX_PROBLEM = 1000;
 
@@ -18,7 +23,7 @@ const count = z.int().min(0);
 
 /** What {@link readCounters} takes from the answer (docs/vfio-user.md); more may be there. */
 const schema = z.looseObject({
-  schemaVersion: z.literal(1),
+  schemaVersion: z.literal(SCHEMA_VERSION),
   id: z.string().max(256),
   model: z.string().regex(/^[A-Za-z0-9_-]{1,64}$/),
   state: z.string().nullable(),
@@ -95,8 +100,24 @@ export async function readCounters(connection: Connection): Promise<ServerCounte
   }
   try {
     const text = new TextDecoder("utf-8", { fatal: true }).decode(answer.subarray(dirtmap_counters.size));
-    return schema.parse(JSON.parse(text.replace(/\0+$/, "")));
+    const counters: unknown = JSON.parse(text.replace(/\0+$/, ""));
+    checkVersion(counters);
+    return schema.parse(counters);
   } catch (cause) {
+    if (cause instanceof UapiError) throw cause;
     throw new UapiError("EPROTO", { syscall: NAME, attempted: "read the server's counters", cause });
   }
+}
+
+/** @throws UapiError EPROTONOSUPPORT for another version's, with which side to upgrade */
+function checkVersion(counters: unknown): void {
+  const { schemaVersion: theirs } = versionSchema.parse(counters);
+  if (theirs === SCHEMA_VERSION) return;
+  const sides = { what: "the counters", other: "the server", here: "the client" };
+  const { message, remedy } = versionMismatch({ ...sides, theirs, ours: SCHEMA_VERSION });
+  throw new UapiError("EPROTONOSUPPORT", {
+    syscall: NAME,
+    attempted: `read the server's counters: ${message}`,
+    remedy,
+  });
 }

@@ -58,6 +58,12 @@ import { VfioUserIommufd } from "./iommufd.js";
 import { WrittenPages } from "./written-pages.js";
 
 const SET_STATE = "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE";
+const SEE_ARCS = "see the arcs of enum vfio_device_mig_state, and the server's log";
+/** What Dirtmap's server means by an errno, by which it refuses an arc that there is. */
+const STATE_REMEDIES: Readonly<Partial<Record<string, string>>> = {
+  EBUSY: "wait for the migration that another connection does, or end it: `dirtmap device status` names it",
+  EPERM: "reset the device: a migration has handed it over",
+};
 const START = "VFIO_DEVICE_FEATURE_DMA_LOGGING_START";
 const REPORT = "VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT";
 
@@ -501,7 +507,7 @@ export class VfioUserDevice implements VfioDevice {
     return new UapiError(error.code, {
       syscall: SET_STATE,
       attempted: `move '${this.id}' to ${next}: it is in ${now}${known === error ? "" : `: ${known.message}`}`,
-      remedy: now === "ERROR" ? "reset the device" : "see the arcs of enum vfio_device_mig_state, and the server's log",
+      remedy: now === "ERROR" ? "reset the device" : (STATE_REMEDIES[error.code] ?? SEE_ARCS),
       cause: known,
     });
   }

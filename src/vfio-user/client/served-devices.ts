@@ -62,6 +62,11 @@ function checkServed({ description, socket }: ServedPlace, server: ServerCounter
   }
   throw new UsageError(`${socket} serves '${server.id}', a ${server.model}, and '${id}' is a ${model}`, {
     code: "WRONG_DEVICE",
-    remedy: `start it with: dirtmap device ${model} --id ${id} --socket ${socket}`,
+    remedy: `end that server, and start: dirtmap device ${model} --id ${id} --socket ${socket}${optionsOf(description)}`,
   });
+}
+
+/** What its server can't do without. */
+function optionsOf(description: DeviceDescription): string {
+  return description.model === "nvme" ? ` --option file=${description.file ?? "FILE"}` : "";
 }

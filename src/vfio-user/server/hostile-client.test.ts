@@ -99,7 +99,7 @@ describe.runIf(process.platform === "linux")("a DMA by messages", () => {
           command === DMA_READ
             ? channel.read(ADDRESS, memory, 0, BYTES)
             : channel.write(ADDRESS, memory.fill(1), 0, BYTES);
-        const read = memory.findIndex((byte) => byte === SECRET);
+        const read = memory.indexOf(SECRET);
 
         if (isRight(answer, command)) {
           expect([fault, broken]).toEqual([null, []]);

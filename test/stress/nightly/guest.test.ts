@@ -1,7 +1,7 @@
 import { expect, it } from "vitest";
-import { runGuest } from "../fuzz/guest/fuzz.js";
-import { GUEST_MODELS } from "../fuzz/guest/side.js";
-import { forEachSeed } from "../support/seed-range.js";
+import { runGuest } from "../../fuzz/guest/fuzz.js";
+import { GUEST_MODELS } from "../../fuzz/guest/side.js";
+import { forEachSeed } from "../../support/seed-range.js";
 
 /*
  * A thousand operations of a guest per seed and model: 1000 seeds are a million of each model.
