@@ -5,6 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { parse } from "yaml";
 import { parseScenario } from "../../src/cli/scenario.js";
 import { traceHeaderSchema } from "../../src/evidence/trace/format.js";
+import { feedEventSchema, feedHeaderSchema } from "../../src/observe/feed/schema.js";
 import { VfioUserHost } from "../../src/vfio-user/client/host.js";
 import { serveDevice } from "../../src/vfio-user/server/server.js";
 import { blocksOf, commandsInText, commandsOf, type DocBlock, documents, ROOT } from "./blocks.js";
@@ -154,6 +155,17 @@ describe("each file that is shown can be read:", () => {
   it("a trace's header", () => {
     const [{ text }] = blocksOf("docs/trace.md").filter(({ language }) => language === "json");
     traceHeaderSchema.parse(JSON.parse(text));
+  });
+
+  it("live events, but for what is left out of them", () => {
+    const [{ text }] = blocksOf("docs/api.md").filter(({ text }) => text.startsWith("event: "));
+    expect([...text.matchAll(/^event: (.+)$/gm)].map(([, type]) => type)).toEqual(["begin", "event", "end"]);
+    const [begin, event, end] = [...text.matchAll(/^data: (.+)$/gm)].map(
+      ([, data]) => JSON.parse(data.replace(/,?…/g, "")) as Record<string, unknown>,
+    );
+    expect(Object.keys(feedHeaderSchema.shape)).toEqual(expect.arrayContaining(Object.keys(begin)));
+    feedEventSchema.parse(event.event);
+    expect(new Set([begin.run, event.run, end.run])).toHaveLength(1);
   });
 
   it("what a server counts", async () => {

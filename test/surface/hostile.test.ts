@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, describe, expect, it } from "vitest";
+import { undecidedLines } from "../../src/cli/undecided.js";
 import { DirtmapError } from "../../src/errors.js";
 import { readDesignsResult } from "../../src/evidence/designs/result.js";
 import { fakeBenchmark, fakeDevice } from "../../src/evidence/recommend/fake-benchmark.test.helper.js";
@@ -12,6 +13,7 @@ import { TraceWriter } from "../../src/evidence/trace/file.js";
 import { type TraceHeader, traceHeaderSchema } from "../../src/evidence/trace/format.js";
 import { checkBenchmark } from "../../src/evidence/trackers/file.js";
 import { receive } from "../../src/migration/destination.js";
+import { Journal, journalPath } from "../../src/migration/journal.js";
 import { connectControl } from "../../src/migration/transport/connect.js";
 import { listen } from "../../src/migration/transport/listener.js";
 import { acceptedSource } from "../../src/migration/transport/network.js";
@@ -283,6 +285,30 @@ describe("what another process says is safe where it is shown:", () => {
     expectSafe(child.errors, "the destination's standard error");
   });
 
+  it("a journal, of what waits for a decision", async () => {
+    const journals = at("journals");
+    Journal.source(journals, "waits", HOSTILE).record("given-up");
+    expect(await shown(["list", "--journal", journals])).toContain("\\u{1b}");
+    await shown(["list", "--journal", journals, "--json"]);
+    await shown(["resume", "--journal", journals]);
+    writeFileSync(journalPath(journals, "other", "source"), safeJson({ schemaVersion: 99, software: HOSTILE }));
+    expect(await shown(["list", "--all", "--journal", journals])).toContain("FORGED");
+  });
+
+  it("a handover that is not confirmed", () => {
+    const undecided = {
+      migration: "m",
+      destination: HOSTILE,
+      why: HOSTILE,
+      resume: HOSTILE,
+      abort: HOSTILE,
+      until: null,
+    };
+    const lines = undecidedLines(undecided);
+    for (const line of lines) expect(line).not.toContain("\n");
+    expectSafe(lines.join("\n"), "what the source says");
+  });
+
   it("a served device that has failed", async () => {
     const path = at("device");
     await using _server = await startServer(
@@ -292,6 +318,9 @@ describe("what another process says is safe where it is shown:", () => {
     );
     expect(await shown(["probe", "--host", `vfio-user:${path}`])).toContain("\\u{1b}");
     await shown(["plan", "--host", `vfio-user:${path}`]);
+    expect(await shown(["device", "status", path])).toContain("\\u{1b}");
+    await shown(["device", "status", path, "--json"]);
+    await shown(["device", "resume", path]);
     await shown(["top", "--host", `vfio-user:${path}`, "--once", "--interval", "5ms"]);
   });
 });

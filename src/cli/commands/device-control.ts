@@ -1,10 +1,10 @@
 import { existsSync } from "node:fs";
 import type { Command } from "commander";
 import { DirtmapError, UsageError } from "../../errors.js";
+import { safeStrings } from "../../safe-text.js";
 import { isErrno } from "../../uapi/errno.js";
 import type { ServerCounters } from "../../vfio-user/client/counters.js";
 import type { VfioUserDevice } from "../../vfio-user/client/device.js";
-import { safeStrings } from "../../safe-text.js";
 import { EXIT_CODES } from "../exit-codes.js";
 import { printResult, runCommand } from "../output.js";
 
@@ -29,7 +29,8 @@ export function addDeviceStatus(device: Command): void {
         const { id, model, state, failure, migration, log } = opened.counters;
         const advice = await adviceOn(opened.counters, socket);
         const status = { socket, id, model, state, failure, migration, log, advice };
-        const text = () => statusText(safeStrings({ ...status, failure: failure === null ? null : firstLine(failure) }));
+        const text = () =>
+          statusText(safeStrings({ ...status, failure: failure === null ? null : firstLine(failure) }));
         printResult(status, { json, text });
         return EXIT_CODES.done.code;
       });
@@ -137,7 +138,11 @@ function checkResumable({ id, migration, state, failure }: ServerCounters, socke
     );
   }
   if (state === "ERROR" || failure !== null) {
-    throw refuse(`${id} has failed: ${failure === null ? "it is in ERROR" : firstLine(failure)}`, "DEVICE_FAILED", anew);
+    throw refuse(
+      `${id} has failed: ${failure === null ? "it is in ERROR" : firstLine(failure)}`,
+      "DEVICE_FAILED",
+      anew,
+    );
   }
 }
 
