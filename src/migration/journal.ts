@@ -4,6 +4,7 @@ import { homedir } from "node:os";
 import { join } from "node:path";
 import { z } from "zod";
 import { DirtmapError, explain, UsageError } from "../errors.js";
+import { safeText } from "../safe-text.js";
 import { makeFolder } from "../sys/output-file.js";
 import { MAX_IDENTITY_TEXT, thisProcess } from "../sys/process-identity.js";
 import { writeAll, writeWholeFile } from "../sys/whole-file.js";
@@ -257,7 +258,7 @@ function refuseOtherVersion(path: string, file: Buffer): void {
   const { schemaVersion, software } = found;
   if (schemaVersion === JOURNAL_VERSION) return;
   const age = schemaVersion < JOURNAL_VERSION ? "an older" : "a newer";
-  const name = software === undefined ? "Dirtmap" : `Dirtmap (${software})`;
+  const name = software === undefined ? "Dirtmap" : `Dirtmap (${safeText(software)})`;
   throw new DirtmapError(
     `the journal ${path} is ${age} ${name}'s: it has version ${schemaVersion}, and ${SOFTWARE} reads ${JOURNAL_VERSION}`,
     { code: "JOURNAL_VERSION", remedy: "decide with the Dirtmap that wrote it, then remove the file" },

@@ -88,7 +88,8 @@ describe("each option that a document names is one of its command:", () => {
     return help;
   };
 
-  it.each(documents())("%s", (file) => {
+  // Many processes, one after the other.
+  it.each(documents())("%s", { timeout: 300_000 }, (file) => {
     const shell = blocksOf(file).filter(({ language }) => language === "sh" || language === "console");
     const commands = [
       ...shell.flatMap(({ text }) => commandsOf(text.replaceAll(/^\$ /gm, ""))),
