@@ -22,7 +22,8 @@ function parse(words: readonly string[]): string {
   const all = [program, ...program.commands.flatMap((each) => [each, ...each.commands])];
   for (const command of all) {
     command.configureOutput({ writeOut: () => {}, writeErr: () => {} });
-    if (command.commands.length > 0) continue;
+    // `bench` and the program itself only hold others; `device` takes a model, too.
+    if (command.commands.length > 0 && command.registeredArguments.length === 0) continue;
     command.action(() => {
       ran = nameOf(command);
     });
@@ -143,8 +144,8 @@ describe("a prediction that does not converge", () => {
     expect(remedy(Number.POSITIVE_INFINITY)).toMatch(
       /lower their load, use more --channels or raise --downtime-limit to/,
     );
-    expect(remedy(50e6)).toMatch(/allow more --bandwidth/);
-    expect(remedy(100)).toMatch(/^lower their load or allow more --bandwidth$/);
+    expect(remedy(50e6)).toMatch(/raise --bandwidth/);
+    expect(remedy(100)).toMatch(/^lower their load or raise --bandwidth$/);
   });
 });
 

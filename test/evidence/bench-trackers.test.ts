@@ -325,7 +325,7 @@ describe("--policy measured:FILE", () => {
 
   it("refuses a device without a benchmark, unless it may follow an order", async () => {
     expect(await refused("plan", "--scenario", "mixed", ...measured)).toMatch(
-      /recommendation\.json has no benchmark of disk0; measure it: dirtmap bench trackers --device disk0; or name its tracker/,
+      /recommendation\.json has no benchmark of disk0; measure it with `dirtmap bench trackers --device disk0` and the same --host, or name its tracker/,
     );
     const { code, stdout } = await run("plan", "--scenario", "mixed", ...measured, "--unmeasured", "device-first");
     expect(code).toBe(0);

@@ -26,16 +26,6 @@ function served(name: string): MachineDescription {
 }
 
 /** Has a control client stop the device that is served at a socket. */
-async function stopAt(path: string): Promise<void> {
-  await using host = new VfioUserHost([{ path, id: "device" }]);
-  await (await host.openControl("device")).setState("STOP");
-}
-
-async function stateAt(path: string): Promise<string> {
-  await using host = new VfioUserHost([{ path, id: "device" }]);
-  return await (await host.openControl("device")).state();
-}
-
 /** Starts the process of its source's device, and of its destination's. */
 async function startBoth({ devices: [vf], seed }: MachineDescription): Promise<DeviceProcess[]> {
   const sockets = [vf.socket ?? "", vf.destinationSocket ?? ""];
@@ -168,13 +158,16 @@ describe("a machine that names a socket", () => {
     const socket = vf.socket ?? "";
     const server = await startDeviceProcess({ ...vf, id: "another" }, { socket, seed: 1 });
     try {
-      await stopAt(socket);
+      // A controlling client that leaves would have the device run again.
+      await using host = new VfioUserHost([{ path: socket, id: "device" }]);
+      const control = await host.openControl("device");
+      await control.setState("STOP");
       await expect(openMachine(description)).rejects.toMatchObject({
         code: "WRONG_DEVICE",
         remedy: expect.stringContaining("--id vf0"),
       });
       // It is left as it was: not reset, as it would be to be used.
-      expect(await stateAt(socket)).toBe("STOP");
+      expect(await control.state()).toBe("STOP");
     } finally {
       await end([server]);
     }

@@ -118,7 +118,7 @@ describe.runIf(process.platform === "linux")("dirtmap device", () => {
         mkdirSync(path, { recursive: true });
         return path;
       },
-      /directory/,
+      /directory: it is a folder/,
     ],
   ])("refuses a backing file that %s", async (_what, file, like) => {
     await using device = new Device("nvme", "--socket", join(folder, "disk"), "--option", `file=${file()}`);
@@ -143,7 +143,9 @@ describe.runIf(process.platform === "linux")("dirtmap device", () => {
     await using device = await serving("nic", "--socket", path, "--option", "rate=0");
     using newer = RawClient.connect(path);
     expect(errnoOf(() => newer.version({}, { major: 1 }))).toBe("EPROTONOSUPPORT");
-    expect(await device.said(/VERSION/)).toMatch(/EPROTONOSUPPORT: speak version 1\.0; this server speaks 0\.0/);
+    expect(await device.said(/VERSION/)).toMatch(
+      /EPROTONOSUPPORT: speak version 1\.0; upgrade the server: this server speaks 0\.0/,
+    );
     expect(() => newer.next()).toThrow(expect.objectContaining({ code: "CLOSED" }));
 
     using client = RawClient.open(path);

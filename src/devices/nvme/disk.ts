@@ -113,7 +113,7 @@ function openDisk(path: string, { within, incoming = false }: DiskOptions): numb
   } catch (cause) {
     if (cause instanceof UsageError) {
       if (cause.code !== "NOT_A_FILE") throw cause;
-      throw badFile(cause.message, "give a raw disk image");
+      throw badFile(`${path}: ${cause.message}`, "give a raw disk image");
     }
     const { code } = cause as NodeJS.ErrnoException;
     const remedy =
