@@ -67,7 +67,9 @@ function mutantsOf(part: Part, file: string): Mutant[] {
     const found = map.findEntry(before.length - 1, before[before.length - 1].length);
     const line = "originalLine" in found ? found.originalLine + 1 : 0;
     const text = source.split("\n")[before.length - 1].trim();
-    return { ...mutation, part, file, where: `${file.replace(/js$/, "ts")}:${line}`, line: text };
+    // The same statement may stand in two files, and be noticed in one of them only.
+    const id = `${file.replace(/^src\/|\.js$/g, "")}:${mutation.id}`;
+    return { ...mutation, id, part, file, where: `${file.replace(/js$/, "ts")}:${line}`, line: text };
   });
 }
 
@@ -99,25 +101,25 @@ async function judge(mutant: Mutant, sandbox: Sandbox, limits: TimeLimits): Prom
   return { id, where, rule, verdict: "lives", stage: null };
 }
 
-/** How long each stage may take, from its time with the unbroken code. */
+/** How long stages may take: measured on the unbroken code when a mutant first comes to them. */
 class TimeLimits {
   readonly #sandbox: Sandbox;
-  readonly #known = new Map<readonly string[], number>();
+  readonly #limitsMs = new Map<readonly string[], number>();
 
   constructor(sandbox: Sandbox) {
     this.#sandbox = sandbox;
   }
 
-  /** @throws Error where tests fail on the unbroken code: then no mutant can be judged */
-  async of(stage: readonly string[]): Promise<number> {
-    const known = this.#known.get(stage);
+  /** @throws Error if the tests fail on the unbroken code: then no mutant can be judged */
+  async of(filters: readonly string[]): Promise<number> {
+    const known = this.#limitsMs.get(filters);
     if (known !== undefined) return known;
     const since = performance.now();
-    const verdict: Verdict = await this.#sandbox.test(stage, 15 * 60_000);
-    if (verdict !== "passed") throw new Error(`the tests ${stage.join(" ")} ${verdict} without a mutant`);
-    const limit = (performance.now() - since) * PATIENCE + PATIENCE_MS;
-    this.#known.set(stage, limit);
-    return limit;
+    const verdict: Verdict = await this.#sandbox.test(filters, 15 * 60_000);
+    if (verdict !== "passed") throw new Error(`the tests of ${filters.join(" ")} ${verdict} without a mutant`);
+    const limitMs = (performance.now() - since) * PATIENCE + PATIENCE_MS;
+    this.#limitsMs.set(filters, limitMs);
+    return limitMs;
   }
 }
 
