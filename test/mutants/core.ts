@@ -55,19 +55,21 @@ export const CORE: readonly Part[] = [
     ],
   },
   {
+    name: "handover and journals: the protocol",
+    files: ["migration/handover", "migration/rounds"],
+    stages: [["src/migration/handover", "src/migration/rounds"], ["test/failures/migration"]],
+  },
+  {
     name: "handover and journals: what is decided and recorded",
-    files: [
-      "migration/handover",
-      "migration/rounds",
-      "migration/decision",
-      "migration/journal",
-      "migration/journals",
-      "sys/process-identity",
-      "sys/whole-file",
-    ],
+    files: ["migration/decision", "migration/journal", "migration/journals"],
+    stages: [["src/migration/decision", "src/migration/journal"], ["test/failures/migration"]],
+  },
+  {
+    name: "handover and journals: files and processes",
+    files: ["sys/process-identity", "sys/whole-file"],
     stages: [
-      ["src/migration/handover", "src/migration/rounds", "src/migration/decision", "src/migration/journal", "src/sys/"],
-      ["test/failures/migration"],
+      ["src/sys/process-identity", "src/sys/whole-file"],
+      ["src/migration/decision", "src/migration/journal"],
     ],
   },
   {
@@ -99,16 +101,20 @@ export const CORE: readonly Part[] = [
     stages: [["src/migration/stream/"], ["test/failures/connection"]],
   },
   {
+    name: "stream, channels and digests: the page sink",
+    files: ["migration/channels/page-sink"],
+    stages: [["src/migration/channels/page-sink"], ["src/migration/channels/channels"], ["test/failures/receiving"]],
+  },
+  {
     name: "stream, channels and digests: page channels",
     files: [
-      "migration/channels/page-sink",
       "migration/channels/receiver",
       "migration/channels/receiver-channel",
       "migration/channels/sender",
       "migration/channels/sender-channel",
     ],
     stages: [
-      ["src/migration/channels/page-sink", "src/migration/channels/sender-channel", "src/migration/channels/receiver"],
+      ["src/migration/channels/sender-channel", "src/migration/channels/receiver"],
       ["src/migration/channels/channels"],
       ["test/failures/receiving"],
     ],

@@ -15,6 +15,12 @@ describe("the rules that make mutants", () => {
     expect(mutantsOf("f = a + b << c")).toContain("<< to >>>: f = (a + b) >>> (c)");
   });
 
+  it("leave a shift by nothing as it is, and a bound on the clock at its place", () => {
+    expect(mutantsOf("f = a >>> 0")).toEqual(["0 or 1 exchanged: f = a >>> 1"]);
+    expect(mutantsOf("f = a >>> 3")).toEqual([">>> to <<: f = (a) << (3)"]);
+    expect(mutantsOf("f = performance.now() > until")).toEqual(["> to <=: f = (performance.now()) <= (until)"]);
+  });
+
   it("make a condition always true, and always false", () => {
     expect(mutantsOf("if (late) stop();")).toEqual([
       "condition to true: if (true) stop();",
