@@ -16,9 +16,9 @@ describe("the rules that make mutants", () => {
   });
 
   it("leave a shift by nothing as it is, and a bound on the clock at its place", () => {
-    expect(mutantsOf("f = a >>> 0")).toEqual(["0 or 1 exchanged: f = a >>> 1"]);
-    expect(mutantsOf("f = a >>> 3")).toEqual([">>> to <<: f = (a) << (3)"]);
-    expect(mutantsOf("f = performance.now() > until")).toEqual(["> to <=: f = (performance.now()) <= (until)"]);
+    expect(mutantsOf("(a >>> 0)")).toEqual(["0 or 1 exchanged: (a >>> 1)"]);
+    expect(mutantsOf("(a >>> 3)")).toEqual([">>> to <<: ((a) << (3))"]);
+    expect(mutantsOf("(performance.now() > until)")).toEqual(["> to <=: ((performance.now()) <= (until))"]);
   });
 
   it("make a condition always true, and always false", () => {
