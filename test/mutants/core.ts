@@ -84,7 +84,13 @@ export const CORE: readonly Part[] = [
       "host/shape",
     ],
     stages: [
-      ["src/migration/lock-step", "src/migration/peer", "src/migration/device", "src/host/shape"],
+      [
+        "src/migration/lock-step",
+        "src/migration/peer",
+        "src/migration/source-handover",
+        "src/migration/device",
+        "src/host/shape",
+      ],
       ["test/failures/migration"],
       ["test/failures/receiving"],
       ["test/failures/connection"],
