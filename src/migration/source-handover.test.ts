@@ -113,6 +113,21 @@ describe("the source's side of a handover", () => {
     expect(events).toEqual(["ABORT (running)", "taken back (running)"]);
   });
 
+  it("ends as the first event says, once that is carried out, whatever comes meanwhile", async () => {
+    let done = () => {};
+    const takingBack = new Promise<void>((resolve) => {
+      done = resolve;
+    });
+    const { handover, handOver } = open(() => takingBack);
+    const first = handover.fail(lost);
+    const outcome = handOver();
+    const turn = new Promise<string>((resolve) => setImmediate(resolve, "waits"));
+    expect(await Promise.race([outcome, turn])).toBe("waits");
+    done();
+    await first;
+    expect(await outcome).toEqual({ state: "taken-back", why: lost });
+  });
+
   it("takes the machine back on ABORT, also after GO", async () => {
     const { handOver, says, events } = open();
     const outcome = handOver();

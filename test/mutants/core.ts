@@ -103,13 +103,17 @@ export const CORE: readonly Part[] = [
   },
   {
     name: "stream, channels and digests: the control connection",
-    files: ["migration/stream"],
+    files: ["migration/stream/control-connection", "migration/stream/frame-reader", "migration/stream/messages"],
     stages: [["src/migration/stream/"], ["test/failures/connection"]],
   },
   {
-    name: "stream, channels and digests: the page sink",
-    files: ["migration/channels/page-sink"],
-    stages: [["src/migration/channels/page-sink"], ["src/migration/channels/channels"], ["test/failures/receiving"]],
+    name: "stream, channels and digests: frames and the page sink",
+    files: ["migration/stream/frame", "migration/channels/page-sink"],
+    stages: [
+      ["src/migration/channels/page-sink", "src/migration/stream/frame"],
+      ["src/migration/channels/channels", "src/migration/stream/"],
+      ["test/failures/receiving"],
+    ],
   },
   {
     name: "stream, channels and digests: page channels",
