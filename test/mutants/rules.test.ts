@@ -33,6 +33,24 @@ describe("the rules that make mutants", () => {
     expect(mutantsOf("while (more()) step();")).not.toContain("condition to true: while (true) step();");
   });
 
+  it("keep an await whose promise would be returned all the same", () => {
+    const awaits = (source: string) => mutantsOf(source).filter((mutant) => mutant.startsWith("await removed"));
+    expect(awaits("async function f() { return await g(); }")).toEqual([]);
+    expect(awaits("f = async () => await g();")).toEqual([]);
+    expect(awaits("async function f() { try { return await g(); } finally { h(); } }")).toHaveLength(1);
+    expect(awaits("async function f() { try { h(async () => await g()); } finally { h(); } }")).toEqual([]);
+    expect(awaits("async function f() { const x = await g(); return [await h()]; }")).toHaveLength(2);
+  });
+
+  it("keep a break that leads where the next one does", () => {
+    const source = (more: string) => `switch (a) { case b: f(); break; case c: case d: ${more} break; }`;
+    const breaks = (source: string) => mutantsOf(source).filter((mutant) => mutant.startsWith("break removed"));
+    expect(breaks(source(""))).toEqual([]);
+    expect(breaks(source("g();"))).toEqual([
+      "break removed: switch (a) { case b: f(); ; case c: case d: g(); break; }",
+    ]);
+  });
+
   it("take an atomic exchange apart", () => {
     expect(mutantsOf("f(Atomics.exchange(words, at, 0))")).toContain(
       "plain exchange: f(((old) => { words[at] = 0; return old; })(words[at]))",

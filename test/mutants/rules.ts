@@ -68,14 +68,38 @@ export function mutated(source: string, { start, end, text }: Mutation): string 
   return source.slice(0, start) + text + source.slice(end);
 }
 
-/** Visits each node with the innermost statement around it; not what only words an error. */
-function visit(node: Tree, statement: Tree, look: (node: Tree, statement: Tree) => void): void {
+/** Visits each node with the innermost statement around it; not what only words an error, nor what changes nothing. */
+function visit(
+  node: Tree,
+  statement: Tree,
+  look: (node: Tree, statement: Tree) => void,
+  { inTry = false, tail = false, leaving = new Set<Tree>() } = {},
+): void {
   if (node.type === "ImportDeclaration" || node.type === "TemplateLiteral") return;
   if (wordsAnError(node) || isCompilersHelper(node)) return;
   const inner = node.type.endsWith("Statement") || node.type.endsWith("Declaration") ? node : statement;
-  look(node, inner);
+  // A function that returns a promise may as well await it before, unless an error is caught there.
+  const idle = (tail && node.type === "AwaitExpression") || leaving.has(node);
+  if (!idle) look(node, inner);
+  if (node.type === "SwitchStatement") for (const found of leavingBreaks(node)) leaving.add(found);
+  const isFunction = node.type.includes("Function");
+  const within = node.type === "TryStatement" || (inTry && !isFunction);
   for (const value of Object.values(node)) {
-    for (const child of Array.isArray(value) ? value : [value]) if (isTree(child)) visit(child, inner, look);
+    for (const child of Array.isArray(value) ? value : [value]) {
+      if (!isTree(child)) continue;
+      const returned = node.type === "ReturnStatement" || (isFunction && child === node.body);
+      visit(child, inner, look, { inTry: within, tail: returned && !within, leaving });
+    }
+  }
+}
+
+/** The breaks of a switch without which it would be left all the same: at its end, or where a break follows. */
+function* leavingBreaks({ cases }: Tree): Generator<Tree> {
+  const bodies = (cases as Tree[]).map(({ consequent }) => consequent as Tree[]).filter(({ length }) => length > 0);
+  for (const [at, body] of bodies.entries()) {
+    const last = body[body.length - 1];
+    const next = bodies[at + 1]?.[0];
+    if (last.type === "BreakStatement" && (next === undefined || next.type === "BreakStatement")) yield last;
   }
 }
 
