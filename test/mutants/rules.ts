@@ -15,7 +15,7 @@ export interface Mutation {
   readonly end: number;
   /** What stands there instead. */
   readonly text: string;
-  /** Unlike any other's in the file, and the same as long as the statement around it is: of the rule, that statement, and the place in it. */
+  /** Made of the rule, the statement around it and the place in that: no other in the file has it, and it stays the same. */
   readonly id: string;
 }
 
