@@ -72,7 +72,9 @@ async function undecided(takeBack?: () => Promise<void>) {
   const opened = open(takeBack);
   const outcome = opened.handOver(Number.POSITIVE_INFINITY);
   opened.says({ type: "RUN_FAILED", code: "Y", message: "a vCPU did not start" });
-  while (opened.handover.state !== "undecided" || opened.events.length < 3) await Promise.resolve();
+  while (opened.handover.state !== "undecided" || opened.events.length < 3) {
+    await new Promise((resolve) => setImmediate(resolve));
+  }
   return { ...opened, outcome };
 }
 
