@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { encodeFrame } from "./frame.js";
+import { encodeFrame, encodeHeader, FRAME_HEADER_BYTES, MAX_CHANNEL_BODY } from "./frame.js";
 import { FrameReader } from "./frame-reader.js";
 
 const CHANNEL = 3;
@@ -75,6 +75,19 @@ describe("a connection's frames", () => {
       for (const { body } of reader().push(both)) found.push(body.length);
     }).toThrow(refused);
     expect(found).toEqual([2]);
+  });
+
+  it.each([
+    ["a longer body than its type has", { bodyBytes: MAX_CHANNEL_BODY + 1 }],
+    ["runs", { runs: 1 }],
+    ["pages", { dataBytes: 4096 }],
+  ])("are refused by a header that announces %s, before anything is allocated", (_, lie) => {
+    const header = { type: "ROUND_ACK", channel: CHANNEL, arena: 0, sequence: 0, round: 0, runs: 0 } as const;
+    const bytes = new Uint8Array(FRAME_HEADER_BYTES);
+    encodeHeader(bytes, 0, { ...header, bodyBytes: MAX_CHANNEL_BODY, dataBytes: 0, bodyChecksum: 0 });
+    expect([...reader().push(bytes)]).toEqual([]);
+    encodeHeader(bytes, 0, { ...header, bodyBytes: 0, dataBytes: 0, bodyChecksum: 0, ...lie });
+    expect(() => [...reader().push(bytes)]).toThrow(refused);
   });
 
   it("may begin with a small body only, and go on with larger ones", () => {
