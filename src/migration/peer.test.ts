@@ -83,6 +83,26 @@ describe("the other side of a migration", () => {
     await expect(waiting).rejects.toThrow("enough");
   });
 
+  it("reads nothing more once it is closed", async () => {
+    const { peer, arrives, taken } = scripted();
+    arrives(...Array.from({ length: 100 }, () => go));
+    await settled();
+    const before = taken();
+    await peer.close();
+    for (let i = 0; i < before; i++) await peer.expect(["GO"], 1000);
+    await settled();
+    expect(taken()).toBe(before);
+  });
+
+  it("waits for as long as the connection holds: a timer takes that time for what it is", async () => {
+    const { peer, arrives } = scripted();
+    const waiting = peer.expect(["GO"], UNTIL_LOST);
+    await settled();
+    arrives(go);
+    expect(await waiting).toEqual(go);
+    expect(UNTIL_LOST).toBe(2 ** 31 - 1);
+  });
+
   it("reads no further than a bounded number of messages ahead", async () => {
     const { peer, arrives, taken } = scripted();
     arrives(...Array.from({ length: 100 }, () => go));

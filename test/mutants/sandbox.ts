@@ -16,10 +16,12 @@ import { basename, join } from "node:path";
 /** How a run of tests ended. */
 export type Verdict = "passed" | "failed" | "timed out";
 
-/** A copy of the built project in which files may be broken. Disposing removes it. */
+/** A copy of the built project in which files may be broken. Disposing ends the tests that run in it, and removes it. */
 export class Sandbox implements Disposable {
   readonly #folder: string;
   readonly root: string;
+  /** Ends the tests that run. */
+  #end = () => {};
 
   constructor(project: string) {
     this.#folder = realpathSync(mkdtempSync(join(tmpdir(), "dirtmap-mutants-")));
@@ -63,6 +65,7 @@ export class Sandbox implements Disposable {
         // The group has ended.
       }
     };
+    this.#end = end;
     const timer = setTimeout(() => {
       timedOut = true;
       end();
@@ -73,11 +76,13 @@ export class Sandbox implements Disposable {
     });
     clearTimeout(timer);
     end();
+    this.#end = () => {};
     if (timedOut) return "timed out";
     return code === 0 ? "passed" : "failed";
   }
 
   [Symbol.dispose](): void {
+    this.#end();
     rmSync(this.#folder, { recursive: true, force: true });
   }
 }
