@@ -4,8 +4,8 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { scenarioNames } from "../src/cli/scenario.js";
 import { type MigrationReport, movingMs } from "../src/migration/report.js";
+import { scenarioNames } from "../src/scenario/scenario.js";
 
 /*
  * What `migrate --predict` foretold beside what then happened, over the scenarios that come with Dirtmap, by the program

@@ -31,7 +31,7 @@ export { forEachRun } from "./bitmap/bits.js";
 export { DirtyBitmap } from "./bitmap/dirty-bitmap.js";
 export { RamBitmap } from "./bitmap/ram-bitmap.js";
 export type { IovaStretch } from "./bitmap/ranges.js";
-export { loadScenario, type MigrationDefaults, parseScenario, type Scenario, scenarioNames } from "./cli/scenario.js";
+export { makeCertificates, type TryoutCertificates, writeCertificates } from "./certs/certs.js";
 export type { Feed, ModelOption, ModelOptions, OptionValue, ServableModel } from "./devices/servable.js";
 export { SERVABLE_MODELS } from "./devices/servable-models.js";
 export { EmulatedHost, type EmulatedHostOptions } from "./emulated/host.js";
@@ -169,12 +169,18 @@ export {
   type SourceTransport,
   type Undecided,
 } from "./migration/source.js";
-export { makeCertificates, type TryoutCertificates, writeCertificates } from "./migration/transport/certs.js";
 export { loadCredentials, type TlsCredentials, type TlsSide } from "./migration/transport/credentials.js";
 export { type Endpoint, formatEndpoint, parseEndpoint } from "./migration/transport/endpoint.js";
 export { type Listener, listen } from "./migration/transport/listener.js";
 export { acceptedSource, sourceTransport } from "./migration/transport/network.js";
 export { type WatchOptions, watch } from "./observe/watch.js";
+export {
+  loadScenario,
+  type MigrationDefaults,
+  parseScenario,
+  type Scenario,
+  scenarioNames,
+} from "./scenario/scenario.js";
 export type {
   Answer,
   DeviceCapabilities,

@@ -6,12 +6,12 @@ import type { TraceInterval } from "../evidence/trace/interval.js";
 import { deviceStateBytes, intervalOf, ownersOf, platformOfMemory } from "../evidence/trace/observed.js";
 import type { Machine } from "../host/host.js";
 import { watch } from "../observe/watch.js";
+import type { MigrationDefaults } from "../scenario/scenario.js";
 import type { Policy, TrackingDesign } from "../tracking/choice.js";
 import { openDesign } from "../tracking/designs.js";
 import { chooseTrackers } from "../tracking/policy.js";
 import { probeMachine } from "../tracking/probe.js";
 import type { MigrationOptions, StoreOption } from "./options.js";
-import type { MigrationDefaults } from "./scenario.js";
 
 /** What is to be watched, and how long. */
 export interface ObserveOptions {

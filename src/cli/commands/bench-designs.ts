@@ -7,11 +7,11 @@ import type { DesignsResult } from "../../evidence/designs/result.js";
 import { WORKLOAD_TEXT, WORKLOADS, type WorkloadName } from "../../evidence/designs/workloads.js";
 import { reportPath } from "../../evidence/report/write-report.js";
 import { writeWholeFile } from "../../sys/whole-file.js";
+import { parseBandwidth, parseSize, writeBandwidth, writeSize } from "../../units.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
 import { leaveReport } from "../leave-report.js";
 import { addStoreOption, argument, oneOf, openStoreOf, orElse, type StoreOption, wholeNumber } from "../options.js";
 import { runCommand } from "../output.js";
-import { parseBandwidth, parseSize, writeBandwidth, writeSize } from "../units.js";
 
 interface BenchDesignsOptions extends StoreOption {
   readonly devices?: readonly number[];

@@ -3,6 +3,7 @@ import { DEFAULTS } from "../../defaults.js";
 import { explain } from "../../errors.js";
 import { reportPath } from "../../evidence/report/write-report.js";
 import type { PredictedOutcome } from "../../migration/report.js";
+import { parseDuration, parseLimit, writeDuration } from "../../units.js";
 import { exitCodeOf, exitCodesHelp } from "../exit-codes.js";
 import type { EmulatedMachine } from "../hosts.js";
 import { leaveReport } from "../leave-report.js";
@@ -24,7 +25,6 @@ import {
 import { mayColor, runCommand } from "../output.js";
 import type { Request } from "../request.js";
 import { addTlsOptions, readEndpoint, type TlsOptions } from "../tls-options.js";
-import { parseDuration, parseLimit, writeDuration } from "../units.js";
 
 interface MigrateOptions extends MachineOptions, PolicyOptions, MigrationOptions, TlsOptions, StoreOption {
   readonly to?: string;

@@ -4,12 +4,12 @@ import { DirtmapError, explain } from "../../errors.js";
 import type { ControlConnection } from "../../migration/stream/control-connection.js";
 import type { Listener } from "../../migration/transport/listener.js";
 import { formatMs } from "../../observe/format.js";
+import { parseDuration } from "../../units.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
 import type { EmulatedMachine } from "../hosts.js";
 import { argument, nonEmpty, perDevice } from "../options.js";
 import { printResult, runCommand } from "../output.js";
 import { addTlsOptions, readEndpoint, type TlsOptions } from "../tls-options.js";
-import { parseDuration } from "../units.js";
 
 interface ReceiveOptions extends TlsOptions {
   readonly listen: string;

@@ -2,8 +2,9 @@ import type { Command } from "commander";
 import { DEFAULTS } from "../../defaults.js";
 import { UsageError } from "../../errors.js";
 import type { TrackerBenchmark } from "../../evidence/trackers/result.js";
+import { POLICY_ORDERS } from "../../scenario/choices.js";
 import { shellWord } from "../../shell-word.js";
-import { POLICY_ORDERS, VMMS } from "../choices.js";
+import { VMMS } from "../choices.js";
 import { EXIT_CODES } from "../exit-codes.js";
 import {
   addLinkOptions,

@@ -1,7 +1,7 @@
 import type { z } from "zod";
+import { suggest } from "../nearest.js";
 import { formatSize } from "../observe/format.js";
-import { suggest } from "./nearest.js";
-import { QUANTITIES } from "./scenario-quantities.js";
+import { QUANTITIES } from "./quantities.js";
 
 /** One finding of zod's, and the value and schema that it is about, as words for the author of a scenario. */
 export function issueText(
