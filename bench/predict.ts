@@ -12,7 +12,7 @@ import { scenarioNames } from "../src/scenario/scenario.js";
  * itself. Each scenario is migrated once before, so that the store knows what stopping takes on this machine.
  */
 
-export interface PredictOptions {
+export interface PredictBenchOptions {
   /** Default: all that come with Dirtmap. */
   readonly scenarios?: readonly string[];
   /** Predicted migrations of each. */
@@ -43,7 +43,7 @@ const AIM = { downtime: 0.2, rounds: 1 } as const;
 export async function run({
   scenarios = scenarioNames(),
   repetitions = 1,
-}: PredictOptions = {}): Promise<PredictRow[]> {
+}: PredictBenchOptions = {}): Promise<PredictRow[]> {
   const folder = mkdtempSync(join(tmpdir(), "dirtmap-bench-"));
   try {
     const rows: PredictRow[] = [];

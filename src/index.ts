@@ -153,6 +153,7 @@ export {
 } from "./migration/events.js";
 export { defaultJournalDirectory, type JournalRecord, type Side } from "./migration/journal.js";
 export { KEPT_DAYS, type ListedJournal, listJournals, pruneJournals, type Standing } from "./migration/journals.js";
+export { acceptedSource, sourceTransport } from "./migration/network.js";
 export type {
   DestinationReport,
   DeviceReport,
@@ -172,7 +173,6 @@ export {
 export { loadCredentials, type TlsCredentials, type TlsSide } from "./migration/transport/credentials.js";
 export { type Endpoint, formatEndpoint, parseEndpoint } from "./migration/transport/endpoint.js";
 export { type Listener, listen } from "./migration/transport/listener.js";
-export { acceptedSource, sourceTransport } from "./migration/transport/network.js";
 export { type WatchOptions, watch } from "./observe/watch.js";
 export {
   loadScenario,

@@ -26,7 +26,7 @@ import { mayColor, runCommand } from "../output.js";
 import type { Request } from "../request.js";
 import { addTlsOptions, readEndpoint, type TlsOptions } from "../tls-options.js";
 
-interface MigrateOptions extends MachineOptions, PolicyOptions, MigrationOptions, TlsOptions, StoreOption {
+interface MigrateCommandOptions extends MachineOptions, PolicyOptions, MigrationOptions, TlsOptions, StoreOption {
   readonly to?: string;
   readonly verify: "after" | "before";
   readonly runAfter?: number;
@@ -104,7 +104,7 @@ export function addMigrate(program: Command): void {
     .action(run);
 }
 
-async function run(options: MigrateOptions): Promise<void> {
+async function run(options: MigrateCommandOptions): Promise<void> {
   const { json = false, quiet = false } = options;
   let note = (text: string): void => {
     process.stderr.write(`${text}\n`);
@@ -126,7 +126,7 @@ async function run(options: MigrateOptions): Promise<void> {
         import("../../migration/source.js"),
         import("../../tracking/probe.js"),
         import("../../tracking/policy.js"),
-        import("../../migration/transport/network.js"),
+        import("../../migration/network.js"),
       ],
     );
     const [
@@ -238,7 +238,7 @@ async function run(options: MigrateOptions): Promise<void> {
 async function foretold(
   machine: EmulatedMachine,
   request: Request,
-  options: MigrateOptions,
+  options: MigrateCommandOptions,
   { signal, note }: { signal: AbortSignal; note: (text: string) => void },
 ): Promise<PredictedOutcome | undefined> {
   try {
@@ -253,7 +253,7 @@ async function foretold(
 async function foretell(
   machine: EmulatedMachine,
   { scenario, policy, design, defaults }: Request,
-  options: MigrateOptions,
+  options: MigrateCommandOptions,
   signal: AbortSignal,
 ): Promise<PredictedOutcome> {
   const [{ estimateLink, observeForPrediction, predictedConditions }, { predict, predictedOutcome }] =

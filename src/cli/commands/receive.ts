@@ -82,7 +82,7 @@ async function run(options: ReceiveOptions): Promise<void> {
     ] = await Promise.all([
       import("../../migration/transport/listener.js"),
       import("../../migration/destination.js"),
-      import("../../migration/transport/network.js"),
+      import("../../migration/network.js"),
       import("../hosts.js"),
       import("../granted.js"),
       import("../../migration/transport/endpoint.js"),

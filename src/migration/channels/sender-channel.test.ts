@@ -11,7 +11,7 @@ import { ChunkQueue, RoundProgress } from "./control-words.js";
 import { encodeBody } from "./hello.js";
 import { scratchLayout } from "./layout.js";
 import { SenderChannel } from "./sender-channel.js";
-import { TokenBucket } from "./token-bucket.js";
+import { SharedTokenBucket } from "./shared-token-bucket.js";
 
 const arena = ramArena(createArena(6 * MiB), 1 * MiB);
 const layout = scratchLayout(arena, 1);
@@ -41,7 +41,7 @@ function channelTo(answer: (write: number) => Uint8Array | null | undefined): Se
     arenas: [{ arena, kernels: loadKernels(arena.memory), layout }],
     channel: 0,
     queue,
-    bucket: new TokenBucket(),
+    bucket: new SharedTokenBucket(),
     progress: RoundProgress.allocate(1),
     explain: (cause) => new DirtmapError("broken", { code: "CONNECTION_LOST", cause }),
     stallMs: 100,

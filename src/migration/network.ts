@@ -1,13 +1,12 @@
 import { randomBytes } from "node:crypto";
-import { openReceiver } from "../channels/receiver.js";
-import { openSender } from "../channels/sender.js";
-import type { AcceptedSource } from "../destination.js";
-import type { SourceTransport } from "../source.js";
-import type { ControlConnection } from "../stream/control-connection.js";
-import { connectControl } from "./connect.js";
-import type { TlsCredentials } from "./credentials.js";
-import { type Endpoint, formatEndpoint } from "./endpoint.js";
-import type { Listener } from "./listener.js";
+import { openSender } from "./channels/sender.js";
+import type { AcceptedSource } from "./destination.js";
+import type { SourceTransport } from "./source.js";
+import type { ControlConnection } from "./stream/control-connection.js";
+import { connectControl } from "./transport/connect.js";
+import type { TlsCredentials } from "./transport/credentials.js";
+import { type Endpoint, formatEndpoint } from "./transport/endpoint.js";
+import type { Listener } from "./transport/listener.js";
 
 /*
  * What a migration needs of the network, put together: the control connection and the page channels, both to one port.
@@ -49,6 +48,8 @@ export function acceptedSource(
     control,
     announce: (migration) => listener.describe(`migration ${migration} from ${control.peer}`),
     openReceiver: async ({ memory, channels }) => {
+      // Loaded here, because it alone calls the system: a source needs no koffi.
+      const { openReceiver } = await import("./channels/receiver.js");
       const token = randomBytes(32).toString("hex");
       return { token, receiver: openReceiver({ memory, listener, channels, token, onRefused }) };
     },
