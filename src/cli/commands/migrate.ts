@@ -50,7 +50,7 @@ Examples:
   dirtmap migrate --to tls://dst.example.com:7700 --tls-folder certs --bandwidth 10Gbit --channels 4
 
 There is no --host linux here: a guest on this machine's devices needs a VMM, which Dirtmap is not. One that is written
-with Dirtmap's library (its Host, trackers and migrate(), src/index.ts) migrates them; \`dirtmap plan --host linux\` has the
+with Dirtmap's library (its Host, trackers and migrate()) migrates them; \`dirtmap plan --host linux\` has the
 options with which QEMU does.
 
 Ctrl-C cancels, and the source goes on running; once more forces. Without --to the destination is a second process on
