@@ -11,8 +11,8 @@
  *   What happens meanwhile is published on {@link migrationEvents}.
  *
  * The other doors are `dirtmap/evidence`, `dirtmap/scenario`, `dirtmap/uapi` and `dirtmap/certs`. Each name has one door.
- * Importing this one loads neither native code nor YAML, and changes nothing global. koffi is loaded when the first
- * {@link DirtyBitmap} is made, or pages are received.
+ * Importing this one loads no package, and changes nothing global. zod is loaded when a machine is moved, koffi when the
+ * first {@link DirtyBitmap} is made or pages are received.
  *
  * Addresses are bytes ({@link Iova}, a bigint) or 4 KiB pages ({@link PageNumber}), sizes bytes, durations milliseconds.
  * Whatever is refused on purpose is a {@link DirtmapError}: {@link UsageError} where nothing was started,
@@ -25,18 +25,14 @@ export { DirtyBitmap } from "./bitmap/dirty-bitmap.js";
 export { RamBitmap } from "./bitmap/ram-bitmap.js";
 export type { IovaStretch } from "./bitmap/ranges.js";
 export { DirtmapError, type ErrorDetails, explain, UsageError } from "./errors.js";
-export {
-  type DeviceDescription,
-  type DeviceModelName,
-  IOMMU_FORMATS,
-  type IommuDescription,
-  type IommuFormatName,
-  type MachineDescription,
-  machineSchema,
-  type NamedFiles,
-  type PassthroughDescription,
-  passthroughSchema,
-  platformOf,
+export type {
+  DeviceDescription,
+  DeviceModelName,
+  IommuDescription,
+  IommuFormatName,
+  MachineDescription,
+  NamedFiles,
+  PassthroughDescription,
 } from "./host/description.js";
 export type { ContainerDesign, ContainerMember, ContainerTracking, KernelDesigns } from "./host/designs.js";
 export type {
@@ -81,8 +77,8 @@ export { GiB, type Iova, iovaOf, KiB, MiB, PAGE_SIZE, type PageNumber, pageOf, T
 export { type Arena, createArena } from "./memory/arena.js";
 export { createGuestMemory, type GuestMemory, type MemoryRegion, type Platform } from "./memory/guest-memory.js";
 export type { Timeouts } from "./migration/deadline.js";
-export { type Decision, sendDecision } from "./migration/decision.js";
-export { type AcceptedSource, type ReceiveOptions, type ReceiveResult, receive } from "./migration/destination.js";
+export type { Decision } from "./migration/decision.js";
+export type { AcceptedSource, ReceiveOptions, ReceiveResult } from "./migration/destination.js";
 export type { Audit } from "./migration/destination-report.js";
 export {
   type MigrationEvent,
@@ -91,9 +87,11 @@ export {
   type OwnerRead,
   type ReadEvent,
 } from "./migration/events.js";
-export { defaultJournalDirectory, type JournalRecord, type Side } from "./migration/journal.js";
-export { KEPT_DAYS, type ListedJournal, listJournals, pruneJournals, type Standing } from "./migration/journals.js";
+export type { JournalRecord, Side } from "./migration/journal.js";
+export { defaultJournalDirectory, KEPT_DAYS } from "./migration/journal-directory.js";
+export type { ListedJournal, Standing } from "./migration/journals.js";
 export { acceptedSource, sourceTransport } from "./migration/network.js";
+export { listen, listJournals, migrate, pruneJournals, receive, sendDecision } from "./migration/on-demand.js";
 export type {
   DestinationReport,
   DeviceReport,
@@ -103,16 +101,10 @@ export type {
   PredictedOutcome,
   RoundReport,
 } from "./migration/report.js";
-export {
-  type MigrateOptions,
-  type MigrationHooks,
-  migrate,
-  type SourceTransport,
-  type Undecided,
-} from "./migration/source.js";
+export type { MigrateOptions, MigrationHooks, SourceTransport, Undecided } from "./migration/source.js";
 export { loadCredentials, type TlsCredentials, type TlsSide } from "./migration/transport/credentials.js";
 export { type Endpoint, formatEndpoint, parseEndpoint } from "./migration/transport/endpoint.js";
-export { type Listener, listen } from "./migration/transport/listener.js";
+export type { Listener } from "./migration/transport/listener.js";
 export { type WatchOptions, watch } from "./observe/watch.js";
 export type {
   Answer,

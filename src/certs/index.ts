@@ -1,7 +1,8 @@
 /**
  * `dirtmap/certs`: certificates for trying out `tls://` between two machines. A production setup has a CA of its own.
  *
- * Importing this door adds to the global `Reflect` what reflect-metadata defines, since @peculiar/x509 looks for it there.
+ * Importing this door changes globals: @peculiar/x509 looks in `Reflect` for what reflect-metadata adds there, and tslib adds
+ * its helpers (`__extends` …).
  * @module
  */
 

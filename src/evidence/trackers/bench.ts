@@ -65,6 +65,7 @@ export interface BenchProgress {
   readonly subject: number | string | null;
 }
 
+/** What is benched, and how thoroughly. */
 export interface TrackerBenchOptions {
   readonly site: BenchSite;
   readonly quick?: boolean;
