@@ -5,13 +5,13 @@ import { connect as connectTcp, createServer } from "node:net";
 import { argv } from "node:process";
 import { fileURLToPath } from "node:url";
 import { RamBitmap } from "../src/bitmap/ram-bitmap.js";
+import { makeCertificates, type TryoutCertificates } from "../src/certs/certs.js";
 import { interleave, type Summary, summarize } from "../src/evidence/statistics.js";
 import { GiB, MiB } from "../src/memory/address.js";
 import { fillMemory } from "../src/memory/fill.js";
 import { createGuestMemory, type GuestMemory } from "../src/memory/guest-memory.js";
 import { openReceiver } from "../src/migration/channels/receiver.js";
 import { openSender } from "../src/migration/channels/sender.js";
-import { makeCertificates, type TryoutCertificates } from "../src/migration/transport/certs.js";
 import { listen } from "../src/migration/transport/listener.js";
 
 /*

@@ -5,6 +5,7 @@ import { GiB, KiB, MiB, TiB } from "../src/memory/address.js";
 import { table } from "../src/observe/table.js";
 import { type ChannelRow, run as runChannels } from "./channels.js";
 import { type DmaRow, run as runDma } from "./dma.js";
+import { type DoorRow, run as runDoors } from "./doors.js";
 import { type IoctlRow, run as runIoctl } from "./ioctl.js";
 import { type LogRow, run as runLogs } from "./logs.js";
 import { type MigrationRow, run as runMigration } from "./migration.js";
@@ -16,7 +17,7 @@ import { WAYS } from "./vfio-user/servers.js";
 import { run as runVfioUser, type VfioUserRow } from "./vfio-user.js";
 
 /*
- *   npm run bench -- [scan] [logs] [dma] [channels] [migration] [ioctl] [observe] [vfio-user] [predict]
+ *   npm run bench -- [scan] [logs] [dma] [channels] [migration] [ioctl] [observe] [vfio-user] [predict] [doors]
  *                    [--full] [--json] [--qemu | --qemu-root DIR]
  *
  * All benches by default, in about three minutes on an idle machine; progress on standard error. --full maps up to 1 TiB and repeats more.
@@ -36,6 +37,7 @@ type Row =
   | VfioUserRow
   | ObserveRow
   | PredictRow
+  | DoorRow
   | NvmeRow;
 
 interface Options {
@@ -59,6 +61,7 @@ const BENCHES: Readonly<Record<string, (options: Options) => Promise<readonly Ro
     ...(await runNvme({ turns: full ? 11 : 5, seconds: 1 })),
   ],
   predict: ({ full }) => runPredict({ repetitions: full ? 5 : 1 }),
+  doors: ({ full }) => runDoors({ turns: full ? 31 : 7 }),
 };
 
 /** Numbers as a table shows them: three digits that count. */
@@ -135,6 +138,13 @@ function cells(row: Row): Readonly<Record<string, string>> {
         "total ms": short(row.movingMs),
         "predicted total": short(row.predictedMovingMs),
         "within 20 %, one round": row.met ? "yes" : "no",
+      };
+    case "doors":
+      return {
+        door: row.door ?? "bare Node",
+        "CPU ms": spread(row.cpuMs),
+        "/ bare Node's": short(row.overBare),
+        "resident MiB": short(row.residentBytes.median / MiB),
       };
     case "migration":
       return {

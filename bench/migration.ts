@@ -5,9 +5,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
+import { makeCertificates, writeCertificates } from "../src/certs/certs.js";
 import { interleave, type Summary, summarize } from "../src/evidence/statistics.js";
 import { GiB, MiB } from "../src/memory/address.js";
-import { makeCertificates, writeCertificates } from "../src/migration/transport/certs.js";
 import { migrateWithQemu } from "./peers/qemu.js";
 
 /*

@@ -4,15 +4,15 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { scenarioNames } from "../src/cli/scenario.js";
 import { type MigrationReport, movingMs } from "../src/migration/report.js";
+import { scenarioNames } from "../src/scenario/scenario.js";
 
 /*
  * What `migrate --predict` foretold beside what then happened, over the scenarios that come with Dirtmap, by the program
  * itself. Each scenario is migrated once before, so that the store knows what stopping takes on this machine.
  */
 
-export interface PredictOptions {
+export interface PredictBenchOptions {
   /** Default: all that come with Dirtmap. */
   readonly scenarios?: readonly string[];
   /** Predicted migrations of each. */
@@ -43,7 +43,7 @@ const AIM = { downtime: 0.2, rounds: 1 } as const;
 export async function run({
   scenarios = scenarioNames(),
   repetitions = 1,
-}: PredictOptions = {}): Promise<PredictRow[]> {
+}: PredictBenchOptions = {}): Promise<PredictRow[]> {
   const folder = mkdtempSync(join(tmpdir(), "dirtmap-bench-"));
   try {
     const rows: PredictRow[] = [];

@@ -7,6 +7,7 @@ export interface XmlElement {
   readonly children: readonly XmlNode[];
 }
 
+/** An element, a comment or a text. */
 export type XmlNode = XmlElement | { readonly comment: string } | { readonly text: string };
 
 /** An element, for building trees of them. */

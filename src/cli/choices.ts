@@ -1,24 +1,8 @@
 /*
- * What options and scenarios let an operator choose from. Light, because `--help` reads it: what it imports imports
- * nothing.
+ * What only the command line lets an operator choose from. What scenarios have too is in ../scenario/choices.ts.
  */
-
-export { MAX_CHANNELS } from "../migration/data-plane.js";
-export { DOWNTIME_LIMIT_MS } from "../migration/limits.js";
-export { DEVICE_TRACKERS, TRACKING_DESIGNS as DESIGNS, UNTRACKED } from "../tracking/choice.js";
 
 export const HOSTS = ["emulated", "linux"] as const;
 /** What a plan for this machine can be printed for. */
 export const VMMS = ["qemu", "libvirt"] as const;
-export const POLICY_ORDERS = ["iommu-first", "device-first"] as const;
-/** Before the name of a file: the policy is what was measured. */
-export const MEASURED = "measured:";
-/** What happens to a device that was not measured: refuse, or an order to follow. */
-export const UNMEASURED = ["refuse", ...POLICY_ORDERS] as const;
-
-export function isMeasured(text: string): text is `${typeof MEASURED}${string}` {
-  return text.startsWith(MEASURED);
-}
-
-export const DOMAINS = ["shared", "per-device"] as const;
 export const P2P = ["all", "none", "table"] as const;

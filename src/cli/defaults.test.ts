@@ -5,11 +5,11 @@ import type { Argument, Command, Option } from "commander";
 import { describe, expect, it } from "vitest";
 import { DEFAULTS } from "../defaults.js";
 import { SERVABLE_MODELS } from "../devices/servable-models.js";
+import { parseScenario } from "../scenario/scenario.js";
 import { DEFAULT_POLICY } from "../tracking/choice.js";
+import { parseSize } from "../units.js";
 import { linkOf } from "./bench/link.js";
 import { commandLine } from "./program.js";
-import { parseScenario } from "./scenario.js";
-import { parseSize } from "./units.js";
 
 const program = commandLine({ version: "0", models: SERVABLE_MODELS });
 const commands = program.commands.flatMap((each) => [each, ...each.commands]);

@@ -1,8 +1,8 @@
 import { DEFAULTS } from "../defaults.js";
 import { readMeasured } from "../evidence/recommend/recommendation.js";
+import { isMeasured, MEASURED } from "../scenario/choices.js";
 import { DEFAULT_POLICY, type Policy } from "../tracking/choice.js";
 import { linkOf } from "./bench/link.js";
-import { isMeasured, MEASURED } from "./choices.js";
 import type { LinkOptions, PolicyOptions } from "./options.js";
 
 /**

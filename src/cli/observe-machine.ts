@@ -6,12 +6,12 @@ import type { TraceInterval } from "../evidence/trace/interval.js";
 import { deviceStateBytes, intervalOf, ownersOf, platformOfMemory } from "../evidence/trace/observed.js";
 import type { Machine } from "../host/host.js";
 import { watch } from "../observe/watch.js";
+import type { MigrationDefaults } from "../scenario/scenario.js";
 import type { Policy, TrackingDesign } from "../tracking/choice.js";
 import { openDesign } from "../tracking/designs.js";
 import { chooseTrackers } from "../tracking/policy.js";
 import { probeMachine } from "../tracking/probe.js";
 import type { MigrationOptions, StoreOption } from "./options.js";
-import type { MigrationDefaults } from "./scenario.js";
 
 /** What is to be watched, and how long. */
 export interface ObserveOptions {
@@ -102,7 +102,7 @@ export function predictedConditions(
 }
 
 /** Where what is known of a link comes from. */
-export interface LinkOptions extends StoreOption {
+export interface LinkSources extends StoreOption {
   readonly channels: number;
   /** Reports of migrations over this very link (`migrate --json`): then nothing is measured. */
   readonly reports?: readonly string[];
@@ -116,7 +116,7 @@ export interface LinkOptions extends StoreOption {
  * measured for the speed, and what stopping and starting takes is what it took the last migrations in the store.
  * @throws UsageError `BAD_REPORT`; of the store, where one was asked for
  */
-export async function estimateLink(options: LinkOptions): Promise<LinkEstimate> {
+export async function estimateLink(options: LinkSources): Promise<LinkEstimate> {
   const { channels, reports = [], scenario, signal } = options;
   const [{ measureLoopback }, { costsFromReports, linkFromReports }, { pastReports, readReports }] = await Promise.all([
     import("../evidence/predict/loopback.js"),

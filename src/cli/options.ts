@@ -2,22 +2,21 @@ import { type Command, InvalidArgumentError, Option } from "commander";
 import { DEFAULTS } from "../defaults.js";
 import { explain, UsageError } from "../errors.js";
 import type { Store } from "../evidence/store/store.js";
+import { suggest } from "../nearest.js";
 import {
   DESIGNS,
   DEVICE_TRACKERS,
   DOMAINS,
   DOWNTIME_LIMIT_MS,
-  HOSTS,
   isMeasured,
   MAX_CHANNELS,
   MEASURED,
-  P2P,
   POLICY_ORDERS,
   UNMEASURED,
   UNTRACKED,
-} from "./choices.js";
-import { suggest } from "./nearest.js";
-import { parseBandwidth, parseDuration, parseSize, writeBandwidth, writeDuration } from "./units.js";
+} from "../scenario/choices.js";
+import { parseBandwidth, parseDuration, parseSize, writeBandwidth, writeDuration } from "../units.js";
+import { HOSTS, P2P } from "./choices.js";
 
 /*
  * Options that several commands have. What is left out is the scenario's to say, and then that of the table of defaults.

@@ -1,4 +1,4 @@
-import { defaultJournalDirectory } from "../migration/journal.js";
+import { defaultJournalDirectory } from "../migration/journal-directory.js";
 import { type ListedJournal, listJournals, type Standing } from "../migration/journals.js";
 import { table } from "../observe/table.js";
 import { printResult } from "./output.js";

@@ -2,14 +2,14 @@ import { UsageError } from "../errors.js";
 import { type DeviceDescription, type MachineDescription, platformOf } from "../host/description.js";
 import { MiB } from "../memory/address.js";
 import { layoutRegions } from "../memory/guest-memory.js";
+import { suggest } from "../nearest.js";
 import { formatSize } from "../observe/format.js";
+import { isMeasured } from "../scenario/choices.js";
+import { loadScenario, type MigrationDefaults } from "../scenario/scenario.js";
 import type { Policy } from "../tracking/choice.js";
 import { refuseWithoutEffect } from "../tracking/designs.js";
-import { isMeasured } from "./choices.js";
 import { whoDecides } from "./measured.js";
-import { suggest } from "./nearest.js";
 import type { LinkOptions, MachineOptions, PolicyOptions } from "./options.js";
-import { loadScenario, type MigrationDefaults } from "./scenario.js";
 
 /** A scenario with the command line's options over it. */
 export interface Request {

@@ -7,9 +7,9 @@ import { ASSUMED_LINK } from "../evidence/predict/link.js";
 import { type Observation, predict } from "../evidence/predict/predict.js";
 import { fakeBenchmark, fakeDevice } from "../evidence/recommend/fake-benchmark.test.helper.js";
 import { MiB } from "../memory/address.js";
+import { parseDuration } from "../units.js";
 import { benchCommand, followCommand } from "./bench/bench-command.js";
 import { commandLine } from "./program.js";
-import { parseDuration } from "./units.js";
 
 /*
  * Whatever Dirtmap prints to be typed is a command line that it takes.

@@ -1,4 +1,4 @@
-import { defaultJournalDirectory } from "../migration/journal.js";
+import { defaultJournalDirectory } from "../migration/journal-directory.js";
 import { pruneJournals } from "../migration/journals.js";
 import { removeDeadFeeds } from "../observe/feed/follow.js";
 import { removeAbandonedFolders } from "../sys/temporary-folder.js";

@@ -87,6 +87,7 @@ function workloadModel(
 
 const memoryOf = (options: ModelOptions) => numberOption(options, "memory");
 
+/** All models that `dirtmap device` and `serveDevice` serve. */
 export const SERVABLE_MODELS: readonly ServableModel[] = [
   workloadModel(
     { name: "mlx5", summary: "a NIC's virtual function that logs its own DMA", options: [MEMORY] },

@@ -6,6 +6,7 @@ import type { DeviceModel } from "./model.js";
  * made of them. servable-models.ts lists all that there are.
  */
 
+/** The value of a model's option, as read. */
 export type OptionValue = string | number;
 
 /** An option of a model, as `--option name=value` takes it. */
@@ -39,6 +40,7 @@ export interface Feed {
   readonly rate: number;
 }
 
+/** A model that a process of its own can serve. */
 export interface ServableModel {
   readonly name: string;
   /** One line for a list of models. */

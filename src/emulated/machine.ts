@@ -18,6 +18,7 @@ import type { DmaHold } from "./threads/hold.js";
 import type { MmioOperations } from "./threads/vcpu-protocol.js";
 import { EmulatedVcpus } from "./threads/vcpus.js";
 
+/** How an emulated machine is made, apart from its description. */
 export interface EmulatedMachineOptions {
   /** Build it as a destination needs it: memory empty, nothing runs, nothing does DMA. */
   readonly paused?: boolean;

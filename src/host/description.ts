@@ -240,6 +240,7 @@ function drivenProblems(
   ];
 }
 
+/** Checks the description of an emulated machine, and fills in what it leaves out. */
 export const machineSchema = z
   .strictObject({
     /** Bytes of RAM. */
@@ -320,7 +321,9 @@ export type PassthroughDescription = z.output<typeof passthroughSchema>;
 
 /** A machine as it can be built. */
 export type MachineDescription = z.output<typeof machineSchema>;
+/** A device of a described machine. */
 export type DeviceDescription = MachineDescription["devices"][number];
+/** A system IOMMU of a described machine. */
 export type IommuDescription = MachineDescription["iommus"][number];
 /** A device of one of Dirtmap's own models. */
 export type ModelledDescription = Exclude<DeviceDescription, { model: "vfio-user" }>;
@@ -329,7 +332,9 @@ export type ModelledDescription = Exclude<DeviceDescription, { model: "vfio-user
 export function runsHere(entry: DeviceDescription): entry is ModelledDescription {
   return !isServed(entry);
 }
+/** The models that a description can name; `vfio-user` is a device that another process serves. */
 export type DeviceModelName = DeviceDescription["model"];
+/** The page-table formats that an IOMMU can have. */
 export type IommuFormatName = (typeof IOMMU_FORMATS)[number];
 
 /** Files that a description names, by device. */

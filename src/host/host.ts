@@ -46,6 +46,7 @@ export interface MemoryFile extends AsyncDisposable {
   readonly bytes: number;
 }
 
+/** A range of I/O addresses, in bytes; both ends belong to it. */
 export interface IovaRange {
   readonly start: Iova;
   /** Inclusive, as in struct iommu_iova_range. */
@@ -186,6 +187,7 @@ export interface ResumingStream extends AsyncDisposable {
   write(data: Uint8Array): Promise<void>;
 }
 
+/** The stream of a device's state, in the direction that its migration state asks for. */
 export type DataStream = SavingStream | ResumingStream;
 
 /** What a device says of its own DMA logging, before it is started. */
@@ -199,6 +201,7 @@ export interface DmaLoggingLimits {
   readonly readableWhen: "always" | "quiesced";
 }
 
+/** A region of a device (VFIO_DEVICE_GET_REGION_INFO). `index` is the header's, `bytes` its size. */
 export interface RegionInfo {
   readonly index: number;
   readonly name: string;
@@ -207,6 +210,7 @@ export interface RegionInfo {
   readonly writeable: boolean;
 }
 
+/** A kind of interrupts of a device (VFIO_DEVICE_GET_IRQ_INFO). `count` is how many of them it has. */
 export interface IrqInfo {
   readonly index: number;
   readonly name: string;

@@ -1,7 +1,8 @@
 import { describe, expect, it } from "vitest";
 import { GiB, KiB, MiB } from "../memory/address.js";
 import { fixedConfig } from "./pci-shape.js";
-import { type DeviceShape, type MachineShape, machineShapeSchema, shapeDifferences } from "./shape.js";
+import { type DeviceShape, type MachineShape, shapeDifferences } from "./shape.js";
+import { machineShapeSchema } from "./shape-schema.js";
 
 /** A function with two 64-bit BARs, power management, MSI-X and PCI Express, as a guest has left it. */
 function config(change: (view: DataView) => void = () => {}): Uint8Array {

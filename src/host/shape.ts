@@ -1,8 +1,9 @@
-import { z } from "zod";
+import type { z } from "zod";
 import { GiB, KiB, MiB, PAGE_SIZE } from "../memory/address.js";
 import { VFIO_PCI_IRQ_INDEX, VFIO_PCI_REGION_INDEX } from "../uapi/vfio.js";
 import type { Machine, RegionInfo, VfioDevice } from "./host.js";
 import { fixedConfig, PCI_SHAPE_BYTES, pciFieldAt } from "./pci-shape.js";
+import type { deviceShapeSchema, machineShapeSchema } from "./shape-schema.js";
 
 /*
  * What a guest can tell its machine by. A source sends it with its machine, and a destination compares it with what it has
@@ -11,54 +12,7 @@ import { fixedConfig, PCI_SHAPE_BYTES, pciFieldAt } from "./pci-shape.js";
  */
 
 /** Raised when a shape means something else; two sides of different versions don't understand each other. */
-const SHAPE_VERSION = 1;
-
-/** PCI has 9 regions and 5 types of interrupts, and drivers add a handful: as many as the Linux host takes (vfio/device-info.ts). */
-const MAX_INDICES = 256;
-const MAX_FACTS = 32;
-
-const name = z
-  .string()
-  .regex(/^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$/, "letters, digits, blanks, '.', '_' and '-', at most 64");
-const index = z.int().min(0).max(0xffff);
-const bytes = z.int().min(0);
-
-/** A fact: a number, a short text, or a size, which people are shown as one. */
-const fact = z.union([
-  z.number(),
-  z.string().regex(/^[ -~]{0,128}$/, "printable ASCII, at most 128"),
-  z.strictObject({ bytes }),
-]);
-
-/** Checks what is said of one device. */
-export const deviceShapeSchema = z.strictObject({
-  version: z.literal(SHAPE_VERSION),
-  /** The model or kernel driver, which its state is of. */
-  model: name,
-  /** Of the state's layout; null: only its driver or server knows. */
-  stateVersion: z.int().min(0).nullable(),
-  regions: z
-    .array(z.strictObject({ index, name, bytes, readable: z.boolean(), writeable: z.boolean() }))
-    .max(MAX_INDICES),
-  irqs: z.array(z.strictObject({ index, name, count: z.int().min(0) })).max(MAX_INDICES),
-  /** The configuration space in hexadecimal, with all that is state set to zero; null: it is no PCI function. */
-  config: z
-    .string()
-    .regex(/^([0-9a-f]{2})*$/, "bytes in hexadecimal")
-    .max(2 * PCI_SHAPE_BYTES)
-    .nullable(),
-  /** What the model alone knows, such as a disk's capacity. */
-  facts: z.record(name, fact).refine((facts) => Object.keys(facts).length <= MAX_FACTS, `at most ${MAX_FACTS} facts`),
-});
-
-/** Checks what is said of a machine. */
-export const machineShapeSchema = z.strictObject({
-  memory: z
-    .array(z.strictObject({ firstPage: z.int().min(0), pages: z.int().min(1), writeable: z.boolean() }))
-    .max(4096),
-  vcpus: z.int().min(0).max(4096),
-  devices: z.array(z.strictObject({ id: name, shape: deviceShapeSchema })).max(256),
-});
+export const SHAPE_VERSION = 1;
 
 /** What a guest can tell a device by. */
 export type DeviceShape = z.output<typeof deviceShapeSchema>;

@@ -35,7 +35,8 @@ export interface LinuxMachineOptions {
  *
  * @example
  * ```ts
- * import { chooseTrackers, createLinuxMachine, DEFAULT_POLICY, GiB, LinuxHost, openDesign, probeMachine } from "dirtmap";
+ * import { chooseTrackers, DEFAULT_POLICY, GiB, openDesign, probeMachine } from "dirtmap";
+ * import { createLinuxMachine, LinuxHost } from "dirtmap/linux";
  *
  * await using host = new LinuxHost();
  * await using machine = await createLinuxMachine({

@@ -12,10 +12,15 @@ export type Iova = bigint & { readonly [iovaBrand]?: never };
 export type PageNumber = number;
 
 export const PAGE_SHIFT = 12;
+/** Bytes per page: of guest memory, and of everything that counts pages. */
 export const PAGE_SIZE = 1 << PAGE_SHIFT;
+/** Bytes. */
 export const KiB = 1024;
+/** Bytes. */
 export const MiB = 1024 * KiB;
+/** Bytes. */
 export const GiB = 1024 * MiB;
+/** Bytes. */
 export const TiB = 1024 * GiB;
 
 /** The largest 64-bit address. */

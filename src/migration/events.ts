@@ -25,6 +25,7 @@ export type MigrationPhase =
   | "cancelled"
   | "indeterminate";
 
+/** What is published of a migration while it goes on. Times are milliseconds since it began. */
 export type MigrationEvent =
   | { readonly type: "phase"; readonly phase: MigrationPhase; readonly atMs: number; readonly text?: string }
   | { readonly type: "round"; readonly round: RoundReport }

@@ -1,6 +1,5 @@
 import { randomUUID } from "node:crypto";
 import { closeSync, existsSync, fdatasyncSync, openSync, readFileSync, readSync, statSync } from "node:fs";
-import { homedir } from "node:os";
 import { join } from "node:path";
 import { z } from "zod";
 import { DirtmapError, explain, UsageError } from "../errors.js";
@@ -52,6 +51,7 @@ const recordSchema = z.discriminatedUnion("side", [
 export type JournalRecord = z.output<typeof recordSchema>;
 export type SourceRecord = (typeof SOURCE_RECORDS)[number];
 export type DestinationRecord = (typeof DESTINATION_RECORDS)[number];
+/** The two sides of a migration. */
 export type Side = JournalRecord["side"];
 
 /** Records are a few hundred bytes; what others name in them makes them at most about 2000. */
@@ -63,11 +63,6 @@ const FILE_BYTES = SLOT_BYTES * SLOTS;
 /** A migration's id: short enough to type, and for the path of a UNIX socket. */
 export function newMigrationId(): string {
   return randomUUID().slice(0, 8);
-}
-
-/** Where journals are kept if nothing else is said: `$XDG_STATE_HOME/dirtmap`, or `~/.local/state/dirtmap`. */
-export function defaultJournalDirectory(): string {
-  return join(process.env.XDG_STATE_HOME ?? join(homedir(), ".local", "state"), "dirtmap");
 }
 
 /** The file of one side's journal. */

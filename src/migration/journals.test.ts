@@ -5,7 +5,8 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import type { ProcessIdentity } from "../sys/process-identity.js";
 import { type DestinationRecord, Journal, journalPath, type Side, type SourceRecord } from "./journal.js";
 import { ELSEWHERE, ENDED, pretendWriter } from "./journal.test.helper.js";
-import { KEPT_DAYS, listJournals, pruneJournals, type Standing } from "./journals.js";
+import { KEPT_DAYS } from "./journal-directory.js";
+import { listJournals, pruneJournals, type Standing } from "./journals.js";
 
 let directory = "";
 beforeEach(() => {

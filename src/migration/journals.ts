@@ -4,6 +4,7 @@ import { explain } from "../errors.js";
 import { isAlive, lives } from "../sys/process-identity.js";
 import { decisionCommand } from "./decision.js";
 import { type JournalRecord, journalOf, readJournal, type Side } from "./journal.js";
+import { KEPT_DAYS } from "./journal-directory.js";
 
 /*
  * All journals of a directory: which of them wait for the operator, and which are over and may be removed.
@@ -99,8 +100,6 @@ function whatIsOver({ side, state }: JournalRecord, alive: boolean): string {
   }
 }
 
-/** How long journals that are over are kept: the operator of a source elsewhere may need what they tell. */
-export const KEPT_DAYS = 30;
 const KEPT_MS = KEPT_DAYS * 86_400_000;
 
 /** How long a socket without a journal is left alone: its journal may be newer than the look at the journals. */

@@ -30,6 +30,7 @@ export function movingMs({ phases }: Pick<MigrationReport, "phases">): number {
   return phases.reduce((sum, { phase, ms }) => sum + (MOVING.includes(phase) ? ms : 0), 0);
 }
 
+/** What one round took, found and sent. Times are milliseconds. */
 export interface RoundReport {
   readonly round: number;
   readonly phase: "pre-copy" | "stop-copy";

@@ -22,7 +22,8 @@ import { parseDestinationReport } from "./destination-report.js";
 import { DeviceError } from "./device-error.js";
 import { checkStateSize, DeviceStateSender } from "./device-state.js";
 import { type MigrationPhase, publish, publishRead, type ReadBounds } from "./events.js";
-import { defaultJournalDirectory, Journal, newMigrationId, type SourceRecord } from "./journal.js";
+import { Journal, newMigrationId, type SourceRecord } from "./journal.js";
+import { defaultJournalDirectory } from "./journal-directory.js";
 import {
   announceHandover,
   type MigratableDevice,

@@ -1,5 +1,5 @@
 /*
- * Quantities as people read them; cli/units.ts reads what they write.
+ * Quantities as people read them; ../units.ts reads what they write.
  */
 
 /** A size for people: `4K`, `1.5M`, `2G`; at most three significant digits, a whole number of bytes below 1 KiB. */

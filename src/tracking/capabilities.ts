@@ -25,6 +25,7 @@ export interface TrackerUnknown {
   readonly why: string;
 }
 
+/** What is known of one tracker of a device: it is there, missing with a reason, or not to be told. */
 export type TrackerCapability = TrackerAvailable | TrackerMissing | TrackerUnknown;
 
 /** An answer that a probed device always gives, and that a guess may not have. */

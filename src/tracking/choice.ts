@@ -3,10 +3,12 @@ import type { TrackerKind } from "./tracker.js";
 
 /** Trackers that a device can be given; vCPUs have theirs. */
 export const DEVICE_TRACKERS = ["iommu", "device", "pinned", "everything"] as const satisfies readonly TrackerKind[];
+/** A tracker that a device can be given. */
 export type DeviceTracker = (typeof DEVICE_TRACKERS)[number];
 
 /** What happens to a device that no tracker follows. */
 export const UNTRACKED = ["everything", "suspend", "refuse"] as const;
+/** What happens to a device that no tracker follows. */
 export type Untracked = (typeof UNTRACKED)[number];
 
 /**
@@ -14,6 +16,7 @@ export type Untracked = (typeof UNTRACKED)[number];
  * reader iterates over them. The others merge in the kernel, and are there to be compared with it.
  */
 export const TRACKING_DESIGNS = ["split", "type1", "aggregated", "iterating"] as const;
+/** How dirty pages get from the trackers to the migration. */
 export type TrackingDesign = (typeof TRACKING_DESIGNS)[number];
 
 /** Whom to ask first. */
@@ -64,6 +67,7 @@ export function policyName({ order, measured }: Policy): string {
   return measured === undefined ? order : "measured";
 }
 
+/** What applies where the operator says nothing; spread it, and override. */
 export const DEFAULT_POLICY: Policy = {
   order: DEFAULTS.policy,
   trackers: {},

@@ -3,6 +3,7 @@ import type { IovaStretch } from "../bitmap/ranges.js";
 
 /** The sources of dirty bits. */
 export const TRACKER_KINDS = ["iommu", "device", "pinned", "cpu", "everything"] as const;
+/** A source of dirty bits. */
 export type TrackerKind = (typeof TRACKER_KINDS)[number];
 
 /** A stretch of IOVAs; one that is mapped as a whole, where a tracker is asked about it. */

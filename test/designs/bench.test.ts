@@ -2,7 +2,6 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { loadScenario } from "../../src/cli/scenario.js";
 import { createEmulatedMachine } from "../../src/emulated/machine.js";
 import { benchDesigns } from "../../src/evidence/designs/bench.js";
 import { Bursts } from "../../src/evidence/designs/bursts.js";
@@ -18,6 +17,7 @@ import {
 import { population, WORKLOADS, type WorkloadName } from "../../src/evidence/designs/workloads.js";
 import type { MachineDescription } from "../../src/host/description.js";
 import { MiB, PAGE_SIZE } from "../../src/memory/address.js";
+import { loadScenario } from "../../src/scenario/scenario.js";
 import { TRACKING_DESIGNS, type TrackingDesign } from "../../src/tracking/choice.js";
 import { openDesign } from "../../src/tracking/designs.js";
 import { chooseTrackers } from "../../src/tracking/policy.js";

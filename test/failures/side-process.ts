@@ -1,8 +1,8 @@
 import { receive } from "../../src/migration/destination.js";
 import type { MigrationPhase } from "../../src/migration/events.js";
+import { acceptedSource, sourceTransport } from "../../src/migration/network.js";
 import { migrate } from "../../src/migration/source.js";
 import { listen } from "../../src/migration/transport/listener.js";
-import { acceptedSource, sourceTransport } from "../../src/migration/transport/network.js";
 import { DEFAULT_POLICY } from "../../src/tracking/choice.js";
 import { FakeMachine, Witness } from "./fake-machine.js";
 import { description } from "./loopback.js";

@@ -1,4 +1,5 @@
-import { chooseTrackers, createEmulatedMachine, probeMachine } from "dirtmap";
+import { chooseTrackers, probeMachine } from "dirtmap";
+import { createEmulatedMachine } from "dirtmap/emulated";
 import { readRequest } from "../../src/cli/request.js";
 import { vmmDevices } from "../../src/tracking/vmm/fake-devices.test.helper.js";
 import type { VmmAddress, VmmDevice } from "../../src/tracking/vmm/vmm-device.js";

@@ -4,13 +4,10 @@ import { join } from "node:path";
 import {
   acceptedSource,
   chooseTrackers,
-  createEmulatedMachine,
   DEFAULT_POLICY,
   DirtmapError,
-  type EmulatedMachine,
   iovaOf,
   listen,
-  loadScenario,
   type MachineDescription,
   MiB,
   type MigrationPhase,
@@ -22,6 +19,8 @@ import {
   sourceTransport,
   UsageError,
 } from "dirtmap";
+import { createEmulatedMachine, type EmulatedMachine } from "dirtmap/emulated";
+import { loadScenario } from "dirtmap/scenario";
 import { afterAll, beforeAll, expect, test } from "vitest";
 
 /*

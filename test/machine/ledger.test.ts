@@ -1,12 +1,12 @@
 import { describe, expect, it } from "vitest";
 import { openMachine } from "../../src/cli/hosts.js";
-import { loadScenario, scenarioNames } from "../../src/cli/scenario.js";
 import type { StampTrail } from "../../src/devices/stamp.js";
 import type { EmulatedMachine } from "../../src/emulated/machine.js";
 import { drivenModel, type MachineDescription, machineSchema } from "../../src/host/description.js";
 import type { PageNumber } from "../../src/memory/address.js";
 import type { GuestMemory } from "../../src/memory/guest-memory.js";
 import { membersOf } from "../../src/observe/top/state.js";
+import { loadScenario, scenarioNames } from "../../src/scenario/scenario.js";
 import { DEFAULT_POLICY } from "../../src/tracking/choice.js";
 import { openDesign } from "../../src/tracking/designs.js";
 import { chooseTrackers } from "../../src/tracking/policy.js";

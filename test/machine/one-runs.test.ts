@@ -5,8 +5,8 @@ import { createEmulatedMachine, type EmulatedMachine } from "../../src/emulated/
 import { sendDecision } from "../../src/migration/decision.js";
 import { receive } from "../../src/migration/destination.js";
 import { readJournal } from "../../src/migration/journal.js";
+import { acceptedSource, sourceTransport } from "../../src/migration/network.js";
 import { listen } from "../../src/migration/transport/listener.js";
-import { acceptedSource, sourceTransport } from "../../src/migration/transport/network.js";
 import { Child } from "../support/child.js";
 import { says } from "../support/frame-proxy.js";
 import { machineOf, NIC, pause, VF } from "../support/machines.js";

@@ -1,10 +1,10 @@
 import { describe, expect, it } from "vitest";
-import { loadScenario } from "../../src/cli/scenario.js";
 import type { EmulatedMachine } from "../../src/emulated/machine.js";
 import { machineSchema } from "../../src/host/description.js";
 import type { PageNumber } from "../../src/memory/address.js";
 import type { GuestMemory } from "../../src/memory/guest-memory.js";
 import type { MigrationReport } from "../../src/migration/report.js";
+import { loadScenario } from "../../src/scenario/scenario.js";
 import { DEFAULT_POLICY, type Policy } from "../../src/tracking/choice.js";
 import { openDesign } from "../../src/tracking/designs.js";
 import { chooseTrackers } from "../../src/tracking/policy.js";

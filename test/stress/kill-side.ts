@@ -1,9 +1,9 @@
 import { openSync, writeSync } from "node:fs";
 import { createEmulatedMachine, type EmulatedMachine } from "../../src/emulated/machine.js";
 import { receive } from "../../src/migration/destination.js";
+import { acceptedSource, sourceTransport } from "../../src/migration/network.js";
 import { migrate } from "../../src/migration/source.js";
 import { listen } from "../../src/migration/transport/listener.js";
-import { acceptedSource, sourceTransport } from "../../src/migration/transport/network.js";
 import { DEFAULT_POLICY } from "../../src/tracking/choice.js";
 import { machineOf, NIC, VF } from "../support/machines.js";
 import { writings } from "../support/stamps.js";

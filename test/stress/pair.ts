@@ -6,10 +6,10 @@ import { machineSchema } from "../../src/host/description.js";
 import { MiB } from "../../src/memory/address.js";
 import { type ReceiveResult, receive } from "../../src/migration/destination.js";
 import { readJournal } from "../../src/migration/journal.js";
+import { acceptedSource, sourceTransport } from "../../src/migration/network.js";
 import type { MigrationReport } from "../../src/migration/report.js";
 import { migrate } from "../../src/migration/source.js";
 import { listen } from "../../src/migration/transport/listener.js";
-import { acceptedSource, sourceTransport } from "../../src/migration/transport/network.js";
 import { DEFAULT_POLICY } from "../../src/tracking/choice.js";
 import { FakeMachine, Witness } from "../failures/fake-machine.js";
 

@@ -1,8 +1,8 @@
 import { createEmulatedMachine, type EmulatedMachine } from "../../src/emulated/machine.js";
 import { receive } from "../../src/migration/destination.js";
+import { acceptedSource, sourceTransport } from "../../src/migration/network.js";
 import { migrate } from "../../src/migration/source.js";
 import { listen } from "../../src/migration/transport/listener.js";
-import { acceptedSource, sourceTransport } from "../../src/migration/transport/network.js";
 import { DEFAULT_POLICY } from "../../src/tracking/choice.js";
 import { machineOf, NIC, pause, VF } from "./machines.js";
 import { writings } from "./stamps.js";

@@ -14,9 +14,9 @@ import { type TraceHeader, traceHeaderSchema } from "../../src/evidence/trace/fo
 import { checkBenchmark } from "../../src/evidence/trackers/file.js";
 import { receive } from "../../src/migration/destination.js";
 import { Journal, journalPath } from "../../src/migration/journal.js";
+import { acceptedSource } from "../../src/migration/network.js";
 import { connectControl } from "../../src/migration/transport/connect.js";
 import { listen } from "../../src/migration/transport/listener.js";
-import { acceptedSource } from "../../src/migration/transport/network.js";
 import { feedEventSchema, feedHeaderSchema } from "../../src/observe/feed/schema.js";
 import { LabelBound } from "../../src/observe/metrics/label-bound.js";
 import { safeJson } from "../../src/safe-text.js";

@@ -1,6 +1,6 @@
 import type { TrackerBenchmark } from "../../evidence/trackers/result.js";
+import { scenarioNames } from "../../scenario/scenario.js";
 import { shellWord } from "../../shell-word.js";
-import { scenarioNames } from "../scenario.js";
 
 /** The command that takes a benchmark of the same machine. */
 export function benchCommand({ host, scenario }: Pick<TrackerBenchmark, "host" | "scenario">): string {

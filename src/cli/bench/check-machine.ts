@@ -1,6 +1,7 @@
 import { UsageError } from "../../errors.js";
 import type { Recommendation } from "../../evidence/recommend/recommendation.js";
 import { measuredChoices } from "../../evidence/recommend/recommendation.js";
+import { scenarioNames } from "../../scenario/scenario.js";
 import type { DeviceCapabilities } from "../../tracking/capabilities.js";
 import { DEFAULT_POLICY } from "../../tracking/choice.js";
 import { chooseTrackers } from "../../tracking/policy.js";
@@ -8,7 +9,6 @@ import { probeMachine } from "../../tracking/probe.js";
 import { openLinuxHost, openMachine } from "../hosts.js";
 import { probeHost } from "../linux/probe-host.js";
 import { readRequest } from "../request.js";
-import { scenarioNames } from "../scenario.js";
 import { benchCommand } from "./bench-command.js";
 
 /**

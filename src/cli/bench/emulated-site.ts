@@ -2,8 +2,8 @@ import { UsageError } from "../../errors.js";
 import type { BenchMachine, BenchSite, BenchVariant } from "../../evidence/trackers/site.js";
 import type { MachineDescription } from "../../host/description.js";
 import { MiB, PAGE_SIZE } from "../../memory/address.js";
+import { suggest } from "../../nearest.js";
 import { openMachine } from "../hosts.js";
-import { suggest } from "../nearest.js";
 import { witnessOf } from "./witness.js";
 
 /** More than any device's thread gets done: its pace is then its own. In megabytes (10^6) per second. */

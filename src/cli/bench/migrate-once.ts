@@ -1,7 +1,7 @@
 import type { MigrationRequest } from "../../evidence/designs/migrations.js";
+import { sourceTransport } from "../../migration/network.js";
 import type { MigrationReport } from "../../migration/report.js";
 import { migrate } from "../../migration/source.js";
-import { sourceTransport } from "../../migration/transport/network.js";
 import { withDisks } from "../disks.js";
 import { grantsOf } from "../granted.js";
 import { openMachine } from "../hosts.js";

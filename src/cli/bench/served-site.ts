@@ -4,10 +4,10 @@ import { createLinuxMachine } from "../../linux/machine.js";
 import { MiB, PAGE_SIZE } from "../../memory/address.js";
 import { createGuestMemory } from "../../memory/guest-memory.js";
 import { shareGuestMemory } from "../../memory/shared-guest-memory.js";
+import { suggest } from "../../nearest.js";
 import { UndoStack } from "../../tracking/undo.js";
 import { VfioUserDevice } from "../../vfio-user/client/device.js";
 import { openVfioUserHost } from "../hosts.js";
-import { suggest } from "../nearest.js";
 import { witnessOf } from "./witness.js";
 
 /** Where buffers begin: below lie the guest's firmware and its real-mode memory. */

@@ -7,11 +7,11 @@ import { WORKLOAD_TEXT, WORKLOADS, type WorkloadName } from "../../evidence/desi
 import { reportPath } from "../../evidence/report/write-report.js";
 import { safeStrings } from "../../safe-text.js";
 import { checkWritable, writeOutput } from "../../sys/output-file.js";
+import { parseBandwidth, parseSize, writeBandwidth, writeSize } from "../../units.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
 import { leaveReport } from "../leave-report.js";
 import { addStoreOption, argument, oneOf, openStoreOf, orElse, type StoreOption, wholeNumber } from "../options.js";
 import { printText, runCommand, note as tell } from "../output.js";
-import { parseBandwidth, parseSize, writeBandwidth, writeSize } from "../units.js";
 
 interface BenchDesignsOptions extends StoreOption {
   readonly devices?: readonly number[];

@@ -32,7 +32,7 @@ export function addCerts(program: Command): void {
     )
     .action((folder: string, { host, days, json = false }: CertsOptions) =>
       runCommand({ json }, async () => {
-        const { makeCertificates, writeCertificates } = await import("../../migration/transport/certs.js");
+        const { makeCertificates, writeCertificates } = await import("../../certs/certs.js");
         const files = await writeCertificates(
           folder,
           await makeCertificates({ hosts: host ?? DEFAULTS.certificateHosts, days }),

@@ -53,7 +53,7 @@ function addDecision(
         }
         const [{ sendDecision }, { defaultJournalDirectory }] = await Promise.all([
           import("../../migration/decision.js"),
-          import("../../migration/journal.js"),
+          import("../../migration/journal-directory.js"),
         ]);
         const message = await sendDecision(journal ?? defaultJournalDirectory(), id, decision);
         printResult({ migration: id, decision, message }, { json, text: (safe) => safe.message });

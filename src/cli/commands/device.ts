@@ -1,10 +1,10 @@
 import { type Command, InvalidArgumentError, Option } from "commander";
 import type { ServableModel } from "../../devices/servable.js";
 import { UsageError } from "../../errors.js";
+import { parseSize, writeSize } from "../../units.js";
 import { EXIT_CODES } from "../exit-codes.js";
 import { argument, oneOf } from "../options.js";
 import { note, printResult, runCommand } from "../output.js";
-import { parseSize, writeSize } from "../units.js";
 import { addDeviceResume, addDeviceStatus } from "./device-control.js";
 
 const DMA = ["auto", "messages"] as const;

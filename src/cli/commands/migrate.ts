@@ -3,6 +3,7 @@ import { DEFAULTS } from "../../defaults.js";
 import { explain } from "../../errors.js";
 import { reportPath } from "../../evidence/report/write-report.js";
 import type { PredictedOutcome } from "../../migration/report.js";
+import { parseDuration, parseLimit, writeDuration } from "../../units.js";
 import { exitCodeOf, exitCodesHelp } from "../exit-codes.js";
 import type { EmulatedMachine } from "../hosts.js";
 import { leaveReport } from "../leave-report.js";
@@ -24,9 +25,8 @@ import {
 import { err, mayColor, noteEvent, printResult, runCommand, note as tell } from "../output.js";
 import type { Request } from "../request.js";
 import { addTlsOptions, readEndpoint, type TlsOptions } from "../tls-options.js";
-import { parseDuration, parseLimit, writeDuration } from "../units.js";
 
-interface MigrateOptions extends MachineOptions, PolicyOptions, MigrationOptions, TlsOptions, StoreOption {
+interface MigrateCommandOptions extends MachineOptions, PolicyOptions, MigrationOptions, TlsOptions, StoreOption {
   readonly to?: string;
   readonly verify: "after" | "before";
   readonly runAfter?: number;
@@ -50,7 +50,7 @@ Examples:
   dirtmap migrate --to tls://dst.example.com:7700 --tls-folder certs --bandwidth 10Gbit --channels 4
 
 There is no --host linux here: a guest on this machine's devices needs a VMM, which Dirtmap is not. One that is written
-with Dirtmap's library (its Host, trackers and migrate(), src/index.ts) migrates them; \`dirtmap plan --host linux\` has the
+with Dirtmap's library (its Host, trackers and migrate()) migrates them; \`dirtmap plan --host linux\` has the
 options with which QEMU does.
 
 Ctrl-C cancels, and the source goes on running; once more forces. Without --to the destination is a second process on
@@ -104,7 +104,7 @@ export function addMigrate(program: Command): void {
     .action(run);
 }
 
-async function run(options: MigrateOptions): Promise<void> {
+async function run(options: MigrateCommandOptions): Promise<void> {
   const { json = false, quiet = false } = options;
   let note = tell;
   const onInterrupt = () => note("cancelling: the source goes on running; Ctrl-C once more forces");
@@ -124,7 +124,7 @@ async function run(options: MigrateOptions): Promise<void> {
         import("../../migration/source.js"),
         import("../../tracking/probe.js"),
         import("../../tracking/policy.js"),
-        import("../../migration/transport/network.js"),
+        import("../../migration/network.js"),
       ],
     );
     const [
@@ -239,7 +239,7 @@ async function run(options: MigrateOptions): Promise<void> {
 async function foretold(
   machine: EmulatedMachine,
   request: Request,
-  options: MigrateOptions,
+  options: MigrateCommandOptions,
   { signal, note }: { signal: AbortSignal; note: (text: string) => void },
 ): Promise<PredictedOutcome | undefined> {
   try {
@@ -254,7 +254,7 @@ async function foretold(
 async function foretell(
   machine: EmulatedMachine,
   { scenario, policy, design, defaults }: Request,
-  options: MigrateOptions,
+  options: MigrateCommandOptions,
   signal: AbortSignal,
 ): Promise<PredictedOutcome> {
   const [{ estimateLink, observeForPrediction, predictedConditions }, { predict, predictedOutcome }] =

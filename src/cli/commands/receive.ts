@@ -4,12 +4,12 @@ import { DirtmapError, explain } from "../../errors.js";
 import type { ControlConnection } from "../../migration/stream/control-connection.js";
 import type { Listener } from "../../migration/transport/listener.js";
 import { formatMs } from "../../observe/format.js";
+import { parseDuration } from "../../units.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
 import type { EmulatedMachine } from "../hosts.js";
 import { argument, nonEmpty, perDevice } from "../options.js";
 import { note, printResult, runCommand } from "../output.js";
 import { addTlsOptions, readEndpoint, type TlsOptions } from "../tls-options.js";
-import { parseDuration } from "../units.js";
 
 interface ReceiveOptions extends TlsOptions {
   readonly listen: string;
@@ -82,7 +82,7 @@ async function run(options: ReceiveOptions): Promise<void> {
     ] = await Promise.all([
       import("../../migration/transport/listener.js"),
       import("../../migration/destination.js"),
-      import("../../migration/transport/network.js"),
+      import("../../migration/network.js"),
       import("../hosts.js"),
       import("../granted.js"),
       import("../../migration/transport/endpoint.js"),

@@ -4,8 +4,9 @@ import { UsageError } from "../../errors.js";
 import type { Recommendation } from "../../evidence/recommend/recommendation.js";
 import type { TrackerBenchmark } from "../../evidence/trackers/result.js";
 import { safeStrings } from "../../safe-text.js";
+import { POLICY_ORDERS } from "../../scenario/choices.js";
 import { shellWord } from "../../shell-word.js";
-import { POLICY_ORDERS, VMMS } from "../choices.js";
+import { VMMS } from "../choices.js";
 import { EXIT_CODES } from "../exit-codes.js";
 import {
   addLinkOptions,

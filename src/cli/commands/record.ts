@@ -31,7 +31,7 @@ The trace says which pages each tracker's owner dirtied in each interval, and no
 Ctrl-C ends it early, and whole.
 
 There is no --host linux here: which pages a guest on this machine's devices dirties, its VMM's trackers know, and each has one
-reader. A VMM that is written with Dirtmap's library records with TraceWriter (src/index.ts).
+reader. A VMM that is written with Dirtmap's library records with TraceWriter (dirtmap/evidence).
 `;
 
 /** `dirtmap record`: what each device dirtied per interval, in a file. */

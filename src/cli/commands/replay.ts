@@ -30,7 +30,7 @@ export function addReplay(program: Command): void {
       runCommand({ json: options.json === true, onInterrupt: () => {}, endsWithReader: true }, async (signal) => {
         const [{ showScenario }, { traceScenario }] = await Promise.all([
           import("../top.js"),
-          import("../trace-scenario.js"),
+          import("../../scenario/trace.js"),
         ]);
         const path = resolve(trace);
         // Another file would be taken for a scenario.

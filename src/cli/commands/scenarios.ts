@@ -12,7 +12,7 @@ export function addScenarios(program: Command): void {
     .action(({ json = false }: { json?: boolean }) =>
       runCommand({ json }, async () => {
         const [{ loadScenario, scenarioNames }, { table }] = await Promise.all([
-          import("../scenario.js"),
+          import("../../scenario/scenario.js"),
           import("../../observe/table.js"),
         ]);
         const scenarios = scenarioNames().map((name) => ({ name, summary: loadScenario(name).summary }));

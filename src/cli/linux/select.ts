@@ -1,6 +1,6 @@
 import { UsageError } from "../../errors.js";
 import type { LinuxHost } from "../../linux/host.js";
-import { nearest } from "../nearest.js";
+import { nearest } from "../../nearest.js";
 
 /** Turns what operators call this machine's devices into ids. */
 export interface DeviceNames {

@@ -20,6 +20,7 @@ export interface Bar {
   readonly high?: number;
 }
 
+/** Bars of one colour. */
 export interface BarSeries {
   readonly name: string;
   /** One per category. */

@@ -20,6 +20,7 @@ export interface PlotPoint {
   readonly high?: number;
 }
 
+/** A line of one colour. */
 export interface LineSeries {
   readonly name: string;
   /** Ascending in x. */

@@ -8,6 +8,7 @@ export interface GrowthCurve {
   pagesAfter(ms: number): number;
 }
 
+/** A point of a growth curve: distinct pages dirtied in so many milliseconds. */
 export interface GrowthPoint {
   readonly ms: number;
   readonly pages: number;

@@ -4,7 +4,6 @@ import { DirtmapError } from "../../errors.js";
 import { MiB, PAGE_SIZE } from "../../memory/address.js";
 import { fillMemory } from "../../memory/fill.js";
 import { createGuestMemory } from "../../memory/guest-memory.js";
-import { openReceiver } from "../../migration/channels/receiver.js";
 import { openSender } from "../../migration/channels/sender.js";
 import { STOP_MS } from "../../migration/convergence.js";
 import type { SentRound } from "../../migration/data-plane.js";
@@ -59,6 +58,8 @@ async function measured(channels: number, late: AbortSignal): Promise<LinkEstima
   fillMemory(source, 1, 1);
   await using listener = await listen({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: 0 } });
   const token = randomBytes(32).toString("hex");
+  // Loaded here, because it alone calls the system: who predicts from reports needs no koffi.
+  const { openReceiver } = await import("../../migration/channels/receiver.js");
   await using receiver = openReceiver({ memory: createGuestMemory(PROBE_BYTES), listener, channels, token });
   const address = { host: "127.0.0.1", port: listener.endpoint.port, token };
   await using sender = await openSender({ memory: source, address, channels, signal: late });

@@ -80,6 +80,7 @@ export interface OwnerPrediction {
   readonly halved: WhatIf | null;
 }
 
+/** A migration foretold: how it ends, and what that rests on. Durations are milliseconds. */
 export interface Prediction extends Outcome {
   readonly observedMs: number;
   readonly intervals: number;

@@ -4,6 +4,7 @@ export interface ReportDocument {
   readonly blocks: readonly Block[];
 }
 
+/** A part of a report, in the order in which it is read. */
 export type Block =
   | { readonly kind: "heading"; readonly text: string }
   | { readonly kind: "text"; readonly text: string }
@@ -15,6 +16,7 @@ export type Block =
   | TableBlock
   | FigureBlock;
 
+/** A table with a caption. */
 export interface TableBlock {
   readonly kind: "table";
   readonly caption: string;
@@ -25,6 +27,7 @@ export interface TableBlock {
   readonly left?: readonly number[];
 }
 
+/** A figure with a caption. */
 export interface FigureBlock {
   readonly kind: "figure";
   /** Names its file where it gets one: small letters, digits and '-'. */

@@ -11,11 +11,11 @@ import { measurePrecision, measureWrites } from "./precision.js";
 import { type CostFigures, measureReadCost } from "./read-cost.js";
 import {
   BENCHMARK_VERSION,
+  type GrowthPoint,
   type PrecisionFigures,
   type SharingFigures,
   type TrackerBenchmark,
   type TrackerFigures,
-  type WrittenPages,
 } from "./result.js";
 import { BenchDevice } from "./running.js";
 import { measureSharing } from "./sharing.js";
@@ -65,6 +65,7 @@ export interface BenchProgress {
   readonly subject: number | string | null;
 }
 
+/** What is benched, and how thoroughly. */
 export interface TrackerBenchOptions {
   readonly site: BenchSite;
   readonly quick?: boolean;
@@ -243,7 +244,7 @@ class Run {
 
   /** On the devices' own work: what they write, what trackers name of it, and what they gain by sharing. */
   async work(): Promise<{
-    writes: Map<string, WrittenPages[]>;
+    writes: Map<string, GrowthPoint[]>;
     precision: Map<string, PrecisionFigures[]>;
     sharing: SharingFigures[];
   }> {

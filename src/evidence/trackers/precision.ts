@@ -1,6 +1,6 @@
 import type { Machine } from "../../host/host.js";
 import type { Candidate } from "./candidates.js";
-import type { PrecisionFigures, WrittenPages } from "./result.js";
+import type { GrowthPoint, PrecisionFigures } from "./result.js";
 import { type BenchDevice, pause } from "./running.js";
 import type { DmaMark } from "./site.js";
 import { TrackedDevices } from "./tracked.js";
@@ -15,9 +15,9 @@ export async function measureWrites(
   devices: readonly BenchDevice[],
   atMs: readonly number[],
   signal: AbortSignal | undefined,
-): Promise<Map<string, WrittenPages[]>> {
+): Promise<Map<string, GrowthPoint[]>> {
   const marks = await markAll(devices);
-  const curves = new Map<string, WrittenPages[]>([...marks.keys()].map((id) => [id, []]));
+  const curves = new Map<string, GrowthPoint[]>([...marks.keys()].map((id) => [id, []]));
   for (const device of devices) await device.run();
   const from = performance.now();
   for (const ms of atMs) {

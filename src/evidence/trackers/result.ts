@@ -42,12 +42,12 @@ export interface BenchedDevice {
   /** Bytes of its state that are sent while it is stopped; null: it can't migrate. */
   readonly stateBytes: number | null;
   /** Different pages that it writes in so long, untracked, doing its work; ascending. null: nobody knows. */
-  readonly writes: readonly WrittenPages[] | null;
+  readonly writes: readonly GrowthPoint[] | null;
   readonly trackers: readonly TrackerFigures[];
 }
 
 /** A point of a curve. */
-export interface WrittenPages {
+export interface GrowthPoint {
   readonly ms: number;
   readonly pages: number;
 }

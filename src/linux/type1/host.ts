@@ -10,6 +10,7 @@ import { CONTAINER_PATH, LinuxType1Container } from "./container.js";
 import { Type1VfioDevice } from "./device.js";
 import { CONTAINER_IOAS, Type1Iommufd } from "./iommufd.js";
 
+/** Where the host finds the container and the devices. */
 export interface Type1HostOptions {
   /** What does the container's work: `/dev/vfio/vfio` by default; `/dev/iommu` can, without dirty pages. */
   readonly path?: string;

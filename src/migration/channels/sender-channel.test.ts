@@ -11,7 +11,7 @@ import { ChunkQueue, RoundProgress } from "./control-words.js";
 import { encodeBody } from "./hello.js";
 import { scratchLayout } from "./layout.js";
 import { SenderChannel } from "./sender-channel.js";
-import { TokenBucket } from "./token-bucket.js";
+import { SharedTokenBucket } from "./shared-shared-token-bucket.js";
 
 const arena = ramArena(createArena(6 * MiB), 1 * MiB);
 const layout = scratchLayout(arena, 1);
@@ -20,7 +20,7 @@ const hello = { protocol: PROTOCOL_VERSION, token: "00".repeat(32), channel: 1, 
 interface Played {
   readonly channel: SenderChannel;
   readonly queue: ChunkQueue;
-  readonly bucket: TokenBucket;
+  readonly bucket: SharedTokenBucket;
   readonly progress: RoundProgress;
   readonly socket: Duplex;
   /** What the source has written, a frame each. */
@@ -45,7 +45,7 @@ function play(answer: (write: number) => Uint8Array | null | undefined): Played 
     },
   });
   const queue = new ChunkQueue([arena.ramPages]);
-  const bucket = new TokenBucket();
+  const bucket = new SharedTokenBucket();
   const progress = RoundProgress.allocate(1);
   arena.u8.fill(0xff, layout.bitmap, layout.bitmap + arena.ramPages / 8);
   arena.u8.fill(1, 0, 1 * MiB);

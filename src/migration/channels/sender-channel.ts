@@ -18,7 +18,7 @@ import { type Frame, FrameReader } from "../stream/frame-reader.js";
 import type { ChunkQueue, RoundProgress } from "./control-words.js";
 import { type ChannelHello, decodeRefusal, decodeRoundTotals, encodeBody } from "./hello.js";
 import { FRAME_PAGES, type ScratchLayout, type SenderSlot, senderSlots } from "./layout.js";
-import type { TokenBucket } from "./token-bucket.js";
+import type { SharedTokenBucket } from "./shared-token-bucket.js";
 
 /** A destination that takes no bytes, or owes an answer, for this long is gone or stopped. */
 const STALL_MS = 10_000;
@@ -58,7 +58,7 @@ export class SenderChannel {
   readonly #arenas: readonly SenderArena[];
   readonly #channel: number;
   readonly #queue: ChunkQueue;
-  readonly #bucket: TokenBucket;
+  readonly #bucket: SharedTokenBucket;
   readonly #progress: RoundProgress;
   readonly #reader: FrameReader;
   /** Per arena, the staging buffers that no frame in flight lies in. */
@@ -84,7 +84,7 @@ export class SenderChannel {
     arenas: readonly SenderArena[];
     channel: number;
     queue: ChunkQueue;
-    bucket: TokenBucket;
+    bucket: SharedTokenBucket;
     progress: RoundProgress;
     explain: (error: unknown) => DirtmapError;
   }) {

@@ -10,7 +10,7 @@ import { transportError } from "../transport/transport-error.js";
 import { ChunkQueue, RoundProgress } from "./control-words.js";
 import { scratchLayout } from "./layout.js";
 import { type ChannelRound, SenderChannel } from "./sender-channel.js";
-import { TokenBucket } from "./token-bucket.js";
+import { SharedTokenBucket } from "./shared-token-bucket.js";
 
 /** What a sender's thread is started with. */
 export interface SenderThreadData {
@@ -57,7 +57,7 @@ const operations: SenderOperations = {
       arenas,
       channel: data.channel,
       queue,
-      bucket: new TokenBucket(data.bucket),
+      bucket: new SharedTokenBucket(data.bucket),
       progress: new RoundProgress(data.progress),
       explain: (error) => transportError(error, "send pages to", endpoint),
     });

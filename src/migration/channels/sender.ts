@@ -6,7 +6,7 @@ import type { OpenSender, PageDigests, PageSender, SentRound } from "../data-pla
 import { ChunkQueue, RoundProgress } from "./control-words.js";
 import { digestTable, scratchLayout } from "./layout.js";
 import type { SenderOperations, SenderThreadData } from "./sender-thread.js";
-import { TokenBucket } from "./token-bucket.js";
+import { SharedTokenBucket } from "./shared-token-bucket.js";
 
 /**
  * Opens the channels to a destination that has given its token, one thread each.
@@ -18,7 +18,7 @@ export const openSender: OpenSender = async ({ memory, address, channels, signal
   const queue = new ChunkQueue(ramPages);
   // Of its own: a channel that breaks stops the round's queue, and the destination may be gone when digests are due.
   const digestQueue = new ChunkQueue(ramPages);
-  const bucket = new TokenBucket();
+  const bucket = new SharedTokenBucket();
   const progress = RoundProgress.allocate(channels);
   const layouts = memory.arenas.map((arena) => scratchLayout(arena, channels));
   const workers: Worker[] = [];

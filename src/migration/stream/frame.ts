@@ -1,8 +1,7 @@
 import { crc32 } from "node:zlib";
-import { DirtmapError } from "../../errors.js";
+import { DirtmapError, UsageError } from "../../errors.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 import { versionMismatch } from "../../version-mismatch.js";
-import { wrongScheme } from "../transport/transport-error.js";
 
 /*
  * The frame that everything on a connection travels in; docs/stream.md draws it. A header of 40 bytes, little-endian:
@@ -118,6 +117,14 @@ export function encodeFrame(
 const TLS_HANDSHAKE = 0x16;
 const TLS_ALERT = 0x15;
 const MAGIC_BYTES = Uint8Array.from("DMAP", (letter) => letter.charCodeAt(0));
+
+/** A source and a destination that were given different schemes. The line reads the same on both sides. */
+export function wrongScheme({ source, destination }: Record<"source" | "destination", "tcp" | "tls">): UsageError {
+  return new UsageError(`the source speaks ${source}://, and the destination listens with ${destination}://`, {
+    code: "WRONG_SCHEME",
+    remedy: `give the source ${destination}://, or start the destination with ${source}://`,
+  });
+}
 
 /**
  * Looks at the first bytes of a connection, as soon as there are any: something else may never send a whole header.

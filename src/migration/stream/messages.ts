@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { machineSchema, passthroughSchema } from "../../host/description.js";
-import { machineShapeSchema } from "../../host/shape.js";
+import { machineShapeSchema } from "../../host/shape-schema.js";
 import { MAX_CHANNELS } from "../data-plane.js";
 
 /*

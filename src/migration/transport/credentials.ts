@@ -11,6 +11,7 @@ export interface TlsCredentials {
   readonly ca: string;
 }
 
+/** Whose certificate: the destination is the server, the source the client. */
 export type TlsSide = "server" | "client";
 
 /** Names in a folder of credentials: what `dirtmap certs` writes. */

@@ -2,9 +2,8 @@ import type { Socket } from "node:net";
 import { createServer, type TLSSocket } from "node:tls";
 import { DirtmapError, UsageError } from "../../errors.js";
 import { encodeControlFrame } from "../stream/control-connection.js";
-import { opensTls } from "../stream/frame.js";
+import { opensTls, wrongScheme } from "../stream/frame.js";
 import { type TlsCredentials, tlsOptions } from "./credentials.js";
-import { wrongScheme } from "./transport-error.js";
 
 /** How long a source may take over the TLS handshake, and before that until its first byte. */
 const HANDSHAKE_MS = 10_000;

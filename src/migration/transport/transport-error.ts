@@ -107,14 +107,6 @@ const USAGE = new Set([
   "NOT_TLS",
 ]);
 
-/** A source and a destination that were given different schemes. The line reads the same on both sides. */
-export function wrongScheme({ source, destination }: Record<"source" | "destination", Endpoint["scheme"]>): UsageError {
-  return new UsageError(`the source speaks ${source}://, and the destination listens with ${destination}://`, {
-    code: "WRONG_SCHEME",
-    remedy: `give the source ${destination}://, or start the destination with ${source}://`,
-  });
-}
-
 /**
  * Turns an error of a socket into one line that says what is wrong and what would work.
  * @param attempted a phrase without the address: "connect to", "listen on"

@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { deviceShapeSchema } from "../../host/shape.js";
+import { deviceShapeSchema } from "../../host/shape-schema.js";
 import { safeText } from "../../safe-text.js";
 import { UapiError } from "../../uapi/errno.js";
 import { DIRTMAP_COMMAND, dirtmap_counters } from "../../uapi/vfio-user.js";

@@ -73,6 +73,7 @@ const MAX_LOGGED_RANGES = PAGE_SIZE / vfio_device_feature_dma_logging_range.size
 /** Bytes of bitmap in one answer: 32 GiB at 4 KiB. A longer range is asked for in pieces. */
 const REPORT_BYTES = 2 ** 20;
 
+/** A device at a server's socket, and how it is used. */
 export interface VfioUserDeviceOptions {
   /** Of the server's socket. */
   readonly path: string;

@@ -14,6 +14,7 @@ import { MAX_CONNECTIONS } from "./serve.js";
 /** A thread that has not come up, or gone down, after this long is not going to. */
 const LIMIT_MS = 10_000;
 
+/** Which model is served, and where. */
 export interface ServeDeviceOptions {
   /** One of SERVABLE_MODELS, by name. */
   readonly model: string;

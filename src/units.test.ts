@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { UsageError } from "../errors.js";
-import { formatSize } from "../observe/format.js";
+import { UsageError } from "./errors.js";
+import { formatSize } from "./observe/format.js";
 import {
   parseBandwidth,
   parseDuration,

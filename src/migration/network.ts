@@ -1,16 +1,14 @@
 import { randomBytes } from "node:crypto";
-import { openReceiver } from "../channels/receiver.js";
-import { openSender } from "../channels/sender.js";
-import type { AcceptedSource } from "../destination.js";
-import type { SourceTransport } from "../source.js";
-import type { ControlConnection } from "../stream/control-connection.js";
-import { connectControl } from "./connect.js";
-import type { TlsCredentials } from "./credentials.js";
-import { type Endpoint, formatEndpoint } from "./endpoint.js";
-import type { Listener } from "./listener.js";
+import type { AcceptedSource } from "./destination.js";
+import type { SourceTransport } from "./source.js";
+import type { ControlConnection } from "./stream/control-connection.js";
+import type { TlsCredentials } from "./transport/credentials.js";
+import { type Endpoint, formatEndpoint } from "./transport/endpoint.js";
+import type { Listener } from "./transport/listener.js";
 
 /*
- * What a migration needs of the network, put together: the control connection and the page channels, both to one port.
+ * What a migration needs of the network, put together: the control connection and the page channels, both to one port. Each
+ * part is loaded when it is needed, since the main door has this module: receiving calls the system, and needs koffi.
  */
 
 /**
@@ -28,9 +26,14 @@ export function sourceTransport({
   const tls = credentials === undefined ? {} : { tls: credentials };
   return {
     destination: formatEndpoint(endpoint),
-    connect: (signal) => connectControl({ endpoint, credentials, signal }),
-    openSender: ({ memory, token, channels, signal }) =>
-      openSender({ memory, address: { host, port, ...tls, token }, channels, signal }),
+    connect: async (signal) => {
+      const { connectControl } = await import("./transport/connect.js");
+      return await connectControl({ endpoint, credentials, signal });
+    },
+    openSender: async ({ memory, token, channels, signal }) => {
+      const { openSender } = await import("./channels/sender.js");
+      return await openSender({ memory, address: { host, port, ...tls, token }, channels, signal });
+    },
   };
 }
 
@@ -49,6 +52,7 @@ export function acceptedSource(
     control,
     announce: (migration) => listener.describe(`migration ${migration} from ${control.peer}`),
     openReceiver: async ({ memory, channels }) => {
+      const { openReceiver } = await import("./channels/receiver.js");
       const token = randomBytes(32).toString("hex");
       return { token, receiver: openReceiver({ memory, listener, channels, token, onRefused }) };
     },

@@ -22,7 +22,7 @@ const BURST_NS = 20_000_000n;
 /** Nobody sleeps longer at a time, so that a new limit takes effect at once. */
 const MAX_WAIT_MS = 20;
 
-export class TokenBucket {
+export class SharedTokenBucket {
   /** Post it to a thread and wrap it there again. */
   readonly words: BigInt64Array<SharedArrayBuffer>;
   readonly #now: () => bigint;

@@ -4,11 +4,11 @@ import { webcrypto } from "node:crypto";
 import { rmSync } from "node:fs";
 import { isIP } from "node:net";
 import * as x509 from "@peculiar/x509";
-import { UsageError } from "../../errors.js";
-import { makeFolder } from "../../sys/output-file.js";
-import { writeWholeFile } from "../../sys/whole-file.js";
-import { credentialFiles, type TlsCredentials } from "./credentials.js";
-import { checkHost } from "./host-name.js";
+import { UsageError } from "../errors.js";
+import { credentialFiles, type TlsCredentials } from "../migration/transport/credentials.js";
+import { checkHost } from "../migration/transport/host-name.js";
+import { makeFolder } from "../sys/output-file.js";
+import { writeWholeFile } from "../sys/whole-file.js";
 
 /*
  * Certificates for trying out mutual TLS: a CA made for the occasion, whose key is thrown away, and a certificate for

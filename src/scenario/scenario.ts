@@ -18,6 +18,7 @@ import { z } from "zod";
 import { DEFAULTS } from "../defaults.js";
 import { explain, UsageError } from "../errors.js";
 import { type MachineDescription, machineSchema } from "../host/description.js";
+import { suggest } from "../nearest.js";
 import { decodeText, readStart } from "../sys/input-file.js";
 import {
   DESIGNS,
@@ -31,10 +32,9 @@ import {
   UNMEASURED,
   UNTRACKED,
 } from "./choices.js";
-import { suggest } from "./nearest.js";
-import { issueText } from "./scenario-issue.js";
-import { withQuantities } from "./scenario-quantities.js";
-import { beginsTrace, isCalledTrace, traceScenario } from "./trace-scenario.js";
+import { issueText } from "./issue.js";
+import { withQuantities } from "./quantities.js";
+import { beginsTrace, isCalledTrace, traceScenario } from "./trace.js";
 
 /*
  * A scenario: a machine with its workload, and how it is to be migrated unless the command line says otherwise. YAML,

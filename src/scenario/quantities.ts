@@ -1,5 +1,5 @@
 import { explain } from "../errors.js";
-import { parseBandwidth, parseDuration, parseSize } from "./units.js";
+import { parseBandwidth, parseDuration, parseSize } from "../units.js";
 
 type Quantity = "size" | "duration" | "bandwidth";
 

@@ -1,4 +1,4 @@
-import { UsageError } from "../errors.js";
+import { UsageError } from "./errors.js";
 
 /*
  * Quantities as people write them on the command line and in scenarios. A unit's letter is a power of 1024, as in QEMU

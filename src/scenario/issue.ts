@@ -1,8 +1,8 @@
 import type { z } from "zod";
+import { suggest } from "../nearest.js";
 import { formatSize } from "../observe/format.js";
 import { safeText } from "../safe-text.js";
-import { suggest } from "./nearest.js";
-import { QUANTITIES } from "./scenario-quantities.js";
+import { QUANTITIES } from "./quantities.js";
 
 /** Characters of a value that are shown. */
 const MAX_SHOWN = 80;

@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { TokenBucket } from "./token-bucket.js";
+import { SharedTokenBucket } from "./shared-token-bucket.js";
 
 const SECOND = 1e9;
 
@@ -8,9 +8,9 @@ const SECOND = 1e9;
 function bucketAt(rate: number) {
   const clock = { ns: 0 };
   const now = () => BigInt(Math.round(clock.ns));
-  const bucket = new TokenBucket(undefined, now);
+  const bucket = new SharedTokenBucket(undefined, now);
   bucket.setRate(rate);
-  return { clock, bucket, other: new TokenBucket(bucket.words, now) };
+  return { clock, bucket, other: new SharedTokenBucket(bucket.words, now) };
 }
 
 describe("the bandwidth limit", () => {
@@ -59,6 +59,6 @@ describe("the bandwidth limit", () => {
     expect(bucket.take(1)).toBeGreaterThan(0);
     bucket.setRate(Number.POSITIVE_INFINITY);
     expect(bucket.take(1)).toBe(0);
-    expect(new TokenBucket().rate).toBe(Number.POSITIVE_INFINITY);
+    expect(new SharedTokenBucket().rate).toBe(Number.POSITIVE_INFINITY);
   });
 });
