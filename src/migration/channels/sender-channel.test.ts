@@ -11,7 +11,7 @@ import { ChunkQueue, RoundProgress } from "./control-words.js";
 import { encodeBody } from "./hello.js";
 import { scratchLayout } from "./layout.js";
 import { SenderChannel } from "./sender-channel.js";
-import { SharedTokenBucket } from "./shared-shared-token-bucket.js";
+import { SharedTokenBucket } from "./shared-token-bucket.js";
 
 const arena = ramArena(createArena(6 * MiB), 1 * MiB);
 const layout = scratchLayout(arena, 1);
