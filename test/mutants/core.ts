@@ -16,32 +16,71 @@ export const CORE: readonly Part[] = [
   {
     name: "DMA in flight",
     files: ["memory/in-flight"],
-    stages: [["src/memory/in-flight", "src/emulated/iommu/drain"], ["test/stress/iommu"]],
+    stages: [["src/memory/in-flight"], ["src/emulated/iommu/drain"], ["test/stress/iommu"]],
   },
   {
-    name: "bitmaps and shared logs",
-    files: ["bitmap"],
-    stages: [["src/bitmap/"], ["src/devices/dma-log", "src/emulated/iommufd/", "src/emulated/vfio/", "src/tracking/"]],
+    name: "bitmaps",
+    files: [
+      "bitmap/allocations",
+      "bitmap/bits",
+      "bitmap/dirty-bitmap",
+      "bitmap/ram-bitmap",
+      "bitmap/ram-runs",
+      "bitmap/ranges",
+    ],
+    stages: [
+      ["src/bitmap/dirty-bitmap", "src/bitmap/ram-", "src/bitmap/ranges"],
+      ["src/bitmap/shared-log", "src/devices/dma-log", "src/emulated/iommufd/", "src/tracking/"],
+    ],
+  },
+  {
+    name: "shared logs",
+    files: ["bitmap/shared-log"],
+    stages: [["src/bitmap/shared-log"], ["src/devices/dma-log", "src/emulated/vfio/", "src/tracking/"]],
   },
   {
     name: "logs of devices and mdevs",
-    files: ["devices/dma-log", "devices/driver/dma-logging", "emulated/iommufd/pin-log"],
+    files: [
+      "devices/dma-log",
+      "devices/sparse-log",
+      "devices/driver/dma-logging",
+      "emulated/iommufd/pin-log",
+      "vfio-user/client/written-pages",
+    ],
     stages: [
-      ["src/devices/dma-log", "src/devices/driver/", "src/emulated/iommufd/pin-log", "src/emulated/vfio/dma-logging"],
-      ["src/vfio-user/server/", "test/conformance/vfio-emulated"],
+      ["src/devices/dma-log", "src/devices/sparse-log", "src/emulated/iommufd/pin-log"],
+      ["src/emulated/vfio/dma-logging", "src/vfio-user/client/foreign-server", "src/vfio-user/server/dma-logging"],
+      ["src/vfio-user/client/", "src/vfio-user/server/", "test/conformance/vfio-emulated"],
+    ],
+  },
+  {
+    name: "devices that fail",
+    files: ["devices/containment"],
+    stages: [
+      ["src/devices/containment"],
+      ["src/emulated/vfio/", "src/vfio-user/server/", "test/machine/device-failures"],
     ],
   },
   {
     name: "page tables and their dirty bits",
     files: ["emulated/iommu/scan", "emulated/iommu/walker", "emulated/iommu/domain", "emulated/iommu/dma-port"],
-    stages: [["src/emulated/iommu/"], ["src/emulated/iommufd/", "test/conformance/iommufd-emulated"]],
+    stages: [
+      ["src/emulated/iommu/page-table", "src/emulated/iommu/system-iommu", "src/emulated/iommu/drain"],
+      ["src/emulated/iommufd/", "test/conformance/iommufd-emulated"],
+    ],
   },
   {
-    name: "trackers and the union",
+    name: "the union of the trackers",
+    files: ["tracking/areas", "tracking/collector", "tracking/ledger"],
+    stages: [
+      ["src/tracking/areas", "src/tracking/collector", "src/tracking/ledger"],
+      ["src/tracking/no-write-lost", "src/tracking/trackers/"],
+      ["test/machine/shares", "test/machine/ledger", "test/machine/remap"],
+    ],
+  },
+  {
+    name: "trackers",
     files: [
-      "tracking/areas",
-      "tracking/collector",
-      "tracking/ledger",
       "tracking/suspension",
       "tracking/trackers/cpu",
       "tracking/trackers/dma-log",
@@ -50,8 +89,9 @@ export const CORE: readonly Part[] = [
       "tracking/trackers/session",
     ],
     stages: [
-      ["src/tracking/"],
-      ["test/machine/shares", "test/machine/ledger", "test/machine/remap", "test/machine/trackers"],
+      ["src/tracking/trackers/", "src/tracking/suspension"],
+      ["src/tracking/collector", "src/tracking/no-write-lost"],
+      ["test/machine/trackers", "test/machine/remap"],
     ],
   },
   {

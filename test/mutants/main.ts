@@ -87,28 +87,38 @@ function choose(mutants: readonly Mutant[], count: number, seed: number): Mutant
 }
 
 /** Runs each stage of tests with the mutant in its file, until one notices it. */
-async function judge(mutant: Mutant, sandbox: Sandbox, limitsMs: readonly number[]): Promise<Result> {
+async function judge(mutant: Mutant, sandbox: Sandbox, limits: TimeLimits): Promise<Result> {
   const { id, where, rule, part } = mutant;
   const path = join("dist", mutant.file);
   const broken = mutated(readFileSync(join(root, path), "utf8"), mutant);
   for (const [stage, filters] of part.stages.entries()) {
-    const verdict = await sandbox.runWith(path, broken, () => sandbox.test(filters, limitsMs[stage]));
+    const limitMs = await limits.of(filters);
+    const verdict = await sandbox.runWith(path, broken, () => sandbox.test(filters, limitMs));
     if (verdict !== "passed") return { id, where, rule, verdict: "caught", stage };
   }
   return { id, where, rule, verdict: "lives", stage: null };
 }
 
-/** How long each stage may take. @throws Error where tests fail on the unbroken code: then no mutant can be judged */
-async function timeLimits(part: Part, sandbox: Sandbox): Promise<number[]> {
-  const limits: number[] = [];
-  for (const filters of part.stages) {
-    const since = performance.now();
-    const verdict: Verdict = await sandbox.test(filters, 15 * 60_000);
-    if (verdict !== "passed")
-      throw new Error(`the tests of "${part.name}" (${filters.join(" ")}) ${verdict} without a mutant`);
-    limits.push((performance.now() - since) * PATIENCE + PATIENCE_MS);
+/** How long stages may take: measured on the unbroken code when a mutant first comes to them. */
+class TimeLimits {
+  readonly #sandbox: Sandbox;
+  readonly #limitsMs = new Map<readonly string[], number>();
+
+  constructor(sandbox: Sandbox) {
+    this.#sandbox = sandbox;
   }
-  return limits;
+
+  /** @throws Error if the tests fail on the unbroken code: then no mutant can be judged */
+  async of(filters: readonly string[]): Promise<number> {
+    const known = this.#limitsMs.get(filters);
+    if (known !== undefined) return known;
+    const since = performance.now();
+    const verdict: Verdict = await this.#sandbox.test(filters, 15 * 60_000);
+    if (verdict !== "passed") throw new Error(`the tests of ${filters.join(" ")} ${verdict} without a mutant`);
+    const limitMs = (performance.now() - since) * PATIENCE + PATIENCE_MS;
+    this.#limitsMs.set(filters, limitMs);
+    return limitMs;
+  }
 }
 
 function describe({ id, where, rule, line }: Mutant): string {
@@ -151,16 +161,11 @@ async function main(): Promise<number> {
   }
 
   const results = readResults(values.results);
-  const limits = new Map<Part, number[]>();
   using sandbox = new Sandbox(root);
+  const limits = new TimeLimits(sandbox);
   for (const [index, mutant] of mutants.entries()) {
     if (results.has(mutant.id)) continue;
-    let limitsMs = limits.get(mutant.part);
-    if (limitsMs === undefined) {
-      limitsMs = await timeLimits(mutant.part, sandbox);
-      limits.set(mutant.part, limitsMs);
-    }
-    const result = await judge(mutant, sandbox, limitsMs);
+    const result = await judge(mutant, sandbox, limits);
     results.set(mutant.id, result);
     if (values.results !== undefined) appendFileSync(values.results, `${JSON.stringify(result)}\n`);
     const how = result.stage === null ? "LIVES" : `caught by stage ${result.stage}`;
