@@ -56,10 +56,7 @@ export const CORE: readonly Part[] = [
   {
     name: "devices that fail",
     files: ["devices/containment"],
-    stages: [
-      ["src/devices/containment"],
-      ["src/emulated/vfio/", "src/vfio-user/server/", "test/machine/device-failures"],
-    ],
+    stages: [["src/devices/containment"], ["src/emulated/vfio/", "src/vfio-user/server/"]],
   },
   {
     name: "page tables and their dirty bits",
@@ -75,7 +72,6 @@ export const CORE: readonly Part[] = [
     stages: [
       ["src/tracking/areas", "src/tracking/collector", "src/tracking/ledger"],
       ["src/tracking/no-write-lost", "src/tracking/trackers/"],
-      ["test/machine/shares", "test/machine/ledger", "test/machine/remap"],
     ],
   },
   {
@@ -91,7 +87,6 @@ export const CORE: readonly Part[] = [
     stages: [
       ["src/tracking/trackers/", "src/tracking/suspension"],
       ["src/tracking/collector", "src/tracking/no-write-lost"],
-      ["test/machine/trackers", "test/machine/remap"],
     ],
   },
   {
