@@ -52,6 +52,57 @@ describe("a table of page digests", () => {
   });
 });
 
+describe("a table of page digests over several arenas", () => {
+  const memory = createGuestMemory(3 * GiB + 64 * MiB);
+  const messages = [...digestMessages(tables(memory))];
+  const next = messages.findIndex(({ arena }) => arena === 1);
+
+  /** A table that has taken so many messages. */
+  function taken(count: number): DigestTable {
+    const table = new DigestTable(memory);
+    for (const message of messages.slice(0, count)) table.add(message);
+    return table;
+  }
+  const damaged = expect.objectContaining({ code: "BAD_DIGESTS" });
+
+  it("goes on with the next arena only once the one before is whole, and never back", () => {
+    expect(() => taken(0).add(messages[next])).toThrow(damaged);
+    expect(() => taken(next - 1).add(messages[next])).toThrow(damaged);
+    expect(() => taken(next).add({ ...messages[next], arena: 2 })).toThrow(damaged);
+    expect(() => taken(next).add({ ...messages[next], firstPage: 1 })).toThrow(damaged);
+    expect(() => taken(next + 1).add(messages[0])).toThrow(damaged);
+  });
+
+  it("takes nothing after the last arena", () => {
+    const last = messages[messages.length - 1];
+    for (const arena of [0, 1, 2]) {
+      for (const firstPage of [0, last.firstPage]) {
+        expect(() => taken(messages.length).add({ ...last, arena, firstPage })).toThrow(damaged);
+      }
+    }
+  });
+
+  it("has another root for another digest in any arena", () => {
+    const changed = tables(memory);
+    const root = rootDigest(changed);
+    for (const table of changed.arenas) {
+      table[table.length - 1] ^= 1n;
+      expect(rootDigest(changed)).not.toBe(root);
+      table[table.length - 1] ^= 1n;
+    }
+    expect(rootDigest(changed)).toBe(root);
+  });
+
+  it("names differing pages by their guest-physical addresses, also above 4 GiB", () => {
+    const theirs = tables(memory);
+    theirs.arenas[0][3 * 256] ^= 1n;
+    theirs.arenas[1][5] ^= 1n;
+    const found = compareDigests(memory, tables(memory), theirs, (arena, page) => [`${arena}:${page}`]);
+    expect(found.firstAddresses).toEqual(["0x300000", "0x100005000"]);
+    expect(found.coveredBy).toEqual(["0:768", "1:5"]);
+  });
+});
+
 describe("the comparison of two memories", () => {
   const memory = createGuestMemory(4 * MiB);
   const ram = memory.regions.flatMap(({ arenaPage, pages }) => Array.from({ length: pages }, (_, i) => arenaPage + i));
@@ -80,5 +131,16 @@ describe("the comparison of two memories", () => {
     // The VGA hole: 640 KiB to 768 KiB.
     theirs.arenas[0][(640 * 1024) / PAGE_SIZE] ^= 1n;
     expect(compareDigests(memory, tables(memory), theirs, nobody).pagesDifferent).toBe(0);
+  });
+
+  it("asks for the owners of a thousand pages at most", () => {
+    const larger = createGuestMemory(8 * MiB);
+    const asked: number[] = [];
+    const found = compareDigests(larger, tables(larger, 1), tables(larger, 2), (_, page) => {
+      asked.push(page);
+      return [];
+    });
+    expect(found.pagesDifferent).toBe(found.pagesCompared);
+    expect(asked.length).toBe(1000);
   });
 });

@@ -67,7 +67,9 @@ function mutantsOf(part: Part, file: string): Mutant[] {
     const found = map.findEntry(before.length - 1, before[before.length - 1].length);
     const line = "originalLine" in found ? found.originalLine + 1 : 0;
     const text = source.split("\n")[before.length - 1].trim();
-    return { ...mutation, part, file, where: `${file.replace(/js$/, "ts")}:${line}`, line: text };
+    // The same statement may stand in two files, and be noticed in one of them only.
+    const id = `${file.replace(/^src\/|\.js$/g, "")}:${mutation.id}`;
+    return { ...mutation, id, part, file, where: `${file.replace(/js$/, "ts")}:${line}`, line: text };
   });
 }
 

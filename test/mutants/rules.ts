@@ -15,7 +15,7 @@ export interface Mutation {
   readonly end: number;
   /** What stands there instead. */
   readonly text: string;
-  /** Stays the same as long as the statement around it does: of the rule, that statement, and the place in it. */
+  /** Unlike any other's in the file, and the same as long as the statement around it is: of the rule, that statement, and the place in it. */
   readonly id: string;
 }
 

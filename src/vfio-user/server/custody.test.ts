@@ -11,7 +11,9 @@ import {
   vfio_user_dma_logging_control,
   vfio_user_mig_data,
 } from "../../uapi/vfio-user.js";
+import type { MigState } from "../../uapi/vfio.js";
 import { RawClient } from "../raw-client.test.helper.js";
+import { Custody, type Mover } from "./custody.js";
 import { announce, dma, errnoOf, feature, mapDma, Served, setState, sharedMemory, told } from "./served.test.helper.js";
 import { TEST_REGISTER } from "./test-model.test.helper.js";
 
@@ -31,6 +33,159 @@ function startLog(client: RawClient): void {
   vfio_device_feature_dma_logging_range.encode({ iova: 0n, length: 16n * PAGE }, data, head);
   feature(client, SET | FEATURE.DMA_LOGGING_START, data);
 }
+
+const ALL_STATES: readonly MigState[] = [
+  "PRE_COPY",
+  "PRE_COPY_P2P",
+  "RUNNING_P2P",
+  "STOP",
+  "STOP_COPY",
+  "RESUMING",
+  "ERROR",
+];
+
+describe("custody of a device", () => {
+  const dirtmap: Mover = { name: "control client 1", announces: true };
+  const other: Mover = { name: "control client 2", announces: true };
+  const foreign: Mover = { name: "control client 3", announces: false };
+
+  /** A device that was moved through these states. */
+  function moved(user: Mover, ...states: readonly MigState[]): Custody {
+    const custody = new Custody();
+    for (const state of states) custody.moved(user, state);
+    return custody;
+  }
+
+  it("lets it run again where its mover had not given it up, and not out of ERROR", () => {
+    for (const state of ALL_STATES.slice(0, 5)) {
+      expect(moved(dirtmap, state).leave(dirtmap, state), state).toEqual({ what: "run" });
+    }
+    expect(moved(dirtmap, "STOP").leave(dirtmap, "ERROR")).toEqual({ what: "stay", stays: "error" });
+  });
+
+  it("neither resets it nor lets it run once its mover has said `committing`, in whatever state", () => {
+    for (const user of [dirtmap, foreign]) {
+      for (const way of [["STOP_COPY"], ["RESUMING", "STOP"], ["RESUMING"]] as const) {
+        for (const state of ALL_STATES) {
+          const custody = moved(user, ...way);
+          custody.announce(user, "committing", "a");
+          expect(custody.leave(user, state), state).toEqual({ what: "stay", stays: "undecided" });
+          expect(custody.report).toMatchObject({ connected: false, notice: "committing", stays: "undecided" });
+
+          const gone = moved(user, ...way);
+          gone.announce(user, "committing", "a");
+          gone.announce(user, "gone", "a");
+          expect(gone.leave(user, state), state).toEqual({ what: "stay", stays: "handed-over" });
+        }
+      }
+    }
+  });
+
+  it("resets what holds another device's state, or a part of it, whoever leaves it", () => {
+    for (const user of [dirtmap, foreign]) {
+      expect(moved(user, "RESUMING").leave(user, "RESUMING")).toEqual({ what: "reset" });
+    }
+    for (const state of ALL_STATES) {
+      expect(moved(dirtmap, "RESUMING", state).leave(dirtmap, state), state).toEqual({ what: "reset" });
+    }
+    expect(moved(foreign, "RESUMING", "STOP").leave(foreign, "STOP")).toEqual({ what: "stay", stays: "untold" });
+  });
+
+  it("remembers that a mover has left it without a word, until it is loaded anew", () => {
+    const custody = moved(foreign, "STOP_COPY");
+    expect(custody.report).toMatchObject({ movedBy: foreign.name, connected: true, stays: null });
+    expect(custody.leave(foreign, "STOP_COPY")).toEqual({ what: "stay", stays: "untold" });
+    expect(custody.report).toMatchObject({ movedBy: foreign.name, connected: false, stays: "untold" });
+    for (let again = 0; again < 2; again++) {
+      custody.moved(dirtmap, "STOP");
+      expect(custody.report).toMatchObject({ movedBy: dirtmap.name, connected: true, stays: null });
+      expect(custody.leave(dirtmap, "STOP")).toEqual({ what: "stay", stays: "earlier" });
+    }
+    custody.moved(dirtmap, "RESUMING");
+    expect(custody.leave(dirtmap, "STOP")).toEqual({ what: "reset" });
+  });
+
+  it("forgets everything once it runs, or was reset", () => {
+    const used = () => {
+      const custody = moved(foreign, "STOP");
+      custody.leave(foreign, "STOP");
+      custody.moved(dirtmap, "RESUMING");
+      custody.announce(dirtmap, "committing", "a");
+      custody.announce(dirtmap, "gone", "a");
+      custody.leave(dirtmap, "STOP");
+      return custody;
+    };
+    const ways: ((custody: Custody) => void)[] = [
+      (custody) => custody.moved(dirtmap, "RUNNING"),
+      (custody) => custody.clear(),
+    ];
+    for (const forget of ways) {
+      const custody = used();
+      forget(custody);
+      expect(custody.report).toBeNull();
+      expect(custody.leave(dirtmap, "RUNNING")).toEqual({ what: "nothing" });
+      custody.check(other, "RUNNING_P2P");
+      custody.moved(other, "STOP");
+      expect(custody.report).toEqual({
+        movedBy: other.name,
+        connected: true,
+        loaded: false,
+        notice: null,
+        migration: null,
+        stays: null,
+      });
+      expect(custody.leave(other, "STOP")).toEqual({ what: "run" });
+
+      // Nor is anything left of the first mover's not having said a word.
+      const untold = moved(foreign, "STOP");
+      untold.leave(foreign, "STOP");
+      forget(untold);
+      untold.moved(dirtmap, "STOP");
+      expect(untold.leave(dirtmap, "STOP")).toEqual({ what: "run" });
+    }
+  });
+
+  it("is one mover's at a time, until that one leaves", () => {
+    const custody = moved(dirtmap, "STOP");
+    expect(errnoOf(() => custody.check(other, "RUNNING"))).toBe("EBUSY");
+    expect(errnoOf(() => custody.check(dirtmap, "RUNNING"))).toBe("none");
+    expect(errnoOf(() => custody.announce(other, "committing", "a"))).toBe("EINVAL");
+    expect(custody.leave(other, "STOP")).toEqual({ what: "nothing" });
+    expect(errnoOf(() => custody.check(other, "RUNNING"))).toBe("EBUSY");
+    custody.leave(dirtmap, "STOP");
+    expect(errnoOf(() => custody.check(other, "RUNNING"))).toBe("none");
+    expect(errnoOf(() => custody.announce(dirtmap, "committing", "a"))).toBe("EINVAL");
+  });
+
+  it("forbids all states in which a device that was handed over would run, until it is loaded anew", () => {
+    const custody = moved(dirtmap, "STOP_COPY");
+    custody.announce(dirtmap, "committing", "a");
+    for (const state of ALL_STATES) expect(errnoOf(() => custody.check(dirtmap, state)), state).toBe("none");
+    custody.announce(dirtmap, "gone", "a");
+    const runs = ["RUNNING", "PRE_COPY", "RUNNING_P2P", "PRE_COPY_P2P"] as const;
+    for (const state of runs) expect(errnoOf(() => custody.check(dirtmap, state)), state).toBe("EPERM");
+    for (const state of ["STOP", "STOP_COPY", "RESUMING"] as const) {
+      expect(errnoOf(() => custody.check(dirtmap, state)), state).toBe("none");
+    }
+    custody.moved(dirtmap, "STOP");
+    expect(custody.report).toMatchObject({ notice: "gone", loaded: false });
+    custody.moved(dirtmap, "RESUMING");
+    expect(custody.report).toMatchObject({ notice: null, migration: null, loaded: true });
+    for (const state of runs) expect(errnoOf(() => custody.check(dirtmap, state)), state).toBe("none");
+  });
+
+  it("takes `gone` of the migration that said `committing` last, and no `committing` after it", () => {
+    const custody = moved(dirtmap, "STOP_COPY");
+    expect(errnoOf(() => custody.announce(dirtmap, "gone", "a"))).toBe("EINVAL");
+    custody.announce(dirtmap, "committing", "a");
+    custody.announce(dirtmap, "committing", "b");
+    expect(errnoOf(() => custody.announce(dirtmap, "gone", "a"))).toBe("EINVAL");
+    expect(custody.report).toMatchObject({ notice: "committing", migration: "b" });
+    custody.announce(dirtmap, "gone", "b");
+    expect(errnoOf(() => custody.announce(dirtmap, "committing", "b"))).toBe("EINVAL");
+    expect(custody.report).toMatchObject({ notice: "gone", migration: "b" });
+  });
+});
 
 describe.runIf(process.platform === "linux")("a served device in a migration", () => {
   let served: Served;
