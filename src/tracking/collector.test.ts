@@ -192,6 +192,15 @@ describe("a tracker that fails", () => {
     expect(dirty.count()).toBe(ALL_WRITEABLE);
     expect((await collector.read({ quiesced: false })).dirty.count()).toBe(0);
   });
+
+  test("with something that is no error, is told of as one all the same", async () => {
+    const machine = await fakeMachine([{ id: "nic0" }]);
+    const hooks: CollectorHooks = { beforeRead: () => Promise.reject("on purpose") };
+    await using collector = open(machine, [await ownDomain(machine, "nic0")], { hooks });
+    await collector.start();
+    const { failures } = await collector.read({ quiesced: false });
+    expect(failures[0].error).toEqual(new Error("on purpose"));
+  });
 });
 
 describe("starting and ending", () => {
@@ -292,6 +301,18 @@ describe("a mapping that changes", () => {
     await collector.startOver("dev0", { quiesced: false });
     expect((await collector.read({ quiesced: false })).dirty.count()).toBe(ALL_WRITEABLE);
     expect((await collector.read({ quiesced: false })).dirty.count()).toBe(0);
+    await collector[Symbol.asyncDispose]();
+  });
+
+  test("can't be made where another is", async () => {
+    const { device, collector, below } = await withNic();
+    for (const iova of [below.iova, below.iova + below.length - 4096n]) {
+      await expect(collector.mapped({ ...below, iova, guestPage: 1024 })).rejects.toMatchObject({
+        code: "MAPPED_ALREADY",
+      });
+    }
+    device.write(5);
+    expect(markedPages((await collector.read({ quiesced: false })).dirty)).toEqual([5]);
     await collector[Symbol.asyncDispose]();
   });
 

@@ -19,7 +19,7 @@ export const CORE: readonly Part[] = [
     stages: [["src/memory/in-flight"], ["src/emulated/iommu/drain"], ["test/stress/iommu"]],
   },
   {
-    name: "bitmaps",
+    name: "bitmaps and shared logs: bitmaps",
     files: [
       "bitmap/allocations",
       "bitmap/bits",
@@ -34,24 +34,27 @@ export const CORE: readonly Part[] = [
     ],
   },
   {
-    name: "shared logs",
+    name: "bitmaps and shared logs: shared logs",
     files: ["bitmap/shared-log"],
     stages: [["src/bitmap/shared-log"], ["src/devices/dma-log", "src/emulated/vfio/", "src/tracking/"]],
   },
   {
-    name: "logs of devices and mdevs",
-    files: [
-      "devices/dma-log",
-      "devices/sparse-log",
-      "devices/driver/dma-logging",
-      "emulated/iommufd/pin-log",
-      "vfio-user/client/written-pages",
-    ],
+    name: "logs of devices and mdevs: logs",
+    files: ["devices/dma-log", "devices/sparse-log"],
+    stages: [["src/devices/dma-log", "src/devices/sparse-log"], ["src/vfio-user/server/dma-logging"]],
+  },
+  {
+    name: "logs of devices and mdevs: DMA logging",
+    files: ["devices/driver/dma-logging", "emulated/iommufd/pin-log"],
     stages: [
-      ["src/devices/dma-log", "src/devices/sparse-log", "src/emulated/iommufd/pin-log"],
-      ["src/emulated/vfio/dma-logging", "src/vfio-user/client/foreign-server", "src/vfio-user/server/dma-logging"],
-      ["src/vfio-user/client/", "src/vfio-user/server/", "test/conformance/vfio-emulated"],
+      ["src/devices/driver/dma-logging", "src/emulated/iommufd/pin-log"],
+      ["src/emulated/vfio/", "src/vfio-user/server/dma-logging", "test/conformance/vfio-emulated"],
     ],
+  },
+  {
+    name: "logs of devices and mdevs: pages written by messages",
+    files: ["vfio-user/client/written-pages"],
+    stages: [["src/vfio-user/client/written-pages"], ["src/vfio-user/client/foreign-server"]],
   },
   {
     name: "devices that fail",
@@ -67,7 +70,7 @@ export const CORE: readonly Part[] = [
     ],
   },
   {
-    name: "the union of the trackers",
+    name: "trackers and the union: the union",
     files: ["tracking/areas", "tracking/collector", "tracking/ledger"],
     stages: [
       ["src/tracking/areas", "src/tracking/collector", "src/tracking/ledger"],
@@ -75,7 +78,7 @@ export const CORE: readonly Part[] = [
     ],
   },
   {
-    name: "trackers",
+    name: "trackers and the union: trackers",
     files: [
       "tracking/suspension",
       "tracking/trackers/cpu",

@@ -184,8 +184,15 @@ function summarise(mutants: readonly Mutant[], results: ReadonlyMap<string, Resu
   for (const mutant of unexplained) process.stdout.write(`NOT NOTICED  ${describe(mutant)}\n`);
   for (const id of stale)
     process.stdout.write(`no such mutant any longer: ${id} in ${relative(root, "test/mutants/equivalent.ts")}\n`);
-  const caught = mutants.length - living.length;
-  process.stdout.write(`${caught} caught, ${explained.length} equivalent, ${unexplained.length} not noticed\n`);
+  const figures = (of: readonly Mutant[]) => {
+    const count = (list: readonly Mutant[]) => list.filter((mutant) => of.includes(mutant)).length;
+    const caught = of.length - count(living);
+    return `${caught} caught, ${count(explained)} equivalent, ${count(unexplained)} not noticed`;
+  };
+  for (const part of new Set(mutants.map((mutant) => mutant.part))) {
+    process.stdout.write(`${part.name}: ${figures(mutants.filter((mutant) => mutant.part === part))}\n`);
+  }
+  process.stdout.write(`${figures(mutants)}\n`);
   return unexplained.length > 0 || stale.length > 0 ? 1 : 0;
 }
 

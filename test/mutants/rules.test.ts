@@ -37,6 +37,13 @@ describe("the rules that make mutants", () => {
     expect(mutantsOf("new TypeError(a + b, { code: !c })")).toEqual([]);
   });
 
+  it("leave alone what is worked out for the words of an error", () => {
+    expect(mutantsOf("const why = a + b; throw new Error(why)")).toEqual(["throw removed: const why = a + b; ;"]);
+    expect(mutantsOf("const why = a + b; throw new Error(why, f(why)), why")).toContain(
+      "+ to -: const why = (a) - (b); throw new Error(why, f(why)), why",
+    );
+  });
+
   it("name a mutant the same when lines before it come or go, and each one differently", () => {
     const before = mutationsOf("if (a < 1) b(); if (a < 1) b();");
     const after = mutationsOf("// a line\n\nif (a < 1) b(); if (a < 1) b();");

@@ -51,7 +51,8 @@ export function mutationsOf(source: string): Mutation[] {
   const root = parse(source, { ecmaVersion: "latest", sourceType: "module" }) as Node as Tree;
   const found: Mutation[] = [];
   const seen = new Map<string, number>();
-  visit(root, root, (node, statement) => {
+  const words = wordsOfErrors(root);
+  visit(root, root, words, (node, statement) => {
     for (const proposal of proposals(node, source)) {
       const around = source.slice(statement.start, statement.end);
       const what = `${proposal.rule}\0${around}\0${proposal.start - statement.start}\0${proposal.text}`;
@@ -69,14 +70,42 @@ export function mutated(source: string, { start, end, text }: Mutation): string 
 }
 
 /** Visits each node with the innermost statement around it; not what only words an error. */
-function visit(node: Tree, statement: Tree, look: (node: Tree, statement: Tree) => void): void {
+function visit(
+  node: Tree,
+  statement: Tree,
+  words: ReadonlySet<string>,
+  look: (node: Tree, statement: Tree) => void,
+): void {
   if (node.type === "ImportDeclaration" || node.type === "TemplateLiteral") return;
-  if (wordsAnError(node) || isCompilersHelper(node)) return;
+  if (wordsAnError(node) || isCompilersHelper(node) || words.has(declaredName(node) ?? "")) return;
   const inner = node.type.endsWith("Statement") || node.type.endsWith("Declaration") ? node : statement;
   look(node, inner);
-  for (const value of Object.values(node)) {
-    for (const child of Array.isArray(value) ? value : [value]) if (isTree(child)) visit(child, inner, look);
-  }
+  for (const child of childrenOf(node)) visit(child, inner, words, look);
+}
+
+function childrenOf(node: Tree): Tree[] {
+  return Object.values(node).flatMap((value) => (Array.isArray(value) ? value : [value]).filter(isTree));
+}
+
+/** Names that are declared, and then stand in errors alone. */
+function wordsOfErrors(root: Tree): ReadonlySet<string> {
+  const declared = new Set<string>();
+  const elsewhere = new Set<string>();
+  const look = (node: Tree) => {
+    if (wordsAnError(node)) return;
+    if (node.type === "Identifier") elsewhere.add(String(node.name));
+    const name = declaredName(node);
+    if (name !== undefined) declared.add(name);
+    for (const child of childrenOf(node)) if (name === undefined || child !== node.id) look(child);
+  };
+  look(root);
+  return new Set([...declared].filter((name) => !elsewhere.has(name)));
+}
+
+/** Of what a declaration gives a value to. */
+function declaredName(node: Tree): string | undefined {
+  const named = node.type === "VariableDeclarator" && isTree(node.id) && node.id.type === "Identifier";
+  return named && isTree(node.id) ? String(node.id.name) : undefined;
 }
 
 function isTree(value: unknown): value is Tree {
@@ -89,7 +118,7 @@ function wordsAnError(node: Tree): boolean {
 
 /** What the compiler puts before the code, to dispose of what `using` declares. */
 function isCompilersHelper(node: Tree): boolean {
-  return node.type === "VariableDeclarator" && isTree(node.id) && String(node.id.name).startsWith("__");
+  return declaredName(node)?.startsWith("__") === true;
 }
 
 function* proposals(node: Tree, source: string): Generator<Proposal> {

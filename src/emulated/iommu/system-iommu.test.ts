@@ -3,6 +3,7 @@ import { ALL_FORMATS, bitmapOf, pagesOf, readPages, TestBench } from "../../../t
 import { GiB, MiB } from "../../memory/address.js";
 import { isErrno, type UapiError } from "../../uapi/errno.js";
 import type { IommuDmaPort } from "./dma-port.js";
+import { LAST_PAGE } from "./format.js";
 import type { Removal } from "./page-table.js";
 
 const BYTE = Uint8Array.of(7);
@@ -299,6 +300,33 @@ describe.each(ALL_FORMATS)("the emulated IOMMU with %s", (format) => {
     expect(await refusal(domain.setDirtyTracking(true))).toBe("EOPNOTSUPP");
     const into = bitmapOf(0x100, 4);
     expect(await refusal(domain.readDirty({ page: 0x100, pages: 4, into, clear: true }))).toBe("EOPNOTSUPP");
+  });
+
+  it("reads dirty bits of all pages that there are, and of no others", async () => {
+    await using bench = new TestBench({ format });
+    const domain = bench.iommu.allocDomain({ dirtyTracking: true });
+    const read = (page: number, pages: number) =>
+      refusal(domain.readDirty({ page, pages, into: bitmapOf(0, 1), clear: true }));
+    for (const [page, pages] of [
+      [0, 1],
+      [LAST_PAGE, 1],
+      [LAST_PAGE - 3, 4],
+      [0, LAST_PAGE + 1],
+    ]) {
+      expect(await read(page, pages), `${page} ${pages}`).toBeNull();
+    }
+    for (const [page, pages] of [
+      [-1, 2],
+      [0, 0],
+      [5, -1],
+      [LAST_PAGE, 2],
+      [LAST_PAGE + 1, 1],
+      [1, LAST_PAGE + 1],
+      [Number.NaN, 1],
+      [0, Number.NaN],
+    ]) {
+      expect(await read(page, pages), `${page} ${pages}`).toBe("EINVAL");
+    }
   });
 
   it("refuses a domain of another IOMMU with EINVAL, and to dispose of one in use with EBUSY", async () => {
