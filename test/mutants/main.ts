@@ -93,7 +93,9 @@ async function judge(mutant: Mutant, sandbox: Sandbox, limits: TimeLimits): Prom
   const { id, where, rule, part } = mutant;
   const path = join("dist", mutant.file);
   const broken = mutated(readFileSync(join(root, path), "utf8"), mutant);
-  for (const [stage, filters] of part.stages.entries()) {
+  const own = mutant.file.replace(/js$/, "test.js");
+  const stages = existsSync(join(root, "dist", own)) ? [[own], ...part.stages] : part.stages;
+  for (const [stage, filters] of stages.entries()) {
     const limitMs = await limits.of(filters);
     const verdict = await sandbox.runWith(path, broken, () => sandbox.test(filters, limitMs));
     if (verdict !== "passed") return { id, where, rule, verdict: "caught", stage };
@@ -104,7 +106,7 @@ async function judge(mutant: Mutant, sandbox: Sandbox, limits: TimeLimits): Prom
 /** How long stages may take: measured on the unbroken code when a mutant first comes to them. */
 class TimeLimits {
   readonly #sandbox: Sandbox;
-  readonly #limitsMs = new Map<readonly string[], number>();
+  readonly #limitsMs = new Map<string, number>();
 
   constructor(sandbox: Sandbox) {
     this.#sandbox = sandbox;
@@ -112,13 +114,14 @@ class TimeLimits {
 
   /** @throws Error if the tests fail on the unbroken code: then no mutant can be judged */
   async of(filters: readonly string[]): Promise<number> {
-    const known = this.#limitsMs.get(filters);
+    const stage = filters.join(" ");
+    const known = this.#limitsMs.get(stage);
     if (known !== undefined) return known;
     const since = performance.now();
     const verdict: Verdict = await this.#sandbox.test(filters, 15 * 60_000);
-    if (verdict !== "passed") throw new Error(`the tests of ${filters.join(" ")} ${verdict} without a mutant`);
+    if (verdict !== "passed") throw new Error(`the tests of ${stage} ${verdict} without a mutant`);
     const limitMs = (performance.now() - since) * PATIENCE + PATIENCE_MS;
-    this.#limitsMs.set(filters, limitMs);
+    this.#limitsMs.set(stage, limitMs);
     return limitMs;
   }
 }
