@@ -11,7 +11,11 @@ const bitmap = (iova: bigint, length: bigint, granule: number): DirtyBitmap =>
 const runs = fc.array(fc.tuple(fc.nat({ max: 300 }), fc.integer({ min: 1, max: 80 })), { maxLength: 8 });
 
 function members(words: Uint32Array, bits: number): number[] {
-  return Array.from({ length: bits }, (_, bit) => bit).filter((bit) => ((words[bit >>> 5] >>> (bit & 31)) & 1) === 1);
+  const found: number[] = [];
+  words.forEach((word, index) => {
+    for (let bit = 0; word !== 0 && bit < 32; bit++) if ((word >>> bit) & 1) found.push(index * 32 + bit);
+  });
+  return found.filter((bit) => bit < bits);
 }
 
 /** The bits of `into` once it has taken over those of `from`, one address after the other. */
@@ -80,6 +84,15 @@ describe("a dirty bitmap", () => {
     ] as const) {
       expect(() => bitmap(0n, length, granule)).toThrowError(/EINVAL/);
     }
+  });
+
+  it("has 2^37 granules at most, and a caller's memory holds them all", () => {
+    const words = new Uint32Array(new SharedArrayBuffer(4));
+    const inCallers = (length: bigint) => new DirtyBitmap({ iova: 0n, length, granule: 1 }, words);
+    expect(inCallers(32n).words).toBe(words);
+    expect(() => inCallers(33n)).toThrow(RangeError);
+    expect(() => inCallers(1n << 37n)).toThrow(RangeError);
+    expect(() => inCallers((1n << 37n) + 1n)).toThrowError(/EINVAL/);
   });
 
   it("takes another's bits over outwards, and only inside its own range", () => {
