@@ -15,6 +15,13 @@ describe("the rules that make mutants", () => {
     expect(mutantsOf("f = a + b << c")).toContain("<< to >>>: f = (a + b) >>> (c)");
   });
 
+  it("do not move a bound by one where both sides are then the same", () => {
+    const clamp = mutantsOf("if (a < b) a = b;");
+    expect(clamp).toContain("< to >=: if ((a) >= (b)) a = b;");
+    expect(clamp).not.toContain("< to <=: if ((a) <= (b)) a = b;");
+    expect(mutantsOf("if (a >= b) a = c;")).toContain(">= to >: if ((a) > (b)) a = c;");
+  });
+
   it("make a condition always true, and always false", () => {
     expect(mutantsOf("if (late) stop();")).toEqual([
       "condition to true: if (true) stop();",

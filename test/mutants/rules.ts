@@ -52,8 +52,11 @@ export function mutationsOf(source: string): Mutation[] {
   const found: Mutation[] = [];
   const seen = new Map<string, number>();
   const words = wordsOfErrors(root);
+  const clamps = new Set<unknown>();
   visit(root, root, words, (node, statement) => {
+    if (isClamp(node, source)) clamps.add(node.test);
     for (const proposal of proposals(node, source)) {
+      if (clamps.has(node) && MOVED_BOUND.test(proposal.rule)) continue;
       const around = source.slice(statement.start, statement.end);
       const what = `${proposal.rule}\0${around}\0${proposal.start - statement.start}\0${proposal.text}`;
       const before = seen.get(what) ?? 0;
@@ -114,6 +117,19 @@ function isTree(value: unknown): value is Tree {
 
 function wordsAnError(node: Tree): boolean {
   return node.type === "NewExpression" && isTree(node.callee) && /Error$/.test(String(node.callee.name));
+}
+
+/** The rule's bound is off by one; it is not turned round. */
+const MOVED_BOUND = /^([<>]) to \1=$|^([<>])= to \2$/;
+
+/** `if (a < b) a = b`: where the two are equal, it is the same whether or not one is put in the other's place. */
+function isClamp({ type, test, consequent, alternate }: Tree, source: string): boolean {
+  if (type !== "IfStatement" || alternate !== null || !isTree(test) || !isTree(consequent)) return false;
+  const assignment = consequent.expression;
+  if (test.type !== "BinaryExpression" || !isTree(assignment) || assignment.operator !== "=") return false;
+  const sides = ({ left, right }: Tree) =>
+    [left, right].map((side) => (isTree(side) ? source.slice(side.start, side.end) : ""));
+  return sides(test).join("\0") === sides(assignment).join("\0");
 }
 
 /** What the compiler puts before the code, to dispose of what `using` declares. */

@@ -107,6 +107,24 @@ describe.each(ALL_FORMATS)("the emulated IOMMU with %s", (format) => {
     expect(await readPages(domain, 0x108, 4)).toEqual([0x109]);
   });
 
+  it("tells the size of each leaf that it met, and of none behind a hole", async () => {
+    await using bench = new TestBench({ format });
+    const domain = bench.iommu.allocDomain({ dirtyTracking: true });
+    bench.map(domain, 0x3f8, 0, 8, false);
+    bench.map(domain, 0x400, 512, 512);
+    bench.map(domain, 0x608, 8, 8, false);
+    const sizes = async (page: number, pages: number) =>
+      (await domain.readDirty({ page, pages, into: bitmapOf(page, pages), clear: true })).leafSizes;
+    expect(await sizes(0x3f8, 8)).toEqual([4096]);
+    expect(await sizes(0x400, 1)).toEqual([2 * MiB]);
+    expect(await sizes(0x3f8, 520)).toEqual([4096, 2 * MiB]);
+    expect(await sizes(0x3f8, 1024)).toEqual([4096, 2 * MiB]);
+    // The hole and the leaves behind it are in one block of a table.
+    expect(await sizes(0x604, 8)).toEqual([]);
+    expect(await sizes(0x600, 64)).toEqual([]);
+    expect(await sizes(2 ** 30, 512)).toEqual([]);
+  });
+
   it("blocks and logs a DMA outside the mapping, to a read-only page, and without a domain", async () => {
     await using bench = new TestBench({ format });
     const port = bench.port(0);
@@ -142,7 +160,11 @@ describe.each(ALL_FORMATS)("the emulated IOMMU with %s", (format) => {
     const port = bench.port(0);
     // Also by the IOTLB entry that the write made.
     expect(write(port, 0x101)).toBeNull();
-    expect(port.read(0x101, 0, new Uint8Array(1), 0, 1)).toBe(format === "arm-s1" ? null : "not-readable");
+    const fault = format === "arm-s1" ? null : "not-readable";
+    expect(port.read(0x101, 0, new Uint8Array(1), 0, 1)).toBe(fault);
+    expect(bench.iommu.takeFaults()).toEqual(
+      fault === null ? [] : [{ port: 0, page: 0x101, write: false, reason: fault }],
+    );
     expect(await readPages(domain, 0x100, 4)).toEqual([0x101]);
   });
 
