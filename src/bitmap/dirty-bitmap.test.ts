@@ -126,6 +126,7 @@ describe("a dirty bitmap", () => {
       [bitmap(0n, 100n << 56n, granule), bitmap(far - 1n, 4096n, 4096)],
       [bitmap(0n, 100n << 56n, granule), bitmap(far + 1n, 3n * 4096n, 4096)],
       [bitmap(far - 1n, 2n * 4096n, 4096), bitmap(0n, 100n << 56n, granule)],
+      [bitmap(far - 1n, 2n * 4096n, 4096), bitmap(0n, 32n << 56n, granule)],
       [bitmap(far + 1n, 2n * 4096n, 4096), bitmap(0n, 32n << 56n, granule)],
       [bitmap(0n, 5n << 56n, granule), bitmap(1n << 56n, 9n << 54n, 2 ** 54)],
       [bitmap(3n << 56n, 5n << 56n, granule), bitmap(1n << 56n, 9n << 54n, 2 ** 54)],

@@ -1,4 +1,4 @@
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import { writeableAreas } from "./areas.js";
 import { Collector, type CollectorHooks } from "./collector.js";
 import { type FakeMachine, fakeMachine, markedPages } from "./fake-machine.test.helper.js";
@@ -114,6 +114,18 @@ describe("a read", () => {
   });
 });
 
+test("a read tells how long it took, as a whole and by tracker", async () => {
+  const machine = await fakeMachine([MLX5]);
+  await using collector = open(machine, [cpuTracker(machine.vcpus), deviceTracker(machine.device("mlx0"))]);
+  await collector.start();
+  // Each look at the clock finds it a second on: at the start, before and after each tracker, and at the end.
+  let seconds = 1000;
+  const now = vi.spyOn(performance, "now").mockImplementation(() => seconds++ * 1000);
+  const { ms, byOwner } = await collector.read({ quiesced: false });
+  now.mockRestore();
+  expect([ms, byOwner.cpu.readMs, byOwner.mlx0.readMs]).toEqual([5000, 1000, 1000]);
+});
+
 describe("a granule that is larger than the areas are aligned to", () => {
   const log = { pageSizes: [4096, 2 ** 21] };
 
@@ -220,6 +232,20 @@ describe("starting and ending", () => {
     await using collector = open(machine, [deviceTracker(machine.device("mlx0"))]);
     await expect(collector.start(AbortSignal.abort())).rejects.toThrow(/abort/i);
     expect(machine.device("mlx0").logging).toBe(false);
+  });
+
+  test("disposing waits until each tracker is off", async () => {
+    const machine = await fakeMachine([MLX5]);
+    const collector = open(machine, [deviceTracker(machine.device("mlx0"))]);
+    await collector.start();
+    const device = machine.device("mlx0");
+    const stop = device.stopDmaLogging.bind(device);
+    device.stopDmaLogging = async () => {
+      for (let turn = 0; turn < 5; turn++) await new Promise((resolve) => setImmediate(resolve));
+      await stop();
+    };
+    await collector[Symbol.asyncDispose]();
+    expect(device.logging).toBe(false);
   });
 
   test("disposing switches all trackers off", async () => {

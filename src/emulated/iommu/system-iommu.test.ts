@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { ALL_FORMATS, bitmapOf, pagesOf, readPages, TestBench } from "../../../test/support/iommu.js";
 import { GiB, MiB } from "../../memory/address.js";
+import { createArena } from "../../memory/arena.js";
 import { isErrno, type UapiError } from "../../uapi/errno.js";
 import type { IommuDmaPort } from "./dma-port.js";
 import { LAST_PAGE } from "./format.js";
@@ -168,6 +169,18 @@ describe.each(ALL_FORMATS)("the emulated IOMMU with %s", (format) => {
     expect(await readPages(domain, 0x100, 4)).toEqual([0x101]);
   });
 
+  it("records the first write to a page that was only read before, and that the IOTLB knows", async () => {
+    await using bench = new TestBench({ format });
+    const domain = bench.iommu.allocDomain({ dirtyTracking: true });
+    bench.map(domain, 0x100, 0, 4, false);
+    await bench.iommu.attach(0, domain);
+    await domain.setDirtyTracking(true);
+    const port = bench.port(0);
+    expect(port.read(0x101, 0, new Uint8Array(1), 0, 1)).toBeNull();
+    expect(write(port, 0x101)).toBeNull();
+    expect(await readPages(domain, 0x100, 4)).toEqual([0x101]);
+  });
+
   it("keeps dirty bits that are left when tracking is switched off, and records no more", async () => {
     await using bench = new TestBench({ format });
     const domain = bench.iommu.allocDomain({ dirtyTracking: true });
@@ -309,6 +322,24 @@ describe.each(ALL_FORMATS)("the emulated IOMMU with %s", (format) => {
     expect(write(initiator, 0x200)).toBe("p2p-refused");
     // Its own BAR is no peer.
     expect(write(bench.port(1), 0x200)).toBeNull();
+  });
+
+  it("asks the matrix for the BAR of the first port, too", async () => {
+    await using bench = new TestBench({ format });
+    const bar = createArena(4096);
+    bench.physical.register(bar, { kind: "bar", port: 0 });
+    const domain = bench.iommu.allocDomain({ dirtyTracking: true });
+    const frame = bench.physical.frameOf(bar, 0);
+    domain.map({ page: 0x200, frame, pages: 1, readable: true, writeable: true, hugePages: false });
+    await bench.iommu.attach(0, domain);
+    await bench.iommu.attach(1, domain);
+    const initiator = bench.port(1);
+    expect(write(initiator, 0x200)).toBe("p2p-refused");
+    await bench.p2p.set(bench.inFlight, 1, 0, true);
+    expect(write(initiator, 0x200)).toBeNull();
+    initiator.p2pQuiesced = true;
+    expect(write(initiator, 0x200)).toBe("p2p-refused");
+    expect(write(bench.port(0), 0x200)).toBeNull();
   });
 
   it("can be one that does not track: it says so, and refuses what needs tracking", async () => {
