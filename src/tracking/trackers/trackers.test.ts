@@ -98,6 +98,20 @@ describe.each(trackers)("the session of the tracker '%s'", (kind, make) => {
     await session[Symbol.asyncDispose]();
   });
 
+  test("is not there, and its source is off again, where the start is aborted in the midst of it", async () => {
+    const setup = await setUp();
+    const { ranges } = setup;
+    const [source, start] = sources[kind](setup);
+    const letStart = hold(source, start);
+    const abort = new AbortController();
+    const starting = make(setup).start({ ranges, signal: abort.signal });
+    abort.abort();
+    letStart();
+    await expect(starting).rejects.toThrow(/abort/i);
+    await using session = await make(setup).start({ ranges });
+    await session.readAndClear(session.plan(ranges).reads[0]);
+  });
+
   test("says whose it is, and of what kind", async () => {
     const setup = await setUp();
     const tracker = make(setup);
