@@ -31,12 +31,15 @@ export const CORE: readonly Part[] = [
       "bitmap/ram-runs",
       "bitmap/ranges",
     ],
-    stages: [["src/bitmap/dirty-bitmap"], ["src/bitmap/ram-bitmap", "src/bitmap/shared-log", "src/tracking/areas"]],
+    stages: [
+      ["src/bitmap/dirty-bitmap", "src/bitmap/allocations"],
+      ["src/bitmap/ram-bitmap", "src/bitmap/shared-log", "src/tracking/areas"],
+    ],
   },
   {
     name: "bitmaps and shared logs: shared logs",
     files: ["bitmap/shared-log"],
-    stages: [["src/devices/dma-log"]],
+    stages: [["src/devices/dma-log", "src/bitmap/allocations"]],
   },
   {
     name: "logs of devices and mdevs: logs",
