@@ -92,9 +92,10 @@ function choose(mutants: readonly Mutant[], count: number, seed: number): Mutant
 async function judge(mutant: Mutant, sandbox: Sandbox, limits: TimeLimits): Promise<Result> {
   const { id, where, rule, part } = mutant;
   const path = join("dist", mutant.file);
-  const broken = mutated(readFileSync(join(root, path), "utf8"), mutant);
+  // The sandbox's files, since the project may be built anew meanwhile.
+  const broken = mutated(readFileSync(join(sandbox.root, path), "utf8"), mutant);
   const own = mutant.file.replace(/js$/, "test.js");
-  const stages = existsSync(join(root, "dist", own)) ? [[own], ...part.stages] : part.stages;
+  const stages = existsSync(join(sandbox.root, "dist", own)) ? [[own], ...part.stages] : part.stages;
   for (const [stage, filters] of stages.entries()) {
     const limitMs = await limits.of(filters);
     const verdict = await sandbox.runWith(path, broken, () => sandbox.test(filters, limitMs));
