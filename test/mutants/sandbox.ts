@@ -59,16 +59,14 @@ export class Sandbox implements Disposable {
     const runner = this.#runner;
     const request: TestRequest = { filters: filters.map((filter) => `dist/${filter}`), changed: [...this.#changed] };
     this.#changed.clear();
+    let timer: NodeJS.Timeout | undefined;
     const verdict = await new Promise<Verdict>((resolve, reject) => {
-      const timer = setTimeout(resolve, limitMs, "timed out");
-      runner.once("message", (passed) => {
-        clearTimeout(timer);
-        resolve(passed === true ? "passed" : "failed");
-      });
+      timer = setTimeout(resolve, limitMs, "timed out");
+      runner.once("message", (passed) => resolve(passed === true ? "passed" : "failed"));
       runner.once("error", reject);
       runner.once("exit", (code, signal) => reject(new Error(`vitest ended by itself: ${signal ?? code}`)));
       runner.send(request);
-    });
+    }).finally(() => clearTimeout(timer));
     runner.removeAllListeners();
     if (verdict === "timed out") this.#end();
     return verdict;
