@@ -289,6 +289,71 @@ describe("the handover, over every interleaving of lost messages, crashes, full 
   });
 });
 
+/** What each event leads to, by state; an event that isn't here changes nothing, and nothing is done. */
+const SOURCE: Record<SourceState, Partial<Record<SourceEvent, SourceState>>> = {
+  preparing: { ready: "giving-up", failed: "taken-back", discarded: "taken-back" },
+  "giving-up": { recorded: "waiting", failed: "taken-back", discarded: "taken-back" },
+  waiting: { running: "gone", abort: "gone", discarded: "taken-back", silence: "undecided" },
+  undecided: { running: "gone", abort: "gone", discarded: "taken-back", resume: "taken-back", silence: "undecided" },
+  gone: {},
+  "taken-back": {},
+};
+const DESTINATION: Record<DestinationState, Partial<Record<DestinationEvent, DestinationState>>> = {
+  loading: { loaded: "ready", failed: "discarded" },
+  ready: { go: "starting", failed: "discarded" },
+  starting: { recorded: "running", failed: "discarded" },
+  running: {},
+  discarded: { go: "discarded" },
+};
+const SOURCE_EVENTS = ["ready", "failed", "recorded", "running", "discarded", "silence", "resume", "abort"] as const;
+const DESTINATION_EVENTS = ["loaded", "go", "failed", "recorded"] as const;
+const statesOf = <State extends string>(table: Record<State, unknown>) => Object.keys(table) as State[];
+
+describe("each side of the handover", () => {
+  it.each(statesOf(SOURCE))("goes from the source's `%s` where each event leads, and nowhere else", (state) => {
+    for (const event of SOURCE_EVENTS) {
+      const next = SOURCE[state][event];
+      if (next === undefined) expect(sourceStep(state, event), event).toEqual({ state, effects: [] });
+      else expect(sourceStep(state, event).state, event).toBe(next);
+    }
+  });
+
+  it.each(statesOf(DESTINATION))(
+    "goes from the destination's `%s` where each event leads, and nowhere else",
+    (state) => {
+      for (const event of DESTINATION_EVENTS) {
+        const next = DESTINATION[state][event];
+        if (next === undefined) expect(destinationStep(state, event), event).toEqual({ state, effects: [] });
+        else expect(destinationStep(state, event).state, event).toBe(next);
+      }
+    },
+  );
+
+  it("records before it says or does what the record is about, except READY, while the machine stands still", () => {
+    const record = (state: string) => ({ do: "record", state });
+    const send = (message: string) => ({ do: "send", message });
+    expect(sourceStep("preparing", "ready").effects).toEqual([record("given-up")]);
+    expect(sourceStep("giving-up", "recorded").effects).toEqual([send("GO")]);
+    for (const state of ["preparing", "giving-up"] as const) {
+      for (const event of ["failed", "discarded"] as const) {
+        expect(sourceStep(state, event).effects).toEqual([send("ABORT"), record("running"), { do: "take-back" }]);
+      }
+    }
+    for (const event of ["running", "abort"] as const) {
+      expect(sourceStep("waiting", event).effects).toEqual([record("gone")]);
+    }
+    expect(sourceStep("waiting", "silence").effects).toEqual([]);
+    expect(sourceStep("waiting", "discarded").effects).toEqual([record("running"), { do: "take-back" }]);
+    expect(destinationStep("loading", "loaded").effects).toEqual([send("READY"), record("ready")]);
+    expect(destinationStep("ready", "go").effects).toEqual([record("running")]);
+    expect(destinationStep("starting", "recorded").effects).toEqual([{ do: "run" }, send("RUNNING")]);
+    expect(destinationStep("discarded", "go").effects).toEqual([send("ABORT")]);
+    for (const state of ["loading", "ready", "starting"] as const) {
+      expect(destinationStep(state, "failed").effects).toEqual([record("discarded"), send("ABORT")]);
+    }
+  });
+});
+
 describe("the model checker notices a handover", () => {
   const broken: [string, Partial<Rules>][] = [
     [

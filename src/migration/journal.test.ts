@@ -25,6 +25,14 @@ describe("a journal", () => {
     expect(readdirSync(directory).sort()).toEqual(["m1.destination.json", "m1.source.json"]);
   });
 
+  it("has a line of 2048 bytes for each record, which any version can find", () => {
+    const source = Journal.source(directory, "m1", "x");
+    source.record("given-up");
+    const lines = readFileSync(source.path, "utf8").split("\n");
+    expect(lines.slice(0, 2).map(({ length }) => length)).toEqual([2047, 2047]);
+    expect(lines.slice(0, 2).map((line) => JSON.parse(line).state)).toEqual(["running", "given-up"]);
+  });
+
   it("makes its directory, and says which one it can't write", () => {
     Journal.source(join(directory, "a", "b"), "m1", "x");
     expect(readJournal(join(directory, "a", "b"), "m1", "source")).not.toBeNull();

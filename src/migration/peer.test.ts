@@ -83,6 +83,15 @@ describe("the other side of a migration", () => {
     await expect(waiting).rejects.toThrow("enough");
   });
 
+  it("waits for as long as the connection holds: a timer takes that time for what it is", async () => {
+    const { peer, arrives } = scripted();
+    const waiting = peer.expect(["GO"], UNTIL_LOST);
+    await settled();
+    arrives(go);
+    expect(await waiting).toEqual(go);
+    expect(UNTIL_LOST).toBe(2 ** 31 - 1);
+  });
+
   it("reads no further than a bounded number of messages ahead", async () => {
     const { peer, arrives, taken } = scripted();
     arrives(...Array.from({ length: 100 }, () => go));

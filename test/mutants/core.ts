@@ -89,19 +89,21 @@ export const CORE: readonly Part[] = [
     stages: [["src/tracking/trackers/"], ["src/tracking/collector", "src/tracking/no-write-lost"]],
   },
   {
+    name: "handover and journals: the protocol",
+    files: ["migration/handover", "migration/rounds"],
+    stages: [["src/migration/handover", "src/migration/rounds"], ["test/failures/migration"]],
+  },
+  {
     name: "handover and journals: what is decided and recorded",
-    files: [
-      "migration/handover",
-      "migration/rounds",
-      "migration/decision",
-      "migration/journal",
-      "migration/journals",
-      "sys/process-identity",
-      "sys/whole-file",
-    ],
+    files: ["migration/decision", "migration/journal", "migration/journals"],
+    stages: [["src/migration/decision", "src/migration/journal"], ["test/failures/migration"]],
+  },
+  {
+    name: "handover and journals: files and processes",
+    files: ["sys/process-identity", "sys/whole-file"],
     stages: [
-      ["src/migration/handover", "src/migration/rounds", "src/migration/decision", "src/migration/journal", "src/sys/"],
-      ["test/failures/migration"],
+      ["src/sys/process-identity", "src/sys/whole-file"],
+      ["src/migration/decision", "src/migration/journal"],
     ],
   },
   {
@@ -116,7 +118,13 @@ export const CORE: readonly Part[] = [
       "host/shape",
     ],
     stages: [
-      ["src/migration/lock-step", "src/migration/peer", "src/migration/device", "src/host/shape"],
+      [
+        "src/migration/lock-step",
+        "src/migration/peer",
+        "src/migration/source-handover",
+        "src/migration/device",
+        "src/host/shape",
+      ],
       ["test/failures/migration"],
       ["test/failures/receiving"],
       ["test/failures/connection"],
@@ -129,20 +137,28 @@ export const CORE: readonly Part[] = [
   },
   {
     name: "stream, channels and digests: the control connection",
-    files: ["migration/stream"],
+    files: ["migration/stream/control-connection", "migration/stream/frame-reader", "migration/stream/messages"],
     stages: [["src/migration/stream/"], ["test/failures/connection"]],
+  },
+  {
+    name: "stream, channels and digests: frames and the page sink",
+    files: ["migration/stream/frame", "migration/channels/page-sink"],
+    stages: [
+      ["src/migration/channels/page-sink", "src/migration/stream/frame"],
+      ["src/migration/channels/channels", "src/migration/stream/"],
+      ["test/failures/receiving"],
+    ],
   },
   {
     name: "stream, channels and digests: page channels",
     files: [
-      "migration/channels/page-sink",
       "migration/channels/receiver",
       "migration/channels/receiver-channel",
       "migration/channels/sender",
       "migration/channels/sender-channel",
     ],
     stages: [
-      ["src/migration/channels/page-sink", "src/migration/channels/sender-channel", "src/migration/channels/receiver"],
+      ["src/migration/channels/sender-channel", "src/migration/channels/receiver"],
       ["src/migration/channels/channels"],
       ["test/failures/receiving"],
     ],

@@ -168,6 +168,13 @@ async function main(): Promise<number> {
 
   const results = readResults(values.results);
   using sandbox = new Sandbox(root);
+  // A mutant may have made the tests run without an end.
+  for (const signal of ["SIGINT", "SIGTERM"] as const) {
+    process.once(signal, () => {
+      sandbox[Symbol.dispose]();
+      process.exit(1);
+    });
+  }
   const limits = new TimeLimits(sandbox);
   for (const [index, mutant] of mutants.entries()) {
     if (results.has(mutant.id) || (only === undefined && mutant.id in EQUIVALENT)) continue;

@@ -22,6 +22,12 @@ describe("the rules that make mutants", () => {
     expect(mutantsOf("if (a >= b) a = c;")).toContain(">= to >: if ((a) > (b)) a = c;");
   });
 
+  it("leave a shift by nothing as it is, and a bound on the clock at its place", () => {
+    expect(mutantsOf("(a >>> 0)")).toEqual(["0 or 1 exchanged: (a >>> 1)"]);
+    expect(mutantsOf("(a >>> 3)")).toEqual([">>> to <<: ((a) << (3))"]);
+    expect(mutantsOf("(performance.now() > until)")).toEqual(["> to <=: ((performance.now()) <= (until))"]);
+  });
+
   it("make a condition always true, and always false", () => {
     expect(mutantsOf("if (late) stop();")).toEqual([
       "condition to true: if (true) stop();",
@@ -32,6 +38,24 @@ describe("the rules that make mutants", () => {
 
   it("never make a loop that can't end by itself", () => {
     expect(mutantsOf("while (more()) step();")).not.toContain("condition to true: while (true) step();");
+  });
+
+  it("keep an await whose promise would be returned all the same", () => {
+    const awaits = (source: string) => mutantsOf(source).filter((mutant) => mutant.startsWith("await removed"));
+    expect(awaits("async function f() { return await g(); }")).toEqual([]);
+    expect(awaits("f = async () => await g();")).toEqual([]);
+    expect(awaits("async function f() { try { return await g(); } finally { h(); } }")).toHaveLength(1);
+    expect(awaits("async function f() { try { h(async () => await g()); } finally { h(); } }")).toEqual([]);
+    expect(awaits("async function f() { const x = await g(); return [await h()]; }")).toHaveLength(2);
+  });
+
+  it("keep a break that leads where the next one does", () => {
+    const source = (more: string) => `switch (a) { case b: f(); break; case c: case d: ${more} break; }`;
+    const breaks = (source: string) => mutantsOf(source).filter((mutant) => mutant.startsWith("break removed"));
+    expect(breaks(source(""))).toEqual([]);
+    expect(breaks(source("g();"))).toEqual([
+      "break removed: switch (a) { case b: f(); ; case c: case d: g(); break; }",
+    ]);
   });
 
   it("take an atomic exchange apart", () => {

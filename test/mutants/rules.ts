@@ -15,7 +15,7 @@ export interface Mutation {
   readonly end: number;
   /** What stands there instead. */
   readonly text: string;
-  /** Unlike any other's in the file, and the same as long as the statement around it is: of the rule, that statement, and the place in it. */
+  /** Made of the rule, the statement around it and the place in that: no other in the file has it, and it stays the same. */
   readonly id: string;
 }
 
@@ -72,18 +72,27 @@ export function mutated(source: string, { start, end, text }: Mutation): string 
   return source.slice(0, start) + text + source.slice(end);
 }
 
-/** Visits each node with the innermost statement around it; not what only words an error. */
+/** Visits each node with the innermost statement around it; not what only words an error, nor what changes nothing. */
 function visit(
   node: Tree,
   statement: Tree,
   words: ReadonlySet<string>,
   look: (node: Tree, statement: Tree) => void,
+  { inTry = false, tail = false, leaving = new Set<Tree>() } = {},
 ): void {
   if (node.type === "ImportDeclaration" || node.type === "TemplateLiteral") return;
   if (wordsAnError(node) || isCompilersHelper(node) || words.has(declaredName(node) ?? "")) return;
   const inner = node.type.endsWith("Statement") || node.type.endsWith("Declaration") ? node : statement;
-  look(node, inner);
-  for (const child of childrenOf(node)) visit(child, inner, words, look);
+  // A function that returns a promise may as well await it before, unless an error is caught there.
+  const idle = (tail && node.type === "AwaitExpression") || leaving.has(node);
+  if (!idle) look(node, inner);
+  if (node.type === "SwitchStatement") for (const found of leavingBreaks(node)) leaving.add(found);
+  const isFunction = node.type.includes("Function");
+  const within = node.type === "TryStatement" || (inTry && !isFunction);
+  for (const child of childrenOf(node)) {
+    const returned = node.type === "ReturnStatement" || (isFunction && child === node.body);
+    visit(child, inner, words, look, { inTry: within, tail: returned && !within, leaving });
+  }
 }
 
 function childrenOf(node: Tree): Tree[] {
@@ -93,22 +102,34 @@ function childrenOf(node: Tree): Tree[] {
 /** Names that are declared, and then stand in errors alone. */
 function wordsOfErrors(root: Tree): ReadonlySet<string> {
   const declared = new Set<string>();
+  const inErrors = new Set<string>();
   const elsewhere = new Set<string>();
-  const look = (node: Tree) => {
-    if (wordsAnError(node)) return;
-    if (node.type === "Identifier") elsewhere.add(String(node.name));
+  const look = (node: Tree, names: Set<string>) => {
+    if (node.type === "Identifier") names.add(String(node.name));
     const name = declaredName(node);
     if (name !== undefined) declared.add(name);
-    for (const child of childrenOf(node)) if (name === undefined || child !== node.id) look(child);
+    for (const child of childrenOf(node)) {
+      if (name === undefined || child !== node.id) look(child, wordsAnError(child) ? inErrors : names);
+    }
   };
-  look(root);
-  return new Set([...declared].filter((name) => !elsewhere.has(name)));
+  look(root, elsewhere);
+  return new Set([...declared].filter((name) => inErrors.has(name) && !elsewhere.has(name)));
 }
 
 /** Of what a declaration gives a value to. */
 function declaredName(node: Tree): string | undefined {
   const named = node.type === "VariableDeclarator" && isTree(node.id) && node.id.type === "Identifier";
   return named && isTree(node.id) ? String(node.id.name) : undefined;
+}
+
+/** The breaks of a switch without which it would be left all the same: at its end, or where a break follows. */
+function* leavingBreaks({ cases }: Tree): Generator<Tree> {
+  const bodies = (cases as Tree[]).map(({ consequent }) => consequent as Tree[]).filter(({ length }) => length > 0);
+  for (const [at, body] of bodies.entries()) {
+    const last = body[body.length - 1];
+    const next = bodies[at + 1]?.[0];
+    if (last.type === "BreakStatement" && (next === undefined || next.type === "BreakStatement")) yield last;
+  }
 }
 
 function isTree(value: unknown): value is Tree {
@@ -145,6 +166,7 @@ function* proposals(node: Tree, source: string): Generator<Proposal> {
     case "BinaryExpression":
     case "LogicalExpression":
       for (const operator of OPERATORS[String(node.operator)] ?? []) {
+        if (cannotDiffer(textOf(node.left), String(node.operator), operator, textOf(node.right))) continue;
         yield whole(`${node.operator} to ${operator}`, `(${textOf(node.left)}) ${operator} (${textOf(node.right)})`);
       }
       break;
@@ -190,6 +212,12 @@ function* proposals(node: Tree, source: string): Generator<Proposal> {
       break;
     default:
   }
+}
+
+/** Both operators give the same: a shift by nothing below 2^31, and a bound on the clock, which no reading ever hits. */
+function cannotDiffer(left: string, operator: string, other: string, right: string): boolean {
+  if (right === "0" && (operator === "<<" || operator === ">>>")) return true;
+  return left.includes("performance.now()") && other === `${operator}=`;
 }
 
 function hasEffect(expression: Tree): boolean {

@@ -17,7 +17,7 @@ import type { TestRequest } from "./runner.js";
 /** How a run of tests ended. */
 export type Verdict = "passed" | "failed" | "timed out";
 
-/** A copy of the built project in which files may be broken. Disposing removes it. */
+/** A copy of the built project in which files may be broken. Disposing ends the tests that run in it, and removes it. */
 export class Sandbox implements Disposable {
   readonly #folder: string;
   readonly root: string;

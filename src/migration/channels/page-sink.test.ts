@@ -117,7 +117,7 @@ function withField(frame: Uint8Array, at: number, value: number): Uint8Array {
   return frame;
 }
 
-/** A small stream with both ways of storing: a long run (received directly), and lone pages (by way of staging). */
+/** A small stream with both ways of storing: long runs (received directly), and lone pages (by way of staging). */
 const RUNS: Run[][] = [
   [{ first: 8, pages: 9, zero: false }],
   [
@@ -180,6 +180,50 @@ describe("a page sink", () => {
     );
   });
 
+  it("stores long runs on both sides of zero pages, and frames of zero pages alone", () => {
+    arena.u8.fill(0xee, 0, RAM_BYTES);
+    const rounds: unknown[] = [];
+    const sink = openSink({ onRoundEnd: (carried) => rounds.push(carried) });
+    const frames = [
+      pagesFrame(1, [
+        { first: 0, pages: 2, zero: true },
+        { first: 10, pages: 20, zero: false },
+        { first: 40, pages: 3, zero: true },
+        { first: 50, pages: 20, zero: false },
+      ]),
+      pagesFrame(2, [{ first: 90, pages: 5, zero: true }]),
+    ];
+    feed(sink, Buffer.concat([helloFrame, ...frames, endFrame(3, 50, 10)]));
+    expect(rounds).toMatchObject([{ round: 0, pages: 50, zeroPages: 10 }]);
+    for (let page = 0; page < RAM_PAGES; page++) {
+      const within = (first: number, pages: number) => page >= first && page < first + pages;
+      const zero = within(0, 2) || within(40, 3) || within(90, 5);
+      const byte = zero ? 0 : within(10, 20) || within(50, 20) ? pageData(page)[0] : 0xee;
+      const bytes = arena.u8.subarray(page * PAGE_SIZE, (page + 1) * PAGE_SIZE);
+      if (!bytes.every((each) => each === byte)) expect.fail(`page ${page}`);
+    }
+    expectGuardsIntact();
+  });
+
+  it("counts each round anew", () => {
+    const rounds: unknown[] = [];
+    const sink = openSink({ onRoundEnd: (carried) => rounds.push(carried) });
+    const frame = (sequence: number, round: number) =>
+      pagesFrame(
+        sequence,
+        [
+          { first: 0, pages: 2, zero: false },
+          { first: 2, pages: 1, zero: true },
+        ],
+        { round },
+      );
+    feed(sink, Buffer.concat([helloFrame, frame(1, 0), endFrame(2, 3, 1), frame(3, 1), endFrame(4, 3, 1, 1)]));
+    const bytes = frame(1, 0).length;
+    expect(rounds).toEqual([0, 1].map((round) => ({ round, pages: 3, zeroPages: 1, bytes })));
+    // What a round has carried does not keep the sink from being sealed after it.
+    expect(() => sink.seal()).not.toThrow();
+  });
+
   it("knows at every point of a stream that it is cut off there, except between frames", () => {
     const sink = openSink();
     const boundaries = new Set([helloFrame.length]);
@@ -240,6 +284,11 @@ describe("a page sink", () => {
     ["pages of another round", () => pagesFrame(1, [{ first: 0, pages: 1, zero: false }], { round: 1 })],
     ["pages of another arena", () => withField(pagesFrame(1, [{ first: 0, pages: 1, zero: false }]), 10, 1)],
     ["a goodbye that names a round", () => encodeFrame({ ...goodbye, sequence: 1, round: 1 }, new Uint8Array(0))],
+    [
+      "anything after a goodbye",
+      () => Buffer.concat([1, 2].map((sequence) => encodeFrame({ ...goodbye, sequence }, new Uint8Array(0)))),
+    ],
+    ["an acceptance", () => encodeFrame({ type: "ACCEPTED", channel: 1, sequence: 1 }, new Uint8Array(0))],
     [
       "a goodbye that names an arena",
       () => withField(encodeFrame({ ...goodbye, sequence: 1 }, new Uint8Array(0)), 10, 1),
@@ -304,6 +353,12 @@ describe("a page sink", () => {
     feed(goodbye, encodeFrame({ type: "CLOSE", channel: 1, sequence: 1 }, new Uint8Array(0)));
     expect(goodbye.closed).toBe(true);
 
+    // Half a frame without pages has no page that could be lost.
+    const ending = openSink();
+    feed(ending, helloFrame);
+    feed(ending, endFrame(1, 0, 0).subarray(0, FRAME_HEADER_BYTES + 3));
+    expect(() => ending.seal()).not.toThrow();
+
     for (const cut of [FRAME_HEADER_BYTES, FRAME_HEADER_BYTES + 16, FRAME_HEADER_BYTES + 100, undefined]) {
       const begun = openSink();
       feed(begun, helloFrame);
@@ -318,6 +373,11 @@ describe("a page sink", () => {
     expect(() => feed(openSink(), Uint8Array.of(0x16, 3, 1))).toThrow(
       expect.objectContaining({ code: "WRONG_SCHEME" }),
     );
-    expect(() => feed(openSink(), Buffer.from("GET"))).toThrow(expect.objectContaining({ code: "FRAME_REFUSED" }));
+    const damage = expect.objectContaining({ code: "FRAME_REFUSED" });
+    expect(() => feed(openSink(), Buffer.from("GET"))).toThrow(damage);
+    // Behind the hello the same bytes are damage.
+    const joined = openSink();
+    feed(joined, helloFrame);
+    expect(() => feed(joined, new Uint8Array(FRAME_HEADER_BYTES).fill(0x16))).toThrow(damage);
   });
 });

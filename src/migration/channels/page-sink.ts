@@ -241,8 +241,8 @@ export class PageSink {
     this.#part = "data";
     this.#run = 0;
     this.#direct = pages >= header.runs * DIRECT_PAGES_PER_RUN;
-    if (pages === 0) this.#dataArrived();
-    else if (this.#direct) this.#nextRun(header);
+    if (this.#direct) this.#nextRun(header);
+    // Empty if all pages are zero: advance() goes on at once.
     else this.#target = arena.u8.subarray(staging, staging + header.dataBytes);
   }
 
@@ -265,7 +265,7 @@ export class PageSink {
   #dataArrived(): void {
     const header = this.#current();
     const pages = header.dataBytes >>> PAGE_SHIFT;
-    if (pages > 0 && this.#direct && this.#nextRun(header)) return;
+    if (this.#direct && this.#nextRun(header)) return;
     const { kernels, layout } = this.#arenas[header.arena];
     const { body, staging } = this.#slots[header.arena];
     const digests = body + header.runs * RUN_BYTES;

@@ -64,7 +64,6 @@ export class SenderChannel {
   /** Per arena, the staging buffers that no frame in flight lies in. */
   readonly #free: Staging[][];
   readonly #watch: NodeJS.Timeout;
-  readonly #stallMs: number;
   #sequence = 0;
   #inFlight = 0;
   #answer: Frame | undefined;
@@ -88,8 +87,6 @@ export class SenderChannel {
     bucket: TokenBucket;
     progress: RoundProgress;
     explain: (error: unknown) => DirtmapError;
-    /** For tests: {@link STALL_MS}. */
-    stallMs?: number;
   }) {
     const { socket, arenas, channel } = args;
     this.#socket = socket;
@@ -109,8 +106,7 @@ export class SenderChannel {
     socket.on("data", (bytes: Uint8Array) => this.#take(bytes));
     socket.on("error", (error) => this.#lose(args.explain(error)));
     socket.on("close", () => this.#lose(lost("the destination closed it")));
-    this.#stallMs = args.stallMs ?? STALL_MS;
-    this.#watch = setInterval(() => this.#checkProgress(), this.#stallMs / 10);
+    this.#watch = setInterval(() => this.#checkProgress(), STALL_MS / 10);
   }
 
   /** Shows the token, and waits until the destination has taken the channel. @throws DirtmapError */
@@ -295,8 +291,8 @@ export class SenderChannel {
 
   #checkProgress(): void {
     if (this.#inFlight === 0 && !this.#awaitsAnswer) return;
-    if (performance.now() - this.#progressAt > this.#stallMs) {
-      this.#lose(lost(`the destination has taken nothing for ${this.#stallMs / 1000} s`));
+    if (performance.now() - this.#progressAt > STALL_MS) {
+      this.#lose(lost(`the destination has taken nothing for ${STALL_MS / 1000} s`));
     }
   }
 

@@ -2,7 +2,7 @@ import { once } from "node:events";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { Duplex } from "node:stream";
 import fc from "fast-check";
-import { describe, expect, it, vi } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { DirtmapError } from "../../errors.js";
 import { machineSchema } from "../../host/description.js";
 import {
@@ -13,7 +13,8 @@ import {
   encodeMessage,
 } from "./control-connection.js";
 import { encodeFrame } from "./frame.js";
-import type { ControlMessage } from "./messages.js";
+import { FrameReader } from "./frame-reader.js";
+import { type ControlMessage, MAX_MESSAGE_DATA } from "./messages.js";
 
 /** Two sockets, joined: what is written to one is read from the other. */
 function joined(): [Duplex, Duplex] {
@@ -250,5 +251,157 @@ describe("a control connection", () => {
     const [a, b] = connections();
     expect(() => encodeMessage({ type: "VCPU_STATE", data: new Uint8Array((1 << 20) + 1) })).toThrow(/too long/);
     await Promise.all([a.close(), b.close()]);
+  });
+
+  it("carries as much as a message may hold, and takes no more from the other side", () => {
+    const most = { type: "VCPU_STATE", data: new Uint8Array(MAX_MESSAGE_DATA).fill(3) } as const;
+    const body = encodeMessage(most);
+    const decoded = decodeMessage(body);
+    expect(decoded.type === "VCPU_STATE" && Buffer.compare(decoded.data, most.data)).toBe(0);
+    const more = new Uint8Array(body.length + 1);
+    more.set(body);
+    const refused = expect.objectContaining({ code: "FRAME_REFUSED" });
+    expect(() => decodeMessage(more)).toThrow(refused);
+    expect(() => encodeMessage({ ...most, data: new Uint8Array(MAX_MESSAGE_DATA + 1) })).toThrow(
+      expect.objectContaining({ code: "MESSAGE_TOO_LONG" }),
+    );
+  });
+
+  it("reads on as the messages are asked for: no more than 16 MiB wait in it", async () => {
+    const [far, near] = joined();
+    const connection = new ControlConnection(near);
+    const data = new Uint8Array(MAX_MESSAGE_DATA);
+    far.write(encodeControlFrame(0, { type: "PING" }));
+    let sequence = 1;
+    const fill = async () => {
+      far.write(encodeControlFrame(sequence++, { type: "VCPU_STATE", data }));
+      await turn();
+      return near.isPaused();
+    };
+    while (!(await fill()) && sequence < 30);
+    // 16 of them are 16 MiB and their heads.
+    expect(sequence).toBe(17);
+    expect(await connection.receive()).toMatchObject({ type: "VCPU_STATE" });
+    expect(near.isPaused()).toBe(false);
+    expect(await fill()).toBe(true);
+    for (let i = 0; i < 16; i++) await connection.receive();
+    expect(near.isPaused()).toBe(false);
+    for (let i = 0; i < 15; i++) expect(await fill()).toBe(false);
+    far.end();
+    await connection.close();
+  });
+
+  it("has one caller at a time waiting for a message", async () => {
+    const [far, near] = joined();
+    const connection = new ControlConnection(near);
+    const waiting = connection.receive();
+    expect(() => connection.receive()).toThrow(/waiting already/);
+    far.write(encodeControlFrame(0, { type: "GO" }));
+    expect(await waiting).toEqual({ type: "GO" });
+    const next = connection.receive();
+    far.write(encodeControlFrame(1, { type: "ABORT", code: "X", message: "y" }));
+    expect(await next).toMatchObject({ type: "ABORT" });
+    far.end();
+    await connection.close();
+  });
+
+  it.each([undefined, "wait"])("refuses a stranger once, with its remedy (%s), and ends", async (remedy) => {
+    const [far, near] = joined();
+    const said = heard(far);
+    const connection = new ControlConnection(near, { other: "source" });
+    connection.refuse({ code: "BUSY", message: "not now", remedy });
+    connection.refuse({ code: "AGAIN", message: "not now" });
+    expect(connection.over).toBe(true);
+    await expect(connection.receive()).rejects.toMatchObject({ code: "BUSY", remedy });
+    await expect(connection.introduced).rejects.toMatchObject({ code: "BUSY" });
+    // What it still says is dropped, and its end ends the connection.
+    far.write(encodeControlFrame(0, { type: "GO" }));
+    far.end();
+    await once(near, "close");
+    const refusal = { type: "REFUSE", code: "BUSY", message: "not now", ...(remedy === undefined ? {} : { remedy }) };
+    expect(said).toEqual([{ type: "PING" }, refusal]);
+    await expect(connection.receive()).rejects.toMatchObject({ code: "BUSY" });
+  });
+
+  it("rejects what is sent when the connection breaks with the transport's words", async () => {
+    const near = new Duplex({ read() {}, write: (_chunk, _encoding, done) => done(new Error("EPIPE")) });
+    const explain = (cause: unknown) => new DirtmapError("explained", { code: "CONNECTION_LOST", cause });
+    const connection = new ControlConnection(near, { explain });
+    await expect(connection.send({ type: "GO" })).rejects.toMatchObject({ code: "CONNECTION_LOST" });
+    await expect(connection.send({ type: "GO" })).rejects.toMatchObject({ message: "explained" });
+    expect(connection.over).toBe(true);
+  });
+});
+
+/** Lets what was written arrive. */
+const turn = () => new Promise((resolve) => setImmediate(resolve));
+
+/** What a connection says from now on, PINGs too. */
+function heard(far: Duplex): ControlMessage[] {
+  const messages: ControlMessage[] = [];
+  const reader = new FrameReader(0, ["CONTROL"]);
+  far.on("data", (bytes: Uint8Array) => {
+    for (const { body } of reader.push(bytes)) messages.push(decodeMessage(body));
+  });
+  return messages;
+}
+
+describe("a control connection, by the clock", () => {
+  beforeEach(
+    () =>
+      void vi.useFakeTimers({ toFake: ["setInterval", "clearInterval", "setTimeout", "clearTimeout", "performance"] }),
+  );
+  afterEach(() => void vi.useRealTimers());
+
+  it("speaks at least four times in the time after which it would be taken for gone, by a PING if need be", async () => {
+    const [far, near] = joined();
+    const said = heard(far);
+    const connection = new ControlConnection(near, { silenceMs: 8000 });
+    // The other side is heard all the time.
+    const steps = async (count: number, talk: boolean) => {
+      for (let i = 0; i < count; i++) {
+        far.write(encodeControlFrame(sequence++, { type: "PING" }));
+        if (talk) await connection.send({ type: "GO" });
+        await vi.advanceTimersByTimeAsync(1000);
+      }
+    };
+    let sequence = 0;
+    await steps(24, false);
+    // One at once, then one each 3 s: the first look after 2 s is later than that.
+    expect(said.length).toBe(9);
+    expect(said.every(({ type }) => type === "PING")).toBe(true);
+    await steps(10, true);
+    expect(said.slice(9).filter(({ type }) => type === "PING")).toEqual([]);
+  });
+
+  it("does not take a peer for gone that it does not read from", async () => {
+    const [far, near] = joined();
+    const connection = new ControlConnection(near, { held: true, silenceMs: 8000 });
+    far.write(encodeControlFrame(0, { type: "PING" }));
+    await connection.introduced;
+    await vi.advanceTimersByTimeAsync(60_000);
+    expect(connection.over).toBe(false);
+    connection.begin();
+    await vi.advanceTimersByTimeAsync(8000);
+    expect(connection.over).toBe(false);
+    await vi.advanceTimersByTimeAsync(1000);
+    await expect(connection.receive()).rejects.toMatchObject({ code: "PEER_SILENT" });
+    expect(near.destroyed).toBe(true);
+  });
+
+  it.each([
+    ["that is closed", (connection: ControlConnection) => void connection.close()],
+    ["that was refused", (connection: ControlConnection) => connection.refuse({ code: "BUSY", message: "no" })],
+  ])("ends after 2 s with a peer %s and does not end it, and sends no more PINGs", async (_, end) => {
+    const [far, near] = joined();
+    const said = heard(far);
+    const connection = new ControlConnection(near, { silenceMs: 100 });
+    end(connection);
+    await vi.advanceTimersByTimeAsync(1999);
+    expect(near.destroyed).toBe(false);
+    expect(said.filter(({ type }) => type === "PING")).toHaveLength(1);
+    await vi.advanceTimersByTimeAsync(1);
+    expect(near.destroyed).toBe(true);
+    expect(connection.over).toBe(true);
   });
 });

@@ -1,5 +1,6 @@
 import { closeSync } from "node:fs";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import type { MigState } from "../../uapi/vfio.js";
 import {
   VFIO_DEVICE_FEATURE as FEATURE,
   VFIO_DEVICE_FEATURE_SET as SET,
@@ -11,7 +12,6 @@ import {
   vfio_user_dma_logging_control,
   vfio_user_mig_data,
 } from "../../uapi/vfio-user.js";
-import type { MigState } from "../../uapi/vfio.js";
 import { RawClient } from "../raw-client.test.helper.js";
 import { Custody, type Mover } from "./custody.js";
 import { announce, dma, errnoOf, feature, mapDma, Served, setState, sharedMemory, told } from "./served.test.helper.js";
@@ -160,18 +160,33 @@ describe("custody of a device", () => {
   it("forbids all states in which a device that was handed over would run, until it is loaded anew", () => {
     const custody = moved(dirtmap, "STOP_COPY");
     custody.announce(dirtmap, "committing", "a");
-    for (const state of ALL_STATES) expect(errnoOf(() => custody.check(dirtmap, state)), state).toBe("none");
+    for (const state of ALL_STATES)
+      expect(
+        errnoOf(() => custody.check(dirtmap, state)),
+        state,
+      ).toBe("none");
     custody.announce(dirtmap, "gone", "a");
     const runs = ["RUNNING", "PRE_COPY", "RUNNING_P2P", "PRE_COPY_P2P"] as const;
-    for (const state of runs) expect(errnoOf(() => custody.check(dirtmap, state)), state).toBe("EPERM");
+    for (const state of runs)
+      expect(
+        errnoOf(() => custody.check(dirtmap, state)),
+        state,
+      ).toBe("EPERM");
     for (const state of ["STOP", "STOP_COPY", "RESUMING"] as const) {
-      expect(errnoOf(() => custody.check(dirtmap, state)), state).toBe("none");
+      expect(
+        errnoOf(() => custody.check(dirtmap, state)),
+        state,
+      ).toBe("none");
     }
     custody.moved(dirtmap, "STOP");
     expect(custody.report).toMatchObject({ notice: "gone", loaded: false });
     custody.moved(dirtmap, "RESUMING");
     expect(custody.report).toMatchObject({ notice: null, migration: null, loaded: true });
-    for (const state of runs) expect(errnoOf(() => custody.check(dirtmap, state)), state).toBe("none");
+    for (const state of runs)
+      expect(
+        errnoOf(() => custody.check(dirtmap, state)),
+        state,
+      ).toBe("none");
   });
 
   it("takes `gone` of the migration that said `committing` last, and no `committing` after it", () => {
