@@ -118,6 +118,21 @@ describe("a dirty bitmap", () => {
     );
   });
 
+  it("takes over bits of the same place and granule, as many as it has", () => {
+    for (const [bits, others] of [
+      [70, 70],
+      [70, 40],
+      [40, 70],
+    ]) {
+      const [into, from] = [bits, others].map((count) => bitmap(0x1800n, BigInt(count) * 4096n, 4096));
+      into.set(3);
+      for (const bit of [0, 31, 32, 39, 40, 64, 69].filter((at) => at < others)) from.set(bit);
+      const expected = bitsWith(into, from);
+      into.or(from);
+      expect(members(into.words, into.words.length * 32)).toEqual(expected);
+    }
+  });
+
   it("takes over bits at distances that no number holds exactly", () => {
     const far = 1n << 61n;
     const granule = 2 ** 56;
