@@ -32,9 +32,6 @@ export const EQUIVALENT: Readonly<Record<string, string>> = {
   "tracking/collector:06a5dac1d4": "No two areas begin at the same IOVA: they don't overlap.",
   "tracking/collector:7f5035c9eb": "Trackers take an undefined signal for an absent one.",
 
-  // Handover and journals.
-  "migration/journal:ac69095948": "An equal version has returned before.",
-
   // Stream, channels and digests.
   "migration/channels/page-sink:efed465811": "Each frame of pages sets it before it is looked at.",
   "migration/channels/page-sink:f8ebde094a": "Each frame of pages sets it before it is looked at.",
