@@ -11,7 +11,23 @@ const bitmap = (iova: bigint, length: bigint, granule: number): DirtyBitmap =>
 const runs = fc.array(fc.tuple(fc.nat({ max: 300 }), fc.integer({ min: 1, max: 80 })), { maxLength: 8 });
 
 function members(words: Uint32Array, bits: number): number[] {
-  return Array.from({ length: bits }, (_, bit) => bit).filter((bit) => ((words[bit >>> 5] >>> (bit & 31)) & 1) === 1);
+  const found: number[] = [];
+  words.forEach((word, index) => {
+    for (let bit = 0; word !== 0 && bit < 32; bit++) if ((word >>> bit) & 1) found.push(index * 32 + bit);
+  });
+  return found.filter((bit) => bit < bits);
+}
+
+/** The bits of `into` once it has taken over those of `from`, one address after the other. */
+function bitsWith(into: DirtyBitmap, from: DirtyBitmap): number[] {
+  const expected = new Set(members(into.words, into.bits));
+  const there = members(from.words, from.bits).map((bit) => from.iova + BigInt(bit) * BigInt(from.granule));
+  for (let bit = 0; bit < into.bits; bit++) {
+    const start = into.iova + BigInt(bit) * BigInt(into.granule);
+    const end = start + BigInt(into.granule);
+    if (there.some((first) => first < end && start < first + BigInt(from.granule))) expected.add(bit);
+  }
+  return [...expected].sort((a, b) => a - b);
 }
 
 describe("a bit array", () => {
@@ -70,6 +86,15 @@ describe("a dirty bitmap", () => {
     }
   });
 
+  it("has 2^37 granules at most, and a caller's memory holds them all", () => {
+    const words = new Uint32Array(new SharedArrayBuffer(4));
+    const inCallers = (length: bigint) => new DirtyBitmap({ iova: 0n, length, granule: 1 }, words);
+    expect(inCallers(32n).words).toBe(words);
+    expect(() => inCallers(33n)).toThrow(RangeError);
+    expect(() => inCallers(1n << 37n)).toThrow(RangeError);
+    expect(() => inCallers((1n << 37n) + 1n)).toThrowError(/EINVAL/);
+  });
+
   it("takes another's bits over outwards, and only inside its own range", () => {
     const granules = fc.constantFrom(512, 4096, 16384, 65536);
     fc.assert(
@@ -85,19 +110,53 @@ describe("a dirty bitmap", () => {
           const from = make(other);
           for (const bit of ownBits) if (bit < own.granules) into.set(bit);
           for (const bit of otherBits) if (bit < other.granules) from.set(bit);
-          const expected = new Set(members(into.words, into.bits));
-          for (let bit = 0; bit < own.granules; bit++) {
-            const start = own.at * 4096 + bit * own.granule;
-            for (const there of members(from.words, from.bits)) {
-              const first = other.at * 4096 + there * other.granule;
-              if (first < start + own.granule && start < first + other.granule) expected.add(bit);
-            }
-          }
+          const expected = bitsWith(into, from);
           into.or(from);
-          expect(members(into.words, into.words.length * 32)).toEqual([...expected].sort((a, b) => a - b));
+          expect(members(into.words, into.words.length * 32)).toEqual(expected);
         },
       ),
     );
+  });
+
+  it("takes over bits of the same place and granule, as many as it has", () => {
+    for (const [bits, others] of [
+      [70, 70],
+      [70, 40],
+      [40, 70],
+    ]) {
+      const [into, from] = [bits, others].map((count) => bitmap(0x1800n, BigInt(count) * 4096n, 4096));
+      into.set(3);
+      for (const bit of [0, 31, 32, 39, 40, 64, 69].filter((at) => at < others)) from.set(bit);
+      const expected = bitsWith(into, from);
+      into.or(from);
+      expect(members(into.words, into.words.length * 32)).toEqual(expected);
+    }
+  });
+
+  it("takes over bits at distances that no number holds exactly", () => {
+    const far = 1n << 61n;
+    const granule = 2 ** 56;
+    // Each begins a byte off the granules of the other, where a rounded address falls into the neighbour.
+    for (const [own, other] of [
+      [bitmap(0n, 100n << 56n, granule), bitmap(far - 1n, 4096n, 4096)],
+      [bitmap(0n, 100n << 56n, granule), bitmap(far + 1n, 3n * 4096n, 4096)],
+      [bitmap(far - 1n, 2n * 4096n, 4096), bitmap(0n, 100n << 56n, granule)],
+      [bitmap(far - 1n, 2n * 4096n, 4096), bitmap(0n, 32n << 56n, granule)],
+      [bitmap(far + 1n, 2n * 4096n, 4096), bitmap(0n, 32n << 56n, granule)],
+      [bitmap(0n, 5n << 56n, granule), bitmap(1n << 56n, 9n << 54n, 2 ** 54)],
+      [bitmap(3n << 56n, 5n << 56n, granule), bitmap(1n << 56n, 9n << 54n, 2 ** 54)],
+      [bitmap(far, 3n << 56n, granule), bitmap(0n, 2n << 56n, granule)],
+      [bitmap(0n, 2n << 56n, granule), bitmap(far, 2n << 56n, granule)],
+    ]) {
+      for (const bit of [0, 1, 30, 31, 32, 63, 99].filter((bit) => bit < other.bits)) {
+        const from = bitmap(other.iova, other.length, other.granule);
+        const into = bitmap(own.iova, own.length, own.granule);
+        from.set(bit);
+        const expected = bitsWith(into, from);
+        into.or(from);
+        expect(members(into.words, into.words.length * 32), `bit ${bit} of ${from} into ${into}`).toEqual(expected);
+      }
+    }
   });
 
   it("says with setAll that everything is dirty, and not more", () => {

@@ -158,6 +158,25 @@ describe("a shared log", () => {
     }
   });
 
+  it("takes again what is marked again after whole blocks were taken at once", () => {
+    const log = SharedLog.create(16 * 1024);
+    const words = 16 * 32;
+    // Blocks 4 to 11 are taken, the fifth of them without bits; those beside them keep theirs.
+    const marked = [3 * 1024, 4 * 1024, 4 * 1024 + 1023, 9 * 1024, 10 * 1024 + 31, 12 * 1024 - 1, 12 * 1024];
+    const rest = [5, 6, 7, 11].map((block) => block * 1024 + 500);
+    const bits = [...marked, ...rest].sort((a, b) => a - b);
+    const inside = bits.filter((bit) => bit >= 4 * 1024 && bit < 12 * 1024);
+    for (let round = 0; round < 2; round++) {
+      for (const bit of bits) log.mark(bit);
+      const into = new Uint32Array(words);
+      log.readAndClearAlone(4 * 1024, 8 * 1024, into, 4 * 1024);
+      expect(runsIn(into)).toEqual(inside.map((bit) => [bit, 1]));
+    }
+    const left = new Uint32Array(words);
+    log.readAndClear(0, 16 * 1024, left, 0);
+    expect(runsIn(left)).toEqual([3 * 1024, 12 * 1024].map((bit) => [bit, 1]));
+  });
+
   it("leaves nothing to be looked at where all was taken: a read costs what is dirty", () => {
     const log = SharedLog.create(CUT_BITS);
     for (const bit of EDGES) log.mark(bit);

@@ -1,4 +1,4 @@
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import { writeableAreas } from "./areas.js";
 import { Collector, type CollectorHooks } from "./collector.js";
 import { type FakeMachine, fakeMachine, markedPages } from "./fake-machine.test.helper.js";
@@ -114,6 +114,18 @@ describe("a read", () => {
   });
 });
 
+test("a read tells how long it took, as a whole and by tracker", async () => {
+  const machine = await fakeMachine([MLX5]);
+  await using collector = open(machine, [cpuTracker(machine.vcpus), deviceTracker(machine.device("mlx0"))]);
+  await collector.start();
+  // Each look at the clock finds it a second on: at the start, before and after each tracker, and at the end.
+  let seconds = 1000;
+  const now = vi.spyOn(performance, "now").mockImplementation(() => seconds++ * 1000);
+  const { ms, byOwner } = await collector.read({ quiesced: false });
+  now.mockRestore();
+  expect([ms, byOwner.cpu.readMs, byOwner.mlx0.readMs]).toEqual([5000, 1000, 1000]);
+});
+
 describe("a granule that is larger than the areas are aligned to", () => {
   const log = { pageSizes: [4096, 2 ** 21] };
 
@@ -192,6 +204,15 @@ describe("a tracker that fails", () => {
     expect(dirty.count()).toBe(ALL_WRITEABLE);
     expect((await collector.read({ quiesced: false })).dirty.count()).toBe(0);
   });
+
+  test("with something that is no error, is told of as one all the same", async () => {
+    const machine = await fakeMachine([{ id: "nic0" }]);
+    const hooks: CollectorHooks = { beforeRead: () => Promise.reject("on purpose") };
+    await using collector = open(machine, [await ownDomain(machine, "nic0")], { hooks });
+    await collector.start();
+    const { failures } = await collector.read({ quiesced: false });
+    expect(failures[0].error).toEqual(new Error("on purpose"));
+  });
 });
 
 describe("starting and ending", () => {
@@ -211,6 +232,20 @@ describe("starting and ending", () => {
     await using collector = open(machine, [deviceTracker(machine.device("mlx0"))]);
     await expect(collector.start(AbortSignal.abort())).rejects.toThrow(/abort/i);
     expect(machine.device("mlx0").logging).toBe(false);
+  });
+
+  test("disposing waits until each tracker is off", async () => {
+    const machine = await fakeMachine([MLX5]);
+    const collector = open(machine, [deviceTracker(machine.device("mlx0"))]);
+    await collector.start();
+    const device = machine.device("mlx0");
+    const stop = device.stopDmaLogging.bind(device);
+    device.stopDmaLogging = async () => {
+      for (let turn = 0; turn < 5; turn++) await new Promise((resolve) => setImmediate(resolve));
+      await stop();
+    };
+    await collector[Symbol.asyncDispose]();
+    expect(device.logging).toBe(false);
   });
 
   test("disposing switches all trackers off", async () => {
@@ -292,6 +327,18 @@ describe("a mapping that changes", () => {
     await collector.startOver("dev0", { quiesced: false });
     expect((await collector.read({ quiesced: false })).dirty.count()).toBe(ALL_WRITEABLE);
     expect((await collector.read({ quiesced: false })).dirty.count()).toBe(0);
+    await collector[Symbol.asyncDispose]();
+  });
+
+  test("can't be made where another is", async () => {
+    const { device, collector, below } = await withNic();
+    for (const iova of [below.iova, below.iova + below.length - 4096n]) {
+      await expect(collector.mapped({ ...below, iova, guestPage: 1024 })).rejects.toMatchObject({
+        code: "MAPPED_ALREADY",
+      });
+    }
+    device.write(5);
+    expect(markedPages((await collector.read({ quiesced: false })).dirty)).toEqual([5]);
     await collector[Symbol.asyncDispose]();
   });
 

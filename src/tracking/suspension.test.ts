@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { expect, test } from "vitest";
+import { expect, test, vi } from "vitest";
+import { UapiError } from "../uapi/errno.js";
 import { DEFAULT_POLICY, type TrackerChoice } from "./choice.js";
 import { type FakeMachine, fakeMachine } from "./fake-machine.test.helper.js";
 import { chooseTrackers } from "./policy.js";
@@ -66,6 +67,48 @@ test("where one can't be stopped, those that were run again", async () => {
   await expect(suspendDevices(machine, await choicesFor(machine))).rejects.toMatchObject({ code: "CANNOT_SUSPEND" });
   expect(await machine.device("old0").state()).toBe("RUNNING");
   expect(machine.unreachable.size).toBe(0);
+});
+
+test("a device that runs well again is not reset", async () => {
+  const machine = await fakeMachine([{ id: "old0", ...OLD }]);
+  const reset = vi.spyOn(machine.device("old0"), "reset");
+  const suspension = await suspendDevices(machine, await choicesFor(machine));
+  await suspension.resume();
+  expect(reset).not.toHaveBeenCalled();
+  expect(machine.device("old0").states).toEqual(["RUNNING", "STOP", "RUNNING"]);
+});
+
+test("a failure is told of when those that were stopped run again, and not before", async () => {
+  const machine = await fakeMachine([
+    { id: "old0", ...OLD },
+    { id: "old1", ...OLD },
+  ]);
+  const choices = await choicesFor(machine);
+  machine.device("old1").failStates.push("EIO");
+  const old = machine.device("old0");
+  const setState = old.setState.bind(old);
+  old.setState = async (next) => {
+    if (next === "RUNNING") for (let turn = 0; turn < 5; turn++) await new Promise((resolve) => setImmediate(resolve));
+    return setState(next);
+  };
+  await expect(suspendDevices(machine, choices)).rejects.toMatchObject({ code: "CANNOT_SUSPEND" });
+  expect(old.states).toEqual(["RUNNING", "STOP", "RUNNING"]);
+});
+
+test("a device that can't be asked whether it supports STOP is not suspended, and the reason is told", async () => {
+  const machine = await fakeMachine([{ id: "old0", ...OLD }]);
+  const choices = await choicesFor(machine);
+  machine.device("old0").migration = () => Promise.reject(new Error("it is gone"));
+  await expect(suspendDevices(machine, choices)).rejects.toMatchObject({
+    code: "CANNOT_SUSPEND",
+    message: "can't suspend a device: it is gone",
+  });
+  machine.device("old0").migration = () =>
+    Promise.reject(new UapiError("ENOTTY", { syscall: "ioctl", attempted: "ask" }));
+  await expect(suspendDevices(machine, choices)).rejects.toMatchObject({
+    code: "CANNOT_SUSPEND",
+    message: "old0 can't be suspended: it does not support STOP",
+  });
 });
 
 test("a device without migration support is refused, whatever was chosen", async () => {

@@ -8,7 +8,10 @@ export interface Part {
   readonly name: string;
   /** Paths below `src/`, without an extension; a folder stands for the files in it. */
   readonly files: readonly string[];
-  /** Stages of tests, each a list of vitest's filters below `dist/`; a later stage runs where the one before notices nothing. */
+  /**
+   * Stages of tests, each a list of vitest's filters below `dist/`; a later stage runs where the one before notices nothing.
+   * A file's own test, if it has one beside it, comes before them all.
+   */
   readonly stages: readonly (readonly string[])[];
 }
 
@@ -16,43 +19,74 @@ export const CORE: readonly Part[] = [
   {
     name: "DMA in flight",
     files: ["memory/in-flight"],
-    stages: [["src/memory/in-flight", "src/emulated/iommu/drain"], ["test/stress/iommu"]],
+    stages: [["src/emulated/iommu/drain"], ["test/stress/iommu"]],
   },
   {
-    name: "bitmaps and shared logs",
-    files: ["bitmap"],
-    stages: [["src/bitmap/"], ["src/devices/dma-log", "src/emulated/iommufd/", "src/emulated/vfio/", "src/tracking/"]],
-  },
-  {
-    name: "logs of devices and mdevs",
-    files: ["devices/dma-log", "devices/driver/dma-logging", "emulated/iommufd/pin-log"],
-    stages: [
-      ["src/devices/dma-log", "src/devices/driver/", "src/emulated/iommufd/pin-log", "src/emulated/vfio/dma-logging"],
-      ["src/vfio-user/server/", "test/conformance/vfio-emulated"],
+    name: "bitmaps and shared logs: bitmaps",
+    files: [
+      "bitmap/allocations",
+      "bitmap/bits",
+      "bitmap/dirty-bitmap",
+      "bitmap/ram-bitmap",
+      "bitmap/ram-runs",
+      "bitmap/ranges",
     ],
+    stages: [
+      ["src/bitmap/dirty-bitmap", "src/bitmap/allocations"],
+      ["src/bitmap/ram-bitmap", "src/bitmap/shared-log", "src/tracking/areas"],
+    ],
+  },
+  {
+    name: "bitmaps and shared logs: shared logs",
+    files: ["bitmap/shared-log"],
+    stages: [["src/devices/dma-log", "src/bitmap/allocations"]],
+  },
+  {
+    name: "logs of devices and mdevs: logs",
+    files: ["devices/dma-log", "devices/sparse-log"],
+    stages: [["src/vfio-user/server/dma-logging"]],
+  },
+  {
+    name: "logs of devices and mdevs: DMA logging",
+    files: ["devices/driver/dma-logging", "emulated/iommufd/pin-log"],
+    stages: [["src/emulated/vfio/dma-logging"], ["src/emulated/iommufd/access", "test/conformance/vfio-emulated"]],
+  },
+  {
+    name: "logs of devices and mdevs: pages written by messages",
+    files: ["vfio-user/client/written-pages"],
+    stages: [["src/vfio-user/client/foreign-server"]],
+  },
+  {
+    name: "devices that fail",
+    files: ["devices/containment"],
+    stages: [["src/emulated/vfio/", "src/vfio-user/server/"]],
   },
   {
     name: "page tables and their dirty bits",
     files: ["emulated/iommu/scan", "emulated/iommu/walker", "emulated/iommu/domain", "emulated/iommu/dma-port"],
-    stages: [["src/emulated/iommu/"], ["src/emulated/iommufd/", "test/conformance/iommufd-emulated"]],
+    stages: [
+      ["src/emulated/iommu/system-iommu"],
+      ["src/emulated/iommu/page-table", "src/emulated/iommu/drain"],
+      ["src/emulated/iommufd/page-tables", "test/conformance/iommufd-emulated"],
+    ],
   },
   {
-    name: "trackers and the union",
+    name: "trackers and the union: the union",
+    files: ["tracking/areas", "tracking/collector", "tracking/ledger"],
+    stages: [["src/tracking/collector", "src/tracking/no-write-lost"]],
+  },
+  {
+    name: "trackers and the union: trackers",
     files: [
-      "tracking/areas",
-      "tracking/collector",
-      "tracking/ledger",
       "tracking/suspension",
+      "tracking/trackers/container",
       "tracking/trackers/cpu",
       "tracking/trackers/dma-log",
       "tracking/trackers/everything",
       "tracking/trackers/iommu",
       "tracking/trackers/session",
     ],
-    stages: [
-      ["src/tracking/"],
-      ["test/machine/shares", "test/machine/ledger", "test/machine/remap", "test/machine/trackers"],
-    ],
+    stages: [["src/tracking/trackers/"], ["src/tracking/collector", "src/tracking/no-write-lost"]],
   },
   {
     name: "handover and journals: the protocol",

@@ -15,11 +15,11 @@ a test fails
   filter          part of a path below src/; without one, all files of the core
   --count N       mutants, chosen by the seed, evenly over the files (default: 120); 0: all
   --seed N        which ones (default: 1)
-  --only ID       this mutant, from an earlier run; may be repeated
+  --only ID       this mutant, from an earlier run, even if equivalent.ts explains it; may be repeated
   --results FILE  adds each verdict as a line of JSON, and skips those that are there
   --list          prints the mutants, and runs nothing
 
-Exits with 1 if a mutant lives that test/mutants/equivalent.ts does not explain.
+Mutants that test/mutants/equivalent.ts explains are not run. Exits with 1 if another one lives.
 `;
 
 /** A mutant, where it is, and what must notice it. */
@@ -92,8 +92,11 @@ function choose(mutants: readonly Mutant[], count: number, seed: number): Mutant
 async function judge(mutant: Mutant, sandbox: Sandbox, limits: TimeLimits): Promise<Result> {
   const { id, where, rule, part } = mutant;
   const path = join("dist", mutant.file);
-  const broken = mutated(readFileSync(join(root, path), "utf8"), mutant);
-  for (const [stage, filters] of part.stages.entries()) {
+  // The sandbox's files, since the project may be built anew meanwhile.
+  const broken = mutated(readFileSync(join(sandbox.root, path), "utf8"), mutant);
+  const own = mutant.file.replace(/js$/, "test.js");
+  const stages = existsSync(join(sandbox.root, "dist", own)) ? [[own], ...part.stages] : part.stages;
+  for (const [stage, filters] of stages.entries()) {
     const limitMs = await limits.of(filters);
     const verdict = await sandbox.runWith(path, broken, () => sandbox.test(filters, limitMs));
     if (verdict !== "passed") return { id, where, rule, verdict: "caught", stage };
@@ -104,7 +107,7 @@ async function judge(mutant: Mutant, sandbox: Sandbox, limits: TimeLimits): Prom
 /** How long stages may take: measured on the unbroken code when a mutant first comes to them. */
 class TimeLimits {
   readonly #sandbox: Sandbox;
-  readonly #limitsMs = new Map<readonly string[], number>();
+  readonly #limitsMs = new Map<string, number>();
 
   constructor(sandbox: Sandbox) {
     this.#sandbox = sandbox;
@@ -112,13 +115,14 @@ class TimeLimits {
 
   /** @throws Error if the tests fail on the unbroken code: then no mutant can be judged */
   async of(filters: readonly string[]): Promise<number> {
-    const known = this.#limitsMs.get(filters);
+    const stage = filters.join(" ");
+    const known = this.#limitsMs.get(stage);
     if (known !== undefined) return known;
     const since = performance.now();
     const verdict: Verdict = await this.#sandbox.test(filters, 15 * 60_000);
-    if (verdict !== "passed") throw new Error(`the tests of ${filters.join(" ")} ${verdict} without a mutant`);
+    if (verdict !== "passed") throw new Error(`the tests of ${stage} ${verdict} without a mutant`);
     const limitMs = (performance.now() - since) * PATIENCE + PATIENCE_MS;
-    this.#limitsMs.set(filters, limitMs);
+    this.#limitsMs.set(stage, limitMs);
     return limitMs;
   }
 }
@@ -173,7 +177,7 @@ async function main(): Promise<number> {
   }
   const limits = new TimeLimits(sandbox);
   for (const [index, mutant] of mutants.entries()) {
-    if (results.has(mutant.id)) continue;
+    if (results.has(mutant.id) || (only === undefined && mutant.id in EQUIVALENT)) continue;
     const result = await judge(mutant, sandbox, limits);
     results.set(mutant.id, result);
     if (values.results !== undefined) appendFileSync(values.results, `${JSON.stringify(result)}\n`);
@@ -184,15 +188,23 @@ async function main(): Promise<number> {
 }
 
 function summarise(mutants: readonly Mutant[], results: ReadonlyMap<string, Result>, stale: readonly string[]): number {
-  const living = mutants.filter(({ id }) => results.get(id)?.verdict === "lives");
+  // What is explained was not run, unless it was asked for by its ID.
+  const living = mutants.filter(({ id }) => (results.get(id)?.verdict ?? "lives") === "lives");
   const explained = living.filter(({ id }) => id in EQUIVALENT);
   const unexplained = living.filter(({ id }) => !(id in EQUIVALENT));
   for (const mutant of explained) process.stdout.write(`equivalent  ${describe(mutant)}: ${EQUIVALENT[mutant.id]}\n`);
   for (const mutant of unexplained) process.stdout.write(`NOT NOTICED  ${describe(mutant)}\n`);
   for (const id of stale)
     process.stdout.write(`no such mutant any longer: ${id} in ${relative(root, "test/mutants/equivalent.ts")}\n`);
-  const caught = mutants.length - living.length;
-  process.stdout.write(`${caught} caught, ${explained.length} equivalent, ${unexplained.length} not noticed\n`);
+  const figures = (of: readonly Mutant[]) => {
+    const count = (list: readonly Mutant[]) => list.filter((mutant) => of.includes(mutant)).length;
+    const caught = of.length - count(living);
+    return `${caught} caught, ${count(explained)} equivalent, ${count(unexplained)} not noticed`;
+  };
+  for (const part of new Set(mutants.map((mutant) => mutant.part))) {
+    process.stdout.write(`${part.name}: ${figures(mutants.filter((mutant) => mutant.part === part))}\n`);
+  }
+  process.stdout.write(`${figures(mutants)}\n`);
   return unexplained.length > 0 || stale.length > 0 ? 1 : 0;
 }
 

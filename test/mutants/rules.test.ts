@@ -15,6 +15,13 @@ describe("the rules that make mutants", () => {
     expect(mutantsOf("f = a + b << c")).toContain("<< to >>>: f = (a + b) >>> (c)");
   });
 
+  it("do not move a bound by one where both sides are then the same", () => {
+    const clamp = mutantsOf("if (a < b) a = b;");
+    expect(clamp).toContain("< to >=: if ((a) >= (b)) a = b;");
+    expect(clamp).not.toContain("< to <=: if ((a) <= (b)) a = b;");
+    expect(mutantsOf("if (a >= b) a = c;")).toContain(">= to >: if ((a) > (b)) a = c;");
+  });
+
   it("leave a shift by nothing as it is, and a bound on the clock at its place", () => {
     expect(mutantsOf("(a >>> 0)")).toEqual(["0 or 1 exchanged: (a >>> 1)"]);
     expect(mutantsOf("(a >>> 3)")).toEqual([">>> to <<: ((a) << (3))"]);
@@ -59,6 +66,13 @@ describe("the rules that make mutants", () => {
 
   it("leave the words of an error alone", () => {
     expect(mutantsOf("new TypeError(a + b, { code: !c })")).toEqual([]);
+  });
+
+  it("leave alone what is worked out for the words of an error", () => {
+    expect(mutantsOf("const why = a + b; throw new Error(why)")).toEqual(["throw removed: const why = a + b; ;"]);
+    expect(mutantsOf("const why = a + b; throw new Error(why, f(why)), why")).toContain(
+      "+ to -: const why = (a) - (b); throw new Error(why, f(why)), why",
+    );
   });
 
   it("name a mutant the same when lines before it come or go, and each one differently", () => {

@@ -51,8 +51,12 @@ export function mutationsOf(source: string): Mutation[] {
   const root = parse(source, { ecmaVersion: "latest", sourceType: "module" }) as Node as Tree;
   const found: Mutation[] = [];
   const seen = new Map<string, number>();
-  visit(root, root, (node, statement) => {
+  const words = wordsOfErrors(root);
+  const clamps = new Set<unknown>();
+  visit(root, root, words, (node, statement) => {
+    if (isClamp(node, source)) clamps.add(node.test);
     for (const proposal of proposals(node, source)) {
+      if (clamps.has(node) && MOVED_BOUND.test(proposal.rule)) continue;
       const around = source.slice(statement.start, statement.end);
       const what = `${proposal.rule}\0${around}\0${proposal.start - statement.start}\0${proposal.text}`;
       const before = seen.get(what) ?? 0;
@@ -72,11 +76,12 @@ export function mutated(source: string, { start, end, text }: Mutation): string 
 function visit(
   node: Tree,
   statement: Tree,
+  words: ReadonlySet<string>,
   look: (node: Tree, statement: Tree) => void,
   { inTry = false, tail = false, leaving = new Set<Tree>() } = {},
 ): void {
   if (node.type === "ImportDeclaration" || node.type === "TemplateLiteral") return;
-  if (wordsAnError(node) || isCompilersHelper(node)) return;
+  if (wordsAnError(node) || isCompilersHelper(node) || words.has(declaredName(node) ?? "")) return;
   const inner = node.type.endsWith("Statement") || node.type.endsWith("Declaration") ? node : statement;
   // A function that returns a promise may as well await it before, unless an error is caught there.
   const idle = (tail && node.type === "AwaitExpression") || leaving.has(node);
@@ -84,13 +89,37 @@ function visit(
   if (node.type === "SwitchStatement") for (const found of leavingBreaks(node)) leaving.add(found);
   const isFunction = node.type.includes("Function");
   const within = node.type === "TryStatement" || (inTry && !isFunction);
-  for (const value of Object.values(node)) {
-    for (const child of Array.isArray(value) ? value : [value]) {
-      if (!isTree(child)) continue;
-      const returned = node.type === "ReturnStatement" || (isFunction && child === node.body);
-      visit(child, inner, look, { inTry: within, tail: returned && !within, leaving });
-    }
+  for (const child of childrenOf(node)) {
+    const returned = node.type === "ReturnStatement" || (isFunction && child === node.body);
+    visit(child, inner, words, look, { inTry: within, tail: returned && !within, leaving });
   }
+}
+
+function childrenOf(node: Tree): Tree[] {
+  return Object.values(node).flatMap((value) => (Array.isArray(value) ? value : [value]).filter(isTree));
+}
+
+/** Names that are declared, and then stand in errors alone. */
+function wordsOfErrors(root: Tree): ReadonlySet<string> {
+  const declared = new Set<string>();
+  const inErrors = new Set<string>();
+  const elsewhere = new Set<string>();
+  const look = (node: Tree, names: Set<string>) => {
+    if (node.type === "Identifier") names.add(String(node.name));
+    const name = declaredName(node);
+    if (name !== undefined) declared.add(name);
+    for (const child of childrenOf(node)) {
+      if (name === undefined || child !== node.id) look(child, wordsAnError(child) ? inErrors : names);
+    }
+  };
+  look(root, elsewhere);
+  return new Set([...declared].filter((name) => inErrors.has(name) && !elsewhere.has(name)));
+}
+
+/** Of what a declaration gives a value to. */
+function declaredName(node: Tree): string | undefined {
+  const named = node.type === "VariableDeclarator" && isTree(node.id) && node.id.type === "Identifier";
+  return named && isTree(node.id) ? String(node.id.name) : undefined;
 }
 
 /** The breaks of a switch without which it would be left all the same: at its end, or where a break follows. */
@@ -111,9 +140,22 @@ function wordsAnError(node: Tree): boolean {
   return node.type === "NewExpression" && isTree(node.callee) && /Error$/.test(String(node.callee.name));
 }
 
+/** The rule's bound is off by one; it is not turned round. */
+const MOVED_BOUND = /^([<>]) to \1=$|^([<>])= to \2$/;
+
+/** `if (a < b) a = b`: where the two are equal, it is the same whether or not one is put in the other's place. */
+function isClamp({ type, test, consequent, alternate }: Tree, source: string): boolean {
+  if (type !== "IfStatement" || alternate !== null || !isTree(test) || !isTree(consequent)) return false;
+  const assignment = consequent.expression;
+  if (test.type !== "BinaryExpression" || !isTree(assignment) || assignment.operator !== "=") return false;
+  const sides = ({ left, right }: Tree) =>
+    [left, right].map((side) => (isTree(side) ? source.slice(side.start, side.end) : ""));
+  return sides(test).join("\0") === sides(assignment).join("\0");
+}
+
 /** What the compiler puts before the code, to dispose of what `using` declares. */
 function isCompilersHelper(node: Tree): boolean {
-  return node.type === "VariableDeclarator" && isTree(node.id) && String(node.id.name).startsWith("__");
+  return declaredName(node)?.startsWith("__") === true;
 }
 
 function* proposals(node: Tree, source: string): Generator<Proposal> {

@@ -1,4 +1,4 @@
-import { spawn } from "node:child_process";
+import { type ChildProcess, fork } from "node:child_process";
 import {
   cpSync,
   existsSync,
@@ -12,6 +12,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
+import type { TestRequest } from "./runner.js";
 
 /** How a run of tests ended. */
 export type Verdict = "passed" | "failed" | "timed out";
@@ -20,8 +21,10 @@ export type Verdict = "passed" | "failed" | "timed out";
 export class Sandbox implements Disposable {
   readonly #folder: string;
   readonly root: string;
-  /** Ends the tests that run. */
-  #end = () => {};
+  /** See runner.ts. */
+  #runner: ChildProcess | undefined;
+  /** Files that the runner may know as they were. */
+  readonly #changed = new Set<string>();
 
   constructor(project: string) {
     this.#folder = realpathSync(mkdtempSync(join(tmpdir(), "dirtmap-mutants-")));
@@ -41,44 +44,51 @@ export class Sandbox implements Disposable {
     const file = join(this.root, path);
     const before = readFileSync(file);
     writeFileSync(file, text);
+    this.#changed.add(file);
     try {
       return await run();
     } finally {
       writeFileSync(file, before);
+      this.#changed.add(file);
     }
   }
 
-  /** Runs vitest on the files that a filter names, until the first failure. */
+  /** Runs the test files that a filter names, until the first failure. */
   async test(filters: readonly string[], limitMs: number): Promise<Verdict> {
-    const vitest = join(this.root, "node_modules", "vitest", "vitest.mjs");
-    const child = spawn(
-      process.execPath,
-      [vitest, "run", "--bail=1", "--reporter=dot", ...filters.map((filter) => `dist/${filter}`)],
-      // A group of its own, so that what tests start ends with them.
-      { cwd: this.root, stdio: "ignore", detached: true, env: { ...process.env, CI: "true" } },
-    );
-    let timedOut = false;
-    const end = () => {
-      try {
-        if (child.pid !== undefined) process.kill(-child.pid, "SIGKILL");
-      } catch {
-        // The group has ended.
-      }
-    };
-    this.#end = end;
-    const timer = setTimeout(() => {
-      timedOut = true;
-      end();
-    }, limitMs);
-    const code = await new Promise<number | null>((resolve, reject) => {
-      child.once("error", reject);
-      child.once("close", resolve);
+    this.#runner ??= this.#start();
+    const runner = this.#runner;
+    const request: TestRequest = { filters: filters.map((filter) => `dist/${filter}`), changed: [...this.#changed] };
+    this.#changed.clear();
+    let timer: NodeJS.Timeout | undefined;
+    const verdict = await new Promise<Verdict>((resolve, reject) => {
+      timer = setTimeout(resolve, limitMs, "timed out");
+      runner.once("message", (passed) => resolve(passed === true ? "passed" : "failed"));
+      runner.once("error", reject);
+      runner.once("exit", (code, signal) => reject(new Error(`vitest ended by itself: ${signal ?? code}`)));
+      runner.send(request);
+    }).finally(() => clearTimeout(timer));
+    runner.removeAllListeners();
+    if (verdict === "timed out") this.#end();
+    return verdict;
+  }
+
+  #start(): ChildProcess {
+    // A group of its own, so that what tests start ends with them.
+    return fork(join(this.root, "dist/test/mutants/runner.js"), {
+      cwd: this.root,
+      stdio: ["ignore", "ignore", "ignore", "ipc"],
+      detached: true,
+      env: { ...process.env, CI: "true" },
     });
-    clearTimeout(timer);
-    end();
-    this.#end = () => {};
-    if (timedOut) return "timed out";
-    return code === 0 ? "passed" : "failed";
+  }
+
+  #end(): void {
+    try {
+      if (this.#runner?.pid !== undefined) process.kill(-this.#runner.pid, "SIGKILL");
+    } catch {
+      // The group has ended.
+    }
+    this.#runner = undefined;
   }
 
   [Symbol.dispose](): void {

@@ -1,8 +1,10 @@
 import { describe, expect, it } from "vitest";
 import { ALL_FORMATS, bitmapOf, pagesOf, readPages, TestBench } from "../../../test/support/iommu.js";
 import { GiB, MiB } from "../../memory/address.js";
+import { createArena } from "../../memory/arena.js";
 import { isErrno, type UapiError } from "../../uapi/errno.js";
 import type { IommuDmaPort } from "./dma-port.js";
+import { LAST_PAGE } from "./format.js";
 import type { Removal } from "./page-table.js";
 
 const BYTE = Uint8Array.of(7);
@@ -106,6 +108,24 @@ describe.each(ALL_FORMATS)("the emulated IOMMU with %s", (format) => {
     expect(await readPages(domain, 0x108, 4)).toEqual([0x109]);
   });
 
+  it("tells the size of each leaf that it met, and of none behind a hole", async () => {
+    await using bench = new TestBench({ format });
+    const domain = bench.iommu.allocDomain({ dirtyTracking: true });
+    bench.map(domain, 0x3f8, 0, 8, false);
+    bench.map(domain, 0x400, 512, 512);
+    bench.map(domain, 0x608, 8, 8, false);
+    const sizes = async (page: number, pages: number) =>
+      (await domain.readDirty({ page, pages, into: bitmapOf(page, pages), clear: true })).leafSizes;
+    expect(await sizes(0x3f8, 8)).toEqual([4096]);
+    expect(await sizes(0x400, 1)).toEqual([2 * MiB]);
+    expect(await sizes(0x3f8, 520)).toEqual([4096, 2 * MiB]);
+    expect(await sizes(0x3f8, 1024)).toEqual([4096, 2 * MiB]);
+    // The hole and the leaves behind it are in one block of a table.
+    expect(await sizes(0x604, 8)).toEqual([]);
+    expect(await sizes(0x600, 64)).toEqual([]);
+    expect(await sizes(2 ** 30, 512)).toEqual([]);
+  });
+
   it("blocks and logs a DMA outside the mapping, to a read-only page, and without a domain", async () => {
     await using bench = new TestBench({ format });
     const port = bench.port(0);
@@ -141,7 +161,23 @@ describe.each(ALL_FORMATS)("the emulated IOMMU with %s", (format) => {
     const port = bench.port(0);
     // Also by the IOTLB entry that the write made.
     expect(write(port, 0x101)).toBeNull();
-    expect(port.read(0x101, 0, new Uint8Array(1), 0, 1)).toBe(format === "arm-s1" ? null : "not-readable");
+    const fault = format === "arm-s1" ? null : "not-readable";
+    expect(port.read(0x101, 0, new Uint8Array(1), 0, 1)).toBe(fault);
+    expect(bench.iommu.takeFaults()).toEqual(
+      fault === null ? [] : [{ port: 0, page: 0x101, write: false, reason: fault }],
+    );
+    expect(await readPages(domain, 0x100, 4)).toEqual([0x101]);
+  });
+
+  it("records the first write to a page that was only read before, and that the IOTLB knows", async () => {
+    await using bench = new TestBench({ format });
+    const domain = bench.iommu.allocDomain({ dirtyTracking: true });
+    bench.map(domain, 0x100, 0, 4, false);
+    await bench.iommu.attach(0, domain);
+    await domain.setDirtyTracking(true);
+    const port = bench.port(0);
+    expect(port.read(0x101, 0, new Uint8Array(1), 0, 1)).toBeNull();
+    expect(write(port, 0x101)).toBeNull();
     expect(await readPages(domain, 0x100, 4)).toEqual([0x101]);
   });
 
@@ -288,6 +324,24 @@ describe.each(ALL_FORMATS)("the emulated IOMMU with %s", (format) => {
     expect(write(bench.port(1), 0x200)).toBeNull();
   });
 
+  it("asks the matrix for the BAR of the first port, too", async () => {
+    await using bench = new TestBench({ format });
+    const bar = createArena(4096);
+    bench.physical.register(bar, { kind: "bar", port: 0 });
+    const domain = bench.iommu.allocDomain({ dirtyTracking: true });
+    const frame = bench.physical.frameOf(bar, 0);
+    domain.map({ page: 0x200, frame, pages: 1, readable: true, writeable: true, hugePages: false });
+    await bench.iommu.attach(0, domain);
+    await bench.iommu.attach(1, domain);
+    const initiator = bench.port(1);
+    expect(write(initiator, 0x200)).toBe("p2p-refused");
+    await bench.p2p.set(bench.inFlight, 1, 0, true);
+    expect(write(initiator, 0x200)).toBeNull();
+    initiator.p2pQuiesced = true;
+    expect(write(initiator, 0x200)).toBe("p2p-refused");
+    expect(write(bench.port(0), 0x200)).toBeNull();
+  });
+
   it("can be one that does not track: it says so, and refuses what needs tracking", async () => {
     await using bench = new TestBench({ format, dirtyTracking: false });
     expect(bench.iommu.hwInfo().dirtyTracking).toBe(false);
@@ -299,6 +353,33 @@ describe.each(ALL_FORMATS)("the emulated IOMMU with %s", (format) => {
     expect(await refusal(domain.setDirtyTracking(true))).toBe("EOPNOTSUPP");
     const into = bitmapOf(0x100, 4);
     expect(await refusal(domain.readDirty({ page: 0x100, pages: 4, into, clear: true }))).toBe("EOPNOTSUPP");
+  });
+
+  it("reads dirty bits of all pages that there are, and of no others", async () => {
+    await using bench = new TestBench({ format });
+    const domain = bench.iommu.allocDomain({ dirtyTracking: true });
+    const read = (page: number, pages: number) =>
+      refusal(domain.readDirty({ page, pages, into: bitmapOf(0, 1), clear: true }));
+    for (const [page, pages] of [
+      [0, 1],
+      [LAST_PAGE, 1],
+      [LAST_PAGE - 3, 4],
+      [0, LAST_PAGE + 1],
+    ]) {
+      expect(await read(page, pages), `${page} ${pages}`).toBeNull();
+    }
+    for (const [page, pages] of [
+      [-1, 2],
+      [0, 0],
+      [5, -1],
+      [LAST_PAGE, 2],
+      [LAST_PAGE + 1, 1],
+      [1, LAST_PAGE + 1],
+      [Number.NaN, 1],
+      [0, Number.NaN],
+    ]) {
+      expect(await read(page, pages), `${page} ${pages}`).toBe("EINVAL");
+    }
   });
 
   it("refuses a domain of another IOMMU with EINVAL, and to dispose of one in use with EBUSY", async () => {
