@@ -34,13 +34,13 @@ export type { IovaStretch } from "./bitmap/ranges.js";
 export { loadScenario, type MigrationDefaults, parseScenario, type Scenario, scenarioNames } from "./cli/scenario.js";
 export type { Feed, ModelOption, ModelOptions, OptionValue, ServableModel } from "./devices/servable.js";
 export { SERVABLE_MODELS } from "./devices/servable-models.js";
+export type { WorkloadDevice } from "./devices/workload.js";
 export { EmulatedHost, type EmulatedHostOptions } from "./emulated/host.js";
 export {
   createEmulatedMachine,
   EmulatedMachine,
   type EmulatedMachineOptions,
   type StampAudit,
-  type WorkloadDevice,
 } from "./emulated/machine.js";
 export { DirtmapError, type ErrorDetails, explain, UsageError } from "./errors.js";
 export { type Bar, type BarSeries, barChart } from "./evidence/plot/bar-chart.js";
