@@ -31,6 +31,8 @@ import { type Call, refuse } from "./iommufd-checks.js";
 
 const SET_STATE = "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE";
 const DATA_SIZE = "VFIO_DEVICE_FEATURE_MIG_DATA_SIZE";
+const CANT_MIGRATE = "its driver or server can't migrate it";
+/** Of a log, in bytes: nothing larger is plausible. */
 const LARGEST_GRANULE = 1n << 40n;
 
 type Session = SavingSession | ResumingSession;
@@ -136,10 +138,11 @@ export abstract class FeatureDevice<Region extends RegionInfo = RegionInfo> {
   async dataSize(): Promise<number> {
     const call = { syscall: DATA_SIZE, attempted: `ask how large the state of '${this.id}' is` };
     this.checkUsable(call);
-    const has = (feature: DeviceFeature) => this.features.probe(feature);
-    if (!(await has("MIG_DATA_SIZE")) && (await has("MIG_DEVICE_STATE"))) return 0;
-    const answer = getFeature(this.features, "MIG_DATA_SIZE", vfio_device_feature_mig_data_size, call);
-    return plausibleBytes((await migrating(answer)).stop_copy_length, call);
+    if (!(await this.features.probe("MIG_DATA_SIZE"))) {
+      return (await this.features.probe("MIG_DEVICE_STATE")) ? 0 : refuse("ENOTTY", call, CANT_MIGRATE);
+    }
+    const layout = vfio_device_feature_mig_data_size;
+    return plausibleBytes((await getFeature(this.features, "MIG_DATA_SIZE", layout, call)).stop_copy_length, call);
   }
 
   async enablePrecopyInfoV2(): Promise<void> {

@@ -77,6 +77,7 @@ function conformance(
       emulated(failing).failNext({ from, to: "STOP" });
     },
     resets: true,
+    twins: true,
     afterBadState: "ERROR",
     dataSizeIsExact: true,
   });
