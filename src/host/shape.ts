@@ -1,6 +1,7 @@
 import { z } from "zod";
 import { GiB, KiB, MiB, PAGE_SIZE } from "../memory/address.js";
 import { VFIO_PCI_IRQ_INDEX, VFIO_PCI_REGION_INDEX } from "../uapi/vfio.js";
+import { MAX_REGIONS } from "./device-info.js";
 import type { Machine, RegionInfo, VfioDevice } from "./host.js";
 import { fixedConfig, PCI_SHAPE_BYTES, pciFieldAt } from "./pci-shape.js";
 
@@ -13,8 +14,6 @@ import { fixedConfig, PCI_SHAPE_BYTES, pciFieldAt } from "./pci-shape.js";
 /** Raised when a shape means something else; two sides of different versions don't understand each other. */
 const SHAPE_VERSION = 1;
 
-/** PCI has 9 regions and 5 types of interrupts, and drivers add a handful: as many as the Linux host takes (vfio/device-info.ts). */
-const MAX_INDICES = 256;
 const MAX_FACTS = 32;
 
 const name = z
@@ -39,8 +38,8 @@ export const deviceShapeSchema = z.strictObject({
   stateVersion: z.int().min(0).nullable(),
   regions: z
     .array(z.strictObject({ index, name, bytes, readable: z.boolean(), writeable: z.boolean() }))
-    .max(MAX_INDICES),
-  irqs: z.array(z.strictObject({ index, name, count: z.int().min(0) })).max(MAX_INDICES),
+    .max(MAX_REGIONS),
+  irqs: z.array(z.strictObject({ index, name, count: z.int().min(0) })).max(MAX_REGIONS),
   /** The configuration space in hexadecimal, with all that is state set to zero; null: it is no PCI function. */
   config: z
     .string()

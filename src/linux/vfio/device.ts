@@ -1,5 +1,6 @@
 import { constants } from "node:fs";
 import type { SessionDevice } from "../../host/data-session.js";
+import { type DeviceInfo, type PlacedRegion, readDeviceInfo } from "../../host/device-info.js";
 import { FeatureDevice } from "../../host/feature-device.js";
 import type { DmaLoggingLimits, Iommufd, IrqInfo, ObjectId, VfioDevice } from "../../host/host.js";
 import { type Call, refuse } from "../../host/iommufd-checks.js";
@@ -17,7 +18,7 @@ import {
 import { LinuxIommufd } from "../iommufd.js";
 import { lockedMemoryRemedy, withRemedy } from "../remedies.js";
 import { LinuxResumingStream, LinuxSavingStream } from "./data-stream.js";
-import { type DeviceInfo, type LinuxRegion, readDeviceInfo } from "./device-info.js";
+import { infoByIoctls } from "./device-info.js";
 import { IoctlFeatures } from "./feature.js";
 import { ReleaseWatch } from "./release-watch.js";
 
@@ -41,7 +42,7 @@ export interface LinuxVfioDeviceOptions {
  * An open device answers nothing before it is bound: until then all but {@link bind} is refused with EINVAL, and
  * {@link regions} and {@link irqs} are empty.
  */
-export class LinuxVfioDevice extends FeatureDevice<LinuxRegion> implements VfioDevice {
+export class LinuxVfioDevice extends FeatureDevice<PlacedRegion> implements VfioDevice {
   readonly id: string;
   readonly model: string;
   protected readonly features: IoctlFeatures;
@@ -73,7 +74,7 @@ export class LinuxVfioDevice extends FeatureDevice<LinuxRegion> implements VfioD
   }
 
   /** Known once bound. */
-  get regions(): readonly LinuxRegion[] {
+  get regions(): readonly PlacedRegion[] {
     return this.#info?.regions ?? [];
   }
 
@@ -111,7 +112,7 @@ export class LinuxVfioDevice extends FeatureDevice<LinuxRegion> implements VfioD
 
   /** Asks the device what it is, once it answers, and has it RUNNING. @throws UapiError; EPROTO for an answer that can't be */
   protected async begin(): Promise<void> {
-    this.#info = readDeviceInfo(this.#file);
+    this.#info = await readDeviceInfo(infoByIoctls(this.#file), this.id);
     if (this.#info.asksForRelease) this.#watch = ReleaseWatch.start(this.#file, () => this.#onReleaseRequest());
     await this.#beginRunning();
   }
@@ -183,11 +184,11 @@ export class LinuxVfioDevice extends FeatureDevice<LinuxRegion> implements VfioD
     return direction === "saving" ? new LinuxSavingStream(fd, device) : new LinuxResumingStream(fd, device);
   }
 
-  protected readRegion(region: LinuxRegion, offset: number, into: Uint8Array): Promise<number> {
+  protected readRegion(region: PlacedRegion, offset: number, into: Uint8Array): Promise<number> {
     return this.#file.read(into, region.offset + offset);
   }
 
-  protected writeRegion(region: LinuxRegion, offset: number, data: Uint8Array): Promise<number> {
+  protected writeRegion(region: PlacedRegion, offset: number, data: Uint8Array): Promise<number> {
     return this.#file.write(data, region.offset + offset);
   }
 

@@ -2,6 +2,7 @@ import type { StampTrail } from "../../devices/stamp.js";
 import type { WorkloadDevice } from "../../devices/workload.js";
 import { DirtmapError } from "../../errors.js";
 import type { SessionDevice } from "../../host/data-session.js";
+import { type DeviceInfo, readDeviceInfo } from "../../host/device-info.js";
 import { FeatureDevice } from "../../host/feature-device.js";
 import type { DmaLoggingLimits, HandoverNotice, Iommufd, IrqInfo, ObjectId, RegionInfo } from "../../host/host.js";
 import { type Call, refuse } from "../../host/iommufd-checks.js";
@@ -20,7 +21,7 @@ import type { DmaMode } from "../server/client-memory.js";
 import { Connection } from "./connection.js";
 import { readCounters, type ServerCounters } from "./counters.js";
 import { VfioUserResumingStream, VfioUserSavingStream } from "./data-stream.js";
-import { type DeviceInfo, readDeviceInfo } from "./device-info.js";
+import { infoByMessages } from "./device-info.js";
 import { DmaMappings } from "./dma-mappings.js";
 import { MessageFeatures } from "./feature.js";
 import { VfioUserIommufd } from "./iommufd.js";
@@ -97,7 +98,7 @@ export class VfioUserDevice extends FeatureDevice implements WorkloadDevice {
     try {
       const counters = await readCounters(connection);
       options.check?.(counters);
-      const info = await readDeviceInfo(connection);
+      const info = await readDeviceInfo(infoByMessages(connection), options.id);
       const device = new VfioUserDevice(options, connection, { info, counters });
       if (options.control !== true) await device.#begin();
       return device;
