@@ -6,6 +6,8 @@ export interface ErrorDetails {
   readonly attempted?: string | undefined;
   /** What would work instead, or how to get there, as a phrase. */
   readonly remedy?: string | undefined;
+  /** Further problems of the same input, a line each, so that all can be mended at once. */
+  readonly further?: readonly string[] | undefined;
   readonly cause?: unknown;
 }
 
@@ -14,6 +16,7 @@ export class DirtmapError extends Error {
   readonly code: string;
   readonly attempted: string | undefined;
   readonly remedy: string | undefined;
+  readonly further: readonly string[] | undefined;
 
   constructor(message: string, details: ErrorDetails) {
     super(message, details.cause === undefined ? undefined : { cause: details.cause });
@@ -21,6 +24,7 @@ export class DirtmapError extends Error {
     this.code = details.code;
     this.attempted = details.attempted;
     this.remedy = details.remedy;
+    this.further = details.further;
   }
 }
 

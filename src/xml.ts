@@ -1,3 +1,5 @@
+import { safeText } from "./safe-text.js";
+
 /** An XML element; its attributes keep their order. */
 export interface XmlElement {
   readonly name: string;
@@ -41,20 +43,14 @@ const ENTITIES: Readonly<Record<string, string>> = {
   '"': "&quot;",
 };
 
-/** Text as it stands in XML and in HTML, in an element or an attribute's value. */
+/** Text as it stands in XML and in HTML, in an element or an attribute's value; safe, which leaves out what XML can't express. */
 export function escaped(value: string): string {
-  return printable(value).replace(/[&<>'"]/g, (character) => ENTITIES[character] ?? character);
+  return safeText(value, Number.POSITIVE_INFINITY).replace(/[&<>'"]/g, (character) => ENTITIES[character] ?? character);
 }
 
 /** Two hyphens may not stand in a comment, nor one at its end. */
 function commentText(text: string): string {
-  return printable(text)
+  return safeText(text, Number.POSITIVE_INFINITY)
     .replace(/-(?=-|$)/g, "- ")
     .trimEnd();
-}
-
-/** Without what XML 1.0 can't express, even escaped. */
-function printable(text: string): string {
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for
-  return text.replace(/[\u0000-\u001f\u007f\ud800-\udfff\ufffe\uffff]+/gu, " ");
 }

@@ -4,6 +4,7 @@
 # and installs nothing.
 #
 # usage: build-kernel.sh [SOURCE]
+#        build-kernel.sh --packages      lists the Debian packages that it needs
 #   SOURCE  a linux-source-*.deb, or a kernel's tar. By default apt fetches the package: from this machine's releases, or
 #           else from trixie-backports or unstable.
 set -euo pipefail
@@ -15,6 +16,16 @@ cache=${XDG_CACHE_HOME:-}
 [[ $cache == /* ]] || cache=$HOME/.cache
 image=$cache/dirtmap/kernel/bzImage
 
+source "$(dirname "${BASH_SOURCE[0]}")/debian-mirror.sh"
+
+# Programs, and headers, with the Debian packages that they come in.
+programs=(gcc:gcc make:make flex:flex bison:bison bc:bc xz:xz-utils dpkg-deb:dpkg)
+headers=(stdio.h:libc6-dev gelf.h:libelf-dev openssl/opensslv.h:libssl-dev)
+if [[ ${1:-} == --packages ]]; then
+  printf '%s\n' "${programs[@]##*:}" "${headers[@]##*:}"
+  exit 0
+fi
+
 fail() {
   printf 'build-kernel.sh: %s\n' "$*" >&2
   exit 1
@@ -25,12 +36,11 @@ if [[ -e $image && $# == 0 ]]; then
   exit 0
 fi
 
-# Programs, and headers, with the Debian packages that they come in.
 missing=()
-for program in gcc:gcc make:make flex:flex bison:bison bc:bc xz:xz-utils dpkg-deb:dpkg; do
+for program in "${programs[@]}"; do
   command -v "${program%%:*}" >/dev/null || missing+=("${program##*:}")
 done
-for header in stdio.h:libc6-dev gelf.h:libelf-dev openssl/opensslv.h:libssl-dev; do
+for header in "${headers[@]}"; do
   printf '#include <%s>\n' "${header%%:*}" | gcc -E - >/dev/null 2>&1 || missing+=("${header##*:}")
 done
 ((${#missing[@]} == 0)) || fail "first: apt-get install ${missing[*]}"
@@ -42,11 +52,11 @@ trap 'rm -rf "$work"' EXIT
 # Fetches the package from releases that this machine's apt doesn't know, with an apt configuration of its own.
 fetch_from() {
   local mirror lists=$work/apt
-  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Component: main' |
-    grep -v security | head -n 1)
+  mirror=$(debian_mirror)
+  [[ -n $mirror ]] || fail "apt on this machine has no Debian mirror: set DIRTMAP_DEBIAN_MIRROR to one, or give the source as an argument"
   mkdir -p "$lists/lists/partial" "$lists/cache/archives/partial"
   printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' \
-    "${mirror:-http://deb.debian.org/debian}" "$1" >"$lists/sources.list"
+    "$mirror" "$1" >"$lists/sources.list"
   local options=(-qq -o "Dir::Etc::sourcelist=$lists/sources.list" -o Dir::Etc::sourceparts=- -o Dir::Etc::preferencesparts=-
     -o "Dir::State::lists=$lists/lists" -o "Dir::Cache=$lists/cache")
   apt-get "${options[@]}" update && (cd "$work" && apt-get "${options[@]}" download "$wanted")

@@ -7,8 +7,16 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 as_root=()
 ((EUID == 0)) || as_root=(sudo -E)
 
+# Named here, since HOME is another one as root.
+cache=${XDG_CACHE_HOME:-$HOME/.cache}
+
 # For the guest, the tree with QEMU, the layouts of the uAPI, the domain XML, the dashboard's page.
 packages=(busybox-static cpio debootstrap gcc libc6-dev libxml2-utils libvirt0 chromium)
+builds_kernel=false
+if [[ -z ${DIRTMAP_TEST_KERNEL:-} && ! -e $cache/dirtmap/kernel/bzImage && ! -e ../../../shared/test-kernel/bzImage ]]; then
+  builds_kernel=true
+  mapfile -t -O "${#packages[@]}" packages < <(./build-kernel.sh --packages)
+fi
 missing=()
 for package in "${packages[@]}"; do
   [[ $(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
@@ -19,7 +27,5 @@ if ((${#missing[@]} > 0)); then
     "${missing[@]}" >/dev/null
 fi
 
-# Named here, since HOME is another one as root.
-cache=${XDG_CACHE_HOME:-$HOME/.cache}
 [[ -n ${DIRTMAP_QEMU:-} ]] || "${as_root[@]}" ./qemu-tree.sh "$cache/dirtmap/qemu-tree"
-[[ -n ${DIRTMAP_TEST_KERNEL:-} || -e ../../../shared/test-kernel/bzImage ]] || ./build-kernel.sh
+if $builds_kernel; then ./build-kernel.sh; fi

@@ -6,6 +6,8 @@
 # The mirror is the one that apt uses on this machine; DIRTMAP_DEBIAN_MIRROR overrules it.
 set -euo pipefail
 
+source "$(dirname "${BASH_SOURCE[0]}")/debian-mirror.sh"
+
 suite=trixie
 cache=${XDG_CACHE_HOME:-}
 # A relative path is to be ignored, says the XDG Base Directory Specification.
@@ -26,10 +28,8 @@ command -v debootstrap >/dev/null || fail "install the package debootstrap"
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 [[ -r $keyring ]] || fail "install the package debian-archive-keyring"
 
-# The mirror of this machine's own Debian release, from apt: it knows both formats of its sources.
-mirror=${DIRTMAP_DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Component: main' |
-  grep -v security | head -n 1)}
-[[ -n $mirror ]] || mirror=http://deb.debian.org/debian
+mirror=$(debian_mirror)
+[[ -n $mirror ]] || fail "apt on this machine has no Debian mirror: set DIRTMAP_DEBIAN_MIRROR to one"
 printf 'Debian %s from %s, into %s\n' "$suite" "$mirror" "$folder"
 
 # Made beside its place and moved there when it is whole, so that a tree that is there can be relied on.

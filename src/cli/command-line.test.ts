@@ -140,7 +140,7 @@ describe("wrong usage is refused in one line that says what would work, with exi
     [
       "certificates that are not there",
       ["receive", "--listen", "tls://127.0.0.1:0", "--tls-folder", join(folder, "none")],
-      /can't be read \(ENOENT\)/,
+      /can't be read: ENOENT/,
     ],
     ["an unknown host", ["probe", "--host", "linus"], /there is no host 'linus'; did you mean 'linux'\?/],
     [

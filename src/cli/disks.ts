@@ -2,6 +2,7 @@ import { closeSync, ftruncateSync, openSync } from "node:fs";
 import { join } from "node:path";
 import type { MachineDescription } from "../host/description.js";
 import { MiB } from "../memory/address.js";
+import { cannotWrite, ELSEWHERE_TEMPORARY } from "../sys/output-file.js";
 import { temporaryFolder } from "../sys/temporary-folder.js";
 
 /** Of a disk that is made: sparse, so that it takes what is written. */
@@ -35,7 +36,7 @@ export function withDisks(description: MachineDescription): WithDisks {
     return { description: { ...description, devices }, [Symbol.dispose]: () => folder[Symbol.dispose]() };
   } catch (error) {
     folder[Symbol.dispose]();
-    throw error;
+    throw cannotWrite(folder.path, error, ELSEWHERE_TEMPORARY);
   }
 }
 

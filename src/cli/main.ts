@@ -1,13 +1,19 @@
 import { readFileSync } from "node:fs";
 import { CommanderError } from "commander";
 import { EXIT_CODES } from "./exit-codes.js";
-import { printError } from "./output.js";
+import { printError, printFailure } from "./output.js";
 import { commandLine } from "./program.js";
 
 /*
  * The command line's entry. Commands declare their options here and load what they need once they run, so that
  * `--help` and a mistyped option are answered at once.
  */
+
+// What goes wrong outside of a command's own work: in a callback, or before a command is chosen.
+process.on("uncaughtException", (error) => {
+  printFailure(error, { json: process.argv.includes("--json") });
+  process.exit(EXIT_CODES.failed.code);
+});
 
 const manifest = new URL("../../../package.json", import.meta.url);
 const { version } = JSON.parse(readFileSync(manifest, "utf8")) as { version: string };

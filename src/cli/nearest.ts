@@ -1,8 +1,14 @@
+/** Longer words are no misspelt names. */
+const MAX_WORD = 64;
+/** Candidates that a message lists. */
+const MAX_LISTED = 24;
+
 /**
  * The candidate that a misspelt word most likely meant, or undefined where none is near: at most a third of the word's
  * letters, or two, inserted, dropped, replaced or swapped with a neighbour.
  */
 export function nearest(word: string, candidates: readonly string[]): string | undefined {
+  if (word.length > MAX_WORD) return undefined;
   let best: string | undefined;
   let bestDistance = Math.max(2, Math.floor(word.length / 3)) + 1;
   for (const candidate of candidates) {
@@ -18,7 +24,9 @@ export function nearest(word: string, candidates: readonly string[]): string | u
 /** "; did you mean 'x'?" or nothing, and then the list: what an error about a name ends with. */
 export function suggest(word: string, candidates: readonly string[]): string {
   const near = nearest(word, candidates);
-  const list = candidates.length === 0 ? "there are none" : `there are: ${candidates.join(", ")}`;
+  const more = candidates.length - MAX_LISTED;
+  const listed = `${candidates.slice(0, MAX_LISTED).join(", ")}${more > 0 ? `, and ${more} more` : ""}`;
+  const list = candidates.length === 0 ? "there are none" : `there are: ${listed}`;
   return near === undefined ? list : `did you mean '${near}'? (${list})`;
 }
 

@@ -1,9 +1,11 @@
 import { DirtmapError } from "../errors.js";
+import { safeJson, safeLines, safeStrings, safeText } from "../safe-text.js";
 import { EXIT_CODES, exitCodeOfError } from "./exit-codes.js";
 
 /*
  * What every command does the same: results on standard output, everything else on standard error, the exit code, and
- * Ctrl-C.
+ * Ctrl-C. Nothing else writes to either stream (test/surface/seams.test.ts), so that what comes from elsewhere is made safe
+ * here, once, and a stream that takes no more is noticed here.
  */
 
 /** Raised when what `--json` prints changes so that a reader of the old could misread it. */
@@ -12,19 +14,136 @@ export const SCHEMA_VERSION = 1;
 /** After a command is done, how long what it left running may keep the process. */
 const LINGER_MS = 3000;
 
-/** Writes a result: text, or with `--json` one JSON value. */
-export function printResult(value: object, { json, text }: { json: boolean; text: () => string }): void {
-  process.stdout.write(json ? `${JSON.stringify({ schemaVersion: SCHEMA_VERSION, ...value })}\n` : `${text()}\n`);
+/** Of a pipe whose reader has gone, and of a terminal that was closed: no failure of ours, and nobody is left to tell. */
+const NOBODY_READS = ["EPIPE", "EIO", "ENXIO"];
+
+/** Aborted when whoever read standard output has gone away (`| head`). */
+const readerGone = new AbortController();
+
+/** Why standard output took no more; undefined while it does. */
+let outputFailure: NodeJS.ErrnoException | undefined;
+
+/** Standard output or standard error, for a view that draws with escape sequences of its own around text that is safe. */
+class Output {
+  readonly #stream: NodeJS.WriteStream;
+  readonly #onFailure: (error: NodeJS.ErrnoException) => void;
+
+  constructor(stream: NodeJS.WriteStream, onFailure: (error: NodeJS.ErrnoException) => void) {
+    this.#stream = stream.on("error", onFailure);
+    this.#onFailure = onFailure;
+  }
+
+  get isTTY(): boolean {
+    return this.#stream.isTTY === true;
+  }
+
+  get columns(): number | undefined {
+    return this.#stream.columns;
+  }
+
+  get rows(): number | undefined {
+    return this.#stream.rows;
+  }
+
+  write(text: string): void {
+    try {
+      this.#stream.write(text);
+    } catch (error) {
+      // A file is written to at once, and throws.
+      this.#onFailure(error as NodeJS.ErrnoException);
+    }
+  }
+
+  on(event: "resize", listener: () => void): void {
+    this.#stream.on(event, listener);
+  }
+
+  off(event: "resize", listener: () => void): void {
+    this.#stream.off(event, listener);
+  }
 }
 
-/** One line on standard error; with `--json` also the error as an object on standard output. */
+export const out = new Output(process.stdout, (error) => {
+  if (NOBODY_READS.includes(error.code ?? "")) readerGone.abort();
+  else if (outputFailure === undefined) {
+    outputFailure = error;
+    printError({ code: "CANNOT_WRITE", message: `can't write to standard output: ${error.message}` }, { json: false });
+    // Whatever the command itself ends with: what it was to print is lost.
+    process.on("exit", () => {
+      process.exitCode = EXIT_CODES.failed.code;
+    });
+  }
+});
+
+/** What can't be told must not end what is told of: a source that waits for a decision has the machine. */
+export const err = new Output(process.stderr, () => {});
+
+/**
+ * Writes a result: text, or with `--json` one JSON value.
+ * @param text makes the text of a copy of the value in which all strings are safe
+ */
+export function printResult<Value extends object>(
+  value: Value,
+  { json, text }: { json: boolean; text: (safe: Value) => string },
+): void {
+  if (json) out.write(`${safeJson({ schemaVersion: SCHEMA_VERSION, ...value })}\n`);
+  else printText(text(safeStrings(value)));
+}
+
+/** Writes a JSON value on standard error, on a line of its own: what happens before there is a result. */
+export function noteEvent(event: { event: string } & Record<string, unknown>): void {
+  err.write(`${safeJson({ schemaVersion: SCHEMA_VERSION, ...event })}\n`);
+}
+
+/** Writes text that Dirtmap made, to be used as it is: options, XML, JSON. */
+export function printText(text: string): void {
+  out.write(`${safeLines(text)}\n`);
+}
+
+/** Writes a line on standard error: progress, or what is worth knowing. */
+export function note(text: string): void {
+  err.write(`${safeText(text)}\n`);
+}
+
+/** A note among the results of a command that has no other notes: it says whose it is. */
+export function warn(text: string): void {
+  note(`dirtmap: ${text}`);
+}
+
+/** A line on standard error, and one for each further problem; with `--json` also an object on standard output. */
 export function printError(
-  error: { code: string; message: string; remedy?: string | undefined },
+  error: {
+    code: string;
+    message: string;
+    remedy?: string | undefined;
+    further?: readonly string[] | undefined;
+  },
   { json }: { json: boolean },
 ): void {
-  const { code, message, remedy } = error;
-  process.stderr.write(`dirtmap: ${remedy === undefined ? message : `${message}; ${remedy}`}\n`);
-  if (json) printResult({ result: "failed", error: { code, message, remedy } }, { json, text: () => "" });
+  const { code, message, remedy, further = [] } = error;
+  warn(remedy === undefined ? message : `${message}; ${remedy}`);
+  for (const problem of further) note(`  ${problem}`);
+  if (json) {
+    const more = further.length === 0 ? {} : { further };
+    printResult({ result: "failed", error: { code, message, remedy, ...more } }, { json, text: () => "" });
+  }
+}
+
+/** Tells of what a command, or what it left running, has thrown. */
+export function printFailure(error: unknown, { json }: { json: boolean }): void {
+  if (error instanceof DirtmapError) printError(error, { json });
+  else if (isSystemError(error)) printError({ code: error.code, message: error.message }, { json });
+  else {
+    // Anything else that escapes is a bug, and its stack is what helps to mend it.
+    const stack = (error instanceof Error ? error.stack : undefined) ?? String(error);
+    err.write(`dirtmap: ${safeLines(stack)}\n`);
+    if (json) printResult({ result: "failed", error: { code: "INTERNAL", message: stack } }, { json, text: () => "" });
+  }
+}
+
+/** The system refused something: no room, no permission, too many open files. */
+function isSystemError(error: unknown): error is NodeJS.ErrnoException & { code: string } {
+  return error instanceof Error && "syscall" in error && "code" in error && typeof error.code === "string";
 }
 
 /** True where colours may be used on a stream: a terminal, and nobody said NO_COLOR (no-color.org). */
@@ -46,16 +165,14 @@ export interface Interrupts {
   hold(holding: Holding): Disposable;
 }
 
-/** Errors of writing to a terminal that was closed, or to a pipe whose reader has gone. */
-const NOBODY_READS = ["EPIPE", "EIO", "ENXIO"];
-
 /**
  * Runs a command's work: with a signal that Ctrl-C (SIGINT), SIGTERM and SIGHUP abort, of which a second one forces; and
  * sets the exit code that the work returns, or that its error means.
  * @param onInterrupt tells the user what the first Ctrl-C did
+ * @param endsWithReader the signal is aborted also when nobody reads standard output any more
  */
 export async function runCommand(
-  { json, onInterrupt }: { json: boolean; onInterrupt?: () => void },
+  { json, onInterrupt, endsWithReader = false }: { json: boolean; onInterrupt?: () => void; endsWithReader?: boolean },
   work: (signal: AbortSignal, interrupts: Interrupts) => Promise<number>,
 ): Promise<void> {
   const interrupted = new AbortController();
@@ -80,25 +197,18 @@ export async function runCommand(
     held?.holding.forced();
     if (held !== undefined || interrupted.signal.aborted) process.exit(EXIT_CODES.cancelled.code);
     interrupted.abort();
-    if (onInterrupt === undefined) process.stderr.write("dirtmap: stopping; Ctrl-C once more forces\n");
+    if (onInterrupt === undefined) warn("stopping; Ctrl-C once more forces");
     else onInterrupt();
   };
   const signals = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
   for (const name of signals) process.on(name, interrupt);
-  // A reader that goes away (`| head`) is no failure of ours.
-  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
-    if (!NOBODY_READS.includes(error.code ?? "")) throw error;
-  });
-  // What can't be told must not end what is told of: a source that waits for a decision has the machine.
-  process.stderr.on("error", () => {});
+  if (endsWithReader) readerGone.signal.addEventListener("abort", () => interrupted.abort());
   try {
     process.exitCode = await work(interrupted.signal, interrupts);
   } catch (error) {
     process.exitCode = exitCodeOfError(error);
-    if (process.exitCode === EXIT_CODES.cancelled.code) process.stderr.write("dirtmap: cancelled\n");
-    else if (error instanceof DirtmapError) printError(error, { json });
-    // Anything else that escapes is a bug, and its stack is what helps to mend it.
-    else printError({ code: "INTERNAL", message: (error as Error).stack ?? String(error) }, { json });
+    if (process.exitCode === EXIT_CODES.cancelled.code) warn("cancelled");
+    else printFailure(error, { json });
   } finally {
     for (const name of signals) process.off(name, interrupt);
     setTimeout(() => process.exit(), LINGER_MS).unref();

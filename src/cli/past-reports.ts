@@ -1,7 +1,7 @@
-import { readFileSync, statSync } from "node:fs";
 import { z } from "zod";
 import { UsageError } from "../errors.js";
 import type { MigrationReport } from "../migration/report.js";
+import { readTextInput } from "../sys/input-file.js";
 import { openStoreOf, type StoreOption } from "./options.js";
 
 /** A report is a few kilobytes; what is much longer is another kind of file. */
@@ -42,9 +42,7 @@ export function readReports(files: readonly string[]): PastReport[] {
   return files.map((file) => {
     let json: unknown;
     try {
-      const { size } = statSync(file);
-      if (size > MAX_REPORT_BYTES) throw new Error(`it has ${size} bytes`);
-      json = JSON.parse(readFileSync(file, "utf8"));
+      json = JSON.parse(readTextInput(file, MAX_REPORT_BYTES));
     } catch (cause) {
       throw notOne(file, (cause as Error).message, cause);
     }

@@ -24,7 +24,7 @@ export function printJournals(
     host: record?.process.host ?? null,
     peer: record?.peer ?? null,
   }));
-  printResult({ directory, migrations }, { json, text: () => listText(directory, migrations) });
+  printResult({ directory, migrations }, { json, text: (safe) => listText(safe.directory, safe.migrations) });
 }
 
 /** A line for each, and below it what it means and what may be typed. */

@@ -17,6 +17,7 @@ import { addScenarios } from "./commands/scenarios.js";
 import { addServe } from "./commands/serve.js";
 import { addTop } from "./commands/top.js";
 import { exitCodesHelp } from "./exit-codes.js";
+import { err, out } from "./output.js";
 
 /** All commands, each with what it adds to the program. `device` is added apart: its help lists models. */
 const COMMANDS = [
@@ -38,6 +39,13 @@ const COMMANDS = [
   addAbort,
 ];
 
+/** Help is Dirtmap's own text; what is wrong with a command line is told by the caller, on one line. */
+const OUTPUT = {
+  writeOut: (text: string) => out.write(text),
+  writeErr: (text: string) => err.write(text),
+  outputError: () => {},
+};
+
 /**
  * The command line. What is wrong with one is thrown as commander's error, and printed by the caller.
  * @param models that can be served: the help of `dirtmap device` lists them
@@ -52,7 +60,7 @@ export function commandLine({ version, models }: { version: string; models: read
   for (const add of COMMANDS) add(program);
   addDevice(program, models);
   for (const command of [program, ...program.commands.flatMap((each) => [each, ...each.commands])]) {
-    command.exitOverride().configureOutput({ outputError: () => {} });
+    command.exitOverride().configureOutput(OUTPUT);
   }
   return program;
 }

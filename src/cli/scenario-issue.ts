@@ -1,7 +1,11 @@
 import type { z } from "zod";
 import { formatSize } from "../observe/format.js";
+import { safeText } from "../safe-text.js";
 import { suggest } from "./nearest.js";
 import { QUANTITIES } from "./scenario-quantities.js";
+
+/** Characters of a value that are shown. */
+const MAX_SHOWN = 80;
 
 /** One finding of zod's, and the value and schema that it is about, as words for the author of a scenario. */
 export function issueText(
@@ -47,7 +51,7 @@ function article(type: string): string {
 }
 
 function show(value: unknown): string {
-  if (typeof value === "string") return `'${value}'`;
+  if (typeof value === "string") return `'${safeText(value, MAX_SHOWN)}'`;
   if (Array.isArray(value)) return "a list";
   return typeof value === "object" && value !== null ? "a block of fields" : String(value);
 }

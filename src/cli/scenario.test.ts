@@ -245,7 +245,7 @@ describe("a malformed scenario is refused with file, line, column and field", ()
       "a key given twice",
       "memory: 256M",
       "memory: 256M\n  memory: 1G",
-      /^s\.yaml:4:3: not valid YAML: Map keys must be unique/,
+      /^s\.yaml:4:3: not valid YAML: 'memory' is there twice/,
     ],
     ["broken YAML", "{ count: 1 }", "{ count: 1", /^s\.yaml:\d+:\d+: not valid YAML: /],
     ["an anchor that does not exist", "{ count: 1 }", "*vcpus", /^s\.yaml:\d+:\d+: .*vcpus/],
@@ -310,5 +310,45 @@ describe("the scenarios that come with Dirtmap", () => {
 
   it("a file that is not there is named", () => {
     expect(() => loadScenario("./nowhere.yaml")).toThrow(/can't read the scenario \.\/nowhere\.yaml: ENOENT/);
+  });
+});
+
+describe("what takes more than a scenario may is refused at once:", () => {
+  const refused = (text: string): UsageError => {
+    try {
+      parse(text);
+    } catch (error) {
+      expect(error).toMatchObject({ code: "BAD_SCENARIO" });
+      return error as UsageError;
+    }
+    throw new Error("it was accepted");
+  };
+  const levels = Array.from({ length: 9 }, (_, level) => {
+    const below = level === 0 ? "x" : `*a${level - 1}`;
+    return `a${level}: &a${level} [${Array(9).fill(below).join(", ")}]`;
+  });
+
+  it.each([
+    ["a megabyte of keys", Array.from({ length: 80_000 }, (_, i) => `k${i}: 1`).join("\n"), /more than 262144 bytes/],
+    ["many short keys", `{${"a, ".repeat(80_000)}}`, /more than 65536 words/],
+    ["brackets upon brackets", "[".repeat(1 << 18), /more than 65536 words/],
+    ["blocks nested without end", "- ".repeat(20_000), /nested too deeply/],
+    ["aliases that stand for aliases", levels.join("\n"), /[Aa]lias/],
+    ["a long list, used often", `a: &a [${"1, ".repeat(9000)}]\nb: [${"*a, ".repeat(9)}]`, /more than 65536 values/],
+  ])("%s", (_, text, message) => {
+    expect(refused(text).message).toMatch(message);
+  });
+
+  it("the first ten problems are named, each with its place, and the number of the others", () => {
+    const { message, further } = refused(`${GOOD}${Array.from({ length: 15 }, (_, i) => `k${i}: 1\n`).join("")}`);
+    expect(message).toMatch(/^s\.yaml:17:1: k0: there is no such field; .* \(and 14 more problems\)$/);
+    expect(further).toHaveLength(10);
+    expect(further?.[0]).toMatch(/^s\.yaml:18:1: k1: there is no such field/);
+    expect(further?.[9]).toBe("5 more are named once these are mended");
+  });
+
+  it("a value and a list of names are shown in part", () => {
+    const { message } = refused(GOOD.replace("model: nic", `model: ${"n".repeat(10_000)}`));
+    expect(message.length).toBeLessThan(500);
   });
 });

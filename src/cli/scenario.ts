@@ -1,11 +1,24 @@
-import { closeSync, openSync, readdirSync, readSync } from "node:fs";
+import { readdirSync } from "node:fs";
 import { basename, dirname, isAbsolute, relative, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
-import { isAlias, isMap, isScalar, isSeq, LineCounter, type Node, parseDocument } from "yaml";
+import {
+  type Document,
+  isAlias,
+  isMap,
+  isScalar,
+  isSeq,
+  Lexer,
+  LineCounter,
+  type Node,
+  parseDocument,
+  visit,
+  YAMLParseError,
+} from "yaml";
 import { z } from "zod";
 import { DEFAULTS } from "../defaults.js";
 import { explain, UsageError } from "../errors.js";
 import { type MachineDescription, machineSchema } from "../host/description.js";
+import { decodeText, readStart } from "../sys/input-file.js";
 import {
   DESIGNS,
   DEVICE_TRACKERS,
@@ -28,8 +41,14 @@ import { beginsTrace, isCalledTrace, traceScenario } from "./trace-scenario.js";
  * in which sizes, durations and bandwidths are written as on the command line.
  */
 
-/** A scenario is a page of text; what is longer is another kind of file. */
-const MAX_SCENARIO_BYTES = 1 << 20;
+/** A scenario is a page of text, of 256 devices some 100 KiB; what is longer is another kind of file. */
+const MAX_SCENARIO_BYTES = 1 << 18;
+/** Of YAML's lexer: 256 devices, written at length, have some 20 000. */
+const MAX_TOKENS = 1 << 16;
+/** Once aliases are followed: each use of an anchor counts. */
+const MAX_VALUES = 1 << 16;
+/** Named one by one; the others when these are mended. */
+const MAX_PROBLEMS = 10;
 
 const migrationSchema = z.strictObject({
   /** An order, or `measured:FILE`; a path in it is relative to the scenario. */
@@ -118,11 +137,12 @@ export function loadScenario(nameOrFile: string): Scenario {
   }
   const path = resolve(isFile ? nameOrFile : `${SCENARIOS}${nameOrFile}.yaml`);
   if (isFile && isCalledTrace(path)) return ofTrace(path);
-  let content: Buffer;
+  let text: string;
   try {
-    content = readOnce(path);
-    if (beginsTrace(content)) return ofTrace(path);
-    if (content.length > MAX_SCENARIO_BYTES) throw new Error(`a scenario has at most ${MAX_SCENARIO_BYTES} bytes`);
+    const start = readStart(path, MAX_SCENARIO_BYTES + 1);
+    if (beginsTrace(start)) return ofTrace(path);
+    if (start.length > MAX_SCENARIO_BYTES) throw new Error(`a scenario has at most ${MAX_SCENARIO_BYTES} bytes`);
+    text = decodeText(start);
   } catch (cause) {
     throw new UsageError(`can't read the scenario ${nameOrFile}: ${explain(cause)}`, {
       code: "UNKNOWN_SCENARIO",
@@ -130,25 +150,10 @@ export function loadScenario(nameOrFile: string): Scenario {
     });
   }
   const shown = relative(process.cwd(), path);
-  return parseScenario(content.toString(), {
+  return parseScenario(text, {
     file: shown.startsWith("../../..") ? path : shown,
     folder: dirname(path),
   });
-}
-
-/** The first bytes of a file, one more than a scenario may have. A FIFO or standard input can be read only once. */
-function readOnce(path: string): Buffer {
-  const content = Buffer.alloc(MAX_SCENARIO_BYTES + 1);
-  const fd = openSync(path, "r");
-  try {
-    for (let length = 0; ; ) {
-      const read = readSync(fd, content, length, content.length - length, null);
-      length += read;
-      if (read === 0 || length === content.length) return content.subarray(0, length);
-    }
-  } finally {
-    closeSync(fd);
-  }
 }
 
 function ofTrace(path: string): Scenario {
@@ -160,41 +165,45 @@ function ofTrace(path: string): Scenario {
  * Checks a scenario's text.
  * @param source.file how messages name it
  * @param source.folder what paths in it are relative to
- * @throws UsageError `BAD_SCENARIO`: one line with file, line, column and field
+ * @throws UsageError `BAD_SCENARIO`: a line with file, line, column and field for each of the first problems
  */
 export function parseScenario(text: string, { file, folder }: { file: string; folder: string }): Scenario {
   const lines = new LineCounter();
-  const document = parseDocument(text, { lineCounter: lines, prettyErrors: false });
-  const refuse = (offset: number, problem: string, more = 0): never => {
-    const { line, col } = lines.linePos(offset);
-    const rest = more === 0 ? "" : ` (and ${more} more problem${more === 1 ? "" : "s"})`;
-    throw new UsageError(`${file}:${line}:${col}: ${problem}${rest}`, { code: "BAD_SCENARIO" });
-  };
+  const document = parseYaml(text, file, lines);
   const [error] = document.errors;
-  if (error !== undefined) refuse(error.pos[0], `not valid YAML: ${error.message}`, document.errors.length - 1);
+  if (error !== undefined) {
+    throw refusal(
+      document.errors
+        .slice(0, MAX_PROBLEMS)
+        .map(({ pos: [offset], message }) => `${placeOf(offset)}: not valid YAML: ${message}`),
+      document.errors.length,
+    );
+  }
 
   const issues: { path: readonly PropertyKey[]; text: string }[] = [];
   let plain: unknown;
   try {
-    plain = withQuantities(document.toJS(), [], issues);
+    plain = document.toJS();
+    checkSize(plain);
+    plain = withQuantities(plain, [], issues);
   } catch (cause) {
-    refuse(0, explain(cause));
+    throw refusal([`${placeOf(0)}: ${explain(cause)}`]);
   }
   const parsed = scenarioSchema.safeParse(plain);
-  if (issues.length === 0) {
-    // A misspelt field is also a missing one: the spelling is what to mend.
-    const found = [...(parsed.error?.issues ?? [])];
-    found.sort((a, b) => Number(b.code === "unrecognized_keys") - Number(a.code === "unrecognized_keys"));
-    for (const issue of found) issues.push(issueText(issue, plain, scenarioSchema));
+  let problems = issues.length;
+  if (problems === 0 && parsed.error !== undefined) {
+    const found = eachProblem(parsed.error.issues);
+    problems = found.length;
+    for (const issue of found.slice(0, MAX_PROBLEMS)) issues.push(issueText(issue, plain, scenarioSchema));
   }
-  if (issues.length > 0) {
-    const [{ path, text: problem }] = issues;
-    const field = path.reduce<string>(
-      (all, part) =>
-        typeof part === "number" ? `${all}[${part}]` : all === "" ? String(part) : `${all}.${String(part)}`,
-      "",
+  if (problems > 0) {
+    throw refusal(
+      issues.slice(0, MAX_PROBLEMS).map(({ path, text: problem }) => {
+        const place = placeOf(offsetOf(document.contents, path));
+        return path.length === 0 ? `${place}: ${problem}` : `${place}: ${fieldOf(path)}: ${problem}`;
+      }),
+      problems,
     );
-    refuse(offsetOf(document.contents, path), field === "" ? problem : `${field}: ${problem}`, issues.length - 1);
   }
   const { summary, machine, migration } = parsed.data as z.output<typeof scenarioSchema>;
   for (const device of machine.devices) {
@@ -212,6 +221,11 @@ export function parseScenario(text: string, { file, folder }: { file: string; fo
     migration.policy = `${MEASURED}${resolve(folder, migration.policy.slice(MEASURED.length))}`;
   }
   return { name: basename(file).replace(/\.ya?ml$/, ""), summary, machine, migration };
+
+  function placeOf(offset: number): string {
+    const { line, col } = lines.linePos(offset);
+    return `${file}:${line}:${col}`;
+  }
 
   /** Where the deepest part of a path that exists stands: a field's name, or an entry of a list. */
   function offsetOf(root: Node | null, path: readonly PropertyKey[]): number {
@@ -231,4 +245,71 @@ export function parseScenario(text: string, { file, folder }: { file: string; fo
     }
     return offset;
   }
+}
+
+/** @throws UsageError `BAD_SCENARIO` for what would take long to parse, or can't be */
+function parseYaml(text: string, file: string, lines: LineCounter): Document.Parsed {
+  if (text.length > MAX_SCENARIO_BYTES) throw refusal([`${file}: it has more than ${MAX_SCENARIO_BYTES} bytes`]);
+  let tokens = 0;
+  for (const _token of new Lexer().lex(text)) {
+    if (++tokens > MAX_TOKENS) throw refusal([`${file}: it has more than ${MAX_TOKENS} words and marks of YAML`]);
+  }
+  // The parser compares each key of a block with all before it, which takes the square of their number.
+  const document = parseDocument(text, { lineCounter: lines, prettyErrors: false, uniqueKeys: false });
+  // The parser calls itself for each level.
+  const tooDeep = document.errors.some(({ code }) => code === "RESOURCE_EXHAUSTION");
+  if (tooDeep) throw refusal([`${file}: its blocks are nested too deeply`]);
+  visit(document, {
+    Map(_, { items }) {
+      const keys = new Set<unknown>();
+      for (const { key } of items) {
+        if (!isScalar(key)) continue;
+        const [start, end] = key.range ?? [0, 0];
+        if (keys.has(key.value)) {
+          document.errors.push(
+            new YAMLParseError([start, end], "DUPLICATE_KEY", `'${String(key.value)}' is there twice`),
+          );
+        }
+        keys.add(key.value);
+      }
+    },
+  });
+  return document;
+}
+
+/** @throws Error for more values than a scenario may have: aliases that stand for aliases multiply */
+function checkSize(value: unknown): void {
+  const left = [value];
+  for (let values = 0; left.length > 0; values++) {
+    if (values > MAX_VALUES) throw new Error(`it has more than ${MAX_VALUES} values, each use of an alias counted`);
+    const next = left.pop();
+    if (typeof next === "object" && next !== null) for (const each of Object.values(next)) left.push(each);
+  }
+}
+
+/** One for each unknown field; these first, since a misspelt field is also a missing one. */
+function eachProblem(issues: readonly z.core.$ZodIssue[]): z.core.$ZodIssue[] {
+  const all = issues.flatMap((issue): z.core.$ZodIssue[] =>
+    issue.code === "unrecognized_keys" ? issue.keys.map((key) => ({ ...issue, keys: [key] })) : [issue],
+  );
+  return all.sort((a, b) => Number(b.code === "unrecognized_keys") - Number(a.code === "unrecognized_keys"));
+}
+
+/** `machine.devices[0].model` */
+function fieldOf(path: readonly PropertyKey[]): string {
+  return path.reduce<string>(
+    (all, part) =>
+      typeof part === "number" ? `${all}[${part}]` : all === "" ? String(part) : `${all}.${String(part)}`,
+    "",
+  );
+}
+
+/** @param count of all problems, of which these are the first */
+function refusal([first, ...further]: readonly string[], count = 1): UsageError {
+  const more = count - 1;
+  const unnamed = more - further.length;
+  return new UsageError(more === 0 ? first : `${first} (and ${more} more problem${more === 1 ? "" : "s"})`, {
+    code: "BAD_SCENARIO",
+    further: unnamed === 0 ? further : [...further, `${unnamed} more are named once these are mended`],
+  });
 }

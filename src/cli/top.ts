@@ -14,7 +14,7 @@ import type { VfioUserDevice } from "../vfio-user/client/device.js";
 import type { TopOptions } from "./commands/top.js";
 import { withDisks } from "./disks.js";
 import { openMachine, openVfioUserHost } from "./hosts.js";
-import { mayColor } from "./output.js";
+import { mayColor, out } from "./output.js";
 import { watchHeader } from "./record-run.js";
 import { checkMemory, readRequest } from "./request.js";
 
@@ -146,7 +146,7 @@ export async function showServed(sockets: readonly string[], options: ViewOption
 }
 
 function openView(header: TopHeader, { once = false, json = false }: ViewOptions): TopView {
-  return new TopView(header, { stream: process.stdout, color: mayColor(process.stdout), once, json });
+  return new TopView(header, { stream: out, color: mayColor(out), once, json });
 }
 
 /** Aborted with the signal, and when the duration is over. */

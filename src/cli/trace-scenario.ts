@@ -1,4 +1,3 @@
-import { closeSync, openSync, readSync } from "node:fs";
 import { UsageError } from "../errors.js";
 import { TraceDecoder } from "../evidence/trace/decoder.js";
 import {
@@ -8,6 +7,7 @@ import {
   TRACE_MAGIC,
   type TraceHeader,
 } from "../evidence/trace/format.js";
+import { readStart } from "../sys/input-file.js";
 
 /** What a trace's file is called, so that it can be given where a scenario can. */
 const TRACE_SUFFIX = ".dtrc";
@@ -63,19 +63,9 @@ function deviceIdOf(owner: string): string {
 }
 
 function readHeader(path: string): TraceHeader {
-  const bytes = new Uint8Array(FILE_HEAD_BYTES + FRAME_HEAD_BYTES + MAX_PAYLOAD_BYTES + 4);
-  let length = 0;
+  let start: Buffer;
   try {
-    const fd = openSync(path, "r");
-    try {
-      for (;;) {
-        const read = readSync(fd, bytes, length, bytes.length - length, null);
-        length += read;
-        if (read === 0 || length === bytes.length) break;
-      }
-    } finally {
-      closeSync(fd);
-    }
+    start = readStart(path, FILE_HEAD_BYTES + FRAME_HEAD_BYTES + MAX_PAYLOAD_BYTES + 4);
   } catch (cause) {
     throw new UsageError(`can't read ${path}: ${(cause as Error).message}`, {
       code: "NO_TRACE",
@@ -85,6 +75,6 @@ function readHeader(path: string): TraceHeader {
   }
   const decoder = new TraceDecoder(path);
   // As far as the header's end; what comes after it is read when it is replayed.
-  for (const _interval of decoder.push(bytes.subarray(0, length))) break;
+  for (const _interval of decoder.push(start)) break;
   return decoder.header ?? decoder.finish();
 }

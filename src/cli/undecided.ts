@@ -1,14 +1,15 @@
 import type { Undecided } from "../migration/source.js";
 import { formatMs } from "../observe/format.js";
-import { SCHEMA_VERSION } from "./output.js";
+import { safeStrings } from "../safe-text.js";
 
 /*
  * What `dirtmap migrate` says while it waits for a decision, on standard error: for people, and with `--json` as one event
  * in a line of its own. Standard output stays the report's.
  */
 
-/** What the operator has to know, and what they may type. */
-export function undecidedText({ destination, why, resume, abort, until }: Undecided): string {
+/** What the operator has to know, and what they may type: safe lines. */
+export function undecidedLines(undecided: Undecided): string[] {
+  const { destination, why, resume, abort, until } = safeStrings(undecided);
   return [
     `NOT CONFIRMED: the source has given the machine up and said GO, and ${destination} has not said that it runs: ${why}.`,
     "The source stays paused and waits for a decision. Look at the destination, for example with `dirtmap list` there.",
@@ -17,13 +18,12 @@ export function undecidedText({ destination, why, resume, abort, until }: Undeci
     until === null
       ? "It waits until told. If its process ends before, its memory is gone."
       : `If nobody has decided by ${until.toISOString()}, this process ends with exit code 3, and the source's memory with it.`,
-  ].join("\n");
+  ];
 }
 
-/** The same as one line of JSON. */
-export function undecidedEvent({ until, ...undecided }: Undecided): string {
-  const event = { ...undecided, until: until?.toISOString() ?? null, pid: process.pid };
-  return JSON.stringify({ schemaVersion: SCHEMA_VERSION, event: "undecided", ...event });
+/** The same as an event. */
+export function undecidedEvent({ until, ...undecided }: Undecided) {
+  return { event: "undecided", ...undecided, until: until?.toISOString() ?? null, pid: process.pid };
 }
 
 /** What an interrupt does once the machine is given up, and the destination may still answer. */

@@ -1,10 +1,11 @@
 import { fstatSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { UsageError } from "../errors.js";
+import { explain, UsageError } from "../errors.js";
 import type { DeviceDescription } from "../host/description.js";
 import type { ShapeFacts } from "../host/shape.js";
+import { openRegularFile } from "../sys/input-file.js";
 import { OpenFile } from "../sys/open-file.js";
-import { openRegularFile } from "../sys/regular-file.js";
+import { cannotWrite, ELSEWHERE_TEMPORARY } from "../sys/output-file.js";
 import { temporaryFolder } from "../sys/temporary-folder.js";
 import type { ModelInfo } from "./model.js";
 import { FIRST_MODEL_TAG, type ModelWiring, PciModel, pciRegions } from "./pci-model.js";
@@ -202,7 +203,7 @@ function openDisk(path: string, within: string | undefined): number {
     return openRegularFile(path, { within });
   } catch (cause) {
     if (cause instanceof UsageError && cause.code === "NOT_GRANTED") throw cause;
-    throw new UsageError(`the disk's file '${path}' can't be read`, {
+    throw new UsageError(`the disk's file '${path}' can't be read: ${explain(cause)}`, {
       code: "BAD_DISK_FILE",
       remedy: "name a readable file, or none to have one made",
       cause,
@@ -210,7 +211,10 @@ function openDisk(path: string, within: string | undefined): number {
   }
 }
 
-/** A disk of its own, without a name once it is open: it is gone with the device, however that ends. */
+/**
+ * A disk of its own, without a name once it is open: it is gone with the device, however that ends.
+ * @throws UsageError `CANNOT_WRITE`
+ */
 function makeDisk(seed: number): number {
   using folder = temporaryFolder("disk");
   const words = new Uint32Array(MADE_DISK_BYTES / 4);
@@ -223,6 +227,10 @@ function makeDisk(seed: number): number {
     words[i] = x;
   }
   const path = join(folder.path, "disk.img");
-  writeFileSync(path, words, { flag: "wx", mode: 0o600 });
+  try {
+    writeFileSync(path, words, { flag: "wx", mode: 0o600 });
+  } catch (cause) {
+    throw cannotWrite(folder.path, cause, ELSEWHERE_TEMPORARY);
+  }
   return openRegularFile(path);
 }

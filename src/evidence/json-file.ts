@@ -1,6 +1,7 @@
-import { readFileSync, statSync } from "node:fs";
 import { explain, UsageError } from "../errors.js";
-import { writeWholeFile } from "../sys/whole-file.js";
+import { safeJson } from "../safe-text.js";
+import { readTextInput } from "../sys/input-file.js";
+import { writeOutput } from "../sys/output-file.js";
 
 /*
  * Files of what was measured: JSON, which whoever reads it checks field by field.
@@ -13,9 +14,7 @@ const MAX_FILE_BYTES = 64 * 2 ** 20;
 export function readJson(path: string): unknown {
   let content: string;
   try {
-    const { size } = statSync(path);
-    if (size > MAX_FILE_BYTES) throw new Error(`it has ${size} bytes, and a benchmark at most ${MAX_FILE_BYTES}`);
-    content = readFileSync(path, "utf8");
+    content = readTextInput(path, MAX_FILE_BYTES);
   } catch (cause) {
     throw new UsageError(`can't read the benchmark ${path}: ${explain(cause)}`, {
       code: "NO_BENCHMARK",
@@ -37,13 +36,5 @@ export function readJson(path: string): unknown {
 
 /** Writes one. @throws UsageError `CANNOT_WRITE` */
 export function writeJson(path: string, value: object): void {
-  try {
-    writeWholeFile(path, `${JSON.stringify(value)}\n`);
-  } catch (cause) {
-    throw new UsageError(`can't write to ${path}: ${explain(cause)}`, {
-      code: "CANNOT_WRITE",
-      remedy: "give a file in a folder that may be written to",
-      cause,
-    });
-  }
+  writeOutput(path, `${safeJson(value)}\n`);
 }

@@ -94,7 +94,7 @@ describe("a journal", () => {
   it.each([
     [1, undefined, /an older Dirtmap's: it has version 1, and dirtmap [\d.]+ reads 2$/],
     [3, "dirtmap 9.9.9", /a newer Dirtmap \(dirtmap 9\.9\.9\)'s: it has version 3, and dirtmap [\d.]+ reads 2$/],
-    [3, "\u001b[2J", /a newer Dirtmap \(\?\[2J\)'s/],
+    [3, "\u001b[2J", /a newer Dirtmap \(\\u\{1b\}\[2J\)'s/],
   ])("of version %d is refused in one line that says whose it is, and what to do", (version, software, message) => {
     const first = JSON.stringify({ schemaVersion: version, ...(software === undefined ? {} : { software }), more: 1 });
     writeFileSync(journalPath(directory, "m1", "source"), first.padEnd(2047) + "\n".padEnd(30_000));

@@ -1,9 +1,11 @@
 import { randomUUID } from "node:crypto";
-import { closeSync, existsSync, fdatasyncSync, mkdirSync, openSync, readFileSync, readSync, statSync } from "node:fs";
+import { closeSync, existsSync, fdatasyncSync, openSync, readFileSync, readSync, statSync } from "node:fs";
 import { homedir } from "node:os";
 import { join } from "node:path";
 import { z } from "zod";
 import { DirtmapError, explain, UsageError } from "../errors.js";
+import { safeText } from "../safe-text.js";
+import { makeFolder } from "../sys/output-file.js";
 import { MAX_IDENTITY_TEXT, thisProcess } from "../sys/process-identity.js";
 import { writeAll, writeWholeFile } from "../sys/whole-file.js";
 import { SOFTWARE } from "./software.js";
@@ -125,7 +127,7 @@ export class Journal<State extends SourceRecord | DestinationRecord> {
     const whole = Buffer.alloc(FILE_BYTES, " ");
     journal.#slot(state).copy(whole);
     try {
-      mkdirSync(directory, { recursive: true, mode: 0o700 });
+      makeFolder(directory, { mode: 0o700 });
       writeWholeFile(journal.path, whole, { mode: 0o600, exclusive: true });
     } catch (cause) {
       if (existsSync(journal.path)) {
@@ -256,14 +258,9 @@ function refuseOtherVersion(path: string, file: Buffer): void {
   const { schemaVersion, software } = found;
   if (schemaVersion === JOURNAL_VERSION) return;
   const age = schemaVersion < JOURNAL_VERSION ? "an older" : "a newer";
-  const name = software === undefined ? "Dirtmap" : `Dirtmap (${printable(software)})`;
+  const name = software === undefined ? "Dirtmap" : `Dirtmap (${safeText(software)})`;
   throw new DirtmapError(
     `the journal ${path} is ${age} ${name}'s: it has version ${schemaVersion}, and ${SOFTWARE} reads ${JOURNAL_VERSION}`,
     { code: "JOURNAL_VERSION", remedy: "decide with the Dirtmap that wrote it, then remove the file" },
   );
-}
-
-/** A file's text, for a terminal. */
-function printable(text: string): string {
-  return text.replaceAll(/[^\x20-\x7e]/g, "?");
 }

@@ -1,5 +1,6 @@
 import { type MigrationEvent, type MigrationPhase, migrationEvents } from "../migration/events.js";
 import type { RoundReport } from "../migration/report.js";
+import { safeStrings, safeText } from "../safe-text.js";
 import type { TrackerKind } from "../tracking/tracker.js";
 import { formatCount, formatMs, formatRate, formatShare, formatSize } from "./format.js";
 import { table } from "./table.js";
@@ -19,7 +20,7 @@ const ENDED: readonly MigrationPhase[] = ["completed", "failed", "cancelled", "i
 /** Where the view is drawn; process.stderr is one. */
 export interface ViewStream {
   readonly isTTY?: boolean;
-  readonly columns?: number;
+  readonly columns?: number | undefined;
   write(text: string): unknown;
 }
 
@@ -122,24 +123,29 @@ export class LiveView implements Disposable {
   readonly #options: LiveViewOptions;
   #state = NOTHING_YET;
   #drawn = 0;
-  readonly #listener = (event: unknown) => this.#show(event as MigrationEvent);
+  readonly #listener = (event: unknown) => this.#show(safeStrings(event as MigrationEvent));
 
   constructor(options: LiveViewOptions) {
-    this.#options = options;
+    this.#options = { ...options, devices: safeStrings(options.devices) };
     migrationEvents.subscribe(this.#listener);
   }
 
   /** Writes a line that stays, above the block. */
   note(text: string): void {
     const { stream } = this.#options;
-    stream.write(`${this.#erase()}${text}\n`);
+    stream.write(`${this.#erase()}${safeText(text)}\n`);
     if (stream.isTTY === true) this.#draw();
+  }
+
+  /** Erases the block, so that something else may be written; the next event or note draws it again. */
+  clear(): void {
+    const erase = this.#erase();
+    if (erase !== "") this.#options.stream.write(erase);
   }
 
   [Symbol.dispose](): void {
     migrationEvents.unsubscribe(this.#listener);
-    const erase = this.#erase();
-    if (erase !== "") this.#options.stream.write(erase);
+    this.clear();
   }
 
   #show(event: MigrationEvent): void {

@@ -1,6 +1,7 @@
 import { lstatSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { cannotWrite, ELSEWHERE_TEMPORARY } from "./output-file.js";
 import { lives, type ProcessIdentity, parseIdentity, thisProcess } from "./process-identity.js";
 import { writeWholeFile } from "./whole-file.js";
 
@@ -22,15 +23,18 @@ export interface TemporaryFolder extends Disposable {
   readonly path: string;
 }
 
-/** Makes a folder that only this user can read. @throws the system's error */
+/** Makes a folder that only this user can read. @throws UsageError `CANNOT_WRITE` */
 export function temporaryFolder(purpose: (typeof TEMPORARY_PURPOSES)[number]): TemporaryFolder {
-  const path = mkdtempSync(join(tmpdir(), `${PREFIX}${purpose}-`));
-  const remove = () => rmSync(path, { recursive: true, force: true });
+  let path: string | undefined;
+  const remove = () => {
+    if (path !== undefined) rmSync(path, { recursive: true, force: true });
+  };
   try {
+    path = mkdtempSync(join(tmpdir(), `${PREFIX}${purpose}-`));
     writeWholeFile(join(path, OWNER), JSON.stringify(thisProcess()), { mode: 0o600 });
-  } catch (error) {
+  } catch (cause) {
     remove();
-    throw error;
+    throw cannotWrite(tmpdir(), cause, ELSEWHERE_TEMPORARY);
   }
   return { path, [Symbol.dispose]: remove };
 }

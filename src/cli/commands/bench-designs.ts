@@ -1,4 +1,3 @@
-import { accessSync, constants, mkdirSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { type Command, Option } from "commander";
 import { DEFAULTS } from "../../defaults.js";
@@ -6,11 +5,12 @@ import { explain, UsageError } from "../../errors.js";
 import type { DesignsResult } from "../../evidence/designs/result.js";
 import { WORKLOAD_TEXT, WORKLOADS, type WorkloadName } from "../../evidence/designs/workloads.js";
 import { reportPath } from "../../evidence/report/write-report.js";
-import { writeWholeFile } from "../../sys/whole-file.js";
+import { safeStrings } from "../../safe-text.js";
+import { checkWritable, writeOutput } from "../../sys/output-file.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
 import { leaveReport } from "../leave-report.js";
 import { addStoreOption, argument, oneOf, openStoreOf, orElse, type StoreOption, wholeNumber } from "../options.js";
-import { runCommand } from "../output.js";
+import { printText, runCommand, note as tell } from "../output.js";
 import { parseBandwidth, parseSize, writeBandwidth, writeSize } from "../units.js";
 
 interface BenchDesignsOptions extends StoreOption {
@@ -120,24 +120,24 @@ async function run(options: BenchDesignsOptions): Promise<void> {
       import("../bench/designs-text.js"),
     ]);
     const note = (text: string) => {
-      if (!quiet) process.stderr.write(`${text}\n`);
+      if (!quiet) tell(text);
     };
     // What can't be kept is found out before it is measured.
-    for (const path of [output, report]) if (path !== undefined) makeFolder(dirname(path));
-    if (figures !== undefined) makeFolder(figures);
+    for (const path of [output, report]) if (path !== undefined) checkWritable(dirname(path));
+    if (figures !== undefined) checkWritable(figures);
     const { checkStore } = await import("../record-run.js");
     const store = from === undefined ? await checkStore(options, note) : { store: false as const };
     const result = from === undefined ? await measure(options, note, signal) : await readAgain(from);
     await keep(store, result, note);
-    if (output !== undefined) note(`wrote ${write(output, resultText(result))}`);
+    if (output !== undefined) note(`wrote ${writeOutput(output, resultText(result))}`);
     if (report !== undefined) leaveReport(report, designsDocument(result), note);
     if (figures !== undefined) {
       const { designFigures } = await import("../../evidence/designs/figures.js");
       const all = chosen(designFigures(result), options.only);
-      for (const { name, svg } of all) write(join(figures, `${name}.svg`), `${svg}\n`);
+      for (const { name, svg } of all) writeOutput(join(figures, `${name}.svg`), `${svg}\n`);
       note(`wrote ${all.length} figures to ${figures}`);
     }
-    process.stdout.write(json ? resultText(result) : `${designsText(result)}\n`);
+    printText(json ? resultText(result).trimEnd() : designsText(safeStrings(result)));
     return EXIT_CODES.done.code;
   });
 }
@@ -230,16 +230,6 @@ async function keep(options: StoreOption, result: DesignsResult, note: (text: st
   }
 }
 
-/** Makes a folder, unless it is there. @throws UsageError `CANNOT_WRITE` where it can't be made or written to */
-function makeFolder(path: string): void {
-  try {
-    mkdirSync(path, { recursive: true });
-    accessSync(path, constants.W_OK);
-  } catch (cause) {
-    throw cannotWrite(path, cause);
-  }
-}
-
 /** @throws UsageError `BAD_OPTION` for a name that no plot has */
 function chosen<Named extends { readonly name: string }>(
   all: readonly Named[],
@@ -248,23 +238,6 @@ function chosen<Named extends { readonly name: string }>(
   const names = all.map(({ name }) => name);
   for (const name of only ?? []) oneOf(names, "plot")(name);
   return only === undefined ? all : all.filter(({ name }) => only.includes(name));
-}
-
-function write(path: string, text: string): string {
-  try {
-    writeWholeFile(path, text);
-    return path;
-  } catch (cause) {
-    throw cannotWrite(path, cause);
-  }
-}
-
-function cannotWrite(path: string, cause: unknown): UsageError {
-  return new UsageError(`can't write to ${path}: ${explain(cause)}`, {
-    code: "CANNOT_WRITE",
-    remedy: "give a place that may be written to",
-    cause,
-  });
 }
 
 /** Numbers of devices: `1,2,4`, ascending. */

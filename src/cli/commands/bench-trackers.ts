@@ -1,10 +1,9 @@
-import { accessSync, constants } from "node:fs";
 import { dirname, resolve } from "node:path";
 import type { Command } from "commander";
 import { DEFAULTS } from "../../defaults.js";
-import { explain, UsageError } from "../../errors.js";
 import { reportPath } from "../../evidence/report/write-report.js";
 import type { BenchSite } from "../../evidence/trackers/site.js";
+import { checkWritable } from "../../sys/output-file.js";
 import { EXIT_CODES } from "../exit-codes.js";
 import { leaveReport } from "../leave-report.js";
 import {
@@ -22,7 +21,7 @@ import {
   type StoreOption,
   servedSockets,
 } from "../options.js";
-import { printResult, runCommand } from "../output.js";
+import { note, printResult, runCommand } from "../output.js";
 
 interface BenchTrackersOptions extends HostOptions, MachineOptions, LinkOptions, StoreOption {
   readonly output?: string;
@@ -71,7 +70,7 @@ export function addBenchTrackers(bench: Command): void {
 async function run(options: BenchTrackersOptions, signal: AbortSignal): Promise<void> {
   const { output, report, quick = false, json = false } = options;
   // What can't be kept is found out before it is measured.
-  for (const file of [output, report]) if (file !== undefined) checkWriteable(file);
+  for (const file of [output, report]) if (file !== undefined) checkWritable(dirname(resolve(file)));
   (await openStoreOf(options))?.[Symbol.dispose]();
   const [{ benchTrackers }, { estimateMigration }, { writeBenchmark }, { trackersText }, { progressText }, { linkOf }] =
     await Promise.all([
@@ -107,7 +106,7 @@ async function run(options: BenchTrackersOptions, signal: AbortSignal): Promise<
       return { device: device.id, tracker, granule, estimate: estimateMigration(benchmark, device, figures, link) };
     }),
   );
-  printResult({ ...benchmark, link, estimates }, { json, text: () => trackersText(benchmark, link) });
+  printResult({ ...benchmark, link, estimates }, { json, text: (safe) => trackersText(safe, link) });
   // Last: what can't be written after all is not lost by it.
   if (output !== undefined) {
     writeBenchmark(output, benchmark);
@@ -117,10 +116,6 @@ async function run(options: BenchTrackersOptions, signal: AbortSignal): Promise<
     const { trackersDocument } = await import("../bench/trackers-document.js");
     leaveReport(report, trackersDocument(benchmark, link), note);
   }
-}
-
-function note(text: string): void {
-  process.stderr.write(`${text}\n`);
 }
 
 /** Where to measure; what was opened for it is disposed. */
@@ -156,14 +151,3 @@ async function openSite(options: BenchTrackersOptions, signal: AbortSignal): Pro
 }
 
 /** @throws UsageError `CANNOT_WRITE` */
-function checkWriteable(path: string): void {
-  try {
-    accessSync(dirname(resolve(path)), constants.W_OK);
-  } catch (cause) {
-    throw new UsageError(`can't write to ${path}: ${explain(cause)}`, {
-      code: "CANNOT_WRITE",
-      remedy: "give a file in a folder that is there and may be written to",
-      cause,
-    });
-  }
-}

@@ -37,7 +37,7 @@ export function addCerts(program: Command): void {
           folder,
           await makeCertificates({ hosts: host ?? DEFAULTS.certificateHosts, days }),
         );
-        printResult({ folder, files }, { json, text: () => files.join("\n") });
+        printResult({ folder, files }, { json, text: (safe) => safe.files.join("\n") });
         return EXIT_CODES.done.code;
       }),
     );

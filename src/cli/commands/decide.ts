@@ -1,6 +1,6 @@
 import type { Command } from "commander";
 import { EXIT_CODES } from "../exit-codes.js";
-import { printResult, runCommand } from "../output.js";
+import { printResult, runCommand, warn } from "../output.js";
 
 interface DecideOptions {
   readonly journal?: string;
@@ -48,7 +48,7 @@ function addDecision(
         if (id === undefined) {
           const { printJournals } = await import("../print-journals.js");
           printJournals(journal, { show: ({ standing }) => standing === "waits", json });
-          process.stderr.write(`dirtmap: nothing was decided: say which migration, \`dirtmap ${decision} ID\`\n`);
+          warn(`nothing was decided: say which migration, \`dirtmap ${decision} ID\``);
           return EXIT_CODES.usage.code;
         }
         const [{ sendDecision }, { defaultJournalDirectory }] = await Promise.all([
@@ -56,7 +56,7 @@ function addDecision(
           import("../../migration/journal.js"),
         ]);
         const message = await sendDecision(journal ?? defaultJournalDirectory(), id, decision);
-        printResult({ migration: id, decision, message }, { json, text: () => message });
+        printResult({ migration: id, decision, message }, { json, text: (safe) => safe.message });
         return EXIT_CODES.done.code;
       }),
     );

@@ -1,6 +1,7 @@
 import { existsSync } from "node:fs";
 import type { Command } from "commander";
 import { DirtmapError, UsageError } from "../../errors.js";
+import { safeStrings } from "../../safe-text.js";
 import { isErrno } from "../../uapi/errno.js";
 import type { ServerCounters } from "../../vfio-user/client/counters.js";
 import type { VfioUserDevice } from "../../vfio-user/client/device.js";
@@ -26,10 +27,11 @@ export function addDeviceStatus(device: Command): void {
       return runCommand({ json }, async () => {
         await using opened = await open(socket);
         const { id, model, state, failure, migration, log } = opened.counters;
-        printResult(
-          { socket, id, model, state, failure, migration, log, advice: await adviceOn(opened.counters, socket) },
-          { json, text: () => opened.text },
-        );
+        const advice = await adviceOn(opened.counters, socket);
+        const status = { socket, id, model, state, failure, migration, log, advice };
+        const text = () =>
+          statusText(safeStrings({ ...status, failure: failure === null ? null : firstLine(failure) }));
+        printResult(status, { json, text });
         return EXIT_CODES.done.code;
       });
     });
@@ -69,7 +71,7 @@ Examples:
             : `runs again: it was in ${state}`;
         printResult(
           { socket, id, from: state, state: await device.state(), reset },
-          { json, text: () => `${id} ${done}` },
+          { json, text: (safe) => `${safe.id} ${done}` },
         );
         return EXIT_CODES.done.code;
       });
@@ -80,7 +82,6 @@ Examples:
 interface Opened extends AsyncDisposable {
   readonly device: VfioUserDevice;
   readonly counters: ServerCounters;
-  readonly text: string;
 }
 
 /** @throws UsageError `NOT_DIRTMAPS` for another server; UapiError where nobody listens */
@@ -102,11 +103,9 @@ async function open(socket: string): Promise<Opened> {
     await host[Symbol.asyncDispose]();
     throw foreign();
   }
-  const advice = await adviceOn(counters, socket);
   return {
     device,
     counters,
-    text: statusText(counters, socket, advice),
     [Symbol.asyncDispose]: () => host[Symbol.asyncDispose](),
   };
 }
@@ -139,22 +138,32 @@ function checkResumable({ id, migration, state, failure }: ServerCounters, socke
     );
   }
   if (state === "ERROR" || failure !== null) {
-    throw refuse(`${id} has failed: ${failure?.split("\n")[0] ?? "it is in ERROR"}`, "DEVICE_FAILED", anew);
+    throw refuse(
+      `${id} has failed: ${failure === null ? "it is in ERROR" : firstLine(failure)}`,
+      "DEVICE_FAILED",
+      anew,
+    );
   }
 }
 
-function statusText(
-  { id, model, state, failure, migration, log }: ServerCounters,
-  socket: string,
-  advice: string | null,
-): string {
+type Status = Pick<ServerCounters, "id" | "model" | "state" | "failure" | "migration" | "log"> & {
+  readonly socket: string;
+  readonly advice: string | null;
+};
+
+function statusText({ id, model, state, failure, migration, log, socket, advice }: Status): string {
   const by =
     migration === null ? "" : `, moved there by ${migration.movedBy}${migration.connected ? "" : ", which has gone"}`;
   const logged = log === null ? "off" : `on, by ${log.granule} bytes, for ${log.startedBy}`;
   return [
     `${id} (${model}) at ${socket}: ${state ?? "can't be migrated"}${by}`,
-    ...(failure === null ? [] : [`  it has failed: ${failure.split("\n")[0]}`]),
+    ...(failure === null ? [] : [`  it has failed: ${failure}`]),
     `  log: ${logged}`,
     ...(advice === null ? [] : [`  ${advice}`]),
   ].join("\n");
+}
+
+/** Of an error with its stack. */
+function firstLine(text: string): string {
+  return text.split("\n", 1)[0];
 }

@@ -3,7 +3,7 @@ import type { ServableModel } from "../../devices/servable.js";
 import { UsageError } from "../../errors.js";
 import { EXIT_CODES } from "../exit-codes.js";
 import { argument, oneOf } from "../options.js";
-import { printResult, runCommand } from "../output.js";
+import { note, printResult, runCommand } from "../output.js";
 import { parseSize, writeSize } from "../units.js";
 import { addDeviceResume, addDeviceStatus } from "./device-control.js";
 
@@ -84,10 +84,9 @@ async function run(name: string, models: readonly ServableModel[], options: Devi
   const { socket: path, socketGroup, json = false, poll = false, id, dma } = options;
   const tell = (event: { event: string } & Record<string, unknown>, text: string) => {
     if (json) printResult(event, { json, text: () => text });
-    else process.stderr.write(`${text}\n`);
+    else note(text);
   };
-  const onInterrupt = () => process.stderr.write("dirtmap: stopping; Ctrl-C once more forces\n");
-  await runCommand({ json, onInterrupt }, async (signal) => {
+  await runCommand({ json }, async (signal) => {
     // Not required of `status` and `resume`, of which commander would require it, too.
     if (path === undefined) {
       throw new UsageError("the device has no socket", { code: "BAD_OPTION", remedy: "give --socket PATH" });

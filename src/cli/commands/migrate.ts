@@ -21,7 +21,7 @@ import {
   type PolicyOptions,
   type StoreOption,
 } from "../options.js";
-import { mayColor, runCommand } from "../output.js";
+import { err, mayColor, noteEvent, printResult, runCommand, note as tell } from "../output.js";
 import type { Request } from "../request.js";
 import { addTlsOptions, readEndpoint, type TlsOptions } from "../tls-options.js";
 import { parseDuration, parseLimit, writeDuration } from "../units.js";
@@ -106,9 +106,7 @@ export function addMigrate(program: Command): void {
 
 async function run(options: MigrateOptions): Promise<void> {
   const { json = false, quiet = false } = options;
-  let note = (text: string): void => {
-    process.stderr.write(`${text}\n`);
-  };
+  let note = tell;
   const onInterrupt = () => note("cancelling: the source goes on running; Ctrl-C once more forces");
   await runCommand({ json, onInterrupt }, async (signal, interrupts) => {
     // All that may be wrong with what was asked for is found out before anything is started.
@@ -138,7 +136,7 @@ async function run(options: MigrateOptions): Promise<void> {
       { reportText },
       { withDisks },
       { tidyUp },
-      { handingOver, undecidedEvent, undecidedText, waitingForDecision },
+      { handingOver, undecidedEvent, undecidedLines, waitingForDecision },
       { DEFAULT_TIMEOUTS },
       { watchConditions },
     ] = await Promise.all([
@@ -171,8 +169,8 @@ async function run(options: MigrateOptions): Promise<void> {
     using view = quiet
       ? undefined
       : new LiveView({
-          stream: process.stderr,
-          color: mayColor(process.stderr),
+          stream: err,
+          color: mayColor(err),
           devices: choices.map(({ device, tracker }) => ({ id: device, tracker })),
           downtimeLimitMs,
         });
@@ -216,7 +214,10 @@ async function run(options: MigrateOptions): Promise<void> {
       },
       onUndecided: (undecided) => {
         held = interrupts.hold(waitingForDecision(undecided, note));
-        note(json ? undecidedEvent(undecided) : undecidedText(undecided));
+        if (json) {
+          view?.clear();
+          noteEvent(undecidedEvent(undecided));
+        } else for (const line of undecidedLines(undecided)) note(line);
       },
       onSettled: () => held?.[Symbol.dispose](),
     });
@@ -229,7 +230,7 @@ async function run(options: MigrateOptions): Promise<void> {
       const context = { scenario, memoryBytes: description.memory, reads, conditions };
       leaveReport(options.report, migrationDocument(report, context), note);
     }
-    process.stdout.write(json ? `${JSON.stringify({ ...report, conditions })}\n` : `${reportText(report)}\n`);
+    printResult({ ...report, conditions }, { json, text: reportText });
     return exitCodeOf(report);
   });
 }

@@ -1,4 +1,5 @@
 import type { Command } from "commander";
+import { safeStrings } from "../../safe-text.js";
 import type { Policy } from "../../tracking/choice.js";
 import { VMMS } from "../choices.js";
 import { EXIT_CODES } from "../exit-codes.js";
@@ -14,7 +15,7 @@ import {
   type PolicyOptions,
   servedSockets,
 } from "../options.js";
-import { printResult, runCommand } from "../output.js";
+import { printResult, printText, runCommand, warn } from "../output.js";
 
 interface PlanOptions extends HostOptions, MachineOptions, PolicyOptions, LinkOptions {
   readonly only?: (typeof VMMS)[number];
@@ -75,7 +76,7 @@ async function planScenario({ json = false, ...options }: PlanOptions): Promise<
   ]);
   await using machine = await openMachine(description, { paused: true });
   const devices = choicesUnder(design, chooseTrackers(await probeMachine(machine), policy), machine);
-  printResult({ scenario, design, policy, devices }, { json, text: () => planText(devices, policy) });
+  printResult({ scenario, design, policy, devices }, { json, text: (safe) => planText(safe.devices, safe.policy) });
 }
 
 async function planServed(sockets: readonly string[], { json = false, ...options }: PlanOptions): Promise<void> {
@@ -87,7 +88,7 @@ async function planServed(sockets: readonly string[], { json = false, ...options
   const policy = await policyOf(options, (named = {}) => ({ ...named }));
   await using host = await openVfioUserHost(sockets);
   const devices = await planServers(host, policy);
-  printResult({ host: host.name, policy, devices }, { json, text: () => planText(devices, policy) });
+  printResult({ host: host.name, policy, devices }, { json, text: (safe) => planText(safe.devices, safe.policy) });
 }
 
 /** @param byId turns what the operator named into ids of the host */
@@ -126,11 +127,12 @@ async function planLinux({ json = false, ...options }: PlanOptions, signal: Abor
   const { libvirt, ...rest } = plan;
   const xml = { xml: libvirtText(libvirt), notes: libvirt.notes, oldest: libvirt.oldest };
   if (options.only !== undefined) {
-    for (const warning of hostPlanWarnings(plan)) process.stderr.write(`dirtmap: ${warning}\n`);
+    for (const warning of hostPlanWarnings(plan)) warn(warning);
     if (plan.qemu.arguments.length > 0) {
-      process.stdout.write(`${options.only === "qemu" ? qemuText(plan.qemu) : xml.xml}\n`);
+      printText(options.only === "qemu" ? qemuText(plan.qemu) : xml.xml);
     }
     return;
   }
-  printResult({ host: host.name, policy, ...rest, libvirt: xml }, { json, text: () => hostPlanText(plan, policy) });
+  const text = () => hostPlanText(safeStrings(plan), safeStrings(policy));
+  printResult({ host: host.name, policy, ...rest, libvirt: xml }, { json, text });
 }

@@ -62,7 +62,7 @@ export function addPredict(program: Command): void {
         const { predictText } = await import("../predict-text.js");
         printResult(
           { scenario, trace: options.trace ?? null, ...prediction },
-          { json: options.json === true, text: () => predictText(prediction) },
+          { json: options.json === true, text: predictText },
         );
         return prediction.converges ? EXIT_CODES.done.code : EXIT_CODES.notConverging.code;
       }),

@@ -1,4 +1,5 @@
 import type { Command } from "commander";
+import { safeStrings } from "../../safe-text.js";
 import { EXIT_CODES } from "../exit-codes.js";
 import {
   addHostOptions,
@@ -62,7 +63,7 @@ async function probeScenario({ json = false, ...options }: ProbeOptions): Promis
   await using machine = await openMachine(description, { paused: true });
   const devices = await probeMachine(machine);
   const { name: host } = machine.host;
-  printResult({ scenario, host, devices }, { json, text: () => probeText(devices) });
+  printResult({ scenario, host, devices }, { json, text: (safe) => probeText(safe.devices) });
 }
 
 async function probeServed(sockets: readonly string[], { json = false }: ProbeOptions): Promise<void> {
@@ -72,7 +73,7 @@ async function probeServed(sockets: readonly string[], { json = false }: ProbeOp
   ]);
   await using host = await openVfioUserHost(sockets);
   const devices = await probeServers(host);
-  printResult({ host: host.name, devices }, { json, text: () => serversText(devices) });
+  printResult({ host: host.name, devices }, { json, text: (safe) => serversText(safe.devices) });
 }
 
 async function probeLinux({ json = false, device }: ProbeOptions, signal: AbortSignal): Promise<void> {
@@ -92,6 +93,6 @@ async function probeLinux({ json = false, device }: ProbeOptions, signal: AbortS
       devices: devices.map(({ device: facts, ...found }) => ({ ...facts, ...found })),
       mdevTypes,
     },
-    { json, text: () => hostText({ state, devices, mdevTypes }) },
+    { json, text: () => hostText(safeStrings({ state, devices, mdevTypes })) },
   );
 }

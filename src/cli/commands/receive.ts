@@ -7,7 +7,7 @@ import { formatMs } from "../../observe/format.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
 import type { EmulatedMachine } from "../hosts.js";
 import { argument, nonEmpty, perDevice } from "../options.js";
-import { printResult, runCommand } from "../output.js";
+import { note, printResult, runCommand } from "../output.js";
 import { addTlsOptions, readEndpoint, type TlsOptions } from "../tls-options.js";
 import { parseDuration } from "../units.js";
 
@@ -66,7 +66,7 @@ async function run(options: ReceiveOptions): Promise<void> {
   const { json = false, once = false } = options;
   const tell = (event: { event: string } & Record<string, unknown>, text: string) => {
     if (json) printResult(event, { json, text: () => text });
-    else process.stderr.write(`${text}\n`);
+    else note(text);
   };
   await runCommand({ json }, async (signal) => {
     const { endpoint, credentials } = await readEndpoint(options.listen, "server", options);

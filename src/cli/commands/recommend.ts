@@ -1,7 +1,9 @@
 import type { Command } from "commander";
 import { DEFAULTS } from "../../defaults.js";
 import { UsageError } from "../../errors.js";
+import type { Recommendation } from "../../evidence/recommend/recommendation.js";
 import type { TrackerBenchmark } from "../../evidence/trackers/result.js";
+import { safeStrings } from "../../safe-text.js";
 import { shellWord } from "../../shell-word.js";
 import { POLICY_ORDERS, VMMS } from "../choices.js";
 import { EXIT_CODES } from "../exit-codes.js";
@@ -14,7 +16,7 @@ import {
   orElse,
   type StoreOption,
 } from "../options.js";
-import { printResult, runCommand } from "../output.js";
+import { printResult, printText, runCommand, warn } from "../output.js";
 
 interface RecommendOptions extends LinkOptions, StoreOption {
   readonly from?: string;
@@ -80,7 +82,7 @@ async function run(options: RecommendOptions, signal: AbortSignal): Promise<void
   ]);
   const { benchmark, from } = await readFrom(options);
   const recommendation = recommendationOf(benchmark, linkOf(options, {}), policy);
-  const vmm = vmmOptionsOf(benchmark, recommendation);
+  const vmm = safeStrings(vmmOptionsOf(benchmark, recommendation));
   if (only !== undefined && vmm === null) {
     throw new UsageError(`${from} was taken on the host '${benchmark.host}': a VMM can be given no device of it`, {
       code: "WRONG_HOST",
@@ -90,13 +92,13 @@ async function run(options: RecommendOptions, signal: AbortSignal): Promise<void
   if (check) {
     const { checkMachine } = await import("../bench/check-machine.js");
     for (const id of await checkMachine(recommendation, { from, signal })) {
-      note(`${id} was not measured; ${benchCommand(benchmark)} measures it`);
+      warn(`${id} was not measured; ${benchCommand(benchmark)} measures it`);
     }
   }
-  for (const { id, why } of benchmark.leftOut) note(`${id} was not measured: ${why}`);
+  for (const { id, why } of benchmark.leftOut) warn(`${id} was not measured: ${why}`);
   if (output !== undefined) {
     writeRecommendation(output, recommendation);
-    note(`written to ${output}; to follow it: ${followCommand(output, benchmark)}`);
+    warn(`written to ${output}; to follow it: ${followCommand(output, benchmark)}`);
   }
   const [{ libvirtText }, { qemuText }] = await Promise.all([
     import("../../tracking/vmm/libvirt.js"),
@@ -107,12 +109,12 @@ async function run(options: RecommendOptions, signal: AbortSignal): Promise<void
       ? null
       : { qemu: qemuText(vmm.qemu), libvirt: libvirtText(vmm.libvirt) };
   if (only !== undefined) {
-    if (forVmm !== null) process.stdout.write(`${forVmm[only]}\n`);
+    if (forVmm !== null) printText(forVmm[only]);
     return;
   }
-  const text = () =>
+  const text = (safe: Recommendation) =>
     [
-      recommendationText(recommendation),
+      recommendationText(safe),
       ...(forVmm === null ? [] : [`QEMU\n\n${forVmm.qemu}`, `libvirt\n\n${forVmm.libvirt}`]),
     ].join("\n\n");
   printResult({ ...recommendation, vmm: forVmm }, { json, text });
@@ -138,8 +140,4 @@ async function readFrom(options: RecommendOptions): Promise<{ benchmark: Tracker
 /** The same store, for a command that is printed. */
 function storeArguments({ store }: StoreOption): string {
   return typeof store === "string" ? ` --store ${shellWord(store)}` : "";
-}
-
-function note(text: string): void {
-  process.stderr.write(`dirtmap: ${text}\n`);
 }

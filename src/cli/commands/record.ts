@@ -11,7 +11,7 @@ import {
   OBSERVE_MS,
   type PolicyOptions,
 } from "../options.js";
-import { printResult, runCommand } from "../output.js";
+import { printResult, runCommand, warn } from "../output.js";
 
 interface RecordOptions extends MachineOptions, PolicyOptions {
   readonly output: string;
@@ -50,7 +50,7 @@ export function addRecord(program: Command): void {
 }
 
 async function record({ json = false, output, ...options }: RecordOptions): Promise<void> {
-  const onInterrupt = () => process.stderr.write("dirtmap: ending the recording; Ctrl-C once more forces\n");
+  const onInterrupt = () => warn("ending the recording; Ctrl-C once more forces");
   await runCommand({ json, onInterrupt }, async (signal) => {
     const [{ checkMemory, readRequest }, { openMachine }, { observeMachine }, { TraceWriter }] = await Promise.all([
       import("../request.js"),
@@ -87,15 +87,16 @@ async function record({ json = false, output, ...options }: RecordOptions): Prom
       if (seen === null || writer === undefined) throw signal.reason;
       await writer.end();
       for (const owner of seen.header.unread) {
-        process.stderr.write(
-          `dirtmap: the log of ${owner} can be read only once it is stopped: it is not in the trace\n`,
-        );
+        warn(`the log of ${owner} can be read only once it is stopped: it is not in the trace`);
       }
       const { formatMs, formatSize } = await import("../../observe/format.js");
       const { intervals, bytes } = writer;
       printResult(
         { output, intervals, elapsedMs, bytes },
-        { json, text: () => `${output}: ${intervals} intervals, ${formatMs(elapsedMs)}, ${formatSize(bytes)}` },
+        {
+          json,
+          text: (safe) => `${safe.output}: ${intervals} intervals, ${formatMs(elapsedMs)}, ${formatSize(bytes)}`,
+        },
       );
       return EXIT_CODES.done.code;
     } finally {

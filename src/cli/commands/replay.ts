@@ -27,7 +27,7 @@ export function addReplay(program: Command): void {
   addViewOptions(addPolicyOptions(command))
     .addHelpText("after", `${NOTES}\n${exitCodesHelp()}`)
     .action((trace: string, options: PolicyOptions & Pick<TopOptions, "interval" | "duration" | "once" | "json">) =>
-      runCommand({ json: options.json === true, onInterrupt: () => {} }, async (signal) => {
+      runCommand({ json: options.json === true, onInterrupt: () => {}, endsWithReader: true }, async (signal) => {
         const [{ showScenario }, { traceScenario }] = await Promise.all([
           import("../top.js"),
           import("../trace-scenario.js"),

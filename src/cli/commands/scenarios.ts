@@ -16,8 +16,10 @@ export function addScenarios(program: Command): void {
           import("../../observe/table.js"),
         ]);
         const scenarios = scenarioNames().map((name) => ({ name, summary: loadScenario(name).summary }));
-        const text = () => table(scenarios.map(({ name, summary }) => [name, summary])).join("\n");
-        printResult({ scenarios }, { json, text });
+        printResult(
+          { scenarios },
+          { json, text: (safe) => table(safe.scenarios.map(({ name, summary }) => [name, summary])).join("\n") },
+        );
         return EXIT_CODES.done.code;
       }),
     );

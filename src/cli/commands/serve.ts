@@ -5,7 +5,7 @@ import type { Store } from "../../evidence/store/store.js";
 import type { EvidenceSource } from "../../observe/server/evidence-source.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
 import { addStoreOption, openStoreOf, type StoreOption } from "../options.js";
-import { printResult, runCommand } from "../output.js";
+import { note, printResult, runCommand } from "../output.js";
 
 interface ServeOptions extends StoreOption {
   readonly listen: string;
@@ -42,7 +42,6 @@ export function addServe(program: Command): void {
 
 async function run(options: ServeOptions): Promise<void> {
   const { json = false } = options;
-  const note = (text: string) => process.stderr.write(`${text}\n`);
   await runCommand({ json, onInterrupt: () => {} }, async (signal) => {
     const [{ parseListenAddress, checkExposure }, { readToken }] = await Promise.all([
       import("../../observe/server/listen-address.js"),

@@ -48,7 +48,7 @@ export function addTop(program: Command): void {
   addViewOptions(command)
     .addHelpText("after", `${NOTES}\n${exitCodesHelp()}`)
     .action((options: TopOptions) =>
-      runCommand({ json: options.json === true, onInterrupt: () => {} }, async (signal) => {
+      runCommand({ json: options.json === true, onInterrupt: () => {}, endsWithReader: true }, async (signal) => {
         const { showFeed, showScenario, showServed } = await import("../top.js");
         const sockets = servedSockets(options.host);
         if (options.host === "linux") await refuseLinux();

@@ -1,7 +1,7 @@
 import { closeSync, fdatasyncSync, fstatSync, readSync, writeSync } from "node:fs";
 import { UsageError } from "../../errors.js";
 import { lockFile, unlockFile } from "../../sys/file-lock.js";
-import { openRegularFile } from "../../sys/regular-file.js";
+import { openRegularFile } from "../../sys/input-file.js";
 
 /** Sizes of a logical block that a disk may have. */
 export const BLOCK_BYTES = [512, 4096] as const;

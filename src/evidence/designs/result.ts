@@ -1,6 +1,7 @@
-import { readFileSync, statSync } from "node:fs";
 import { z } from "zod";
 import { explain, UsageError } from "../../errors.js";
+import { safeJson } from "../../safe-text.js";
+import { readTextInput } from "../../sys/input-file.js";
 import { TRACKING_DESIGNS } from "../../tracking/choice.js";
 import { machineReportSchema } from "../machine.js";
 import { summarySchema } from "../statistics.js";
@@ -161,9 +162,7 @@ export function readDesignsResult(path: string): DesignsResult {
   };
   let value: unknown;
   try {
-    const { size } = statSync(path);
-    if (size > MAX_FILE_BYTES) return refuse(`it has ${size} bytes`);
-    value = JSON.parse(readFileSync(path, "utf8"));
+    value = JSON.parse(readTextInput(path, MAX_FILE_BYTES));
   } catch (error) {
     if (error instanceof UsageError) throw error;
     return refuse(explain(error), error);
@@ -180,10 +179,8 @@ export function resultText(result: DesignsResult): string {
     typeof value === "number" && !Number.isInteger(value) ? Number(value.toPrecision(5)) : value;
   const lines = Object.entries(result).map(([key, value]) => {
     const isRows = Array.isArray(value) && value.length > 0 && typeof value[0] === "object";
-    const text = isRows
-      ? `[\n${value.map((row) => JSON.stringify(row, short)).join(",\n")}\n]`
-      : JSON.stringify(value, short);
-    return `${JSON.stringify(key)}: ${text}`;
+    const text = isRows ? `[\n${value.map((row) => safeJson(row, short)).join(",\n")}\n]` : safeJson(value, short);
+    return `${safeJson(key)}: ${text}`;
   });
   return `{\n${lines.join(",\n")}\n}\n`;
 }

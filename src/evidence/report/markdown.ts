@@ -1,3 +1,4 @@
+import { safeLines, safeText } from "../../safe-text.js";
 import { type Block, isLeft, type ReportDocument, type TableBlock } from "./document.js";
 
 /**
@@ -38,14 +39,12 @@ function tableMarkdown(table: TableBlock): string {
 function fenced(text: string): string {
   const longest = Math.max(2, ...[...text.matchAll(/`+/g)].map(([ticks]) => ticks.length));
   const fence = "`".repeat(longest + 1);
-  return `${fence}\n${text}\n${fence}`;
+  return `${fence}\n${safeLines(text)}\n${fence}`;
 }
 
 /** Text that Markdown takes for nothing else: on one line, with what it would read as its own escaped. */
 function plain(text: string): string {
-  return text
-    .replace(/\s+/g, " ")
-    .trim()
+  return safeText(text.replace(/\s+/g, " ").trim(), Number.POSITIVE_INFINITY)
     .replace(/[\\`*_[\]<>|~&]/g, "\\$&")
     .replace(/^[-+#=]/, "\\$&")
     .replace(/^(\d+)([.)])(?=\s|$)/, "$1\\$2");

@@ -1,7 +1,6 @@
-import { mkdirSync } from "node:fs";
 import { basename, dirname, extname, join } from "node:path";
-import { explain, UsageError } from "../../errors.js";
-import { writeWholeFile } from "../../sys/whole-file.js";
+import { UsageError } from "../../errors.js";
+import { writeOutput } from "../../sys/output-file.js";
 import type { ReportDocument } from "./document.js";
 import { htmlReport } from "./html.js";
 import { markdownReport } from "./markdown.js";
@@ -28,25 +27,11 @@ export function reportPath(path: string): string {
  */
 export function writeReport(path: string, document: ReportDocument): string[] {
   reportPath(path);
-  if (extname(path).toLowerCase() === ".html") return [write(path, htmlReport(document))];
+  if (extname(path).toLowerCase() === ".html") return [writeOutput(path, htmlReport(document))];
   const stem = basename(path, extname(path));
   const figureFile = (name: string) => `${stem}-${name}.svg`;
   const figures = document.blocks.flatMap((block) =>
-    block.kind === "figure" ? [write(join(dirname(path), figureFile(block.name)), `${block.svg}\n`)] : [],
+    block.kind === "figure" ? [writeOutput(join(dirname(path), figureFile(block.name)), `${block.svg}\n`)] : [],
   );
-  return [write(path, markdownReport(document, figureFile)), ...figures];
-}
-
-function write(path: string, text: string): string {
-  try {
-    mkdirSync(dirname(path), { recursive: true });
-    writeWholeFile(path, text);
-    return path;
-  } catch (cause) {
-    throw new UsageError(`${path} can't be written: ${explain(cause)}`, {
-      code: "CANNOT_WRITE",
-      remedy: "give a file in a folder that may be written to",
-      cause,
-    });
-  }
+  return [writeOutput(path, markdownReport(document, figureFile)), ...figures];
 }

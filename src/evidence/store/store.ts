@@ -1,9 +1,10 @@
-import { mkdirSync, rmdirSync } from "node:fs";
+import { rmdirSync } from "node:fs";
 import { homedir } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { gunzipSync, gzipSync } from "node:zlib";
 import sqlite from "node-sqlite3-wasm";
 import { DirtmapError, UsageError } from "../../errors.js";
+import { makeFolder } from "../../sys/output-file.js";
 import { lockDatabase } from "./database-lock.js";
 import { MIGRATIONS, STORE_VERSION } from "./schema.js";
 
@@ -236,7 +237,7 @@ const RUN_SUMMARY = `id, kind, name, scenario, host, started_at AS startedAt, re
 function lockedDatabase(path: string, waitMs: number): Disposable {
   let lock: Disposable | null;
   try {
-    mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+    makeFolder(dirname(path), { mode: 0o700 });
     lock = lockDatabase(path, waitMs);
   } catch (error) {
     throw noStore(path, error);
@@ -287,9 +288,10 @@ function pragma(db: sqlite.Database, name: "user_version" | "application_id"): n
 }
 
 function noStore(path: string, cause: unknown): UsageError {
+  // SQLite says "disk I/O error" of a disk that is full.
   return new UsageError(`${path} can't be used as a store: ${(cause as Error).message}`, {
     code: "NO_STORE",
-    remedy: "give --store a path where there is nothing yet, or a store of Dirtmap's",
+    remedy: "give --store a path with room where there is nothing yet, or a store of Dirtmap's",
     cause,
   });
 }

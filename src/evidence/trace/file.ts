@@ -1,7 +1,9 @@
 import { createReadStream, type ReadStream } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
+import { dirname } from "node:path";
 import { UsageError } from "../../errors.js";
-import { openRegularFile } from "../../sys/regular-file.js";
+import { openRegularFile } from "../../sys/input-file.js";
+import { cannotWrite, makeFolder } from "../../sys/output-file.js";
 import { TraceDecoder } from "./decoder.js";
 import { TraceEncoder } from "./encoder.js";
 import type { TraceHeader } from "./format.js";
@@ -9,28 +11,27 @@ import type { TraceInterval } from "./interval.js";
 
 /** Writes a trace to a file as it is recorded. A trace that is disposed before {@link end} is cut off, and says so when read. */
 export class TraceWriter implements AsyncDisposable {
+  readonly #path: string;
   readonly #file: FileHandle;
   readonly #encoder: TraceEncoder;
   #bytes = 0;
 
-  private constructor(file: FileHandle, encoder: TraceEncoder) {
+  private constructor(path: string, file: FileHandle, encoder: TraceEncoder) {
+    this.#path = path;
     this.#file = file;
     this.#encoder = encoder;
   }
 
-  /** @throws UsageError `CANNOT_WRITE_TRACE` */
+  /** @throws UsageError `CANNOT_WRITE` */
   static async create(path: string, header: TraceHeader): Promise<TraceWriter> {
     let file: FileHandle;
     try {
+      makeFolder(dirname(path));
       file = await open(path, "w", 0o600);
     } catch (cause) {
-      throw new UsageError(`can't write ${path}: ${(cause as Error).message}`, {
-        code: "CANNOT_WRITE_TRACE",
-        remedy: "name a file in a folder that can be written",
-        cause,
-      });
+      throw cannotWrite(path, cause);
     }
-    const writer = new TraceWriter(file, new TraceEncoder(header));
+    const writer = new TraceWriter(path, file, new TraceEncoder(header));
     await writer.#write(writer.#encoder.begin());
     return writer;
   }
@@ -51,7 +52,12 @@ export class TraceWriter implements AsyncDisposable {
   /** The trace is whole. */
   async end(): Promise<void> {
     await this.#write(this.#encoder.end());
-    await this.#file.datasync();
+    try {
+      await this.#file.datasync();
+    } catch (cause) {
+      // A pipe, or /dev/stdout: there is nothing to flush.
+      if ((cause as NodeJS.ErrnoException).code !== "EINVAL") throw cannotWrite(this.#path, cause);
+    }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -59,9 +65,13 @@ export class TraceWriter implements AsyncDisposable {
   }
 
   async #write(bytes: Uint8Array): Promise<void> {
-    for (let done = 0; done < bytes.length; ) {
-      const { bytesWritten } = await this.#file.write(bytes, done);
-      done += bytesWritten;
+    try {
+      for (let done = 0; done < bytes.length; ) {
+        const { bytesWritten } = await this.#file.write(bytes, done);
+        done += bytesWritten;
+      }
+    } catch (cause) {
+      throw cannotWrite(this.#path, cause);
     }
     this.#bytes += bytes.length;
   }

@@ -1,10 +1,11 @@
 // @peculiar/x509 looks for the Reflect API that this adds, so it has to come first.
 import "reflect-metadata";
 import { webcrypto } from "node:crypto";
-import { mkdirSync, rmSync } from "node:fs";
+import { rmSync } from "node:fs";
 import { isIP } from "node:net";
 import * as x509 from "@peculiar/x509";
 import { UsageError } from "../../errors.js";
+import { makeFolder } from "../../sys/output-file.js";
 import { writeWholeFile } from "../../sys/whole-file.js";
 import { credentialFiles, type TlsCredentials } from "./credentials.js";
 import { checkHost } from "./host-name.js";
@@ -104,7 +105,7 @@ export async function writeCertificates(folder: string, { server, client }: Tryo
   ];
   const written: string[] = [];
   try {
-    mkdirSync(folder, { recursive: true, mode: 0o700 });
+    makeFolder(folder, { mode: 0o700 });
     for (const [path, pem, mode] of files) {
       writeWholeFile(path, pem, { mode, exclusive: true });
       written.push(path);
@@ -116,7 +117,11 @@ export async function writeCertificates(folder: string, { server, client }: Tryo
     if (code === "EEXIST") {
       throw new UsageError(`${dest} is there already`, { code: "FILE_EXISTS", remedy: "give a new folder", cause });
     }
-    throw new UsageError(`${folder} can't be written (${code})`, { code: "FOLDER_NOT_WRITABLE", cause });
+    throw new UsageError(`can't write to ${folder}: ${(cause as Error).message}`, {
+      code: "FOLDER_NOT_WRITABLE",
+      remedy: "give a folder that may be written to, and has room",
+      cause,
+    });
   }
   return files.map(([path]) => path);
 }

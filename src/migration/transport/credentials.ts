@@ -1,8 +1,8 @@
 import { createPrivateKey, X509Certificate } from "node:crypto";
-import { open } from "node:fs/promises";
 import { join } from "node:path";
 import type { TLSSocketOptions } from "node:tls";
-import { UsageError } from "../../errors.js";
+import { explain, UsageError } from "../../errors.js";
+import { readInput } from "../../sys/input-file.js";
 
 /** One side's certificate and key, and the CA that the other side's must come from; PEM. */
 export interface TlsCredentials {
@@ -42,7 +42,7 @@ export async function loadCredentials(
       remedy: "give a folder made by `dirtmap certs`, or a certificate, a key and a CA",
     });
   }
-  const credentials = { cert: await readPem(cert), key: await readPem(key), ca: await readPem(ca) };
+  const credentials = { cert: readPem(cert), key: readPem(key), ca: readPem(ca) };
   checkCertificate(credentials.ca, ca);
   const own = checkCertificate(credentials.cert, cert);
   let matches = false;
@@ -71,15 +71,11 @@ function defined<T extends Record<string, string | undefined>>(object: T): { [Na
   };
 }
 
-async function readPem(path: string): Promise<string> {
+function readPem(path: string): string {
   try {
-    await using file = await open(path);
-    const buffer = new Uint8Array(MAX_PEM_BYTES);
-    const { bytesRead } = await file.read(buffer, 0, MAX_PEM_BYTES, 0);
-    return new TextDecoder("latin1").decode(buffer.subarray(0, bytesRead));
+    return readInput(path, MAX_PEM_BYTES).toString("latin1");
   } catch (cause) {
-    const { code } = cause as NodeJS.ErrnoException;
-    throw new UsageError(`${path} can't be read (${code})`, {
+    throw new UsageError(`${path} can't be read: ${explain(cause)}`, {
       code: "NO_CREDENTIALS",
       remedy: "give a folder made by `dirtmap certs`, or a certificate, a key and a CA",
       cause,

@@ -376,7 +376,7 @@ describe("credentials", () => {
       await expect(load({ cert: await write("old", expired.client.cert) })).rejects.toThrow(/expired on/);
       await expect(load({ ca: key })).rejects.toThrow(/holds no certificate/);
       await expect(load({ key: ca })).rejects.toThrow(/holds no private key/);
-      await expect(load({ ca: join(folder, "none") })).rejects.toThrow(/can't be read \(ENOENT\)/);
+      await expect(load({ ca: join(folder, "none") })).rejects.toThrow(/can't be read: ENOENT/);
       await expect(loadCredentials("server", {})).rejects.toMatchObject({ code: "NO_CREDENTIALS" });
     } finally {
       await rm(folder, { recursive: true });

@@ -1,7 +1,8 @@
-import { lstatSync, mkdirSync } from "node:fs";
+import { lstatSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { DirtmapError, UsageError } from "../../errors.js";
+import { makeFolder } from "../../sys/output-file.js";
 import { runIdSchema } from "./schema.js";
 
 const SUFFIX = ".feed";
@@ -21,7 +22,15 @@ export function defaultFeedFolder(): string {
  * @throws DirtmapError `FEED_FOLDER`
  */
 export function ownFeedFolder(folder: string): void {
-  mkdirSync(folder, { recursive: true, mode: 0o700 });
+  try {
+    makeFolder(folder, { mode: 0o700 });
+  } catch (cause) {
+    throw new DirtmapError(`the folder of live feeds can't be made: ${(cause as Error).message}`, {
+      code: "FEED_FOLDER",
+      remedy: "set XDG_RUNTIME_DIR to a folder that may be written to",
+      cause,
+    });
+  }
   const { mode, uid } = lstatSync(folder);
   const isFolder = (mode & 0o170000) === 0o040000;
   if (isFolder && uid === (process.getuid?.() ?? uid) && (mode & 0o077) === 0) return;

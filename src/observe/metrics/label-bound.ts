@@ -1,3 +1,5 @@
+import { safeText } from "../../safe-text.js";
+
 /** A label's values, bounded: Prometheus keeps a series for each one that it ever saw. */
 export class LabelBound {
   readonly #max: number;
@@ -9,7 +11,7 @@ export class LabelBound {
 
   /** The value, shortened; or `(other)` once there are too many. */
   label(value: string): string {
-    const short = value.length > MAX_LENGTH ? `${value.slice(0, MAX_LENGTH - 1)}…` : value;
+    const short = safeText(value, MAX_LENGTH);
     if (this.#known.has(short)) return short;
     if (this.#known.size >= this.#max) return OTHER;
     this.#known.add(short);

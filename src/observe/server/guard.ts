@@ -1,7 +1,8 @@
 import { createHash, randomBytes, timingSafeEqual } from "node:crypto";
-import { readFileSync, statSync } from "node:fs";
+import { statSync } from "node:fs";
 import { UsageError } from "../../errors.js";
 import { isLoopback } from "../../migration/transport/endpoint.js";
+import { readTextInput } from "../../sys/input-file.js";
 
 /*
  * Who may see the dashboard. Without a token: whoever asks this machine by one of its own names, so that a page from
@@ -34,7 +35,7 @@ export function readToken(path: string): string {
   let mode: number;
   try {
     mode = statSync(path).mode;
-    text = readFileSync(path, "utf8").trim();
+    text = readTextInput(path, MAX_TOKEN + 2).trim();
   } catch (cause) {
     throw badToken(`the token file ${path} can't be read: ${(cause as Error).message}`, "give one that exists", cause);
   }

@@ -1,11 +1,12 @@
+import { safeJson, safeStrings } from "../../safe-text.js";
 import { topJson, topLine, topLines } from "./render.js";
 import { after, startOf, type TopEvent, type TopHeader, type TopState } from "./state.js";
 
 /** Where a view is drawn; process.stdout is one. */
 export interface TopStream {
   readonly isTTY?: boolean;
-  readonly columns?: number;
-  readonly rows?: number;
+  readonly columns?: number | undefined;
+  readonly rows?: number | undefined;
   write(text: string): unknown;
   on(event: "resize", listener: () => void): unknown;
   off(event: "resize", listener: () => void): unknown;
@@ -41,7 +42,7 @@ export class TopView implements Disposable {
 
   constructor(header: TopHeader, options: TopViewOptions) {
     this.#options = options;
-    this.#state = startOf(header);
+    this.#state = startOf(safeStrings(header));
     if (this.#live) options.stream.on("resize", this.#resized);
   }
 
@@ -50,7 +51,7 @@ export class TopView implements Disposable {
   }
 
   show(event: TopEvent): void {
-    this.#state = after(this.#state, event);
+    this.#state = after(this.#state, safeStrings(event));
     if (this.#options.once) return;
     if (this.#live) this.#draw();
     else if (event.type === "read" || (event.type === "written" && this.#counted)) this.#print();
@@ -77,7 +78,7 @@ export class TopView implements Disposable {
 
   #print(): void {
     const { stream, json, once, color } = this.#options;
-    if (json) stream.write(`${JSON.stringify({ schemaVersion: 1, ...topJson(this.#state) })}\n`);
+    if (json) stream.write(`${safeJson({ schemaVersion: 1, ...topJson(this.#state) })}\n`);
     else if (once) {
       const look = { columns: stream.columns ?? Number.POSITIVE_INFINITY, rows: Number.POSITIVE_INFINITY, color };
       stream.write(`${topLines(this.#state, look).join("\n")}\n`);

@@ -63,8 +63,10 @@ describe("domain XML", () => {
 });
 
 describe("XML text", () => {
-  test("attributes are escaped, and what XML can't express is left out", () => {
-    expect(xmlText(element("a", { b: `<&>'"\u0000\n\ufffe` }))).toBe("<a b='&lt;&amp;&gt;&apos;&quot; '/>");
+  test("attributes are escaped, and what XML can't express is shown as numbers", () => {
+    expect(xmlText(element("a", { b: `<&>'"\u0000\n\ufffe` }))).toBe(
+      "<a b='&lt;&amp;&gt;&apos;&quot;\\u{0}\\u{a}\\u{fffe}'/>",
+    );
   });
 
   test("a comment can't be ended from inside", () => {
