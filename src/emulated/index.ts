@@ -19,11 +19,11 @@
  * @module
  */
 
+export type { WorkloadDevice } from "../devices/workload.js";
 export { EmulatedHost, type EmulatedHostOptions } from "./host.js";
 export {
   createEmulatedMachine,
   EmulatedMachine,
   type EmulatedMachineOptions,
   type StampAudit,
-  type WorkloadDevice,
 } from "./machine.js";

@@ -1,9 +1,9 @@
 import { randomInt } from "node:crypto";
-import type { PageSpan } from "../devices/buffers.js";
 import { Feeder } from "../devices/feeder.js";
 import { checkStamps, type StampTrail } from "../devices/stamp.js";
+import { enableBusMaster, setBuffers, type WorkloadDevice } from "../devices/workload.js";
 import { drivenModel, isServed, type MachineDescription, platformOf } from "../host/description.js";
-import type { AttachedDevice, Iommufd, Machine, ObjectId, VfioDevice } from "../host/host.js";
+import type { AttachedDevice, Iommufd, Machine, ObjectId } from "../host/host.js";
 import type { ReplaySchedule } from "../host/replay-schedule.js";
 import { iovaOf, PAGE_SIZE } from "../memory/address.js";
 import { fillMemory } from "../memory/fill.js";
@@ -35,22 +35,6 @@ export interface EmulatedMachineOptions {
   readonly served?: ServedDevices;
   /** What the description's `replay` devices write, by device id; needed for each of them. */
   readonly replays?: ReadonlyMap<string, ReplaySchedule>;
-}
-
-/** A device with a workload, wherever it runs. */
-export interface WorkloadDevice extends VfioDevice {
-  /** What the guest's driver does before it uses the device. */
-  enableBusMaster(): Promise<void>;
-  /** read(2) and write(2) of a region: what a guest's driver does to registers. */
-  regionRead(region: number, offset: number, bytes: number): Promise<Uint8Array>;
-  regionWrite(region: number, offset: number, data: Uint8Array): Promise<void>;
-  /**
-   * What the guest's driver does before that, where it tells a device of the workload its buffers; absent: they were built in.
-   */
-  setBuffers?(buffers: readonly PageSpan[]): Promise<void>;
-  /** What its stamps in memory must be, once it has stopped; null: they are not known. */
-  stamps(): Promise<StampTrail | null>;
-  counters(): Promise<Record<string, number>>;
 }
 
 /** Devices of a machine that run in other processes. */
@@ -224,8 +208,11 @@ export class EmulatedMachine implements Machine {
     for (const { id, vfio } of this.devices) {
       const isDriven = drivenModel(vfio) !== undefined;
       if (isDriven) driven.push(id);
-      else await vfio.setBuffers?.(this.#layout.devices.get(id)?.buffers ?? []);
-      await vfio.enableBusMaster();
+      // Of the workload's; another server's device has registers that nobody here knows, and one of the host's was built with them.
+      else if (this.#isServed(id) && (await vfio.stamps()) !== null) {
+        await setBuffers(vfio, this.#layout.devices.get(id)?.buffers ?? []);
+      }
+      await enableBusMaster(vfio);
     }
     await this.vcpus.startDrivers(driven);
     await this.vcpus.resume();

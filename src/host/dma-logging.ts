@@ -1,10 +1,8 @@
 import { type IovaStretch, loggingRanges } from "../bitmap/ranges.js";
 import { DirtmapError } from "../errors.js";
 import { hex, PAGE_SIZE } from "../memory/address.js";
+import { MAX_LOGGED_RANGES } from "./device-checks.js";
 import type { DmaLoggingLimits, VfioDevice } from "./host.js";
-
-/** Ranges that the kernel takes at least: as many as fit in a page (LOG_MAX_RANGES); for a device that doesn't tell. */
-const MAX_RANGES = PAGE_SIZE / 16;
 
 /** A log that was started. */
 export interface RunningDmaLog {
@@ -31,7 +29,7 @@ export async function startDmaLog(
 ): Promise<RunningDmaLog> {
   const limits = await vfio.dmaLoggingLimits();
   const startWith = async (pageSize: number) => {
-    const logged = loggingRanges(ranges, pageSize, limits?.maxRanges ?? MAX_RANGES);
+    const logged = loggingRanges(ranges, pageSize, limits?.maxRanges ?? MAX_LOGGED_RANGES);
     if (limits !== null) checkReach(vfio.id, logged, limits);
     return { logged, granule: await vfio.startDmaLogging({ pageSize, ranges: logged }) };
   };

@@ -236,6 +236,16 @@ export interface VfioDevice extends AsyncDisposable {
    * device is disposed. Absent where the host doesn't say.
    */
   readonly released?: AbortSignal;
+  /**
+   * pread(2) of a region: all of the bytes, as registers of any size.
+   * @throws UapiError EINVAL outside of the region, or where it can't be read; EIO where it ends before
+   */
+  regionRead(region: number, offset: number, bytes: number): Promise<Uint8Array>;
+  /**
+   * pwrite(2) of a region: all of the data.
+   * @throws UapiError EINVAL outside of the region, or where it can't be written; EIO where it ends before
+   */
+  regionWrite(region: number, offset: number, data: Uint8Array): Promise<void>;
   /** What a guest can tell the device by, of a bound device; it is compared before the device's state goes to another. @throws UapiError */
   shape(): Promise<DeviceShape>;
   /** VFIO_DEVICE_BIND_IOMMUFD; returns the device's id in that iommufd. @throws UapiError EINVAL when bound already */
@@ -265,9 +275,9 @@ export interface VfioDevice extends AsyncDisposable {
    * @throws UapiError EINVAL for an arc that does not exist, EIO where the device went to ERROR
    */
   setState(next: MigState): Promise<DataStream | null>;
-  /** VFIO_DEVICE_FEATURE_MIG_DATA_SIZE: bytes that stop-copy is expected to need; in any state. */
+  /** VFIO_DEVICE_FEATURE_MIG_DATA_SIZE: bytes that stop-copy is expected to need, in any state; 0 where it can't be told. */
   dataSize(): Promise<number>;
-  /** VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2: opts in to the REINIT flag. */
+  /** VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2: opts in to the REINIT flag. @throws UapiError EINVAL without pre-copy */
   enablePrecopyInfoV2(): Promise<void>;
   /**
    * VFIO_DEVICE_FEATURE_DMA_LOGGING_START; returns the page size that the device chose.

@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { MAX_REGIONS } from "./device-info.js";
 import { PCI_SHAPE_BYTES } from "./pci-shape.js";
 import { SHAPE_VERSION } from "./shape.js";
 
@@ -6,8 +7,6 @@ import { SHAPE_VERSION } from "./shape.js";
  * What another process may say of a shape. Apart from shape.ts, so that only who reads shapes loads zod.
  */
 
-/** PCI has 9 regions and 5 types of interrupts, and drivers add a handful: as many as the Linux host takes (vfio/device-info.ts). */
-const MAX_INDICES = 256;
 const MAX_FACTS = 32;
 
 const name = z
@@ -32,8 +31,8 @@ export const deviceShapeSchema = z.strictObject({
   stateVersion: z.int().min(0).nullable(),
   regions: z
     .array(z.strictObject({ index, name, bytes, readable: z.boolean(), writeable: z.boolean() }))
-    .max(MAX_INDICES),
-  irqs: z.array(z.strictObject({ index, name, count: z.int().min(0) })).max(MAX_INDICES),
+    .max(MAX_REGIONS),
+  irqs: z.array(z.strictObject({ index, name, count: z.int().min(0) })).max(MAX_REGIONS),
   /** The configuration space in hexadecimal, with all that is state set to zero; null: it is no PCI function. */
   config: z
     .string()

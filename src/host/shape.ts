@@ -22,9 +22,7 @@ export type MachineShape = z.output<typeof machineShapeSchema>;
 export type ShapeFacts = DeviceShape["facts"];
 
 /** A device whose registers can be read. */
-type Readable = Pick<VfioDevice, "model" | "regions" | "irqs"> & {
-  regionRead(region: number, offset: number, bytes: number): Promise<Uint8Array>;
-};
+type Readable = Pick<VfioDevice, "model" | "regions" | "irqs" | "regionRead">;
 
 /** The shape of an open, bound device. @throws UapiError where its configuration space can't be read */
 export async function shapeOf(

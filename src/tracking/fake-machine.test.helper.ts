@@ -102,6 +102,14 @@ export class FakeVfioDevice implements VfioDevice {
     return { version: 1, model: this.model, stateVersion: 1, regions: [], irqs: [], config: null, facts: {} };
   }
 
+  async regionRead(): Promise<never> {
+    throw refuse("EINVAL", "read a region: it has none");
+  }
+
+  async regionWrite(): Promise<never> {
+    throw refuse("EINVAL", "write a region: it has none");
+  }
+
   async bind(): Promise<never> {
     throw refuse("EINVAL", "bind again");
   }

@@ -1,5 +1,6 @@
 import { afterAll } from "vitest";
 import { PCI_COMMAND, PCI_COMMAND_MASTER, REGION } from "../../src/devices/pci-model.js";
+import { enableBusMaster } from "../../src/devices/workload.js";
 import { EmulatedHost } from "../../src/emulated/host.js";
 import { layoutWorkload } from "../../src/emulated/layout.js";
 import { EmulatedVfioDevice } from "../../src/emulated/vfio/device.js";
@@ -66,7 +67,7 @@ function conformance(
   vfioConformance(`emulated ${device.model}`, {
     ...what,
     open,
-    mark: (marked) => emulated(marked).enableBusMaster(),
+    mark: (marked) => enableBusMaster(emulated(marked)),
     isMarked: async (marked) => {
       const [command] = await emulated(marked).regionRead(REGION.CONFIG, PCI_COMMAND, 1);
       return (command & PCI_COMMAND_MASTER) !== 0;
@@ -76,6 +77,7 @@ function conformance(
       emulated(failing).failNext({ from, to: "STOP" });
     },
     resets: true,
+    twins: true,
     afterBadState: "ERROR",
     dataSizeIsExact: true,
   });

@@ -49,6 +49,7 @@ function conformance(
     ...what,
     mdev: false,
     resets: true,
+    twins: true,
     afterBadState: "ERROR",
     dataSizeIsExact: true,
     failToStop: null,

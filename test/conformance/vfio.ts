@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from "node:util";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { DirtyBitmap } from "../../src/bitmap/dirty-bitmap.js";
 import type {
@@ -10,14 +11,20 @@ import type {
   VfioDevice,
 } from "../../src/host/host.js";
 import { MiB, PAGE_SIZE } from "../../src/memory/address.js";
-import { type DeviceFeature, type MigState, SAVING_GROUP, VFIO_DEVICE_STATE } from "../../src/uapi/vfio.js";
+import {
+  type DeviceFeature,
+  MIG_STATES,
+  type MigState,
+  SAVING_GROUP,
+  VFIO_PCI_REGION_INDEX,
+} from "../../src/uapi/vfio.js";
 
 /*
  * What include/uapi/linux/vfio.h promises of a device, checked through the VfioDevice interface: the same tests for every
  * host. What a device lacks its fixture says, and the tests then check that it is refused as Linux refuses it.
  */
 
-/** An iommufd with two IOASes in which the same memory is mapped, and two devices of one model, open and not bound. */
+/** An iommufd with two IOASes in which the same memory is mapped, and two devices, open and not bound. */
 export interface VfioBench extends AsyncDisposable {
   readonly iommufd: Iommufd;
   readonly ioases: readonly [ObjectId, ObjectId];
@@ -29,6 +36,8 @@ export interface VfioBench extends AsyncDisposable {
 /** A host's way to such devices, and what they can do. */
 export interface VfioFixture {
   open(): Promise<VfioBench>;
+  /** The bench's two devices are of one model; those that can migrate must be. */
+  readonly twins: boolean;
   /** An mdev attaches to the IOAS itself, everything else to an HWPT. */
   readonly mdev: boolean;
   /** null: it can't migrate, and {@link mark} and {@link isMarked} are not called. */
@@ -51,11 +60,11 @@ export interface VfioFixture {
 export const MAPPED = { iova: BigInt(MiB), length: BigInt(MiB) };
 
 const PAGE = BigInt(PAGE_SIZE);
-const STATES = Object.keys(VFIO_DEVICE_STATE) as MigState[];
+const { CONFIG } = VFIO_PCI_REGION_INDEX;
 
 /** States that a device with this support can be asked to go to (the header, on VFIO_DEVICE_FEATURE_MIGRATION). */
 function statesOf({ p2p, preCopy }: MigrationSupport): MigState[] {
-  return STATES.filter((state) => {
+  return MIG_STATES.filter((state) => {
     if (state === "ERROR") return false;
     if (state === "RUNNING_P2P") return p2p;
     if (state === "PRE_COPY") return preCopy;
@@ -164,10 +173,48 @@ export function vfioConformance(name: string, fixture: VfioFixture): void {
           expect(new Set(device.irqs.map(({ index }) => index)).size).toBe(device.irqs.length);
         });
 
-        test("two devices of one model are the same to a guest, whatever state they are in", async () => {
+        test("a region is read whole, in pieces, or not at all", async () => {
+          await device.bind(iommufd);
+          const { bytes } = device.regions.find(({ index }) => index === CONFIG) ?? { bytes: 0 };
+          const whole = await device.regionRead(CONFIG, 0, bytes);
+          expect(whole).toHaveLength(bytes);
+          expect(await device.regionRead(CONFIG, 1, 3)).toEqual(whole.subarray(1, 4));
+          expect(await device.regionRead(CONFIG, bytes, 0)).toHaveLength(0);
+          await device.regionWrite(CONFIG, bytes, new Uint8Array(0));
+        });
+
+        test("an access outside of a region, or to none, is refused with EINVAL", async () => {
+          await device.bind(iommufd);
+          const { bytes } = device.regions.find(({ index }) => index === CONFIG) ?? { bytes: 0 };
+          for (const [offset, length] of [
+            [bytes - 3, 4],
+            [bytes, 1],
+            [-1, 1],
+            [0.5, 1],
+            [2 ** 53, 0],
+          ]) {
+            await refused(device.regionRead(CONFIG, offset, length), "EINVAL", `${length} bytes at ${offset}`);
+            const data = new Uint8Array(length);
+            await refused(device.regionWrite(CONFIG, offset, data), "EINVAL", `${length} bytes at ${offset}`);
+          }
+          await refused(device.regionRead(CONFIG, 0, -1), "EINVAL");
+          await refused(device.regionRead(CONFIG, 0, 1.5), "EINVAL");
+          await refused(device.regionRead(0x7fff, 0, 1), "EINVAL");
+          await refused(device.regionWrite(0x7fff, 0, new Uint8Array(1)), "EINVAL");
+        });
+
+        test("a region that can't be read, or written, is refused with EINVAL", async () => {
+          await device.bind(iommufd);
+          for (const { index, readable, writeable } of device.regions) {
+            if (!readable) await refused(device.regionRead(index, 0, 1), "EINVAL");
+            if (!writeable) await refused(device.regionWrite(index, 0, new Uint8Array(1)), "EINVAL");
+          }
+        });
+
+        test(`two devices of ${fixture.twins ? "one model are the same" : "two models differ"} to a guest, whatever state they are in`, async () => {
           await attachBoth();
-          const shape = await other.shape();
-          expect(await device.shape()).toEqual(shape);
+          const shape = await device.shape();
+          expect(isDeepStrictEqual(await other.shape(), shape)).toBe(fixture.twins);
           expect(shape.regions.map(({ index }) => index)).toEqual(device.regions.map(({ index }) => index));
           expect(shape.config).toMatch(/^[0-9a-f]{4}/);
           if (fixture.migration !== null) {
@@ -222,7 +269,21 @@ export function vfioConformance(name: string, fixture: VfioFixture): void {
           await device[Symbol.asyncDispose]();
           await refused(device.bind(iommufd), "EBADF");
           await refused(device.attach(bench.ioases[0]), "EBADF");
+          await refused(device.detach(), "EBADF");
           await refused(device.reset(), "EBADF");
+          await refused(device.shape(), "EBADF");
+          await refused(device.regionRead(CONFIG, 0, 4), "EBADF");
+          await refused(device.regionWrite(CONFIG, 0, new Uint8Array(4)), "EBADF");
+          await refused(device.supports("MIGRATION"), "EBADF");
+          await refused(device.trackingFlags(), "EBADF");
+          await refused(device.migration(), "EBADF");
+          await refused(device.state(), "EBADF");
+          await refused(device.setState("STOP"), "EBADF");
+          await refused(device.dataSize(), "EBADF");
+          await refused(device.enablePrecopyInfoV2(), "EBADF");
+          await refused(device.startDmaLogging({ pageSize: PAGE_SIZE, ranges: [MAPPED] }), "EBADF");
+          await refused(device.reportDmaLogging({ ...MAPPED, pageSize: PAGE_SIZE, into: bitmap() }), "EBADF");
+          await refused(device.stopDmaLogging(), "EBADF");
         });
 
         test(`a reset ${fixture.resets ? "works" : "is refused with EINVAL"}, and leaves it attached`, async () => {
@@ -244,6 +305,8 @@ export function vfioConformance(name: string, fixture: VfioFixture): void {
         await refused(device.state(), "ENOTTY");
         await refused(device.setState("STOP"), "ENOTTY");
         await refused(device.dataSize(), "ENOTTY");
+        // As of any device without pre-copy.
+        await refused(device.enablePrecopyInfoV2(), "EINVAL");
       });
     }
 
@@ -280,7 +343,7 @@ export function vfioConformance(name: string, fixture: VfioFixture): void {
         for (const from of states) {
           test(`from ${from} it goes wherever the header lets it, and refuses the rest with EINVAL`, async () => {
             const whole = await save(other);
-            for (const to of STATES) {
+            for (const to of MIG_STATES) {
               await bring(from, whole);
               const arc = `${from} to ${to}`;
               if (isLegal(from, to, support)) {
@@ -329,7 +392,7 @@ export function vfioConformance(name: string, fixture: VfioFixture): void {
             failToStop(device);
             await refused(device.setState("STOP"), "EIO");
             expect(await device.state()).toBe("ERROR");
-            for (const to of STATES) await refused(device.setState(to), "EINVAL");
+            for (const to of MIG_STATES) await refused(device.setState(to), "EINVAL");
             expect(await device.dataSize()).toBeGreaterThanOrEqual(0);
             await device.reset();
             expect(await device.state()).toBe("RUNNING");
@@ -476,6 +539,12 @@ export function vfioConformance(name: string, fixture: VfioFixture): void {
         await refused(device.reportDmaLogging({ ...MAPPED, pageSize: PAGE_SIZE, into: bitmap() }), "ENOTTY");
         await refused(device.stopDmaLogging(), "ENOTTY");
       });
+
+      test("it does so before it says anything about the arguments", async () => {
+        await device.bind(iommufd);
+        await refused(device.startDmaLogging({ pageSize: 3, ranges: [] }), "ENOTTY");
+        await refused(device.reportDmaLogging({ ...MAPPED, pageSize: 3, into: bitmap() }), "ENOTTY");
+      });
     }
 
     function loggingTests(): void {
@@ -501,6 +570,12 @@ export function vfioConformance(name: string, fixture: VfioFixture): void {
         });
 
         test("no range is refused with EINVAL", () => refused(start([]), "EINVAL"));
+
+        test("an empty range is refused with EINVAL", () => refused(start([{ ...MAPPED, length: 0n }]), "EINVAL"));
+
+        test("a page size that is no power of two is refused with EINVAL", async () => {
+          for (const pageSize of [0, 12288, 4096.5, -4096]) await refused(start([MAPPED], pageSize), "EINVAL");
+        });
 
         test("overlapping ranges are refused with EINVAL, in any order", async () => {
           const at = (page: bigint, pages: bigint) => ({ iova: page * PAGE, length: pages * PAGE });
@@ -551,6 +626,21 @@ export function vfioConformance(name: string, fixture: VfioFixture): void {
           await start();
           const query = { iova: 2n ** 64n - PAGE, length: 2n * PAGE, pageSize: PAGE_SIZE, into: bitmap() };
           await refused(device.reportDmaLogging(query), "EOVERFLOW");
+        });
+
+        test("a report into a bitmap of another range or page size is refused with EINVAL", async () => {
+          await start();
+          const half = { iova: MAPPED.iova, length: MAPPED.length / 2n };
+          await refused(report(PAGE_SIZE, MAPPED, bitmap(half)), "EINVAL");
+          await refused(report(PAGE_SIZE, MAPPED, bitmap(MAPPED, 2 * PAGE_SIZE)), "EINVAL");
+          await refused(report(PAGE_SIZE, MAPPED, bitmap({ ...MAPPED, iova: MAPPED.iova + PAGE })), "EINVAL");
+        });
+
+        test("a report of nothing writes nothing", async () => {
+          await start();
+          const into = bitmap();
+          await report(PAGE_SIZE, { ...MAPPED, length: 0n }, into);
+          expect(into.count()).toBe(0);
         });
 
         test("a report clears no bit of the caller's, and writes none outside the range", async () => {

@@ -1,5 +1,6 @@
 import { afterEach, describe, expect, test } from "vitest";
 import type { RamBitmap } from "../../src/bitmap/ram-bitmap.js";
+import { enableBusMaster } from "../../src/devices/workload.js";
 import { EmulatedDesigns } from "../../src/emulated/designs/designs.js";
 import { PhysicalMemory } from "../../src/emulated/physical-memory.js";
 import { type Bench, describeMachine, eventually, openBench } from "../../src/emulated/vfio/bench.test.helper.js";
@@ -81,7 +82,7 @@ async function copyWhileRunning(
   const source = await openDesign(design, machine, choices);
   open.push(source);
   const active = devices.filter(({ model }) => model !== "mlx5").map(({ id }) => bench.device(id));
-  for (const device of active) await device.enableBusMaster();
+  for (const device of active) await enableBusMaster(device);
   const units = async (device: (typeof active)[number]) => (await device.counters()).units;
   await source.start();
   const copy = bench.memory.arenas[0].u8.slice(0, bench.memory.bytes);
@@ -141,7 +142,7 @@ describe("no write of a running device is lost", () => {
 test("while devices run, their domains are replaced and put back without a DMA that is blocked", async () => {
   const { bench, machine } = await machineOf([BLK]);
   const blk = bench.device("blk0");
-  await blk.enableBusMaster();
+  await enableBusMaster(blk);
   await eventually(async () => (await blk.counters()).units > 20);
   const choices = chooseTrackers(await probeMachine(machine), DEFAULT_POLICY);
   for (let i = 0; i < 5; i++) {

@@ -147,6 +147,14 @@ export class FakeDevice implements VfioDevice {
     return wrong;
   }
 
+  async regionRead(): Promise<never> {
+    throw refuse("EINVAL", "read a region: it has none");
+  }
+
+  async regionWrite(): Promise<never> {
+    throw refuse("EINVAL", "write a region: it has none");
+  }
+
   async shape(): Promise<DeviceShape> {
     const { model, regions, irqs, facts } = this;
     return { version: 1, model, stateVersion: 1, regions, irqs, config: null, facts };

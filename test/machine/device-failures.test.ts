@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
 import type { Arc } from "../../src/devices/driver/mig-state.js";
+import { enableBusMaster } from "../../src/devices/workload.js";
 import type { EmulatedMachine } from "../../src/emulated/machine.js";
 import { EmulatedVfioDevice } from "../../src/emulated/vfio/device.js";
 import { machineOf, NIC, VF } from "../support/machines.js";
@@ -21,7 +22,7 @@ function deviceOf({ devices }: EmulatedMachine, id: string) {
 
 /** What a guest's driver does when it learns that its device was reset. */
 async function restartDrivers({ devices }: EmulatedMachine): Promise<void> {
-  for (const { vfio } of devices) await vfio.enableBusMaster();
+  for (const { vfio } of devices) await enableBusMaster(vfio);
 }
 
 describe("a device of the source that goes to ERROR", () => {

@@ -1,3 +1,4 @@
+import { enableBusMaster, setBuffers } from "../../devices/workload.js";
 import { UsageError } from "../../errors.js";
 import type { BenchMachine, BenchSite, DmaWitness } from "../../evidence/trackers/site.js";
 import { createLinuxMachine } from "../../linux/machine.js";
@@ -60,8 +61,8 @@ async function open(sockets: readonly string[], ids: readonly string[], memoryBy
     const witnesses = new Map<string, DmaWitness>();
     for (const [index, { id, vfio }] of machine.devices.entries()) {
       if (!(vfio instanceof VfioUserDevice) || (await vfio.stamps()) === null) continue;
-      await vfio.setBuffers([{ firstPage: FIRST_BUFFER_PAGE + index * pages, pages }]);
-      await vfio.enableBusMaster();
+      await setBuffers(vfio, [{ firstPage: FIRST_BUFFER_PAGE + index * pages, pages }]);
+      await enableBusMaster(vfio);
       witnesses.set(id, witnessOf(vfio));
     }
     return { machine, witnesses, groups: new Map(), [Symbol.asyncDispose]: () => undo.undo() };

@@ -2,6 +2,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { enableBusMaster } from "../../devices/workload.js";
 import { DEFAULT_POLICY } from "../../tracking/choice.js";
 import { VfioUserHost } from "../../vfio-user/client/host.js";
 import { type DeviceServer, serveDevice } from "../../vfio-user/server/server.js";
@@ -43,7 +44,7 @@ describe("dirtmap probe --host vfio-user:…", () => {
   it("leaves a device that is in use as it is, and tells of its log", async () => {
     await using user = new VfioUserHost([{ path: path("mlx5"), id: "vf0" }]);
     const device = await user.openDevice("vf0");
-    await device.enableBusMaster();
+    await enableBusMaster(device);
     await device.startDmaLogging({ pageSize: 4096, ranges: [{ iova: 0n, length: 4096n }] });
     await device.setState("STOP");
     await using host = new VfioUserHost([{ path: path("mlx5") }]);

@@ -1,9 +1,10 @@
 import { describe, expect, it } from "vitest";
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
+import type { LoggedRange } from "../../host/device-checks.js";
 import type { DmaLoggingLimits } from "../../host/host.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 import { DmaLog } from "../dma-log.js";
-import { createLog, DmaLogging, deviceLogSource, type LoggedRange, type LogSource } from "./dma-logging.js";
+import { createLog, DmaLogging, deviceLogSource, type LogSource } from "./dma-logging.js";
 
 const LIMITS: DmaLoggingLimits = {
   pageSizes: [4096, 65536],

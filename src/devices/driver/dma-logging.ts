@@ -1,24 +1,24 @@
+import {
+  checkDmaLoggingReport,
+  checkDmaLoggingStart,
+  checkLogPageSize,
+  LOG_IS_OFF,
+  LOG_IS_ON,
+  type LoggedRange,
+} from "../../host/device-checks.js";
 import type { BitmapQuery, DmaLoggingLimits } from "../../host/host.js";
-import { hex, type Iova, isPowerOfTwo, PAGE_SIZE, pageOf, U64_MAX } from "../../memory/address.js";
+import { refuse } from "../../host/iommufd-checks.js";
+import { hex, PAGE_SIZE, pageOf } from "../../memory/address.js";
 import { UapiError } from "../../uapi/errno.js";
 import { DmaLog, type LogRange } from "../dma-log.js";
 
 /*
- * VFIO_DEVICE_FEATURE_DMA_LOGGING_START, _REPORT and _STOP: what is checked, in the order in which Linux does
- * (drivers/vfio/vfio_main.c, then the driver), and who keeps the log: the device itself, or an mdev's pins.
+ * VFIO_DEVICE_FEATURE_DMA_LOGGING_START, _REPORT and _STOP in a driver: what it refuses after the kernel has checked
+ * (host/device-checks.ts), and who keeps the log: the device itself, or an mdev's pins.
  */
 
 const START = "VFIO_DEVICE_FEATURE_DMA_LOGGING_START";
 const REPORT = "VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT";
-const STOP = "VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP";
-
-/** Ranges that fit a kernel page, at 16 bytes each: more is refused whatever the device can do (LOG_MAX_RANGES). */
-const LOG_MAX_RANGES = PAGE_SIZE / 16;
-
-export interface LoggedRange {
-  readonly iova: Iova;
-  readonly length: bigint;
-}
 
 /** Where a device's log comes from. */
 export interface LogSource {
@@ -50,32 +50,14 @@ export class DmaLogging {
   /** Returns the page size that the device chose: the largest it has up to the hint, or else its smallest. */
   async start(pageSize: number, ranges: readonly LoggedRange[]): Promise<number> {
     const { pageSizes, maxRanges, addressWidth } = this.#limits;
-    const refuse = (code: "EINVAL" | "E2BIG" | "EOVERFLOW" | "EOPNOTSUPP", remedy: string): never => {
-      throw new UapiError(code, {
-        syscall: START,
-        attempted: `log ${ranges.length} ranges by ${pageSize} bytes`,
-        remedy,
-      });
-    };
-    if (ranges.length === 0) refuse("EINVAL", "give at least one range");
-    if (ranges.length > LOG_MAX_RANGES) refuse("E2BIG", `give at most ${maxRanges} ranges: merge them, outwards`);
-    if (!isPageSize(pageSize)) refuse("EINVAL", "give a power of two as page size");
-    const sorted = [...ranges].sort((a, b) => (a.iova < b.iova ? -1 : 1));
-    for (const { iova, length } of sorted) {
-      if (iova < 0n || length <= 0n || iova % BigInt(pageSize) !== 0n || length % BigInt(pageSize) !== 0n) {
-        refuse("EINVAL", `begin and end ranges at multiples of ${pageSize}`);
-      }
-      if (iova + length > U64_MAX) refuse("EOVERFLOW", "end ranges below 2^64");
-    }
-    for (let i = 1; i < sorted.length; i++) {
-      if (sorted[i].iova < sorted[i - 1].iova + sorted[i - 1].length)
-        refuse("EINVAL", "give ranges that don't overlap");
-    }
-    if (this.#ranges !== null) refuse("EINVAL", "stop it first: it is on");
-    if (ranges.length > maxRanges) refuse("E2BIG", `give at most ${maxRanges} ranges: merge them, outwards`);
+    const call = { syscall: START, attempted: `log ${ranges.length} ranges by ${pageSize} bytes` };
+    const sorted = checkDmaLoggingStart(pageSize, ranges, call);
+    if (this.#ranges !== null) refuse("EINVAL", call, LOG_IS_ON);
+    if (ranges.length > maxRanges) refuse("E2BIG", call, `give at most ${maxRanges} ranges: merge them, outwards`);
     const end = sorted.at(-1);
-    if (end !== undefined && end.iova + end.length > 1n << BigInt(addressWidth)) {
-      refuse("EOPNOTSUPP", `end ranges below ${hex(1n << BigInt(addressWidth))}: its log covers ${addressWidth} bits`);
+    const limit = 1n << BigInt(addressWidth);
+    if (end !== undefined && end.iova + end.length > limit) {
+      refuse("EOPNOTSUPP", call, `end ranges below ${hex(limit)}: its log covers ${addressWidth} bits`);
     }
     const granule = granuleFor(pageSize, pageSizes);
     const pages = wholePages(sorted);
@@ -89,42 +71,28 @@ export class DmaLogging {
    * it reach nothing behind its `addressWidth`.
    */
   async startAll(pageSize: number): Promise<number> {
-    const refuse = (code: "EINVAL" | "EOPNOTSUPP", remedy: string): never => {
-      throw new UapiError(code, { syscall: START, attempted: `log everything by ${pageSize} bytes`, remedy });
-    };
-    if (!isPageSize(pageSize)) refuse("EINVAL", "give a power of two as page size");
-    if (this.#ranges !== null) refuse("EINVAL", "stop it first: it is on");
+    const call = { syscall: START, attempted: `log everything by ${pageSize} bytes` };
+    checkLogPageSize(pageSize, call);
+    if (this.#ranges !== null) refuse("EINVAL", call, LOG_IS_ON);
     const granule = granuleFor(pageSize, this.#limits.pageSizes);
-    await (this.#source.startAll?.(granule) ?? refuse("EOPNOTSUPP", "give ranges"));
+    await (this.#source.startAll?.(granule) ?? refuse("EOPNOTSUPP", call, "give ranges"));
     this.#ranges = [{ page: 0, pages: 2 ** this.#limits.addressWidth / PAGE_SIZE }];
     return granule;
   }
 
   /** @param quiet true while the device does no DMA: what a log needs that can be read only then */
   async report(query: BitmapQuery, quiet: boolean): Promise<void> {
-    const { iova, length, pageSize, into } = query;
-    const refuse = (code: "EINVAL" | "EBUSY" | "EOVERFLOW", remedy: string): never => {
-      throw new UapiError(code, {
-        syscall: REPORT,
-        attempted: `read the log of ${hex(length)} bytes at ${hex(iova)} by ${pageSize}`,
-        remedy,
-      });
-    };
-    if (pageSize < PAGE_SIZE || !Number.isSafeInteger(pageSize) || !isPowerOfTwo(pageSize)) {
-      refuse("EINVAL", `give a power of two from ${PAGE_SIZE} on as page size`);
-    }
-    if (iova < 0n || length < 0n || iova + length > U64_MAX) refuse("EOVERFLOW", "end the range below 2^64");
-    if (this.#ranges === null) refuse("EINVAL", "start DMA logging first");
-    if (into.granule !== pageSize || into.iova > iova || into.iova + into.length < iova + length) {
-      refuse("EINVAL", "give a bitmap of that range and page size");
-    }
+    const { iova, length, pageSize } = query;
+    const call = { syscall: REPORT, attempted: `read the log of ${hex(length)} bytes at ${hex(iova)} by ${pageSize}` };
+    checkDmaLoggingReport(query, call);
+    if (this.#ranges === null) return refuse("EINVAL", call, LOG_IS_OFF);
     if (this.#limits.readableWhen === "quiesced" && !quiet) {
-      refuse("EBUSY", "its log can be read only when it does no DMA: quiesce or stop it");
+      refuse("EBUSY", call, "its log can be read only when it does no DMA: quiesce or stop it");
     }
     if (length === 0n) return;
     const first = pageOf(iova);
     const end = pageOf(iova + length - 1n) + 1;
-    for (const range of this.#ranges ?? []) {
+    for (const range of this.#ranges) {
       const from = Math.max(first, range.page);
       const to = Math.min(end, range.page + range.pages);
       if (from < to) await this.#source.readAndClear(from, to - from, query);
@@ -137,16 +105,6 @@ export class DmaLogging {
     this.#ranges = null;
     await this.#source.stop();
   }
-}
-
-/** The refusal of a device without DMA logging. */
-export function noDmaLogging(operation: "start" | "report" | "stop"): UapiError {
-  const syscall = { start: START, report: REPORT, stop: STOP }[operation];
-  return new UapiError("ENOTTY", {
-    syscall,
-    attempted: `${operation} DMA logging of a device that has none`,
-    remedy: "track it with its IOMMU",
-  });
 }
 
 /** A log in the memory of the device itself. */
@@ -184,10 +142,6 @@ export function createLog(ranges: readonly LogRange[], granule: number): DmaLog 
       cause,
     });
   }
-}
-
-function isPageSize(bytes: number): boolean {
-  return Number.isSafeInteger(bytes) && isPowerOfTwo(bytes);
 }
 
 /** The largest that there is up to a hint, or else the smallest. */

@@ -1,8 +1,7 @@
 import { describe, expect, it } from "vitest";
 import type { MigrationSupport } from "../../host/host.js";
-import type { MigState } from "../../uapi/vfio.js";
-import { SAVING_GROUP } from "../../uapi/vfio.js";
-import { ARCS, MIG_STATES, migrationPath } from "./mig-state.js";
+import { MIG_STATES, type MigState, SAVING_GROUP } from "../../uapi/vfio.js";
+import { ARCS, migrationPath } from "./mig-state.js";
 
 /*
  * Written by hand from the comment above enum vfio_device_mig_state in include/uapi/linux/vfio.h: per transition the

@@ -1,5 +1,5 @@
 import type { MigrationSupport } from "../../host/host.js";
-import { type MigState, SAVING_GROUP, VFIO_DEVICE_STATE } from "../../uapi/vfio.js";
+import { type MigState, SAVING_GROUP } from "../../uapi/vfio.js";
 
 /*
  * The device state machine of enum vfio_device_mig_state (include/uapi/linux/vfio.h), as data: the arcs that the header
@@ -84,6 +84,3 @@ function shortest(from: MigState, to: MigState): MigState[] | null {
   }
   return null;
 }
-
-/** All states, in the header's order. */
-export const MIG_STATES = Object.keys(VFIO_DEVICE_STATE) as MigState[];

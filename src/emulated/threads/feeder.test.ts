@@ -1,6 +1,7 @@
 import { afterEach, describe, expect, it } from "vitest";
 import { Feeder } from "../../devices/feeder.js";
 import { checkStamps, stampsIntact } from "../../devices/stamp.js";
+import { enableBusMaster } from "../../devices/workload.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 import { describeMachine, eventually, openBench, stampsOf } from "../vfio/bench.test.helper.js";
 
@@ -26,7 +27,7 @@ describe("the feeder", () => {
       ["mlx0", 30],
     ] as const) {
       const device = bench.device(id);
-      await device.enableBusMaster();
+      await enableBusMaster(device);
       await feeder.feed((await device.counters()).udpPort, rate);
       await eventually(async () => (await device.counters()).units > 20);
     }

@@ -2,13 +2,14 @@ import { describe, expect, it } from "vitest";
 import { MLX5_QUEUES_REGISTER } from "../../devices/mlx5.js";
 import { REGION } from "../../devices/pci-model.js";
 import { checkStamps, stampsIntact } from "../../devices/stamp.js";
+import { enableBusMaster } from "../../devices/workload.js";
 import { BLK, bench, eventually, MLX5, NIC, readAll, resuming, saving, stampsOf, VGPU } from "./bench.test.helper.js";
 
 describe("the migration states of a device", () => {
   it("stop only P2P in RUNNING_P2P where the device can tell P2P apart, and everything where it can't", async () => {
     const { device } = await bench([BLK, VGPU]);
     for (const id of ["blk0", "vgpu0"]) {
-      await device(id).enableBusMaster();
+      await enableBusMaster(device(id));
       await eventually(async () => (await device(id).counters()).units > 5);
       await device(id).setState("RUNNING_P2P");
     }
@@ -42,7 +43,7 @@ describe("the migration states of a device", () => {
     for (const description of [BLK, VGPU]) {
       const source = await bench([description], { incarnation: 1 });
       const from = source.device(description.id);
-      await from.enableBusMaster();
+      await enableBusMaster(from);
       await eventually(async () => (await from.counters()).units > 150);
       const stream = saving(await from.setState("STOP_COPY"));
       const expected = await from.dataSize();
@@ -95,7 +96,7 @@ describe("a saving stream", () => {
   it("has initial data, a temporary end, what changed since, and a real end", async () => {
     const { device } = await bench([VGPU]);
     const vgpu = device("vgpu0");
-    await vgpu.enableBusMaster();
+    await enableBusMaster(vgpu);
     await eventually(async () => (await vgpu.counters()).units > 10);
     const stream = saving(await vgpu.setState("PRE_COPY"));
     const info = await stream.precopyInfo();

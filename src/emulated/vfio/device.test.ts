@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { REGION, REGISTER, STATUS } from "../../devices/pci-model.js";
 import { checkStamps, stampsIntact } from "../../devices/stamp.js";
+import { enableBusMaster } from "../../devices/workload.js";
 import { MiB } from "../../memory/address.js";
 import { createGuestMemory } from "../../memory/guest-memory.js";
 import {
@@ -26,7 +27,7 @@ describe("an emulated VFIO device", () => {
     const blk = device("blk0");
     await new Promise((resolve) => setTimeout(resolve, 30));
     expect((await blk.counters()).units).toBe(0);
-    await blk.enableBusMaster();
+    await enableBusMaster(blk);
     await eventually(async () => (await blk.counters()).units > 150);
     await blk.setState("STOP");
     const stopped = await blk.counters();
@@ -39,7 +40,7 @@ describe("an emulated VFIO device", () => {
   it("is blocked, not stopped, while detached, and goes on after an attach", async () => {
     const { device, ioas } = await bench([BLK]);
     const blk = device("blk0");
-    await blk.enableBusMaster();
+    await enableBusMaster(blk);
     await eventually(async () => (await blk.counters()).units > 5);
     await blk.detach();
     const { units } = await blk.counters();
@@ -84,7 +85,7 @@ describe("P2P DMA", () => {
   it("reaches the peer's memory where it is allowed, and is refused where it is not", async () => {
     const { device, bar, allowP2p } = await bench([peer, VGPU]);
     const blk = device("blk0");
-    await blk.enableBusMaster();
+    await enableBusMaster(blk);
     await eventually(async () => (await blk.counters()).p2pRefused > 2);
     expect(bar("vgpu0").every((byte) => byte === 0)).toBe(true);
     await allowP2p("blk0", "vgpu0", true);
@@ -102,7 +103,7 @@ describe("P2P DMA", () => {
     const { device, bar, allowP2p } = await bench([peer, VGPU]);
     const [blk, vgpu] = [device("blk0"), device("vgpu0")];
     await allowP2p("blk0", "vgpu0", true);
-    await blk.enableBusMaster();
+    await enableBusMaster(blk);
     await eventually(async () => (await blk.counters()).p2pUnits > 3);
     for (const each of [vgpu, blk]) await each.setState("RUNNING_P2P");
     const { p2pUnits, units } = await blk.counters();
@@ -125,7 +126,7 @@ describe("P2P DMA", () => {
 describe("a device thread", () => {
   it("that dies fails its devices and says so once", async () => {
     const { device, threads, deaths } = await bench([BLK, VGPU]);
-    await device("blk0").enableBusMaster();
+    await enableBusMaster(device("blk0"));
     await threads.kill(0);
     await eventually(() => deaths.length > 0);
     expect(deaths.map((death) => death.message)).toEqual(["the thread of blk0, vgpu0 has ended"]);
@@ -139,7 +140,7 @@ describe("a device thread", () => {
     const file = join(folder, "disk.img");
     await writeFile(file, Buffer.alloc(1 << 20, 5));
     const { device } = await bench([{ ...BLK, file }, VGPU]);
-    await device("blk0").enableBusMaster();
+    await enableBusMaster(device("blk0"));
     await eventually(async () => (await device("blk0").counters()).units > 5);
     await truncate(file, 0);
     await eventually(async () => (await device("blk0").counters()).failed === 1);
@@ -158,7 +159,7 @@ describe("a device thread", () => {
     const { device } = await bench([{ ...BLK, file }]);
     const blk = device("blk0");
     const status = async () => (await blk.regionRead(REGION.BAR0, REGISTER.STATUS, 1))[0];
-    await blk.enableBusMaster();
+    await enableBusMaster(blk);
     await eventually(async () => (await blk.counters()).units > 5);
     await truncate(file, 0);
     await eventually(async () => (await blk.counters()).failed === 1);
@@ -166,7 +167,7 @@ describe("a device thread", () => {
     await truncate(file, 1 << 20);
     await blk.regionWrite(REGION.BAR0, REGISTER.STATUS, Uint8Array.of(STATUS.RESET));
     expect([await status(), (await blk.counters()).failed]).toEqual([0, 0]);
-    await blk.enableBusMaster();
+    await enableBusMaster(blk);
     const before = (await blk.counters()).units;
     await eventually(async () => (await blk.counters()).units > before);
     await blk.setState("STOP");
@@ -177,7 +178,7 @@ describe("a device thread", () => {
   it("ends with the bench, and what its devices were is refused afterwards", async () => {
     const opened = await openBench(describeMachine([BLK]), { memory: createGuestMemory(8 * MiB) });
     const blk = opened.device("blk0");
-    await blk.enableBusMaster();
+    await enableBusMaster(blk);
     await opened[Symbol.asyncDispose]();
     await expect(blk.setState("STOP")).rejects.toMatchObject({ code: "EBADF" });
     expect(opened.deaths).toEqual([]);

@@ -1,9 +1,11 @@
 import { SAVED_PAGE_BYTES } from "../../devices/device-memory.js";
-import { DmaLogging, deviceLogSource, noDmaLogging } from "../../devices/driver/dma-logging.js";
+import { DmaLogging, deviceLogSource } from "../../devices/driver/dma-logging.js";
 import type { Arc } from "../../devices/driver/mig-state.js";
 import { MigrationDriver } from "../../devices/driver/migration-driver.js";
-import { PCI_COMMAND, PCI_COMMAND_MASTER, REGION } from "../../devices/pci-model.js";
+import { REGION } from "../../devices/pci-model.js";
 import type { StampTrail } from "../../devices/stamp.js";
+import type { WorkloadDevice } from "../../devices/workload.js";
+import { checkRegionAccess, type LoggedRange, noDmaLogging } from "../../host/device-checks.js";
 import type {
   BitmapQuery,
   DataStream,
@@ -14,12 +16,11 @@ import type {
   ObjectId,
   RegionInfo,
   TrackingFlags,
-  VfioDevice,
 } from "../../host/host.js";
+import { refuse } from "../../host/iommufd-checks.js";
 import { type DeviceShape, shapeOf } from "../../host/shape.js";
-import { hex, type Iova, MiB, PAGE_SIZE } from "../../memory/address.js";
+import { type Iova, MiB, PAGE_SIZE } from "../../memory/address.js";
 import type { InFlight } from "../../memory/in-flight.js";
-import { UapiError } from "../../uapi/errno.js";
 import type { DeviceFeature, MigState } from "../../uapi/vfio.js";
 import type { Port, SystemIommu } from "../iommu/iommu.js";
 import type { EmulatedAccess } from "../iommufd/access.js";
@@ -51,7 +52,7 @@ export interface EmulatedVfioDeviceOptions {
 /**
  * An open VFIO device of the emulated host: the driver between the uAPI and the model on its thread.
  */
-export class EmulatedVfioDevice implements VfioDevice {
+export class EmulatedVfioDevice implements WorkloadDevice {
   readonly id: string;
   readonly model: string;
   readonly regions: readonly RegionInfo[];
@@ -118,10 +119,8 @@ export class EmulatedVfioDevice implements VfioDevice {
   async bind(iommufd: Iommufd): Promise<ObjectId> {
     const call = { syscall: "VFIO_DEVICE_BIND_IOMMUFD", attempted: `bind '${this.id}'` };
     this.#checkOpen(call.syscall);
-    if (this.#bound !== null) throw new UapiError("EINVAL", { ...call, remedy: "it is bound already" });
-    if (!(iommufd instanceof EmulatedIommufd)) {
-      throw new UapiError("EINVAL", { ...call, remedy: "give an iommufd of the same host" });
-    }
+    if (this.#bound !== null) refuse("EINVAL", call, "it is bound already");
+    if (!(iommufd instanceof EmulatedIommufd)) return refuse("EINVAL", call, "give an iommufd of the same host");
     const { mdev, tracking } = this.#client.info;
     const binding = {
       callbacks: { unmap: (iova: Iova, length: bigint) => this.#unmap(iova, length) },
@@ -156,6 +155,7 @@ export class EmulatedVfioDevice implements VfioDevice {
   }
 
   async supports(feature: DeviceFeature): Promise<boolean> {
+    this.#checkOpen(`VFIO_DEVICE_FEATURE_${feature}`);
     const { migration, dmaLogging } = this.#client.info;
     switch (feature) {
       case "DMA_LOGGING_START":
@@ -175,6 +175,7 @@ export class EmulatedVfioDevice implements VfioDevice {
   }
 
   async trackingFlags(): Promise<TrackingFlags> {
+    this.#checkOpen("VFIO_DEVICE_FEATURE_DMA_LOGGING_START");
     return this.#client.info.tracking;
   }
 
@@ -198,19 +199,14 @@ export class EmulatedVfioDevice implements VfioDevice {
   }
 
   async enablePrecopyInfoV2(): Promise<void> {
+    this.#checkOpen("VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2");
     this.#migration.enablePrecopyInfoV2();
   }
 
-  async startDmaLogging({
-    pageSize,
-    ranges,
-  }: {
-    pageSize: number;
-    ranges: readonly { iova: Iova; length: bigint }[];
-  }): Promise<number> {
+  async startDmaLogging(args: { pageSize: number; ranges: readonly LoggedRange[] }): Promise<number> {
     const logging = this.#log("start");
     if (this.#client.info.mdev) this.#binding("VFIO_DEVICE_FEATURE_DMA_LOGGING_START", `log the pins of '${this.id}'`);
-    return this.#migration.lock.run(() => logging.start(pageSize, ranges));
+    return this.#migration.lock.run(() => logging.start(args.pageSize, args.ranges));
   }
 
   async reportDmaLogging(query: BitmapQuery): Promise<void> {
@@ -223,25 +219,18 @@ export class EmulatedVfioDevice implements VfioDevice {
     await this.#migration.lock.run(() => logging.stop());
   }
 
-  /** read(2) of a region. @throws UapiError EINVAL outside of it */
   async regionRead(region: number, offset: number, bytes: number): Promise<Uint8Array> {
-    this.#checkRegion(region, offset, bytes);
+    this.#checkOpen("pread");
+    checkRegionAccess(this, "read", { region, offset, bytes });
     return this.#client.regionRead(region, offset, bytes);
   }
 
-  /** write(2) of a region. @throws UapiError EINVAL outside of it */
   async regionWrite(region: number, offset: number, data: Uint8Array): Promise<void> {
-    this.#checkRegion(region, offset, data.byteLength);
+    this.#checkOpen("pwrite");
+    checkRegionAccess(this, "write", { region, offset, bytes: data.byteLength });
     await this.#client.regionWrite(region, offset, data);
   }
 
-  /** What the guest's driver does before it uses the device: lets it do DMA. Part of the state that migrates. */
-  async enableBusMaster(): Promise<void> {
-    const [command] = await this.regionRead(REGION.CONFIG, PCI_COMMAND, 1);
-    await this.regionWrite(REGION.CONFIG, PCI_COMMAND, Uint8Array.of(command | PCI_COMMAND_MASTER));
-  }
-
-  /** What its stamps in memory must be, once it has stopped; null of a device whose DMA is not stamped. */
   stamps(): Promise<StampTrail | null> {
     return this.#client.trail();
   }
@@ -277,30 +266,17 @@ export class EmulatedVfioDevice implements VfioDevice {
   }
 
   #log(operation: "start" | "report" | "stop"): DmaLogging {
+    this.#checkOpen(`VFIO_DEVICE_FEATURE_DMA_LOGGING_${operation.toUpperCase()}`);
     if (this.#logging === null) throw noDmaLogging(operation);
     return this.#logging;
   }
 
   #binding(syscall: string, attempted: string) {
     this.#checkOpen(syscall);
-    if (this.#bound === null)
-      throw new UapiError("EINVAL", { syscall, attempted, remedy: "bind it to an iommufd first" });
-    return this.#bound;
+    return this.#bound ?? refuse("EINVAL", { syscall, attempted }, "bind it to an iommufd first");
   }
 
   #checkOpen(syscall: string): void {
-    if (!this.#open) throw new UapiError("EBADF", { syscall, attempted: `use '${this.id}'`, remedy: "it is closed" });
-  }
-
-  #checkRegion(index: number, offset: number, bytes: number): void {
-    this.#checkOpen("pread");
-    const region = this.regions.find((candidate) => candidate.index === index);
-    if (region === undefined || !(offset >= 0 && bytes >= 0 && offset + bytes <= region.bytes)) {
-      throw new UapiError("EINVAL", {
-        syscall: "pread",
-        attempted: `access ${bytes} bytes at ${hex(offset)} of region ${index} of '${this.id}'`,
-        remedy: `its regions are ${this.regions.map(({ index: i, name, bytes: b }) => `${i} (${name}, ${b} bytes)`).join(", ")}`,
-      });
-    }
+    if (!this.#open) refuse("EBADF", { syscall, attempted: `use '${this.id}'` }, "it is closed");
   }
 }

@@ -1,6 +1,7 @@
 import { createSocket } from "node:dgram";
 import { describe, expect, it } from "vitest";
 import { checkStamps, stampsIntact } from "../../devices/stamp.js";
+import { enableBusMaster } from "../../devices/workload.js";
 import { MiB, PAGE_SIZE } from "../../memory/address.js";
 import { BLK, bench, eventually, MLX5, RAM, ramBitmap, stampsOf } from "./bench.test.helper.js";
 
@@ -11,7 +12,7 @@ describe("the DMA logging of a device", () => {
     const { device, memory } = await bench([{ ...MLX5, dmaLogging: { pageSizes: [4096, 65536] } }]);
     const mlx5 = device("mlx0");
     expect(await mlx5.startDmaLogging(start(4096))).toBe(4096);
-    await mlx5.enableBusMaster();
+    await enableBusMaster(mlx5);
     const socket = createSocket("udp4");
     const { udpPort } = await mlx5.counters();
     await eventually(async () => {
@@ -122,7 +123,7 @@ describe("the DMA logging of a device", () => {
     const { device, holds } = await bench([{ ...MLX5, load: { rate: 5, footprint: 100 * PAGE_SIZE } }]);
     const mlx5 = device("mlx0");
     await mlx5.startDmaLogging(start(4096));
-    await mlx5.enableBusMaster();
+    await enableBusMaster(mlx5);
     const hold = holds.get("mlx0");
     if (hold === undefined) throw new Error("no hold");
     hold.arm();

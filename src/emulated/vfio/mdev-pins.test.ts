@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { checkStamps, stampsIntact } from "../../devices/stamp.js";
+import { enableBusMaster } from "../../devices/workload.js";
 import { MiB, PAGE_SIZE } from "../../memory/address.js";
 import { bench, eventually, RAM, ramBitmap, stampsOf, VGPU } from "./bench.test.helper.js";
 
@@ -8,7 +9,7 @@ describe("the DMA logging of an mdev", () => {
     const { device } = await bench([VGPU]);
     const vgpu = device("vgpu0");
     expect(await vgpu.startDmaLogging({ pageSize: 4096, ranges: [RAM] })).toBe(4096);
-    await vgpu.enableBusMaster();
+    await enableBusMaster(vgpu);
     await eventually(async () => (await vgpu.counters()).windowsPinned >= 5);
     await vgpu.setState("STOP");
     const into = ramBitmap();
@@ -24,7 +25,7 @@ describe("the DMA logging of an mdev", () => {
   it("gives pins back when their memory is unmapped, without a write afterwards", async () => {
     const { device, iommufd, ioas, memory } = await bench([VGPU]);
     const vgpu = device("vgpu0");
-    await vgpu.enableBusMaster();
+    await enableBusMaster(vgpu);
     await eventually(async () => (await vgpu.counters()).windowsPinned >= 2);
     await iommufd.unmap(ioas, BigInt(MiB), BigInt(7 * MiB));
     const { units } = await vgpu.counters();
@@ -50,7 +51,7 @@ describe("the DMA logging of an mdev", () => {
     const tracker = await iommufd.allocEmulatedIommu(ioas);
     for (const id of ["vgpu0", "vgpu1"]) {
       await device(id).attach(tracker);
-      await device(id).enableBusMaster();
+      await enableBusMaster(device(id));
     }
     await iommufd.setDirtyTracking(tracker, true);
     const from = { a: (await device("vgpu0").counters()).units, b: (await device("vgpu1").counters()).units };

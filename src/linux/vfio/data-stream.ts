@@ -1,11 +1,12 @@
-import type { PrecopyInfo, ResumingStream, SavingStream } from "../../host/host.js";
+import { ResumingSession, SavingSession, type SessionDevice } from "../../host/data-session.js";
+import type { Call } from "../../host/iommufd-checks.js";
 import { EventFd } from "../../sys/eventfd.js";
 import { setNonBlocking } from "../../sys/fd.js";
 import { OpenFile } from "../../sys/open-file.js";
 import { POLLIN, POLLOUT, PollSet } from "../../sys/poll.js";
-import { Lock } from "../../threads/lock.js";
+import type { Lock } from "../../threads/lock.js";
 import { isErrno, UapiError } from "../../uapi/errno.js";
-import { VFIO_MIG_GET_PRECOPY_INFO, VFIO_PRECOPY_INFO_REINIT, vfio_precopy_info } from "../../uapi/vfio.js";
+import { VFIO_MIG_GET_PRECOPY_INFO, vfio_precopy_info } from "../../uapi/vfio.js";
 
 /*
  * The data transfer sessions of a device of this kernel: what is read from, or written to, the data_fd that a state change
@@ -26,28 +27,22 @@ const WAIT_MS = 1_000;
 const MAX_READ = 16 * 2 ** 20;
 
 /** What a stream needs to know of its device. */
-export interface SessionOptions {
-  /** For messages. */
-  readonly device: string;
-  /** VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2 was opted in to: only then do the flags of struct vfio_precopy_info mean anything. */
-  readonly precopyInfoV2: () => boolean;
+export interface SessionOptions extends SessionDevice {
   /** How long data, or room for data, is waited for. Default 10 s. */
   readonly timeoutMs?: number;
 }
 
-/** What both directions have in common: a descriptor, its waits, and its end. */
-abstract class Session implements AsyncDisposable {
-  protected readonly device: string;
-  protected readonly file: OpenFile;
+/** A data_fd, the waits for it, and its end. */
+class DataFile {
+  readonly file: OpenFile;
+  readonly #device: string;
   readonly #poll: PollSet;
   readonly #wake: EventFd;
   readonly #timeoutMs: number;
-  readonly #turns = new Lock();
-  #ended: string | undefined;
 
   /** Takes over the descriptor. @throws UapiError; then the descriptor is closed */
-  protected constructor(fd: number, events: number, { device, timeoutMs = STREAM_TIMEOUT_MS }: SessionOptions) {
-    this.device = device;
+  constructor(fd: number, events: number, { device, timeoutMs = STREAM_TIMEOUT_MS }: SessionOptions) {
+    this.#device = device;
     this.file = new OpenFile(fd, `the state of '${device}'`);
     this.#timeoutMs = timeoutMs;
     try {
@@ -63,125 +58,90 @@ abstract class Session implements AsyncDisposable {
     ]);
   }
 
-  /** The device left the states that this session belongs to: whoever waits is woken, and the descriptor closed. */
-  async end(why: string): Promise<void> {
-    if (this.#ended !== undefined) return;
-    this.#ended = why;
+  /** Makes a call that answers EAGAIN until there is data, or room. @param check refuses where the session has ended meanwhile */
+  async transfer({ syscall, attempted }: Call, check: () => void, call: () => Promise<number>): Promise<number> {
+    const until = performance.now() + this.#timeoutMs;
+    for (;;) {
+      check();
+      try {
+        return await call();
+      } catch (error) {
+        if (!isErrno(error, "EAGAIN")) throw error;
+      }
+      const left = until - performance.now();
+      if (left <= 0) {
+        throw new UapiError("ETIMEDOUT", {
+          syscall,
+          attempted: `${attempted}: the driver had nothing to say for ${this.#timeoutMs} ms`,
+          remedy: `reset '${this.#device}'`,
+        });
+      }
+      await this.#poll.waitOnThread(Math.ceil(Math.min(left, WAIT_MS)));
+    }
+  }
+
+  /** Wakes who waits, and closes the descriptor. @param turns of those who wait: they poll the eventfd, so that it is closed after theirs */
+  async close(turns: Lock): Promise<void> {
     this.#wake.signal();
-    // A waiter polls the eventfd; so it is closed after the waiter's turn.
-    await this.#turns.run(async () => {
+    await turns.run(async () => {
       await this.file[Symbol.asyncDispose]();
       this.#wake[Symbol.dispose]();
     });
   }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.end(CLOSED);
-    // Ended by the device, perhaps a moment ago: wait for that as well.
-    await this.#turns.run(async () => {});
-  }
-
-  /** Makes a call that answers EAGAIN until there is data, or room; one caller at a time. */
-  protected transfer(syscall: string, attempted: string, call: () => Promise<number>): Promise<number> {
-    return this.#turns.run(async () => {
-      const until = performance.now() + this.#timeoutMs;
-      for (;;) {
-        this.check(syscall, attempted);
-        try {
-          return await call();
-        } catch (error) {
-          if (!isErrno(error, "EAGAIN")) throw error;
-        }
-        const left = until - performance.now();
-        if (left <= 0) {
-          throw new UapiError("ETIMEDOUT", {
-            syscall,
-            attempted: `${attempted}: the driver had nothing to say for ${this.#timeoutMs} ms`,
-            remedy: `reset '${this.device}'`,
-          });
-        }
-        await this.#poll.waitOnThread(Math.ceil(Math.min(left, WAIT_MS)));
-      }
-    });
-  }
-
-  protected check(syscall: string, attempted: string): void {
-    if (this.#ended === undefined) return;
-    const code = this.#ended === CLOSED ? "EBADF" : "ENODEV";
-    throw new UapiError(code, { syscall, attempted, remedy: this.#ended });
-  }
 }
 
-const CLOSED = "the stream is closed";
-
 /** The data_fd of the saving group of states. */
-export class LinuxSavingStream extends Session implements SavingStream {
-  readonly direction = "saving";
-  /** The device is in STOP_COPY: an end of the stream is the real one. Kept by the device. */
-  final = false;
-  readonly #precopyInfoV2: () => boolean;
+export class LinuxSavingStream extends SavingSession {
+  readonly #data: DataFile;
 
   constructor(fd: number, options: SessionOptions) {
-    super(fd, POLLIN, options);
-    this.#precopyInfoV2 = options.precopyInfoV2;
+    super(options);
+    this.#data = new DataFile(fd, POLLIN, options);
   }
 
-  /** @throws UapiError besides: ETIMEDOUT for a driver that has nothing for 10 s, ENODEV once the device left the saving states */
-  async read(bytes: number): Promise<Uint8Array> {
-    const attempted = `read ${bytes} bytes of the state of '${this.device}'`;
-    this.check("read", attempted);
-    if (!Number.isSafeInteger(bytes) || bytes < 1) {
-      throw new UapiError("EINVAL", { syscall: "read", attempted, remedy: "read 1 byte or more" });
-    }
+  protected async take(bytes: number, call: Call): Promise<{ data: Uint8Array; final: boolean }> {
     const into = new Uint8Array(Math.min(bytes, MAX_READ));
-    let final = this.final;
-    const count = await this.transfer("read", attempted, () => {
-      final = this.final;
-      return this.file.read(into);
-    });
-    if (count === 0 && !final) {
-      // What the header asks of drivers; mtty answers 0.
-      throw new UapiError("ENOMSG", {
-        syscall: "read",
-        attempted,
-        remedy: "ask for the pre-copy information, or go to STOP_COPY",
-      });
-    }
-    return into.subarray(0, count);
+    let { final } = this;
+    const count = await this.#data.transfer(
+      call,
+      () => this.check(call),
+      () => {
+        final = this.final;
+        return this.#data.file.read(into);
+      },
+    );
+    return { data: into.subarray(0, count), final };
   }
 
-  async precopyInfo(): Promise<PrecopyInfo> {
-    const attempted = `ask how much pre-copy data of '${this.device}' there is`;
-    this.check(VFIO_MIG_GET_PRECOPY_INFO.name, attempted);
+  protected async askPrecopyInfo({ attempted }: Call): Promise<Uint8Array> {
     const info = vfio_precopy_info.encode({ argsz: vfio_precopy_info.size });
-    await this.file.ioctlOnThread(VFIO_MIG_GET_PRECOPY_INFO, info, () => attempted);
-    const { flags, initial_bytes, dirty_bytes } = vfio_precopy_info.decode(info);
-    return {
-      initialBytes: Number(initial_bytes),
-      dirtyBytes: Number(dirty_bytes),
-      reinit: this.#precopyInfoV2() && (flags & VFIO_PRECOPY_INFO_REINIT) !== 0,
-    };
+    await this.#data.file.ioctlOnThread(VFIO_MIG_GET_PRECOPY_INFO, info, () => attempted);
+    return info;
+  }
+
+  protected override release(): Promise<void> {
+    return this.#data.close(this.turns);
   }
 }
 
 /** The data_fd of RESUMING. */
-export class LinuxResumingStream extends Session implements ResumingStream {
-  readonly direction = "resuming";
+export class LinuxResumingStream extends ResumingSession {
+  readonly #data: DataFile;
 
   constructor(fd: number, options: SessionOptions) {
-    super(fd, POLLOUT, options);
+    super(options);
+    this.#data = new DataFile(fd, POLLOUT, options);
   }
 
-  async write(data: Uint8Array): Promise<void> {
-    const attempted = `write ${data.byteLength} bytes of state to '${this.device}'`;
-    this.check("write", attempted);
-    for (let done = 0; done < data.byteLength; ) {
-      const rest = data.subarray(done);
-      const count = await this.transfer("write", attempted, () => this.file.write(rest));
-      if (count === 0) {
-        throw new UapiError("EIO", { syscall: "write", attempted: `${attempted}: the driver takes none of them` });
-      }
-      done += count;
-    }
+  protected give(data: Uint8Array, call: Call): Promise<number> {
+    return this.#data.transfer(
+      call,
+      () => this.check(call),
+      () => this.#data.file.write(data),
+    );
+  }
+
+  protected override release(): Promise<void> {
+    return this.#data.close(this.turns);
   }
 }

@@ -1,5 +1,6 @@
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
+import { enableBusMaster } from "../../devices/workload.js";
 import { MiB, PAGE_SIZE } from "../../memory/address.js";
 import { createArena } from "../../memory/arena.js";
 import { DmaMemory } from "../../memory/dma-memory.js";
@@ -44,7 +45,7 @@ async function attached(dma: DmaMode, memory: Pick<DmaMemory, "arena" | "offset"
   const device = await host.openDevice("t");
   const deviceId = await device.bind(iommufd);
   await device.attach(ioas);
-  await device.enableBusMaster();
+  await enableBusMaster(device);
   return { iommufd, ioas, device, deviceId };
 }
 
@@ -217,7 +218,7 @@ describe("a host of devices behind sockets", () => {
   it("reaches a device that has a client already over its control socket, and leaves it as it is", async () => {
     host = new VfioUserHost([{ path: server.path, id: "t" }]);
     const client = await host.openDevice("t");
-    await client.enableBusMaster();
+    await enableBusMaster(client);
     await using other = new VfioUserHost([{ path: server.path, id: "t" }]);
     await expect(other.openDevice("t")).rejects.toMatchObject({ code: "ECONNRESET" });
     const control = await other.openControl("t");

@@ -4,6 +4,7 @@ import { PAGE_SIZE } from "../../memory/address.js";
 import { DmaMemory } from "../../memory/dma-memory.js";
 import { ERRNO, type ErrnoName } from "../../uapi/errno.js";
 import {
+  MIG_STATES,
   type MigState,
   VFIO_DEVICE_FEATURE,
   VFIO_DEVICE_FEATURE_GET,
@@ -42,6 +43,8 @@ let memory: DmaMemory;
 let log: Map<bigint, bigint>;
 /** Of the device; null: it can't be migrated. */
 let state: MigState | null;
+/** The errno with which it refuses each state, and where it is then; null: it does what it is asked. */
+let refuses: { readonly with: ErrnoName; readonly goesTo: MigState } | null;
 let serving: Promise<void>;
 let written: () => void;
 
@@ -51,6 +54,7 @@ beforeEach(() => {
   memory = DmaMemory.allocate(2 * PAGES_EACH * PAGE_SIZE, { kind: "memfd" });
   log = new Map();
   state = null;
+  refuses = null;
   serving = serve();
 });
 afterEach(async () => {
@@ -104,7 +108,10 @@ function feature(payload: Uint8Array): Uint8Array | null | ErrnoName {
   if (state !== null && (flags & VFIO_DEVICE_FEATURE_MASK) === VFIO_DEVICE_FEATURE.MIG_DEVICE_STATE) {
     return migState(payload, flags);
   }
-  if ((flags & VFIO_DEVICE_FEATURE_PROBE) !== 0) return "EINVAL";
+  if ((flags & VFIO_DEVICE_FEATURE_PROBE) !== 0) {
+    return (flags & VFIO_DEVICE_FEATURE_MASK) === VFIO_DEVICE_FEATURE.DMA_LOGGING_START ? payload : "EINVAL";
+  }
+  if ((flags & VFIO_DEVICE_FEATURE_MASK) === VFIO_DEVICE_FEATURE.MIG_DATA_SIZE) return "EINVAL";
   if ((flags & VFIO_DEVICE_FEATURE_MASK) !== VFIO_DEVICE_FEATURE.DMA_LOGGING_REPORT) return payload;
   const { iova, length } = vfio_user_dma_logging_report.decode(payload, HEAD);
   // Over several regions: a success without data. Of a part of one: ENOTSUP.
@@ -117,15 +124,18 @@ function feature(payload: Uint8Array): Uint8Array | null | ErrnoName {
   return reply;
 }
 
-function migState(payload: Uint8Array, flags: number): Uint8Array {
+function migState(payload: Uint8Array, flags: number): Uint8Array | ErrnoName {
   if ((flags & VFIO_DEVICE_FEATURE_PROBE) !== 0) return payload;
   if ((flags & VFIO_DEVICE_FEATURE_GET) !== 0) {
     const device_state = VFIO_DEVICE_STATE[state ?? "ERROR"];
     return Buffer.concat([payload.subarray(0, HEAD), vfio_device_feature_mig_state.encode({ device_state })]);
   }
+  if (refuses !== null) {
+    state = refuses.goesTo;
+    return refuses.with;
+  }
   const { device_state } = vfio_device_feature_mig_state.decode(payload, HEAD);
-  state =
-    (Object.keys(VFIO_DEVICE_STATE) as MigState[]).find((name) => VFIO_DEVICE_STATE[name] === device_state) ?? null;
+  state = MIG_STATES.find((name) => VFIO_DEVICE_STATE[name] === device_state) ?? null;
   return payload;
 }
 
@@ -184,4 +194,43 @@ it("runs after a reset, and after it was opened, though its own reset leaves it 
   await device.reset();
   expect(state).toBe("RUNNING");
   expect(await device.state()).toBe("RUNNING");
+});
+
+it("that goes to ERROR has failed with EIO, whatever errno its server has for it", async () => {
+  state = "RUNNING";
+  const device = await host.openDevice("foreign");
+  refuses = { with: "ENXIO", goesTo: "ERROR" };
+  await expect(device.setState("STOP")).rejects.toMatchObject({
+    code: "EIO",
+    message: expect.stringContaining("it is in ERROR"),
+    cause: { code: "ENXIO" },
+  });
+  // It did not go there now.
+  refuses = { with: "EBUSY", goesTo: "ERROR" };
+  await expect(device.setState("STOP")).rejects.toMatchObject({ code: "EBUSY" });
+});
+
+it("that stays where it is refuses with its server's errno, and the stream goes on", async () => {
+  state = "RUNNING";
+  const device = await host.openDevice("foreign");
+  const stream = await device.setState("RESUMING");
+  refuses = { with: "EPERM", goesTo: "RESUMING" };
+  await expect(device.setState("STOP")).rejects.toMatchObject({ code: "EPERM" });
+  refuses = null;
+  await device.setState("STOP");
+  if (stream?.direction !== "resuming") throw new Error("no stream to resume from");
+  await expect(stream.write(new Uint8Array(1))).rejects.toMatchObject({ code: "ENODEV" });
+});
+
+it("that knows no size of its state says 0 if it migrates, and ENOTTY if not", async () => {
+  const device = await host.openDevice("foreign");
+  await expect(device.dataSize()).rejects.toMatchObject({ code: "ENOTTY" });
+  state = "RUNNING";
+  expect(await device.dataSize()).toBe(0);
+});
+
+it("refuses a second start by itself: its server would take it", async () => {
+  const device = await logged();
+  const again = device.startDmaLogging({ pageSize: PAGE_SIZE, ranges: [{ iova: 0n, length: REGION }] });
+  await expect(again).rejects.toMatchObject({ code: "EINVAL", remedy: expect.stringContaining("stop it first") });
 });

@@ -1,15 +1,12 @@
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
-import { MIG_STATES } from "../../devices/driver/mig-state.js";
-import { isPowerOfTwo, PAGE_SIZE, U64_MAX } from "../../memory/address.js";
+import { checkDmaLoggingRange, MAX_LOGGED_RANGES } from "../../host/device-checks.js";
+import { flagsOf, stateOf } from "../../host/device-feature.js";
 import {
   VFIO_DEVICE_FEATURE,
   VFIO_DEVICE_FEATURE_GET,
   VFIO_DEVICE_FEATURE_PROBE,
   VFIO_DEVICE_FEATURE_SET,
   VFIO_DEVICE_STATE,
-  VFIO_MIGRATION_P2P,
-  VFIO_MIGRATION_PRE_COPY,
-  VFIO_MIGRATION_STOP_COPY,
   vfio_device_feature,
   vfio_device_feature_dma_logging_range,
   vfio_device_feature_mig_data_size,
@@ -33,9 +30,6 @@ import type { ServedDevice } from "./served-device.js";
 const GET = VFIO_DEVICE_FEATURE_GET;
 const SET = VFIO_DEVICE_FEATURE_SET;
 const PROBE = VFIO_DEVICE_FEATURE_PROBE;
-
-/** Ranges that fit a page at 16 bytes each: LOG_MAX_RANGES of the kernel, checked before anything is made of them. */
-const LOG_MAX_RANGES = PAGE_SIZE / vfio_device_feature_dma_logging_range.size;
 
 /** What a feature is given to do its work with. */
 interface Call {
@@ -69,12 +63,7 @@ const FEATURES: ReadonlyMap<number, Feature> = new Map<number, Feature>([
       minBytes: vfio_device_feature_migration.size,
       supported: migrates,
       async run({ device }, _operation, head) {
-        const { stopCopy, p2p, preCopy } = device.driver.support();
-        const flags =
-          (stopCopy ? VFIO_MIGRATION_STOP_COPY : 0) |
-          (p2p ? VFIO_MIGRATION_P2P : 0) |
-          (preCopy ? VFIO_MIGRATION_PRE_COPY : 0);
-        return joined(head, vfio_device_feature_migration.encode({ flags: BigInt(flags) }));
+        return joined(head, vfio_device_feature_migration.encode({ flags: flagsOf(device.driver.support()) }));
       },
     },
   ],
@@ -90,7 +79,7 @@ const FEATURES: ReadonlyMap<number, Feature> = new Map<number, Feature>([
           return joined(head, vfio_device_feature_mig_state.encode({ device_state, data_fd: -1 }));
         }
         const { device_state } = requestOf(vfio_device_feature_mig_state, data, "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE");
-        const next = MIG_STATES.find((state) => VFIO_DEVICE_STATE[state] === device_state);
+        const next = stateOf(device_state);
         if (next === undefined) {
           throw refusal(
             "EINVAL",
@@ -205,8 +194,13 @@ async function startLogging({ device, user, data }: Call): Promise<null> {
   const { page_size, num_ranges } = requestOf(vfio_user_dma_logging_control, data, syscall);
   const { size: each } = vfio_device_feature_dma_logging_range;
   const { size: head } = vfio_user_dma_logging_control;
-  if (num_ranges > LOG_MAX_RANGES) {
-    throw refusal("E2BIG", syscall, `log ${num_ranges} ranges`, `give at most ${LOG_MAX_RANGES}: merge them, outwards`);
+  if (num_ranges > MAX_LOGGED_RANGES) {
+    throw refusal(
+      "E2BIG",
+      syscall,
+      `log ${num_ranges} ranges`,
+      `give at most ${MAX_LOGGED_RANGES}: merge them, outwards`,
+    );
   }
   if (data.byteLength < head + num_ranges * each) {
     throw refusal("EINVAL", syscall, `log ${num_ranges} ranges, which did not all come`, "send them all");
@@ -230,17 +224,14 @@ async function reportLogging(
 ): Promise<Uint8Array> {
   const syscall = "VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT";
   const { iova, length, page_size } = requestOf(vfio_user_dma_logging_report, data, syscall);
-  const refuse = (code: "EINVAL" | "EOVERFLOW", remedy: string) =>
-    refusal(code, syscall, `read the log of ${length} bytes at ${iova} by ${page_size}`, remedy);
+  const call = { syscall, attempted: `read the log of ${length} bytes at ${iova} by ${page_size}` };
+  const refuse = (remedy: string) => refusal("EINVAL", syscall, call.attempted, remedy);
   const pageSize = asNumber(page_size, syscall);
-  if (pageSize < PAGE_SIZE || !isPowerOfTwo(pageSize)) {
-    throw refuse("EINVAL", `give a power of two from ${PAGE_SIZE} on as page size`);
-  }
-  if (iova + length > U64_MAX) throw refuse("EOVERFLOW", "end the range below 2^64");
+  checkDmaLoggingRange({ iova, length, pageSize }, call);
   const at = head.byteLength + vfio_user_dma_logging_report.size;
   const bytes = bitmapBytes(length, pageSize);
-  if (bytes > MAX_BITMAP_BYTES) throw refuse("EINVAL", `ask for less at a time: ${MAX_BITMAP_BYTES} bytes of bitmap`);
-  if (room < vfio_user_dma_logging_report.size + bytes) throw refuse("EINVAL", `give room for ${at + bytes} bytes`);
+  if (bytes > MAX_BITMAP_BYTES) throw refuse(`ask for less at a time: ${MAX_BITMAP_BYTES} bytes of bitmap`);
+  if (room < vfio_user_dma_logging_report.size + bytes) throw refuse(`give room for ${at + bytes} bytes`);
   const reply = socket.outgoing(at + bytes);
   reply.set(head);
   reply.set(data.subarray(0, vfio_user_dma_logging_report.size), head.byteLength);

@@ -30,6 +30,7 @@ vfioConformance("mtty", {
   // Nothing makes mtty fail.
   failToStop: null,
   resets: true,
+  twins: true,
   afterBadState: "RESUMING",
   dataSizeIsExact: true,
 });
