@@ -668,8 +668,8 @@ describe.runIf(process.platform === "linux")("an NVMe controller's disk", () => 
 describe.runIf(process.platform === "linux")("an NVMe controller's file", () => {
   it.each([
     ["is missing", (folder: string) => join(folder, "none.img"), "ENOENT"],
-    ["is a directory", (folder: string) => folder, "not a regular file"],
-    ["is a device", () => "/dev/null", "not a regular file"],
+    ["is a directory", (folder: string) => folder, "it is a folder; a regular file is expected"],
+    ["is a device", () => "/dev/null", "it is a device; a regular file is expected"],
     ["is empty", (folder: string) => made(folder, 0), "0 bytes"],
     ["is not whole blocks", (folder: string) => made(folder, 1000), "1000 bytes"],
   ])("is refused where it %s", (_, path, message) => {
