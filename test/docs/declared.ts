@@ -13,6 +13,12 @@ export const NOT_RUN: Readonly<Record<string, string>> = {
   "npm run bench": "measures for minutes",
   "DIRTMAP_LIBVFIO_USER=../libvfio-user npm run bench": "needs libvfio-user built, and minutes",
   "npm run test:fuzz": "runs for minutes; test/fuzz/fuzz.test.ts runs a short one",
+  "npm run test:mutants": "breaks the core in many places, for tens of minutes",
+  "DIRTMAP_SEEDS=1-1000 npm run test:stress": "runs for hours; a few seeds run with the other tests",
+  "npx dirtmap receive --listen tls://0.0.0.0:7700 --tls-folder certs --file":
+    "needs a source's disk and a served device; test/machine/granted.test.ts has them",
+  "npx dirtmap device status ./mlx5": "needs a device that a migration left; device-control.test.ts has one",
+  "npx dirtmap device resume ./mlx5": "needs a device that a migration left; device-control.test.ts has one",
 };
 
 /** Commands that go on until they are stopped: started before what follows them in a block, once standard error says this. */

@@ -20,6 +20,7 @@ export function shapeOf(text: string, { free, rowCells }: { free: readonly RegEx
         .replace(QUANTITY, "#")
         .replace(VERDICT, "RANGE")
         .replace(/ (yes|no)$/, " YES/NO")
+        .replace(/: (equal|# more)$/, ": DISTANCE")
         .replace(/^\w+\d(?: {2,}\S+)+/, (row) => row.split(/ {2,}/).slice(0, rowCells).join(" "))
         .replace(/\s+/g, " ")
         .trim(),

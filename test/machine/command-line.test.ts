@@ -143,6 +143,8 @@ describe("a source that is killed", () => {
         "tcp://127.0.0.1:0",
         "--journal",
         root,
+        "--files",
+        root,
         "--json",
       );
       const { address } = await destination.said("address");
