@@ -57,7 +57,7 @@ describe("dirtmap receive", () => {
     await visitor[Symbol.asyncDispose]();
 
     await using source = await PlayedSource.connect(port);
-    const tooLarge = { ...small, memory: 2 ** 50 };
+    const tooLarge = { ...small, memory: 2 ** 44 };
     await expect(source.offer(tooLarge, 1, "too-large", bareShape(small))).rejects.toThrow(/REFUSE/);
     expect(await child.ended).toBe(1);
   });

@@ -84,7 +84,7 @@ describe("bad input is refused in one line with exit code 2:", () => {
     db.exec("PRAGMA locking_mode = EXCLUSIVE; PRAGMA user_version = 99");
     db.close();
     expect(await refused("--store", newer)).toMatch(
-      /is of version 99, and this Dirtmap knows up to \d+; use a newer Dirtmap/,
+      /is of version 99, and this Dirtmap knows up to \d+; upgrade Dirtmap/,
     );
   });
 
