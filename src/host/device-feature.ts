@@ -2,7 +2,6 @@ import type { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
 import type { Fields, Given, Struct, Values } from "../uapi/struct.js";
 import {
   type DeviceFeature,
-  MIG_STATES,
   type MigState,
   VFIO_DEVICE_STATE,
   VFIO_MIGRATION_P2P,
@@ -20,6 +19,9 @@ import type { Call } from "./iommufd-checks.js";
  * that ends in a pointer (DMA_LOGGING_START and _REPORT), what the pointer names goes along beside it, and the transport sees
  * to it.
  */
+
+/** All states, in the header's order. */
+export const MIG_STATES = Object.keys(VFIO_DEVICE_STATE) as readonly MigState[];
 
 /** Carries features to one device: by ioctls, or by messages. A refusal is a UapiError with the device's errno. */
 export interface FeatureTransport {

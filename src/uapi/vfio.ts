@@ -118,9 +118,6 @@ export const VFIO_DEVICE_STATE = {
 /** The name of a device state, without the header's prefix. */
 export type MigState = keyof typeof VFIO_DEVICE_STATE;
 
-/** All states, in the header's order. */
-export const MIG_STATES = Object.keys(VFIO_DEVICE_STATE) as readonly MigState[];
-
 /**
  * States of one saving session: they share its data_fd, which lives as long as the device stays among them (the header,
  * on the arc RUNNING to PRE_COPY).

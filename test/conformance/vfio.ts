@@ -1,6 +1,7 @@
 import { isDeepStrictEqual } from "node:util";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { DirtyBitmap } from "../../src/bitmap/dirty-bitmap.js";
+import { MIG_STATES } from "../../src/host/device-feature.js";
 import type {
   DataStream,
   Iommufd,
@@ -11,13 +12,7 @@ import type {
   VfioDevice,
 } from "../../src/host/host.js";
 import { MiB, PAGE_SIZE } from "../../src/memory/address.js";
-import {
-  type DeviceFeature,
-  MIG_STATES,
-  type MigState,
-  SAVING_GROUP,
-  VFIO_PCI_REGION_INDEX,
-} from "../../src/uapi/vfio.js";
+import { type DeviceFeature, type MigState, SAVING_GROUP, VFIO_PCI_REGION_INDEX } from "../../src/uapi/vfio.js";
 
 /*
  * What include/uapi/linux/vfio.h promises of a device, checked through the VfioDevice interface: the same tests for every

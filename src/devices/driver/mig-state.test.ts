@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
+import { MIG_STATES } from "../../host/device-feature.js";
 import type { MigrationSupport } from "../../host/host.js";
-import { MIG_STATES, type MigState, SAVING_GROUP } from "../../uapi/vfio.js";
+import { type MigState, SAVING_GROUP } from "../../uapi/vfio.js";
 import { ARCS, migrationPath } from "./mig-state.js";
 
 /*

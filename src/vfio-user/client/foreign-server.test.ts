@@ -1,10 +1,10 @@
 import { afterEach, beforeEach, expect, it } from "vitest";
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
+import { MIG_STATES } from "../../host/device-feature.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 import { DmaMemory } from "../../memory/dma-memory.js";
 import { ERRNO, type ErrnoName } from "../../uapi/errno.js";
 import {
-  MIG_STATES,
   type MigState,
   VFIO_DEVICE_FEATURE,
   VFIO_DEVICE_FEATURE_GET,
