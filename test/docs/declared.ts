@@ -75,6 +75,10 @@ export const SUBSTITUTIONS: readonly (readonly [from: RegExp, to: string])[] = [
   ],
   [/replay mixed\.dtrc/, "replay mixed.dtrc --interval 50ms --duration 500ms"],
   [/--predict$/, "--predict 200ms"],
+  [
+    /predict --trace mixed\.dtrc --bandwidth 10Gbit --downtime-limit 50ms/,
+    "predict --trace mixed.dtrc --downtime-limit 60s",
+  ],
   // QEMU is to take the options and to realize the devices; no guest is run.
   [/ …/, ""],
 ];

@@ -96,7 +96,8 @@ describe("each option that a document names is one of its command:", () => {
       ...commandsInText(file),
     ];
     for (const written of commands) {
-      const [, name, rest] = /^(?:npx )?dirtmap ((?:bench )?[a-z]+)\b([^|]*)/.exec(written) ?? [];
+      const [, name, rest] =
+        /^(?:npx )?dirtmap ((?:bench |device (?=status|resume))?[a-z]+)\b([^|]*)/.exec(written) ?? [];
       if (name === undefined) continue;
       expect(helpOf(name), `\`${written}\``).toContain(`Usage: dirtmap ${name}`);
       for (const [option] of rest.matchAll(/(?<=\s)--[a-z-]+/g))

@@ -20,9 +20,10 @@ export function shapeOf(text: string, { free, rowCells }: { free: readonly RegEx
         .replace(QUANTITY, "#")
         .replace(VERDICT, "RANGE")
         .replace(/ (yes|no)$/, " YES/NO")
-        .replace(/: (equal|# more)$/, ": DISTANCE")
         .replace(/^\w+\d(?: {2,}\S+)+/, (row) => row.split(/ {2,}/).slice(0, rowCells).join(" "))
         .replace(/\s+/g, " ")
+        // What a recommendation says of the second best, behind its granule: how far away, and by what.
+        .replace(/^(\w+\d \S+ #): .*$/, "$1: DISTANCE")
         .trim(),
     );
   return shapes.filter((shape, index) => shape !== "" && shape !== shapes[index - 1]);
