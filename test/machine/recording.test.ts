@@ -1,41 +1,21 @@
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, describe, expect, it } from "vitest";
 import { EXIT_CODES } from "../../src/cli/exit-codes.js";
 import { openStore } from "../../src/evidence/store/store.js";
 import { followFeed, openFeeds } from "../../src/observe/feed/follow.js";
 import type { FeedEvent } from "../../src/observe/feed/schema.js";
-import { Child } from "../support/child.js";
+import { CommandLine } from "../support/command-line.js";
 
 /* What a migration leaves besides its report: a run in the store, and a live feed meanwhile. */
 
-const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
-
 const folder = mkdtempSync(join(tmpdir(), "dirtmap-recording-"));
-const scenario = join(folder, "recorded.yaml");
 const path = join(folder, "evidence.db");
-beforeAll(() => {
-  writeFileSync(
-    scenario,
-    `summary: small and slow
-machine:
-  memory: 16M
-  fill: 0.1
-  vcpus: { count: 1, rate: 1, footprint: 128K }
-  iommus: [{ id: iommu0, format: amd-v1 }]
-  devices:
-    - { id: vf0, model: mlx5, iommu: iommu0, load: { rate: 1, footprint: 256K } }
-    - { id: nic0, model: nic, iommu: iommu0, load: { rate: 1, footprint: 256K } }
-migration: { trackers: { vf0: device }, downtimeLimit: 2s }
-`,
-  );
-});
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-const migrate = (...more: string[]) =>
-  new Child(PROGRAM, "migrate", "--scenario", scenario, "--journal", folder, "--json", ...more);
+const commands = new CommandLine(folder);
+const migrate = (...more: string[]) => commands.migrate(...more);
 
 const SLOWLY = ["--bandwidth", "1M", "--downtime-limit", "20ms"];
 
@@ -79,7 +59,7 @@ describe("a migration", () => {
   it("can be followed while it runs, and is kept as cancelled where it was", async () => {
     await using source = migrate(...SLOWLY, "--store", path);
     await source.complained(/round 0/);
-    const [header] = (await openFeeds()).filter(({ scenario }) => scenario === "recorded");
+    const [header] = (await openFeeds()).filter(({ scenario }) => scenario === "tiny");
     expect(header).toMatchObject({ kind: "migration", memoryBytes: 16 * 2 ** 20, downtimeLimitMs: 20 });
     using feed = await followFeed(header.run);
     source.kill("SIGINT");
@@ -100,10 +80,10 @@ describe("a migration", () => {
   });
 
   it("is refused before anything starts where the store that was asked for can't be used", async () => {
-    await using source = migrate("--quiet", "--store", scenario);
+    await using source = migrate("--quiet", "--store", commands.scenario);
     expect(await source.ended).toBe(EXIT_CODES.usage.code);
     expect(source.errors.trimEnd().split("\n")).toHaveLength(1);
     expect(source.errors).toMatch(/can't be used as a store: file is not a database; give --store a path/);
-    expect(existsSync(`${scenario}.lock`)).toBe(false);
+    expect(existsSync(`${commands.scenario}.lock`)).toBe(false);
   });
 });

@@ -1,4 +1,5 @@
 import { shellWord } from "../../shell-word.js";
+
 /** Something that stands between a device, or the whole host, and its use. */
 export interface Obstacle {
   /** A stable, upper-case name that programs may test. */
