@@ -1,7 +1,7 @@
 import { writeFileSync } from "node:fs";
 import { DirtyBitmap } from "../src/bitmap/dirty-bitmap.js";
 import { summarize } from "../src/evidence/statistics.js";
-import { LinuxIommufd } from "../src/linux/iommufd.js";
+import { LinuxIommufd } from "../src/linux/linux-iommufd.js";
 import { GiB, KiB, MiB, PAGE_SIZE } from "../src/memory/address.js";
 import { DmaMemory } from "../src/memory/dma-memory.js";
 import { holdsOf } from "../src/memory/holds.js";

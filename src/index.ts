@@ -64,6 +64,11 @@ export type {
   Vcpus,
   VfioDevice,
 } from "./host/host.js";
+export {
+  createPassthroughMachine,
+  PassthroughMachine,
+  type PassthroughMachineOptions,
+} from "./host/passthrough-machine.js";
 export type { ReplaySchedule } from "./host/replay-schedule.js";
 export {
   type DeviceShape,
@@ -134,10 +139,10 @@ export { chooseTrackers } from "./tracking/policy.js";
 export { probeDevice, probeMachine } from "./tracking/probe.js";
 export { type Suspension, suspendDevices } from "./tracking/suspension.js";
 export type { DirtyTracker, TrackerKind, TrackingSession } from "./tracking/tracker.js";
-export { type LibvirtXml, libvirtText, libvirtXml } from "./tracking/vmm/libvirt.js";
-export { noteText, type VmmNote } from "./tracking/vmm/notes.js";
-export { type QemuArgument, type QemuOptions, qemuOptions, qemuText } from "./tracking/vmm/qemu.js";
-export { type VmmAddress, type VmmDevice, vmmAddress } from "./tracking/vmm/vmm-device.js";
 export { type ErrnoName, isErrno, UapiError, type UapiErrorDetails } from "./uapi/errno.js";
 export type { DeviceFeature, MigState } from "./uapi/vfio.js";
+export { type LibvirtXml, libvirtText, libvirtXml } from "./vmm-options/libvirt-xml.js";
+export { noteText, type VmmNote } from "./vmm-options/notes.js";
+export { type QemuArgument, type QemuOptions, qemuOptions, qemuText } from "./vmm-options/qemu-command-line.js";
+export { type VmmAddress, type VmmDevice, vmmAddress } from "./vmm-options/vmm-device.js";
 export { type XmlElement, type XmlNode, xmlText } from "./xml.js";

@@ -1,8 +1,8 @@
 import type { Host, Iommufd, VfioDevice } from "../host/host.js";
 import { type ErrnoName, UapiError } from "../uapi/errno.js";
-import { deviceObstacles, explainRefusal, vfioDriverFor } from "./missing/device.js";
-import { type HostState, type IommufdForVmm, iommufdForVmm, readHostState } from "./missing/host.js";
-import type { Obstacle } from "./missing/obstacle.js";
+import { deviceObstacles, explainRefusal, vfioDriverFor } from "./obstacles/device.js";
+import { type HostState, type IommufdForVmm, iommufdForVmm, readHostState } from "./obstacles/host.js";
+import type { Obstacle } from "./obstacles/obstacle.js";
 import { ROOTS, type Roots } from "./roots.js";
 import type { LinuxDevice } from "./sysfs/device.js";
 import { findDevices, isPresent } from "./sysfs/find.js";
@@ -18,7 +18,7 @@ export interface Openers {
 /** By system calls, which are loaded when they are needed: what sysfs tells is told without them. */
 const SYSTEM_CALLS: Openers = {
   async iommufd(path) {
-    const { LinuxIommufd } = await import("./iommufd.js");
+    const { LinuxIommufd } = await import("./linux-iommufd.js");
     return LinuxIommufd.open(path);
   },
   async device(args) {

@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
 import { createArena } from "../memory/arena.js";
 import { holdsOf } from "../memory/holds.js";
-import { LinuxIommufd } from "./iommufd.js";
+import { LinuxIommufd } from "./linux-iommufd.js";
 
 const RW = { readable: true, writeable: true };
 

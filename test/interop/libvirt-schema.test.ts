@@ -3,7 +3,7 @@ import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "no
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { type LibvirtXml, libvirtText, libvirtXml, QEMU_NAMESPACE } from "../../src/tracking/vmm/libvirt.js";
+import { type LibvirtXml, libvirtText, libvirtXml, QEMU_NAMESPACE } from "../../src/vmm-options/libvirt-xml.js";
 import { element, xmlText } from "../../src/xml.js";
 import { generatedPlans, SEEDS } from "./generated-hosts.js";
 import { CASES, caseDevices } from "./vmm-cases.js";

@@ -1,7 +1,7 @@
 import { spawnSync } from "node:child_process";
 import { closeSync, openSync } from "node:fs";
 import { describe, expect, test } from "vitest";
-import { type QemuArgument, qemuOptions } from "../../src/tracking/vmm/qemu.js";
+import { type QemuArgument, qemuOptions } from "../../src/vmm-options/qemu-command-line.js";
 import { MissingError } from "../vm/missing.js";
 import { findQemu, type Qemu, type QemuNeed } from "../vm/qemu.js";
 import { generatedPlans, SEEDS } from "./generated-hosts.js";

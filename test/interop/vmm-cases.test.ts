@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
-import { libvirtText, libvirtXml } from "../../src/tracking/vmm/libvirt.js";
-import { qemuOptions, qemuText } from "../../src/tracking/vmm/qemu.js";
+import { libvirtText, libvirtXml } from "../../src/vmm-options/libvirt-xml.js";
+import { qemuOptions, qemuText } from "../../src/vmm-options/qemu-command-line.js";
 import { caseDevices } from "./vmm-cases.js";
 
 /*

@@ -1,8 +1,8 @@
 import { chooseTrackers, probeMachine } from "dirtmap";
 import { createEmulatedMachine } from "dirtmap/emulated";
 import { readRequest } from "../../src/cli/request.js";
-import { vmmDevices } from "../../src/tracking/vmm/fake-devices.test.helper.js";
-import type { VmmAddress, VmmDevice } from "../../src/tracking/vmm/vmm-device.js";
+import { vmmDevices } from "../../src/vmm-options/fake-devices.test.helper.js";
+import type { VmmAddress, VmmDevice } from "../../src/vmm-options/vmm-device.js";
 
 /** The thread's cases a, b and c, other scenarios, and devices for which all that can be printed is printed. */
 export const CASES = ["case-a", "case-b", "case-c", "mixed", "mdev-shared", "all-options"] as const;

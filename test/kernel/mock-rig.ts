@@ -1,6 +1,6 @@
 import type { DirtyBitmap } from "../../src/bitmap/dirty-bitmap.js";
 import type { ObjectId } from "../../src/host/host.js";
-import { LinuxIommufd } from "../../src/linux/iommufd.js";
+import { LinuxIommufd } from "../../src/linux/linux-iommufd.js";
 import { MiB } from "../../src/memory/address.js";
 import { createArena } from "../../src/memory/arena.js";
 import type { DmaMemory } from "../../src/memory/dma-memory.js";

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import type { Arc } from "../../src/devices/driver/mig-state.js";
+import type { Arc } from "../../src/devices/variant-driver/mig-state.js";
 import { enableBusMaster } from "../../src/devices/workload.js";
 import type { EmulatedMachine } from "../../src/emulated/machine.js";
 import { EmulatedVfioDevice } from "../../src/emulated/vfio/device.js";

@@ -5,7 +5,7 @@ import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import { EmulatedHost } from "../../src/emulated/host.js";
 import { layoutWorkload } from "../../src/emulated/layout.js";
 import type { Host, VfioDevice } from "../../src/host/host.js";
-import { createLinuxMachine, type LinuxMachine } from "../../src/linux/machine.js";
+import { createPassthroughMachine, type PassthroughMachine } from "../../src/host/passthrough-machine.js";
 import { MiB, PAGE_SIZE } from "../../src/memory/address.js";
 import { fillMemory } from "../../src/memory/fill.js";
 import { createGuestMemory, type GuestMemory } from "../../src/memory/guest-memory.js";
@@ -60,9 +60,9 @@ function hostWith(memory: GuestMemory): EmulatedHost {
   return host;
 }
 
-async function machine(): Promise<LinuxMachine> {
+async function machine(): Promise<PassthroughMachine> {
   const memory = createGuestMemory(description.memory);
-  const made = await createLinuxMachine({ host: hostWith(memory), devices: DEVICES, memory });
+  const made = await createPassthroughMachine({ host: hostWith(memory), devices: DEVICES, memory });
   opened.push(made);
   return made;
 }
@@ -92,7 +92,7 @@ test("it has the devices by the names that it gives them, attached to all of its
 test("nobody may reach anybody over P2P unless the VMM says so, and nobody a suspended device", async () => {
   const memory = createGuestMemory(description.memory);
   const mayP2p = (initiator: string) => initiator === "net0";
-  await using made = await createLinuxMachine({ host: hostWith(memory), devices: DEVICES, memory, mayP2p });
+  await using made = await createPassthroughMachine({ host: hostWith(memory), devices: DEVICES, memory, mayP2p });
   expect([made.mayP2p("net0", "display0"), made.mayP2p("display0", "net0")]).toEqual([true, false]);
   await made.setP2pReachable("display0", false);
   expect(made.mayP2p("net0", "display0")).toBe(false);
@@ -108,7 +108,9 @@ test("a device that is there twice is refused before anything is opened", async 
     [DEVICES[0], { id: "net1", hostId: "vf0" }],
     [DEVICES[0], { id: "net0", hostId: "gpu0" }],
   ]) {
-    await expect(createLinuxMachine({ host, devices, memory })).rejects.toMatchObject({ code: "DUPLICATE_DEVICE" });
+    await expect(createPassthroughMachine({ host, devices, memory })).rejects.toMatchObject({
+      code: "DUPLICATE_DEVICE",
+    });
   }
 });
 
@@ -116,9 +118,9 @@ test("a device that can't be opened closes those that were", async () => {
   const memory = createGuestMemory(description.memory);
   const host = hostWith(memory);
   const devices = [...DEVICES, { id: "net1", hostId: "vf9" }];
-  await expect(createLinuxMachine({ host, devices, memory })).rejects.toMatchObject({ code: "ENODEV" });
+  await expect(createPassthroughMachine({ host, devices, memory })).rejects.toMatchObject({ code: "ENODEV" });
   // Neither is open any more.
-  await using made = await createLinuxMachine({ host, devices: DEVICES, memory });
+  await using made = await createPassthroughMachine({ host, devices: DEVICES, memory });
   expect(made.devices).toHaveLength(2);
 });
 
@@ -134,7 +136,7 @@ test("a device that its host wants back is closed by the machine", async () => {
       Object.assign(await emulated.openDevice(id), { released: unplug.signal }),
     [Symbol.asyncDispose]: async () => {},
   };
-  await using made = await createLinuxMachine({ host, devices: [DEVICES[0]], memory });
+  await using made = await createPassthroughMachine({ host, devices: [DEVICES[0]], memory });
   unplug.abort(new Error("unplugged"));
   await expect(made.devices[0].vfio.state()).rejects.toMatchObject({ code: "EBADF" });
   await using again = await vi.waitFor(() => emulated.openDevice("vf0"));

@@ -48,7 +48,7 @@ export const CORE: readonly Part[] = [
   },
   {
     name: "logs of devices and mdevs: DMA logging",
-    files: ["devices/driver/dma-logging", "emulated/iommufd/pin-log"],
+    files: ["devices/variant-driver/dma-logging", "emulated/iommufd/pin-log"],
     stages: [["src/emulated/vfio/dma-logging"], ["src/emulated/iommufd/access", "test/conformance/vfio-emulated"]],
   },
   {

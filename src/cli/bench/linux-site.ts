@@ -1,7 +1,7 @@
 import { UsageError } from "../../errors.js";
 import type { BenchSite } from "../../evidence/trackers/site.js";
+import { createPassthroughMachine } from "../../host/passthrough-machine.js";
 import type { LinuxHost } from "../../linux/host.js";
-import { createLinuxMachine } from "../../linux/machine.js";
 import { probeHost } from "../linux/probe-host.js";
 import { deviceNames } from "../linux/select.js";
 
@@ -45,7 +45,7 @@ export async function linuxSite(
     devices: null,
     leftOut,
     async open(variant) {
-      const machine = await createLinuxMachine({
+      const machine = await createPassthroughMachine({
         host,
         devices: usable.map(({ id }) => ({ id, hostId: id })),
         memory: variant.memoryBytes,

@@ -1,7 +1,7 @@
 import { enableBusMaster, setBuffers } from "../../devices/workload.js";
 import { UsageError } from "../../errors.js";
 import type { BenchMachine, BenchSite, DmaWitness } from "../../evidence/trackers/site.js";
-import { createLinuxMachine } from "../../linux/machine.js";
+import { createPassthroughMachine } from "../../host/passthrough-machine.js";
 import { MiB, PAGE_SIZE } from "../../memory/address.js";
 import { createGuestMemory } from "../../memory/guest-memory.js";
 import { shareGuestMemory } from "../../memory/shared-guest-memory.js";
@@ -54,7 +54,7 @@ async function open(sockets: readonly string[], ids: readonly string[], memoryBy
     undo.add("close the guest's memory", async () => shared[Symbol.dispose]());
     const host = await openVfioUserHost(sockets);
     undo.add("close the devices", () => host[Symbol.asyncDispose]());
-    const machine = await createLinuxMachine({ host, memory, devices: ids.map((id) => ({ id, hostId: id })) });
+    const machine = await createPassthroughMachine({ host, memory, devices: ids.map((id) => ({ id, hostId: id })) });
     undo.add("close the machine", () => machine[Symbol.asyncDispose]());
     const share = Math.min(BUFFER_SHARE, ALL_SHARE / ids.length);
     const pages = Math.max(1, Math.floor((share * memoryBytes) / PAGE_SIZE));

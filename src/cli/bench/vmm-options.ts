@@ -3,9 +3,9 @@ import { measuredChoices, type Recommendation } from "../../evidence/recommend/r
 import type { TrackerBenchmark } from "../../evidence/trackers/result.js";
 import { DEFAULT_POLICY } from "../../tracking/choice.js";
 import { chooseTrackers } from "../../tracking/policy.js";
-import { type LibvirtXml, libvirtXml } from "../../tracking/vmm/libvirt.js";
-import { type QemuOptions, qemuOptions } from "../../tracking/vmm/qemu.js";
-import { type MdevModel, type VmmDevice, vmmAddress } from "../../tracking/vmm/vmm-device.js";
+import { type LibvirtXml, libvirtXml } from "../../vmm-options/libvirt-xml.js";
+import { type QemuOptions, qemuOptions } from "../../vmm-options/qemu-command-line.js";
+import { type MdevModel, type VmmDevice, vmmAddress } from "../../vmm-options/vmm-device.js";
 
 /** What makes QEMU and libvirt follow a recommendation. */
 export interface VmmOptions {

@@ -117,8 +117,8 @@ async function planLinux({ json = false, ...options }: PlanOptions, signal: Abor
     import("../linux/select.js"),
   ]);
   const [{ libvirtText }, { qemuText }] = await Promise.all([
-    import("../../tracking/vmm/libvirt.js"),
-    import("../../tracking/vmm/qemu.js"),
+    import("../../vmm-options/libvirt-xml.js"),
+    import("../../vmm-options/qemu-command-line.js"),
   ]);
   await using host = await openLinuxHost();
   const { id, byId } = await deviceNames(host);

@@ -102,8 +102,8 @@ async function run(options: RecommendOptions, signal: AbortSignal): Promise<void
     warn(`written to ${output}; to follow it: ${followCommand(output, benchmark)}`);
   }
   const [{ libvirtText }, { qemuText }] = await Promise.all([
-    import("../../tracking/vmm/libvirt.js"),
-    import("../../tracking/vmm/qemu.js"),
+    import("../../vmm-options/libvirt-xml.js"),
+    import("../../vmm-options/qemu-command-line.js"),
   ]);
   const forVmm =
     vmm === null || vmm.qemu.arguments.length === 0

@@ -1,5 +1,5 @@
 import type { HwInfo } from "../../host/host.js";
-import { factsOf } from "../../linux/missing/vfio-drivers.js";
+import { factsOf } from "../../linux/obstacles/vfio-drivers.js";
 import type { LinuxDevice } from "../../linux/sysfs/device.js";
 import type { DeviceCapabilities, TrackerCapability } from "../../tracking/capabilities.js";
 import { deviceCapabilities } from "../../tracking/probe.js";

@@ -1,13 +1,13 @@
 import { UsageError } from "../../errors.js";
 import type { LinuxHost } from "../../linux/host.js";
-import type { IommufdForVmm } from "../../linux/missing/host.js";
+import type { IommufdForVmm } from "../../linux/obstacles/host.js";
 import type { LinuxDevice } from "../../linux/sysfs/device.js";
 import type { DeviceCapabilities } from "../../tracking/capabilities.js";
 import type { Policy, TrackerChoice } from "../../tracking/choice.js";
 import { chooseTrackers } from "../../tracking/policy.js";
-import { type LibvirtXml, libvirtText, libvirtXml } from "../../tracking/vmm/libvirt.js";
-import { type QemuOptions, qemuOptions, qemuText } from "../../tracking/vmm/qemu.js";
-import { MDEV_MODELS, type VmmAddress, type VmmDevice, vmmAddress } from "../../tracking/vmm/vmm-device.js";
+import { type LibvirtXml, libvirtText, libvirtXml } from "../../vmm-options/libvirt-xml.js";
+import { type QemuOptions, qemuOptions, qemuText } from "../../vmm-options/qemu-command-line.js";
+import { MDEV_MODELS, type VmmAddress, type VmmDevice, vmmAddress } from "../../vmm-options/vmm-device.js";
 import { planText } from "../plan-text.js";
 import { guessCapabilities } from "./guess.js";
 import { type ProbedDevice, probeHost } from "./probe-host.js";

@@ -1,5 +1,5 @@
-import type { HostState } from "../../linux/missing/host.js";
-import type { Obstacle } from "../../linux/missing/obstacle.js";
+import type { HostState } from "../../linux/obstacles/host.js";
+import type { Obstacle } from "../../linux/obstacles/obstacle.js";
 import type { LinuxDevice } from "../../linux/sysfs/device.js";
 import type { MdevType } from "../../linux/sysfs/mdev.js";
 import { table } from "../../observe/table.js";

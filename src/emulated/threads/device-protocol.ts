@@ -1,8 +1,8 @@
 import type { PostedDmaLog } from "../../devices/dma-log.js";
-import type { RunMode } from "../../devices/driver/migration-driver.js";
 import type { DmaFault } from "../../devices/model.js";
 import type { ModelWiring } from "../../devices/pci-model.js";
 import type { StampTrail } from "../../devices/stamp.js";
+import type { RunMode } from "../../devices/variant-driver/migration-driver.js";
 import type { ModelledDescription } from "../../host/description.js";
 import type { ShapeFacts } from "../../host/shape.js";
 import type { PageNumber } from "../../memory/address.js";

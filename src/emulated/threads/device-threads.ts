@@ -1,9 +1,9 @@
 import { MessageChannel, Worker } from "node:worker_threads";
 import type { PostedDmaLog } from "../../devices/dma-log.js";
-import type { RunMode } from "../../devices/driver/migration-driver.js";
 import type { ModelInfo } from "../../devices/model.js";
 import { modelInfo } from "../../devices/models.js";
 import type { StampTrail } from "../../devices/stamp.js";
+import type { RunMode } from "../../devices/variant-driver/migration-driver.js";
 import { DirtmapError } from "../../errors.js";
 import type { ShapeFacts } from "../../host/shape.js";
 import type { PageNumber } from "../../memory/address.js";

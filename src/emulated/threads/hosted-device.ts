@@ -1,9 +1,9 @@
 import { clockMonotonic } from "../../devices/clock.js";
 import { Containment } from "../../devices/containment.js";
 import { DmaLog, type PostedDmaLog } from "../../devices/dma-log.js";
-import type { RunMode } from "../../devices/driver/migration-driver.js";
 import type { DeviceContext, DeviceModel, DmaFault, DmaPort } from "../../devices/model.js";
 import { createModel } from "../../devices/models.js";
+import type { RunMode } from "../../devices/variant-driver/migration-driver.js";
 import type { PageNumber } from "../../memory/address.js";
 import { openArena } from "../../memory/arena.js";
 import type { RpcClient } from "../../threads/rpc.js";

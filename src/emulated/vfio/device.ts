@@ -1,9 +1,9 @@
 import { SAVED_PAGE_BYTES } from "../../devices/device-memory.js";
-import { DmaLogging, deviceLogSource } from "../../devices/driver/dma-logging.js";
-import type { Arc } from "../../devices/driver/mig-state.js";
-import { MigrationDriver } from "../../devices/driver/migration-driver.js";
 import { REGION } from "../../devices/pci-model.js";
 import type { StampTrail } from "../../devices/stamp.js";
+import { DmaLogging, deviceLogSource } from "../../devices/variant-driver/dma-logging.js";
+import type { Arc } from "../../devices/variant-driver/mig-state.js";
+import { MigrationDriver } from "../../devices/variant-driver/migration-driver.js";
 import type { WorkloadDevice } from "../../devices/workload.js";
 import { checkRegionAccess, type LoggedRange, noDmaLogging } from "../../host/device-checks.js";
 import type {

@@ -1,4 +1,4 @@
-import type { LogSource } from "../../devices/driver/dma-logging.js";
+import type { LogSource } from "../../devices/variant-driver/dma-logging.js";
 import { iovaOf, PAGE_SIZE, pageOf } from "../../memory/address.js";
 import { isErrno } from "../../uapi/errno.js";
 import type { EmulatedAccess } from "../iommufd/access.js";

@@ -2,7 +2,7 @@ import type { Iommufd, ObjectId } from "../../host/host.js";
 import type { OpenFile } from "../../sys/open-file.js";
 import { UapiError } from "../../uapi/errno.js";
 import { LinuxVfioDevice, type LinuxVfioDeviceOptions } from "../vfio/device.js";
-import { CONTAINER_IOAS } from "./iommufd.js";
+import { CONTAINER_IOAS } from "./type1-iommufd.js";
 
 /** Where a device is that was opened through its group. */
 export interface Type1Place {

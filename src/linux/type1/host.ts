@@ -8,7 +8,7 @@ import { findDevices } from "../sysfs/find.js";
 import { devicesCalled } from "../sysfs/name.js";
 import { CONTAINER_PATH, LinuxType1Container } from "./container.js";
 import { Type1VfioDevice } from "./device.js";
-import { CONTAINER_IOAS, Type1Iommufd } from "./iommufd.js";
+import { CONTAINER_IOAS, Type1Iommufd } from "./type1-iommufd.js";
 
 /** Where the host finds the container and the devices. */
 export interface Type1HostOptions {

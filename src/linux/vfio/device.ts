@@ -15,7 +15,7 @@ import {
   vfio_device_bind_iommufd,
   vfio_device_detach_iommufd_pt,
 } from "../../uapi/vfio.js";
-import { LinuxIommufd } from "../iommufd.js";
+import { LinuxIommufd } from "../linux-iommufd.js";
 import { lockedMemoryRemedy, withRemedy } from "../remedies.js";
 import { LinuxResumingStream, LinuxSavingStream } from "./data-stream.js";
 import { infoByIoctls } from "./device-info.js";

@@ -1,4 +1,4 @@
-import { P2P_STATES, RUNNING_STATES } from "../../devices/driver/mig-state.js";
+import { P2P_STATES, RUNNING_STATES } from "../../devices/variant-driver/mig-state.js";
 import type { HandoverNotice } from "../../host/host.js";
 import type { MigState } from "../../uapi/vfio.js";
 import type { Stays } from "../stays.js";

@@ -1,8 +1,8 @@
 import { afterEach, describe, expect, it, vi } from "vitest";
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import { DmaLog } from "../../devices/dma-log.js";
-import { DmaLogging } from "../../devices/driver/dma-logging.js";
 import { SparseLog } from "../../devices/sparse-log.js";
+import { DmaLogging } from "../../devices/variant-driver/dma-logging.js";
 import type { DmaLoggingLimits } from "../../host/host.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 import { isErrno } from "../../uapi/errno.js";

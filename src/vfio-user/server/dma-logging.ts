@@ -1,7 +1,7 @@
 import type { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import type { LogRange } from "../../devices/dma-log.js";
-import { createLog, DmaLogging, type LogSource } from "../../devices/driver/dma-logging.js";
 import { SparseLog } from "../../devices/sparse-log.js";
+import { createLog, DmaLogging, type LogSource } from "../../devices/variant-driver/dma-logging.js";
 import { type LoggedRange, noDmaLogging } from "../../host/device-checks.js";
 import type { BitmapQuery, DmaLoggingLimits } from "../../host/host.js";
 import { hex, iovaOf, type PageNumber } from "../../memory/address.js";

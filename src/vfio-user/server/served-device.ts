@@ -1,7 +1,7 @@
 import { clockMonotonic } from "../../devices/clock.js";
 import { Containment } from "../../devices/containment.js";
-import { MigrationDriver, type RunMode } from "../../devices/driver/migration-driver.js";
 import type { DeviceContext, DeviceModel, DmaFault } from "../../devices/model.js";
+import { MigrationDriver, type RunMode } from "../../devices/variant-driver/migration-driver.js";
 import { explain } from "../../errors.js";
 import { MiB } from "../../memory/address.js";
 import { type MigState, VFIO_PCI_IRQ_INDEX } from "../../uapi/vfio.js";

@@ -4,9 +4,9 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { DirtyBitmap } from "../../../src/bitmap/dirty-bitmap.js";
+import { createPassthroughMachine } from "../../../src/host/passthrough-machine.js";
 import { LinuxHost } from "../../../src/linux/host.js";
-import { LinuxIommufd } from "../../../src/linux/iommufd.js";
-import { createLinuxMachine } from "../../../src/linux/machine.js";
+import { LinuxIommufd } from "../../../src/linux/linux-iommufd.js";
 import { type Iova, KiB, MiB, PAGE_SIZE } from "../../../src/memory/address.js";
 import { DmaMemory } from "../../../src/memory/dma-memory.js";
 import { createGuestMemory } from "../../../src/memory/guest-memory.js";
@@ -92,7 +92,7 @@ describe("a device in use", () => {
     const held = openDescriptors();
     await using host = new LinuxHost();
     const devices = [free, taken].map(({ name }, index) => ({ id: `serial${index}`, hostId: name }));
-    const make = () => createLinuxMachine({ host, devices, memory: createGuestMemory(4 * MiB) });
+    const make = () => createPassthroughMachine({ host, devices, memory: createGuestMemory(4 * MiB) });
     await expect(make()).rejects.toMatchObject({
       code: "EINVAL",
       syscall: "VFIO_DEVICE_BIND_IOMMUFD",

@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { DirtyBitmap } from "../../../src/bitmap/dirty-bitmap.js";
 import type { ObjectId } from "../../../src/host/host.js";
-import { LinuxIommufd } from "../../../src/linux/iommufd.js";
+import { LinuxIommufd } from "../../../src/linux/linux-iommufd.js";
 import { LinuxMemoryFile } from "../../../src/linux/memory-file.js";
 import { type Iova, KiB, MiB, PAGE_SIZE, U64_MAX } from "../../../src/memory/address.js";
 import { DmaMemory } from "../../../src/memory/dma-memory.js";

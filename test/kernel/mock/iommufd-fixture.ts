@@ -1,6 +1,6 @@
 import { DirtyBitmap } from "../../../src/bitmap/dirty-bitmap.js";
 import type { ObjectId } from "../../../src/host/host.js";
-import { LinuxIommufd } from "../../../src/linux/iommufd.js";
+import { LinuxIommufd } from "../../../src/linux/linux-iommufd.js";
 import { LinuxMemoryFile } from "../../../src/linux/memory-file.js";
 import { MiB, PAGE_SIZE } from "../../../src/memory/address.js";
 import { DmaMemory, HUGE_2M } from "../../../src/memory/dma-memory.js";

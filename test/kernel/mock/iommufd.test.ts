@@ -2,7 +2,7 @@ import { closeSync, readFileSync, writeFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { DirtyBitmap } from "../../../src/bitmap/dirty-bitmap.js";
 import { AMD_V1_ENTRIES, completeLeaves } from "../../../src/linux/iommufd/contiguous-leaves.js";
-import { LinuxIommufd } from "../../../src/linux/iommufd.js";
+import { LinuxIommufd } from "../../../src/linux/linux-iommufd.js";
 import { LinuxMemoryFile } from "../../../src/linux/memory-file.js";
 import { type Iova, MiB, U64_MAX } from "../../../src/memory/address.js";
 import { type Backing, DmaMemory, HUGE_1G, HUGE_2M } from "../../../src/memory/dma-memory.js";

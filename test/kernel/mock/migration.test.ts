@@ -2,7 +2,7 @@ import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeEach, describe, expect, test } from "vitest";
-import type { LinuxMachine } from "../../../src/linux/machine.js";
+import type { PassthroughMachine } from "../../../src/host/passthrough-machine.js";
 import { MiB } from "../../../src/memory/address.js";
 import { fillMemory } from "../../../src/memory/fill.js";
 import { createGuestMemory } from "../../../src/memory/guest-memory.js";
@@ -15,7 +15,7 @@ import { openDesign } from "../../../src/tracking/designs.js";
 import { chooseTrackers } from "../../../src/tracking/policy.js";
 import { probeMachine } from "../../../src/tracking/probe.js";
 import { VFIO_PCI_REGION_INDEX } from "../../../src/uapi/vfio.js";
-import { machineWith, WritingVcpu } from "../support/linux-machine.js";
+import { machineWith, WritingVcpu } from "../support/passthrough-machine.js";
 import { linux } from "../support/vfio-bench.js";
 import { createMtty } from "../support/vfio-devices.js";
 
@@ -45,7 +45,7 @@ afterAll(async () => {
 });
 
 /** A machine with a vCPU, and one of the mttys. */
-async function machine(mtty: (typeof mttys)[number]): Promise<{ machine: LinuxMachine; vcpu: WritingVcpu }> {
+async function machine(mtty: (typeof mttys)[number]): Promise<{ machine: PassthroughMachine; vcpu: WritingVcpu }> {
   const memory = createGuestMemory(MEMORY);
   const vcpu = new WritingVcpu(memory);
   const made = await machineWith(mtty, { memory, vcpus: vcpu });
@@ -53,7 +53,7 @@ async function machine(mtty: (typeof mttys)[number]): Promise<{ machine: LinuxMa
   return { machine: made, vcpu };
 }
 
-function scratch({ devices: [{ vfio }] }: LinuxMachine) {
+function scratch({ devices: [{ vfio }] }: PassthroughMachine) {
   const { BAR0 } = VFIO_PCI_REGION_INDEX;
   return {
     write: (value: number) => linux(vfio).regionWrite(BAR0, UART_SCR, Uint8Array.of(value)),
@@ -84,7 +84,7 @@ describe("a machine of a device of this kernel", () => {
   });
 
   /** Migrates to a machine with the other serial port. */
-  async function move(source: LinuxMachine, options: Partial<MigrateOptions> = {}) {
+  async function move(source: PassthroughMachine, options: Partial<MigrateOptions> = {}) {
     await using listener = await listen({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: 0 } });
     let destination: Awaited<ReturnType<typeof machine>> | undefined;
     const over = new AbortController();

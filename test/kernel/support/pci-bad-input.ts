@@ -1,8 +1,8 @@
 import { chmodSync, existsSync } from "node:fs";
 import { writeFile } from "node:fs/promises";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { createPassthroughMachine, type PassthroughMachine } from "../../../src/host/passthrough-machine.js";
 import { LinuxHost } from "../../../src/linux/host.js";
-import { createLinuxMachine, type LinuxMachine } from "../../../src/linux/machine.js";
 import { MiB } from "../../../src/memory/address.js";
 import { PCI_DEVICES } from "../../vm/machines.js";
 import { openDescriptors } from "./descriptors.js";
@@ -22,8 +22,8 @@ export function describePciBadInput(): void {
   });
 
   /** A machine with one device. */
-  function machineOf(host: LinuxHost, hostId: string, memory = 4 * MiB): Promise<LinuxMachine> {
-    return createLinuxMachine({ host, devices: [{ id: "device0", hostId }], memory });
+  function machineOf(host: LinuxHost, hostId: string, memory = 4 * MiB): Promise<PassthroughMachine> {
+    return createPassthroughMachine({ host, devices: [{ id: "device0", hostId }], memory });
   }
 
   test("a device that a driver of the kernel has is refused with that driver's name and the commands that take it away", async () => {

@@ -3,8 +3,8 @@ import { chmodSync } from "node:fs";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { DirtyBitmap } from "../../../src/bitmap/dirty-bitmap.js";
 import type { VfioDevice } from "../../../src/host/host.js";
-import { LinuxIommufd } from "../../../src/linux/iommufd.js";
-import { createLinuxMachine } from "../../../src/linux/machine.js";
+import { createPassthroughMachine } from "../../../src/host/passthrough-machine.js";
+import { LinuxIommufd } from "../../../src/linux/linux-iommufd.js";
 import { LinuxType1Container } from "../../../src/linux/type1/container.js";
 import { VfioGroup } from "../../../src/linux/type1/group.js";
 import { Type1Host, type Type1HostOptions } from "../../../src/linux/type1/host.js";
@@ -172,7 +172,7 @@ export function describeType1Host(): void {
       await using mtty = createMtty();
       await using device = bindToVfioPci(PCI_DEVICES.edu);
       await using host = await Type1Host.open();
-      await using machine = await createLinuxMachine({
+      await using machine = await createPassthroughMachine({
         host,
         designs: host,
         devices: [
@@ -202,7 +202,7 @@ export function describeType1Host(): void {
       await using mtty = createMtty();
       await using host = await Type1Host.open();
       const devices = [{ id: "mtty0", hostId: mtty.name }];
-      await using machine = await createLinuxMachine({ host, designs: host, devices, memory: 4 * MiB });
+      await using machine = await createPassthroughMachine({ host, designs: host, devices, memory: 4 * MiB });
       const choices = chooseTrackers(await probeMachine(machine), DEFAULT_POLICY);
       await using tracking = await openDesign("type1", machine, choices);
       await tracking.start();

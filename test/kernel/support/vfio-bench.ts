@@ -1,5 +1,5 @@
 import type { VfioDevice } from "../../../src/host/host.js";
-import { LinuxIommufd } from "../../../src/linux/iommufd.js";
+import { LinuxIommufd } from "../../../src/linux/linux-iommufd.js";
 import { LinuxVfioDevice } from "../../../src/linux/vfio/device.js";
 import { createArena } from "../../../src/memory/arena.js";
 import { MAPPED, type VfioBench } from "../../conformance/vfio.js";

@@ -2,10 +2,10 @@ import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeEach, describe, expect, test } from "vitest";
 import type { HwInfo } from "../../../src/host/host.js";
+import { createPassthroughMachine } from "../../../src/host/passthrough-machine.js";
 import { deviceShapeSchema } from "../../../src/host/shape-schema.js";
 import { LinuxHost } from "../../../src/linux/host.js";
-import { LinuxIommufd } from "../../../src/linux/iommufd.js";
-import { createLinuxMachine } from "../../../src/linux/machine.js";
+import { LinuxIommufd } from "../../../src/linux/linux-iommufd.js";
 import type { LinuxVfioDevice } from "../../../src/linux/vfio/device.js";
 import { KiB, MiB, PAGE_SIZE } from "../../../src/memory/address.js";
 import { createArena } from "../../../src/memory/arena.js";
@@ -184,7 +184,7 @@ export function vfioPciTests(iommu: "intel-iommu" | "amd-iommu", type: HwInfo["t
     });
 
     test("a machine closes it by itself", async () => {
-      await using machine = await createLinuxMachine({
+      await using machine = await createPassthroughMachine({
         host: new LinuxHost(),
         devices: [{ id: "edu0", hostId: edu.name }],
         memory: createGuestMemory(4 * MiB),

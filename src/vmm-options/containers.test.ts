@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import type { Answer } from "../capabilities.js";
-import { UNTRACKED } from "../choice.js";
+import type { Answer } from "../tracking/capabilities.js";
+import { UNTRACKED } from "../tracking/choice.js";
 import { type Container, type Placement, placeDevices } from "./containers.js";
 import { type VmmParts, vmmDevices } from "./fake-devices.test.helper.js";
 

@@ -1,6 +1,10 @@
 import type { Vcpus } from "../../../src/host/host.js";
+import {
+  createPassthroughMachine,
+  type PassthroughMachine,
+  type PassthroughMachineOptions,
+} from "../../../src/host/passthrough-machine.js";
 import { LinuxHost } from "../../../src/linux/host.js";
-import { createLinuxMachine, type LinuxMachine, type LinuxMachineOptions } from "../../../src/linux/machine.js";
 import { PAGE_SIZE } from "../../../src/memory/address.js";
 import type { GuestMemory } from "../../../src/memory/guest-memory.js";
 import type { TestDevice } from "./vfio-devices.js";
@@ -8,9 +12,9 @@ import type { TestDevice } from "./vfio-devices.js";
 /** A machine with one mtty, which it calls `serial0`. */
 export function machineWith(
   mtty: TestDevice,
-  options: Pick<LinuxMachineOptions, "memory" | "vcpus">,
-): Promise<LinuxMachine> {
-  return createLinuxMachine({
+  options: Pick<PassthroughMachineOptions, "memory" | "vcpus">,
+): Promise<PassthroughMachine> {
+  return createPassthroughMachine({
     ...options,
     host: new LinuxHost(),
     devices: [{ id: "serial0", hostId: mtty.name }],

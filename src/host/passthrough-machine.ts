@@ -1,13 +1,13 @@
 import { UsageError } from "../errors.js";
-import type { PassthroughDescription } from "../host/description.js";
-import type { KernelDesigns } from "../host/designs.js";
-import type { AttachedDevice, Host, Iommufd, Machine, ObjectId, Vcpus, VfioDevice } from "../host/host.js";
-import { NO_VCPUS } from "../host/no-vcpus.js";
 import { iovaOf, PAGE_SIZE } from "../memory/address.js";
 import { createGuestMemory, type GuestMemory, type Platform } from "../memory/guest-memory.js";
+import type { PassthroughDescription } from "./description.js";
+import type { KernelDesigns } from "./designs.js";
+import type { AttachedDevice, Host, Iommufd, Machine, ObjectId, Vcpus, VfioDevice } from "./host.js";
+import { NO_VCPUS } from "./no-vcpus.js";
 
 /** What a machine of passed-through devices is made of. */
-export interface LinuxMachineOptions {
+export interface PassthroughMachineOptions {
   /** Where its devices come from. It stays the caller's, who closes it after the machine. */
   readonly host: Host;
   /** Which devices: the id that the machine gives each, and a name that the host's `openDevice` takes. */
@@ -36,10 +36,10 @@ export interface LinuxMachineOptions {
  * @example
  * ```ts
  * import { chooseTrackers, DEFAULT_POLICY, GiB, openDesign, probeMachine } from "dirtmap";
- * import { createLinuxMachine, LinuxHost } from "dirtmap/linux";
+ * import { createPassthroughMachine, LinuxHost } from "dirtmap/linux";
  *
  * await using host = new LinuxHost();
- * await using machine = await createLinuxMachine({
+ * await using machine = await createPassthroughMachine({
  *   host,
  *   devices: [{ id: "vf0", hostId: "0000:3b:00.1" }],
  *   memory: 4 * GiB,
@@ -52,7 +52,7 @@ export interface LinuxMachineOptions {
  * ```
  * @throws UsageError `DUPLICATE_DEVICE`, `MEMORY_DOES_NOT_FIT`; UapiError where the kernel refuses. Then nothing is left
  */
-export async function createLinuxMachine(options: LinuxMachineOptions): Promise<LinuxMachine> {
+export async function createPassthroughMachine(options: PassthroughMachineOptions): Promise<PassthroughMachine> {
   const { host, devices, platform = "pc" } = options;
   for (const key of ["id", "hostId"] as const) {
     const twice = devices.find((device, index) => devices.findIndex((other) => other[key] === device[key]) !== index);
@@ -64,7 +64,7 @@ export async function createLinuxMachine(options: LinuxMachineOptions): Promise<
   }
   const memory = typeof options.memory === "number" ? createGuestMemory(options.memory, platform) : options.memory;
   const iommufd = await host.openIommufd();
-  const machine = new LinuxMachine({ ...options, platform, memory }, iommufd);
+  const machine = new PassthroughMachine({ ...options, platform, memory }, iommufd);
   try {
     const ioas = await iommufd.allocIoas();
     // Devices first: a type1 container has no address space without one.
@@ -82,22 +82,22 @@ export async function createLinuxMachine(options: LinuxMachineOptions): Promise<
 
 /**
  * A machine of devices of this host's kernel. A device that the kernel wants back, since it is being unplugged, is closed, so
- * that its removal can go on; what is asked of it then is refused with ENODEV. Made by {@link createLinuxMachine}.
+ * that its removal can go on; what is asked of it then is refused with ENODEV. Made by {@link createPassthroughMachine}.
  */
-export class LinuxMachine implements Machine {
+export class PassthroughMachine implements Machine {
   readonly memory: GuestMemory;
   readonly vcpus: Vcpus;
   readonly devices: AttachedDevice[] = [];
   readonly designs?: KernelDesigns;
-  readonly #options: LinuxMachineOptions & { readonly platform: Platform };
+  readonly #options: PassthroughMachineOptions & { readonly platform: Platform };
   readonly #iommufd: Iommufd;
   readonly #unreachable = new Set<string>();
   /** Devices that the kernel wanted back, being closed. */
   readonly #releasing: Promise<void>[] = [];
 
-  /** For {@link createLinuxMachine}. */
+  /** For {@link createPassthroughMachine}. */
   constructor(
-    options: LinuxMachineOptions & { readonly platform: Platform; readonly memory: GuestMemory },
+    options: PassthroughMachineOptions & { readonly platform: Platform; readonly memory: GuestMemory },
     iommufd: Iommufd,
   ) {
     this.memory = options.memory;
@@ -118,7 +118,7 @@ export class LinuxMachine implements Machine {
     };
   }
 
-  /** Opens, binds and attaches the devices, for {@link createLinuxMachine}. @throws UapiError */
+  /** Opens, binds and attaches the devices, for {@link createPassthroughMachine}. @throws UapiError */
   async open(ioas: ObjectId): Promise<void> {
     const { host, devices } = this.#options;
     const known = devices.length === 0 ? [] : await host.devices();

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
-import { element, xmlText } from "../../xml.js";
+import { element, xmlText } from "../xml.js";
 import { vmmDevices } from "./fake-devices.test.helper.js";
-import { libvirtText, libvirtXml } from "./libvirt.js";
+import { libvirtText, libvirtXml } from "./libvirt-xml.js";
 
 describe("domain XML", () => {
   test("a PCI device goes by libvirt's own iommufd; what libvirt does not model is handed to QEMU", () => {

@@ -1,5 +1,5 @@
-import { PAGE_SIZE } from "../../memory/address.js";
-import type { DeviceTracker } from "../choice.js";
+import { PAGE_SIZE } from "../memory/address.js";
+import type { DeviceTracker } from "../tracking/choice.js";
 import { iommufdObjects, type Placement, type Reads } from "./containers.js";
 
 /** Something that a VMM does otherwise than was chosen, or that the operator has to know. */

@@ -1,6 +1,6 @@
-import { UsageError } from "../../errors.js";
-import type { DeviceCapabilities } from "../capabilities.js";
-import type { TrackerChoice } from "../choice.js";
+import { UsageError } from "../errors.js";
+import type { DeviceCapabilities } from "../tracking/capabilities.js";
+import type { TrackerChoice } from "../tracking/choice.js";
 
 /** The devices of QEMU that take mdevs, each named as `device_api` of the mdev's type in sysfs is. */
 export const MDEV_MODELS = ["vfio-pci", "vfio-ccw", "vfio-ap"] as const;

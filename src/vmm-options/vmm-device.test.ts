@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { UsageError } from "../../errors.js";
+import { UsageError } from "../errors.js";
 import { vmmDevices } from "./fake-devices.test.helper.js";
 import { mdevUuid, pciAddress, vmmAddress, vmmNames } from "./vmm-device.js";
 

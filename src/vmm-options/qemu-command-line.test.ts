@@ -1,9 +1,9 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { UsageError } from "../../errors.js";
-import { MiB } from "../../memory/address.js";
+import { UsageError } from "../errors.js";
+import { MiB } from "../memory/address.js";
 import { vmmDevices } from "./fake-devices.test.helper.js";
-import { qemuOptions, qemuText } from "./qemu.js";
+import { qemuOptions, qemuText } from "./qemu-command-line.js";
 
 function notes(...given: Parameters<typeof vmmDevices>): string[] {
   return qemuOptions(vmmDevices(...given)).notes.map(({ devices, text }) => `${devices.join(", ")}: ${text}`);

@@ -1,7 +1,7 @@
-import { element, type XmlElement, type XmlNode, xmlText } from "../../xml.js";
+import { element, type XmlElement, type XmlNode, xmlText } from "../xml.js";
 import { iommufdObjects, isPci, type Placement, placeDevices, type VmmHost } from "./containers.js";
 import { noteText, qemuNotes, type VmmNote } from "./notes.js";
-import { oldestQemu } from "./qemu.js";
+import { oldestQemu } from "./qemu-command-line.js";
 import { isLongDomain, mdevUuid, pciAddress, pciSysfsPath, type VmmDevice, vmmNames } from "./vmm-device.js";
 
 /** The namespace of what libvirt hands on to QEMU without looking at it. */

@@ -1,6 +1,6 @@
-import { DEFAULT_POLICY, type Policy } from "../choice.js";
-import { device, type Parts } from "../fake-capabilities.test.helper.js";
-import { chooseTrackers } from "../policy.js";
+import { DEFAULT_POLICY, type Policy } from "../tracking/choice.js";
+import { device, type Parts } from "../tracking/fake-capabilities.test.helper.js";
+import { chooseTrackers } from "../tracking/policy.js";
 import type { VmmDevice } from "./vmm-device.js";
 
 /** A device's parts, and where it is; by default a PCI function, or an mdev, alone in its IOMMU group. */
