@@ -65,7 +65,7 @@ function workloadModel(
       const rate = numberOption(options, "rate");
       return udpPort === undefined || rate === 0 ? undefined : { port: udpPort, rate };
     },
-    create(options, id): DeviceModel {
+    create(options, { id }): DeviceModel {
       const load = { rate: numberOption(options, "rate"), footprint: PAGE_SIZE };
       const { description, memoryBytes } = describe({ id, load, p2pTargets: [] }, options);
       if (memoryBytes % PAGE_SIZE !== 0) {

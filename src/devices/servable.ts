@@ -53,8 +53,12 @@ export interface ServableModel {
   readonly needsEventLoop: boolean;
   /** What somebody must send it over the loopback interface, so that it has something to do; absent: nothing. */
   feed?(options: ModelOptions, model: DeviceModel): Feed | undefined;
-  /** Makes one, to be started by its host. @throws UsageError for options that can't be, such as a missing file */
-  create(options: ModelOptions, id: string): DeviceModel;
+  /**
+   * Makes one, to be started by its host.
+   * @param its.incoming another's device is to be migrated to it: what both use is the other's until it first works
+   * @throws UsageError for options that can't be, such as a missing file
+   */
+  create(options: ModelOptions, its: { readonly id: string; readonly incoming: boolean }): DeviceModel;
 }
 
 /** Checks options against what the model takes, and fills in defaults. @throws UsageError `BAD_OPTION` */

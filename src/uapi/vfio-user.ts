@@ -192,6 +192,13 @@ export const DIRTMAP_COMMAND = {
   PRECOPY_INFO: 0x8001,
   /** What a migration's controlling side tells before it gives the machine up, and after: {@link dirtmap_handover}. */
   HANDOVER: 0x8002,
+  /** How the device's writes reach its client's memory from now on: {@link dirtmap_write_path}. */
+  WRITE_PATH: 0x8003,
+  /** Reads or writes memory through the device's client, as the device's DMA by messages does: {@link dirtmap_client_memory}. */
+  CLIENT_READ: 0x8004,
+  CLIENT_WRITE: 0x8005,
+  /** Has the client write what its memory holds over itself, so that its own tracking sees it: {@link dirtmap_client_memory}. */
+  CLIENT_REWRITE: 0x8006,
 } as const;
 
 /**
@@ -206,3 +213,14 @@ export const dirtmap_counters = struct("dirtmap_counters", { argsz: "u32", flags
 /** DIRTMAP_COMMAND.HANDOVER; the migration's id follows, in ASCII. The reply is the structure alone. */
 export const dirtmap_handover = struct("dirtmap_handover", { argsz: "u32", notice: "u32" });
 export const DIRTMAP_HANDOVER = { committing: 1, gone: 2 } as const;
+
+/** DIRTMAP_COMMAND.WRITE_PATH, request and reply. */
+export const dirtmap_write_path = struct("dirtmap_write_path", { argsz: "u32", path: "u32" });
+/** As each region of memory was given to the server, or always by asking the client. */
+export const DIRTMAP_WRITE_PATH = { direct: 0, messages: 1 } as const;
+
+/**
+ * DIRTMAP_COMMAND.CLIENT_READ, CLIENT_WRITE and CLIENT_REWRITE, request and reply; the data follows in the reply to a read and in
+ * the request of a write.
+ */
+export const dirtmap_client_memory = struct("dirtmap_client_memory", { address: "u64", count: "u64" });

@@ -12,8 +12,10 @@ import {
 } from "../uapi/vfio.js";
 import {
   DIRTMAP_COMMAND,
+  dirtmap_client_memory,
   dirtmap_counters,
   dirtmap_handover,
+  dirtmap_write_path,
   VFIO_DEVICE_FEATURE_MASK,
   VFIO_USER_COMMAND,
   VFIO_USER_F_DMA_UNMAP_GET_DIRTY_BITMAP,
@@ -75,6 +77,7 @@ const EMPTY: Form = { bytes: () => exactly(0), repeats: [] };
 
 const REGION_ACCESS = fields(vfio_user_region_access, ["offset", "region", "count"]);
 const DMA_ACCESS = fields(vfio_user_dma_access, ["address", "count"]);
+const CLIENT_MEMORY = fields(dirtmap_client_memory, ["address", "count"]);
 
 const FORMS: ReadonlyMap<number, Form> = new Map<number, Form>([
   [VFIO_USER_COMMAND.DMA_MAP, EMPTY],
@@ -193,6 +196,19 @@ const FORMS: ReadonlyMap<number, Form> = new Map<number, Form>([
     DIRTMAP_COMMAND.HANDOVER,
     { bytes: () => exactly(dirtmap_handover.size), repeats: fields(dirtmap_handover, ["notice"]) },
   ],
+  [
+    DIRTMAP_COMMAND.WRITE_PATH,
+    { bytes: () => exactly(dirtmap_write_path.size), repeats: fields(dirtmap_write_path, ["path"]) },
+  ],
+  [
+    DIRTMAP_COMMAND.CLIENT_READ,
+    {
+      bytes: (request) => exactly(dirtmap_client_memory.size + u32(request, dirtmap_client_memory.offsetOf("count"))),
+      repeats: CLIENT_MEMORY,
+    },
+  ],
+  [DIRTMAP_COMMAND.CLIENT_WRITE, { bytes: () => exactly(dirtmap_client_memory.size), repeats: CLIENT_MEMORY }],
+  [DIRTMAP_COMMAND.CLIENT_REWRITE, { bytes: () => exactly(dirtmap_client_memory.size), repeats: CLIENT_MEMORY }],
 ]);
 
 /** What a feature's answer repeats, besides its flags. */

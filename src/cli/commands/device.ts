@@ -15,6 +15,7 @@ interface DeviceOptions {
   readonly option?: Readonly<Record<string, string>>;
   readonly id?: string;
   readonly dma?: (typeof DMA)[number];
+  readonly incoming?: boolean;
   readonly poll?: boolean;
   readonly untilStdinEnds?: boolean;
   readonly json?: boolean;
@@ -42,6 +43,10 @@ export function addDevice(program: Command, models: readonly ServableModel[]): v
         "--dma <mode>",
         "auto: the client's memory is mapped where it can be; messages: the client is asked to write it, and so sees every write",
       ).argParser(argument(oneOf(DMA, "mode"))),
+    )
+    .option(
+      "--incoming",
+      "wait for the state of a device that is to be migrated here, and leave its disk to it until then",
     )
     .option("--poll", "busy polling: a tenth of the latency, for a core's whole time")
     .option("--until-stdin-ends", "end when standard input does: with whoever holds its other end")
@@ -81,7 +86,7 @@ function modelsText(models: readonly ServableModel[]): string {
 }
 
 async function run(name: string, models: readonly ServableModel[], options: DeviceOptions): Promise<void> {
-  const { socket: path, socketGroup, json = false, poll = false, id, dma } = options;
+  const { socket: path, socketGroup, json = false, incoming = false, poll = false, id, dma } = options;
   const tell = (event: { event: string } & Record<string, unknown>, text: string) => {
     if (json) printResult(event, { json, text: () => text });
     else note(text);
@@ -99,6 +104,7 @@ async function run(name: string, models: readonly ServableModel[], options: Devi
         Object.entries(options.option ?? {}).map(([option, text]) => [option, optionValue(model, option, text)]),
       ),
       path,
+      incoming,
       busy: poll,
       log: (line) => tell({ event: "log", line }, line),
       ...(id === undefined ? {} : { id }),

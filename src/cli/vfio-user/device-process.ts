@@ -29,7 +29,7 @@ export async function startDeviceProcess(
   { socket, seed, side = "source" }: { socket: string; seed: number; side?: "source" | "destination" },
 ): Promise<DeviceProcess> {
   const { id, model, dma = "auto" } = description;
-  const options = optionsOf(description, { seed, side });
+  const options = optionsOf(description, { seed });
   const given = Object.entries(options).flatMap(([name, value]) => ["--option", `${name}=${value}`]);
   const args = [
     "device",
@@ -42,6 +42,7 @@ export async function startDeviceProcess(
     dma,
     "--json",
     "--until-stdin-ends",
+    ...(side === "destination" ? ["--incoming"] : []),
     ...given,
   ];
   // A session of its own: Ctrl-C at the terminal is for us, and we need the device until we are done.
@@ -79,10 +80,7 @@ export async function startDeviceProcess(
   }
 }
 
-function optionsOf(
-  description: DeviceDescription,
-  { seed, side }: { seed: number; side: "source" | "destination" },
-): Record<string, string | number> {
+function optionsOf(description: DeviceDescription, { seed }: { seed: number }): Record<string, string | number> {
   const { rate } = description.load;
   const place = "file" in description ? { file: description.file, within: description.within } : {};
   const disk = Object.fromEntries(Object.entries(place).filter(([, path]) => path !== undefined)) as Record<
@@ -91,10 +89,7 @@ function optionsOf(
   >;
   switch (description.model) {
     case "nvme":
-      return {
-        ...disk,
-        incoming: side === "destination" ? 1 : 0,
-      };
+      return disk;
     case "dma-engine":
       return { memory: description.memory };
     case "vgpu":

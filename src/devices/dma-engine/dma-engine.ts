@@ -206,7 +206,7 @@ export const DMA_ENGINE: ServableModel = {
     },
   ],
   needsEventLoop: false,
-  create(options, id): DeviceModel {
+  create(options, { id }): DeviceModel {
     const bytes = numberOption(options, "memory");
     if (!isPowerOfTwo(bytes)) throw badMemory(bytes);
     return new DmaEngine(createSharedMemory(`${id}-bar2`, bytes));

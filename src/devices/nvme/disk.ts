@@ -103,7 +103,7 @@ export class Disk implements Disposable {
 export function lockedFile(path: string): UsageError {
   return new UsageError(`${path} is locked: another server or VMM uses it`, {
     code: "DISK_LOCKED",
-    remedy: "stop that one, or give another file; a server that its device is to be migrated to takes incoming=1",
+    remedy: "stop that one, or give another file; a server that its device is to be migrated to takes --incoming",
   });
 }
 

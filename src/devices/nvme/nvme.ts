@@ -259,16 +259,9 @@ export const NVME: ServableModel = {
     WITHIN,
     { name: "block", about: "bytes of a logical block: 512 or 4096", kind: "size", default: 512 },
     { name: "serial", about: "serial number; left out: made from the file's path", kind: "text" },
-    {
-      name: "incoming",
-      about: "1: a device is to be migrated here; the file is locked when it begins to work",
-      kind: "number",
-      default: 0,
-      max: 1,
-    },
   ],
   needsEventLoop: false,
-  create(options): DeviceModel {
+  create(options, { incoming }): DeviceModel {
     const file = textOption(options, "file");
     if (file === undefined) throw badOption("no file", "give one: file=PATH");
     return new Nvme({
@@ -276,7 +269,7 @@ export const NVME: ServableModel = {
       within: textOption(options, "within"),
       blockBytes: numberOption(options, "block"),
       serial: textOption(options, "serial"),
-      incoming: numberOption(options, "incoming") === 1,
+      incoming,
     });
   },
 };

@@ -52,6 +52,12 @@ const schema = z.looseObject({
     })
     .nullable(),
   log: z.looseObject({ granule: z.int().min(1), startedBy: z.string() }).nullable(),
+  /** Absent of a server of an older version: its device's writes can't be switched. */
+  writePath: z
+    .looseObject({ path: z.enum(["direct", "messages"]), chosenBy: z.string().max(256).nullable() })
+    .optional(),
+  /** Absent of a server of an older version. */
+  waitsForState: z.boolean().optional(),
   dma: z.looseObject({ bytesWritten: count }).optional(),
   /** Absent of a server of an older version. */
   shape: z

@@ -7,17 +7,21 @@ import { FeatureDevice } from "../../host/feature-device.js";
 import type { DmaLoggingLimits, HandoverNotice, Iommufd, IrqInfo, ObjectId, RegionInfo } from "../../host/host.js";
 import { type Call, refuse } from "../../host/iommufd-checks.js";
 import { type DeviceShape, shapeOf } from "../../host/shape.js";
+import { hex } from "../../memory/address.js";
 import { type ErrnoName, UapiError } from "../../uapi/errno.js";
 import { VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD, vfio_irq_set } from "../../uapi/vfio.js";
 import {
   DIRTMAP_COMMAND,
   DIRTMAP_HANDOVER,
+  DIRTMAP_WRITE_PATH,
+  dirtmap_client_memory,
   dirtmap_handover,
+  dirtmap_write_path,
   VFIO_IRQ_SET_DATA_NONE,
   VFIO_USER_COMMAND,
   vfio_user_region_access,
 } from "../../uapi/vfio-user.js";
-import type { DmaMode } from "../server/client-memory.js";
+import type { DmaMode, WritePath } from "../server/client-memory.js";
 import { Connection } from "./connection.js";
 import { readCounters, type ServerCounters } from "./counters.js";
 import { VfioUserResumingStream, VfioUserSavingStream } from "./data-stream.js";
@@ -155,6 +159,51 @@ export class VfioUserDevice extends FeatureDevice implements WorkloadDevice {
     dirtmap_handover.encode({ argsz: request.byteLength, notice: DIRTMAP_HANDOVER[notice] }, request);
     request.set(id, dirtmap_handover.size);
     await this.#connection.call(DIRTMAP_COMMAND.HANDOVER, "handover", request);
+  }
+
+  /**
+   * DIRTMAP_COMMAND.WRITE_PATH: from now on, and until it is switched back or this connection ends, the device's writes to its
+   * client's memory go this way. With `messages` the client does each of them itself, and so tracks them. Of Dirtmap's own
+   * server, over a control connection.
+   */
+  async switchWritePath(path: WritePath): Promise<void> {
+    this.checkOpen({ syscall: "write path", attempted: `have the writes of '${this.id}' go by ${path}` });
+    const request = dirtmap_write_path.encode({ argsz: dirtmap_write_path.size, path: DIRTMAP_WRITE_PATH[path] });
+    await this.#connection.call(DIRTMAP_COMMAND.WRITE_PATH, "write path", request);
+  }
+
+  /** DIRTMAP_COMMAND.CLIENT_WRITE: writes to the memory of the device's client as the device's DMA by messages does. */
+  async writeClientMemory(address: bigint, data: Uint8Array): Promise<void> {
+    const attempted = `write ${data.byteLength} bytes at ${hex(address)} for '${this.id}'`;
+    this.checkOpen({ syscall: "write client memory", attempted });
+    const request = new Uint8Array(dirtmap_client_memory.size + data.byteLength);
+    dirtmap_client_memory.encode({ address, count: BigInt(data.byteLength) }, request);
+    request.set(data, dirtmap_client_memory.size);
+    await this.#connection.call(DIRTMAP_COMMAND.CLIENT_WRITE, "write client memory", request);
+  }
+
+  /** DIRTMAP_COMMAND.CLIENT_READ: the same for reading. */
+  async readClientMemory(address: bigint, bytes: number): Promise<Uint8Array> {
+    const attempted = `read ${bytes} bytes at ${hex(address)} for '${this.id}'`;
+    this.checkOpen({ syscall: "read client memory", attempted });
+    const request = dirtmap_client_memory.encode({ address, count: BigInt(bytes) });
+    const reply = await this.#connection.call(DIRTMAP_COMMAND.CLIENT_READ, "read client memory", request);
+    return reply.subarray(dirtmap_client_memory.size);
+  }
+
+  /**
+   * DIRTMAP_COMMAND.CLIENT_REWRITE: has the client write what whole pages of its memory hold over themselves, so that its own
+   * tracking sees them. The device must be stopped, and nothing else may write there meanwhile.
+   */
+  async rewriteClientMemory(address: bigint, bytes: number): Promise<void> {
+    const syscall = "rewrite client memory";
+    this.checkOpen({ syscall, attempted: `rewrite ${bytes} bytes at ${hex(address)} for '${this.id}'` });
+    const most = this.#connection.agreement.maxTransfer;
+    for (let done = 0; done < bytes; done += most) {
+      const count = BigInt(Math.min(most, bytes - done));
+      const request = dirtmap_client_memory.encode({ address: address + BigInt(done), count });
+      await this.#connection.call(DIRTMAP_COMMAND.CLIENT_REWRITE, syscall, request);
+    }
   }
 
   /**

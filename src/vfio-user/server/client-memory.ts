@@ -6,6 +6,7 @@ import { type FilePiece, FileSpace } from "../../memory/file-space.js";
 import { IntervalMap } from "../../memory/interval-map.js";
 import { mayWrite } from "../../sys/fd.js";
 import { isSealedAgainstShrinking } from "../../sys/memfd.js";
+import type { DIRTMAP_WRITE_PATH } from "../../uapi/vfio-user.js";
 import { type Backing, FileBacking, MappedBacking, MessageBacking, SharedFile } from "./backing.js";
 import type { DmaChannel } from "./dma-channel.js";
 import { refusal } from "./refusal.js";
@@ -37,12 +38,17 @@ export interface DmaRegion {
   readonly fileIo: boolean;
 }
 
+/** How the device's writes reach memory: as each region was given, or always by asking the client. */
+export type WritePath = keyof typeof DIRTMAP_WRITE_PATH;
+
 /** A part of a region that is reached in one way. */
 interface Piece {
   readonly page: PageNumber;
   readonly pages: number;
   readonly region: MappedRegion;
   readonly backing: Backing;
+  /** The same memory by asking the client, who sees each write. */
+  readonly asked: Backing;
 }
 
 interface MappedRegion extends DmaRegion {
@@ -68,6 +74,10 @@ export class ClientMemory implements DmaPort {
   /** The device's own log, while DMA logging is on. */
   log: { mark(page: PageNumber): void } | null = null;
   readonly counts: DmaCounts = { writes: 0, bytesWritten: 0, reads: 0, bytesRead: 0, faults: 0 };
+  /** Where `messages`, reads still go to the memory as it was given: the client need not see those. */
+  writePath: WritePath = "direct";
+  /** To the client, whether or not it has mapped anything; null: there is none. */
+  channel: DmaChannel | null = null;
   readonly #mode: DmaMode;
   readonly #space = new FileSpace();
   readonly #pieces = new IntervalMap<PageNumber, Piece>();
@@ -85,9 +95,14 @@ export class ClientMemory implements DmaPort {
 
   write(page: PageNumber, offset: number, source: Uint8Array, from: number, bytes: number): DmaFault | null {
     if ((page < this.#first || page >= this.#end) && !this.#find(page)) return this.#fault("not-mapped");
-    const { region, backing } = this.#last as Piece;
+    const { region, backing, asked } = this.#last as Piece;
     if (!region.writeable) return this.#fault("not-writeable");
-    const fault = backing.write((page - this.#first) * PAGE_SIZE + offset, source, from, bytes);
+    const fault = (this.writePath === "direct" ? backing : asked).write(
+      (page - this.#first) * PAGE_SIZE + offset,
+      source,
+      from,
+      bytes,
+    );
     if (fault !== null) return this.#fault(fault);
     this.log?.mark(page);
     this.counts.writes++;
@@ -105,6 +120,21 @@ export class ClientMemory implements DmaPort {
     this.counts.bytesRead += bytes;
     return null;
   }
+
+  /**
+   * Has the client write what part of a page holds over itself. Returns the fault, or null; null, too, where the client has
+   * written the memory itself all along. Neither counted nor logged: nothing changes.
+   */
+  rewrite(page: PageNumber): DmaFault | null {
+    const piece = this.#pieces.at(page)?.value;
+    if (piece === undefined) return "not-mapped";
+    const { region, backing, asked } = piece;
+    if (region.kind === "messages") return null;
+    if (!region.writeable) return "not-writeable";
+    const offset = (page - piece.page) * PAGE_SIZE;
+    return backing.read(offset, this.#rewritten, 0, PAGE_SIZE) ?? asked.write(offset, this.#rewritten, 0, PAGE_SIZE);
+  }
+  readonly #rewritten = new Uint8Array(PAGE_SIZE);
 
   /** How many regions there are. */
   get size(): number {
@@ -136,9 +166,10 @@ export class ClientMemory implements DmaPort {
       }
       if (fd !== undefined) checkFile(fd, region, what);
       if (fd === undefined || this.#mode === "messages") this.#addMessages(region, channel);
-      else if (!region.fileIo && mayWrite(fd) && isSealedAgainstShrinking(fd) && this.#addMapped(region, fd)) return;
+      else if (!region.fileIo && mayWrite(fd) && isSealedAgainstShrinking(fd) && this.#addMapped(region, fd, channel))
+        return;
       else {
-        this.#addFile(region, fd);
+        this.#addFile(region, fd, channel);
         owned = undefined;
       }
     } finally {
@@ -196,13 +227,12 @@ export class ClientMemory implements DmaPort {
   }
 
   #addMessages(region: DmaRegion, channel: DmaChannel): void {
-    this.#add({ ...region, kind: "messages", release: () => {} }, [
-      { pages: region.pages, backing: new MessageBacking(channel, iovaOf(region.page)) },
-    ]);
+    const backing = new MessageBacking(channel, iovaOf(region.page));
+    this.#add({ ...region, kind: "messages", release: () => {} }, [{ pages: region.pages, backing }], channel);
   }
 
   /** False where there is no address space left: pread and pwrite will do. */
-  #addMapped(region: DmaRegion, fd: number): boolean {
+  #addMapped(region: DmaRegion, fd: number, channel: DmaChannel): boolean {
     // The size of the file's pages: of huge ones, only whole ones can be mapped.
     const alignment = Math.max(PAGE_SIZE, fstatSync(fd).blksize);
     let pieces: FilePiece[];
@@ -215,12 +245,13 @@ export class ClientMemory implements DmaPort {
     this.#add(
       { ...region, kind: "mapped", release: () => this.#space.unmap(pieces, alignment) },
       pieces.map(({ arena, at, bytes }) => ({ pages: bytes / PAGE_SIZE, backing: new MappedBacking(arena.u8, at) })),
+      channel,
     );
     return true;
   }
 
   /** Takes the descriptor over. */
-  #addFile(region: DmaRegion, fd: number): void {
+  #addFile(region: DmaRegion, fd: number, channel: DmaChannel): void {
     const { dev, ino } = fstatSync(fd);
     const key = `${dev}:${ino}:${mayWrite(fd)}`;
     let file = this.#files.get(key);
@@ -233,16 +264,16 @@ export class ClientMemory implements DmaPort {
     const release = () => {
       if (shared.release()) this.#files.delete(key);
     };
-    this.#add({ ...region, kind: "file", release }, [
-      { pages: region.pages, backing: new FileBacking(shared, region.offset) },
-    ]);
+    const backing = new FileBacking(shared, region.offset);
+    this.#add({ ...region, kind: "file", release }, [{ pages: region.pages, backing }], channel);
   }
 
-  #add(region: MappedRegion, parts: readonly { pages: number; backing: Backing }[]): void {
+  #add(region: MappedRegion, parts: readonly { pages: number; backing: Backing }[], channel: DmaChannel): void {
     this.#regions.insert(region.page, region.page + region.pages - 1, region);
     let { page } = region;
     for (const { pages, backing } of parts) {
-      this.#pieces.insert(page, page + pages - 1, { page, pages, region, backing });
+      const asked = new MessageBacking(channel, iovaOf(page));
+      this.#pieces.insert(page, page + pages - 1, { page, pages, region, backing, asked });
       page += pages;
     }
   }

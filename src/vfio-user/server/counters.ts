@@ -39,6 +39,8 @@ function report(device: ServedDevice): object {
     tracking: info.tracking,
     dmaLogging: info.dmaLogging,
     log: logReport(logging.state),
+    writePath: device.writePath.state,
+    waitsForState: device.waitsForState,
     dma: { ...memory.counts, regions: memory.size },
     messages: device.messages,
     shape: { stateVersion: info.stateVersion, facts: model.facts?.() ?? {} },

@@ -1,5 +1,4 @@
 import type { DrivenDevice, TestGuest } from "../../devices/guest.test.helper.js";
-import type { OptionValue } from "../../devices/servable.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 import {
   VFIO_DEVICE_FEATURE as FEATURE,
@@ -7,14 +6,10 @@ import {
   VFIO_DEVICE_STATE as STATE,
   vfio_device_feature_mig_state,
 } from "../../uapi/vfio.js";
-import { DIRTMAP_COMMAND, dirtmap_counters, vfio_user_mig_data } from "../../uapi/vfio-user.js";
+import { DIRTMAP_COMMAND, dirtmap_counters } from "../../uapi/vfio-user.js";
 import { RawClient } from "../raw-client.test.helper.js";
-import type { DmaMode } from "./client-memory.js";
-import { feature, mapDma } from "./served.test.helper.js";
-import { type DeviceServer, serveDevice } from "./server.js";
-
-/** Bytes of migration data that are asked for at once. */
-const DATA_BYTES = 1 << 20;
+import { feature, mapDma, moveData } from "./served.test.helper.js";
+import { type DeviceServer, type ServeDeviceOptions, serveDevice } from "./server.js";
 
 /** For tests: a device behind a socket, as a guest's driver sees it. */
 export class ServedDriven implements DrivenDevice, AsyncDisposable {
@@ -28,7 +23,7 @@ export class ServedDriven implements DrivenDevice, AsyncDisposable {
 
   /** A server to which the guest's memory is given: the file `fd`. */
   static async start(
-    serve: { model: string; options?: Readonly<Record<string, OptionValue>>; path: string; dma?: DmaMode },
+    serve: ServeDeviceOptions,
     guest: { fd: number; regions: TestGuest<DrivenDevice>["memory"]["regions"] },
   ): Promise<ServedDriven> {
     const served = new ServedDriven(await serveDevice(serve));
@@ -81,16 +76,7 @@ export function moveServed(source: ServedDriven, target: ServedDriven, quiesced:
   for (const state of ["PRE_COPY", "PRE_COPY_P2P"] as const) source.setState(state);
   quiesced();
   source.setState("STOP_COPY");
-  for (;;) {
-    const { payload } = source.client.call("MIG_DATA_READ", vfio_user_mig_data, {
-      argsz: 8 + DATA_BYTES,
-      size: DATA_BYTES,
-    });
-    const { size } = vfio_user_mig_data.decode(payload);
-    if (size === 0) break;
-    const data = payload.subarray(vfio_user_mig_data.size, vfio_user_mig_data.size + size);
-    target.client.call("MIG_DATA_WRITE", vfio_user_mig_data, { argsz: 8 + size, size }, { data });
-  }
+  moveData(source.client, target.client);
   target.setState("STOP");
   target.setState("RUNNING_P2P");
   target.setState("RUNNING");

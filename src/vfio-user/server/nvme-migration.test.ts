@@ -42,8 +42,10 @@ describe.runIf(process.platform === "linux")("a served NVMe controller that move
       mapFileOver(guest.memory.arenas[0].u8.subarray(0, MEMORY_BYTES), fd);
       const { regions } = guest.memory;
       const start = (name: string) => {
-        const options = { file: disk.path, serial: "moving", incoming: 1 };
-        return ServedDriven.start({ model: "nvme", options, path: join(directory.path, name) }, { fd, regions });
+        const options = { file: disk.path, serial: "moving" };
+        const incoming = name !== "0";
+        const path = join(directory.path, name);
+        return ServedDriven.start({ model: "nvme", options, path, incoming }, { fd, regions });
       };
       served = await start("0");
       guest.enable();

@@ -26,14 +26,14 @@ export async function runServerThread(
   const write = (line: string) => say({ kind: "log", line });
   const log = limited(write, LINES_OF_ALL);
   const data = workerData as ServerThreadData;
-  const { id, path, dma, busy, listener, controlListener, stop, connections } = data;
+  const { id, path, dma, incoming = false, busy, listener, controlListener, stop, connections } = data;
   let serving = false;
   try {
     const { model, turnEventLoop, feed } = create(data);
     const logDevice = limited(write, LINES_OF_DEVICE);
     // A guest that makes it fail and resets it, again and again, fills no disk either.
     const onFailure = (reason: string) => logDevice(`${id} has failed, until it is reset: ${reason}`);
-    using device = await ServedDevice.start({ id, model, dma, socket: path, onFailure, log: logDevice });
+    using device = await ServedDevice.start({ id, model, dma, incoming, socket: path, onFailure, log: logDevice });
     say({ kind: "ready", feed: feed?.() });
     serving = true;
     await serve({ device, listener, controlListener, stop, connections, busy, turnEventLoop, log });

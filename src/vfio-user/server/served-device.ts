@@ -6,6 +6,7 @@ import { explain } from "../../errors.js";
 import { MiB } from "../../memory/address.js";
 import { type MigState, VFIO_PCI_IRQ_INDEX } from "../../uapi/vfio.js";
 import { whatToDo } from "../stays.js";
+import { WritePathSwitch } from "./client-access.js";
 import { ClientMemory, type DmaMode } from "./client-memory.js";
 import { Custody, type Mover } from "./custody.js";
 import { ServedLog } from "./dma-logging.js";
@@ -27,15 +28,26 @@ export class ServedDevice implements DeviceContext, Disposable {
   readonly memory: ClientMemory;
   readonly irqs: Irqs;
   readonly logging: ServedLog;
+  readonly writePath: WritePathSwitch;
   readonly custody: Custody;
   /** Commands that were answered, and those that were refused. */
   readonly messages = { answered: 0, refused: 0 };
   #mode: RunMode = "running";
+  #waitsForState: boolean;
   readonly #log: (line: string) => void;
   readonly #socket: string;
 
-  private constructor({ id, model, dma, onFailure, log = () => {}, socket = "SOCKET" }: ServedDeviceOptions) {
+  private constructor({
+    id,
+    model,
+    dma,
+    onFailure,
+    log = () => {},
+    socket = "SOCKET",
+    incoming = false,
+  }: ServedDeviceOptions) {
     this.id = id;
+    this.#waitsForState = incoming;
     this.model = model;
     this.#log = log;
     this.#socket = socket;
@@ -50,6 +62,7 @@ export class ServedDevice implements DeviceContext, Disposable {
     this.memory = new ClientMemory(dma);
     this.irqs = new Irqs(model.info.irqs);
     this.logging = new ServedLog(this.memory, model.info.dmaLogging);
+    this.writePath = new WritePathSwitch(this.memory);
     this.custody = new Custody();
     const failure = () => this.failure;
     this.driver = new MigrationDriver({
@@ -87,12 +100,27 @@ export class ServedDevice implements DeviceContext, Disposable {
     return this.contained.failure;
   }
 
+  /** It does no DMA at all: its migration state says so. */
+  get isStopped(): boolean {
+    return this.#mode === "stopped";
+  }
+
+  /**
+   * Another device is to be migrated here, and has not been: until its state is there and runs, this one does no work, whatever
+   * its client does. A reset by its client changes nothing; one over a control connection is an operator's, who has it run
+   * without.
+   */
+  get waitsForState(): boolean {
+    return this.#waitsForState;
+  }
+
   /**
    * Lets the model work, if its state and its guest's driver allow it. Returns the milliseconds until it wants to again,
    * undefined where nothing but a message can change that.
    */
   run(budgetMs: number): number | undefined {
     if (this.failure !== undefined || this.#mode === "stopped" || !this.model.busMaster) return undefined;
+    if (this.#waitsForState) return undefined;
     if (this.#mode === "p2p-quiesced" && !this.model.info.separatesP2p) return undefined;
     const wait = this.contained.run(budgetMs);
     return this.failure === undefined ? wait : undefined;
@@ -102,8 +130,10 @@ export class ServedDevice implements DeviceContext, Disposable {
   async setState(next: MigState, user: Mover): Promise<void> {
     this.custody.check(user, next);
     const from = this.driver.state;
+    const loaded = this.custody.report?.loaded === true;
     try {
       await this.driver.setState(next);
+      if (loaded && next !== "RESUMING" && next !== "STOP") this.#waitsForState = false;
     } finally {
       if (this.driver.state !== from) this.custody.moved(user, this.driver.state);
     }
@@ -136,9 +166,10 @@ export class ServedDevice implements DeviceContext, Disposable {
   }
 
   /** VFIO_USER_DEVICE_RESET: also ends DMA logging and the migration's session. */
-  async reset(user: Mover): Promise<void> {
+  async reset(user: Mover & { readonly kind?: "main" | "control" }): Promise<void> {
     const before = this.custody.report;
     await this.#reset();
+    if (user.kind === "control") this.#waitsForState = false;
     if (before !== null && before.movedBy !== user.name) {
       this.#log(`${user.name} has reset '${this.id}', which ends the migration of ${before.movedBy}`);
     }
@@ -175,6 +206,7 @@ export class ServedDevice implements DeviceContext, Disposable {
   /** The client has gone: its memory and interrupts go, the device's state stays. */
   forgetClient(name: string): void {
     this.memory.clear();
+    this.memory.channel = null;
     this.irqs.clear();
     this.#noteMeanwhile(`${name} has gone`);
   }
@@ -211,6 +243,8 @@ export interface ServedDeviceOptions {
   /** Taken over. */
   readonly model: DeviceModel;
   readonly dma: DmaMode;
+  /** Another device is to be migrated here: see {@link ServedDevice.waitsForState}. Default: false. */
+  readonly incoming?: boolean;
   /** The path of its socket, for messages. */
   readonly socket?: string;
   /** Takes lines about what became of the device, as opposed to what clients do wrong. Default: nobody does. */

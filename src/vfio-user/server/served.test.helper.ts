@@ -21,6 +21,7 @@ import {
   VFIO_USER_F_DMA_REGION_WRITE,
   vfio_user_dma_map,
   vfio_user_dma_unmap,
+  vfio_user_mig_data,
 } from "../../uapi/vfio-user.js";
 import type { ServerCounters } from "../client/counters.js";
 import { RawClient } from "../raw-client.test.helper.js";
@@ -33,6 +34,9 @@ import { TEST_COMMAND, TEST_FAULTS, TEST_REGISTER } from "./test-model.test.help
  */
 
 export const READ_WRITE = VFIO_USER_F_DMA_REGION_READ | VFIO_USER_F_DMA_REGION_WRITE;
+
+/** Bytes of migration data that are asked for at once. */
+const DATA_BYTES = 1 << 20;
 
 /** A directory of the test's own, for sockets. */
 export function socketDirectory(): { path: string } & Disposable {
@@ -57,9 +61,11 @@ export class Served implements AsyncDisposable {
   static async start({
     dma = "auto",
     busy = false,
+    incoming = false,
     capabilities,
   }: {
     dma?: DmaMode;
+    incoming?: boolean;
     busy?: boolean;
     capabilities?: object;
   } = {}): Promise<Served> {
@@ -67,7 +73,7 @@ export class Served implements AsyncDisposable {
     const lines: string[] = [];
     const server = await startServer(
       new URL("./test-model-thread.test.helper.js", import.meta.url),
-      { model: "test", options: {}, id: "test", dma, busy },
+      { model: "test", options: {}, id: "test", dma, incoming, busy },
       { path: join(directory.path, "device"), log: (line) => lines.push(line) },
     );
     return new Served(server, lines, directory, capabilities);
@@ -149,6 +155,17 @@ export function feature(
 export function setState(client: RawClient, state: MigState): void {
   const data = vfio_device_feature_mig_state.encode({ device_state: VFIO_DEVICE_STATE[state], data_fd: -1 });
   feature(client, VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE.MIG_DEVICE_STATE, data);
+}
+
+/** Gives one device, which is in RESUMING, the state of another, which is in STOP_COPY. */
+export function moveData(from: RawClient, to: RawClient): void {
+  for (;;) {
+    const { payload } = from.call("MIG_DATA_READ", vfio_user_mig_data, { argsz: 8 + DATA_BYTES, size: DATA_BYTES });
+    const { size } = vfio_user_mig_data.decode(payload);
+    if (size === 0) break;
+    const data = payload.subarray(vfio_user_mig_data.size, vfio_user_mig_data.size + size);
+    to.call("MIG_DATA_WRITE", vfio_user_mig_data, { argsz: 8 + size, size }, { data });
+  }
 }
 
 /** DIRTMAP_COMMAND.COUNTERS: what the server tells of its device. */

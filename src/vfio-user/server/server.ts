@@ -25,6 +25,11 @@ export interface ServeDeviceOptions {
   readonly id?: string;
   /** Default: auto. */
   readonly dma?: DmaMode;
+  /**
+   * Another server's device is to be migrated here: until its state has come and runs, this one does no work, and leaves what
+   * both use, such as a disk's file, to the other. Default: false.
+   */
+  readonly incoming?: boolean;
   /** Busy polling: see ServeOptions. Default: false. */
   readonly busy?: boolean;
   /** A group whose members may connect, too, by name or number. Default: this user alone may. */
@@ -51,6 +56,8 @@ export interface ServerThreadData {
   /** Of its socket, for messages. */
   readonly path: string;
   readonly dma: DmaMode;
+  /** Default: false. */
+  readonly incoming?: boolean;
   readonly busy: boolean;
   readonly listener: number;
   readonly controlListener: number;
@@ -81,10 +88,10 @@ export type ServerThreadMessage =
 export async function serveDevice(given: ServeDeviceOptions): Promise<DeviceServer> {
   const model = servableModel(given.model);
   const options = completeOptions(model, given.options ?? {});
-  const { path, socketGroup, id = model.name, dma = "auto", busy = false, log = () => {} } = given;
+  const { path, socketGroup, id = model.name, dma = "auto", incoming = false, busy = false, log = () => {} } = given;
   return startServer(
     new URL("./server-thread.js", import.meta.url),
-    { model: model.name, options, id, dma, busy },
+    { model: model.name, options, id, dma, incoming, busy },
     { path, log, ...(socketGroup === undefined ? {} : { group: groupId(socketGroup) }) },
   );
 }

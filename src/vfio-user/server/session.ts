@@ -6,6 +6,7 @@ import { DIRTMAP_COMMAND, DIRTMAP_PROTOCOL, VFIO_USER_COMMAND } from "../../uapi
 import { versionMismatch } from "../dirtmap-protocol.js";
 import { closeFds, type Message, MessageSocket } from "../message-socket.js";
 import type { Answer } from "./answer.js";
+import { readClient, rewriteClient, switchWritePath, writeClient } from "./client-access.js";
 import { getCounters } from "./counters.js";
 import type { Mover } from "./custody.js";
 import { deviceFeature, isProbe } from "./device-feature.js";
@@ -57,6 +58,14 @@ const CONTROL_COMMANDS: ReadonlySet<number> = new Set([
 
 /** Commands of Dirtmap's own: for clients that have said which version of them they speak. */
 const OWN_COMMANDS: ReadonlySet<number> = new Set(Object.values(DIRTMAP_COMMAND));
+
+/** Of these, what the device's client can't ask for: it has its memory itself, and would be asked in the middle of asking. */
+const CONTROL_ONLY: ReadonlySet<number> = new Set([
+  DIRTMAP_COMMAND.WRITE_PATH,
+  DIRTMAP_COMMAND.CLIENT_READ,
+  DIRTMAP_COMMAND.CLIENT_WRITE,
+  DIRTMAP_COMMAND.CLIENT_REWRITE,
+]);
 
 /**
  * A client that waits for the answer to a command before it serves DMA, as QEMU's main loop does while a vCPU waits, and a
@@ -197,6 +206,7 @@ export class Session implements DmaLogUser, Mover {
     this.#over = true;
     await this.#finishBegun();
     await this.#device.logging.release(this);
+    this.#device.writePath.release(this);
     if (this.kind === "main") this.#device.forgetClient(this.name);
     if (!serverEnds) await this.#device.release(this);
     for (const { fds } of this.#held) closeFds(fds);
@@ -244,6 +254,9 @@ export class Session implements DmaLogUser, Mover {
     if (this.kind === "control" && !CONTROL_COMMANDS.has(command) && isKnown(command)) {
       throw refusal("EPERM", nameOf(command), "use the device on a control connection", "use the device's own socket");
     }
+    if (CONTROL_ONLY.has(command) && this.kind === "main") {
+      throw refusal("EPERM", nameOf(command), "reach the client's memory for the client", "use a control connection");
+    }
     if (OWN_COMMANDS.has(command) && !this.#speaksDirtmap) {
       throw refusal(
         "EPROTONOSUPPORT",
@@ -287,6 +300,14 @@ export class Session implements DmaLogUser, Mover {
         return this.#migration.precopyInfo(message);
       case DIRTMAP_COMMAND.HANDOVER:
         return announceHandover(message, this.#device.custody, this);
+      case DIRTMAP_COMMAND.WRITE_PATH:
+        return switchWritePath(message, this.#device, this);
+      case DIRTMAP_COMMAND.CLIENT_READ:
+        return readClient(message, this.#device, this.#socket);
+      case DIRTMAP_COMMAND.CLIENT_WRITE:
+        return writeClient(message, this.#device);
+      case DIRTMAP_COMMAND.CLIENT_REWRITE:
+        return rewriteClient(message, this.#device);
       case VFIO_USER_COMMAND.VERSION:
         throw refusal("EINVAL", nameOf(command), "agree on the version again", "connect anew");
       default:
@@ -327,6 +348,7 @@ export class Session implements DmaLogUser, Mover {
         this.#log(`${this.name} is closed: ${why}`);
       },
     });
+    if (this.kind === "main") this.#device.memory.channel = this.#channel;
     this.#negotiated = true;
     this.#speaksDirtmap = agreement.dirtmap !== null;
     this.#over = false;

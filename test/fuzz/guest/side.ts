@@ -349,8 +349,8 @@ export class Side implements AsyncDisposable {
 function makeModel(name: string, disk: string | undefined): DeviceModel {
   if (name !== "replay") {
     const servable = servableModel(name);
-    const options = disk === undefined ? OPTIONS[name] : { file: disk, serial: "FUZZ", incoming: 1 };
-    return servable.create(completeOptions(servable, options), name);
+    const options = disk === undefined ? OPTIONS[name] : { file: disk, serial: "FUZZ" };
+    return servable.create(completeOptions(servable, options), { id: name, incoming: true });
   }
   const dmaLogging = { pageSizes: [4096], maxRanges: 8, addressWidth: 52, readableWhen: "always" as const };
   return createModel(
