@@ -19,6 +19,7 @@ import {
   DIRTMAP_COMMAND,
   dirtmap_counters,
   dirtmap_handover,
+  dirtmap_write_path,
   VFIO_IRQ_SET_ACTION_MASK,
   VFIO_IRQ_SET_ACTION_UNMASK,
   VFIO_IRQ_SET_DATA_BOOL,
@@ -328,6 +329,7 @@ export class Generator {
       ],
       [1, () => this.#structure(on, DIRTMAP_COMMAND.PRECOPY_INFO, vfio_precopy_info, { argsz: this.#argsz(24) })],
       [3, () => this.#handover(on)],
+      [2, () => this.#structure(on, DIRTMAP_COMMAND.WRITE_PATH, dirtmap_write_path, this.#writePath())],
       [5, () => this.#program(on)],
       [2, () => this.#fill()],
     ]);
@@ -365,6 +367,10 @@ export class Generator {
       size,
     });
     return [payload, descriptor === undefined ? [] : [descriptor]];
+  }
+
+  #writePath() {
+    return { argsz: this.#argsz(8), path: this.#random.pick([0, 0, 1, 1, 1, 2]) };
   }
 
   #handover(on: Slot): Operation {

@@ -8,6 +8,7 @@ import {
   VFIO_DEVICE_FEATURE_SET,
   VFIO_IRQ_SET_ACTION_TRIGGER,
   VFIO_IRQ_SET_DATA_EVENTFD,
+  VFIO_PCI_REGION_INDEX,
 } from "../../src/uapi/vfio.js";
 import {
   DIRTMAP_COMMAND,
@@ -117,6 +118,12 @@ export class Oracle {
   regions: MappedRegion[] = [];
   /** Their unmapping is under way: until it is answered, the server may still reach them. */
   readonly #leaving = new Set<MappedRegion>();
+  /** Who has switched the device's writes to messages. */
+  #pathChooser: Slot | null = null;
+  /** They were, at some time: a write may be under way when they are switched back. */
+  #wasSwitched = false;
+  /** A control connection has reached through the client to who knows where. */
+  #reachesAll = false;
   /** Of INTx, MSI and MSI-X the one in use. */
   #irqType: number | null = null;
   state: MigState = "RUNNING";
@@ -147,6 +154,7 @@ export class Oracle {
     const speaksDirtmap = this.connections.get(on)?.speaksDirtmap === true;
     this.connections.delete(on);
     if (this.log?.owner === on) this.log = null;
+    if (this.#pathChooser === on) this.#pathChooser = null;
     if (this.#custody?.mover === on) this.#leaveMigration(this.#custody, speaksDirtmap);
     if (on !== MAIN) return;
     this.#clearRegions()();
@@ -215,16 +223,18 @@ export class Oracle {
 
   /** The device may do DMA by messages. */
   get hasMessages(): boolean {
+    if (this.#wasSwitched || this.#reachesAll) return true;
     return [...this.regions, ...this.#leaving].some(({ file }) => file === undefined);
   }
 
   /** Where the server may have a page read or written by messages. */
   mayAccess(address: bigint, count: bigint, write: boolean): boolean {
+    if (this.#reachesAll) return true;
     return [...this.regions, ...this.#leaving].some(
       (r) =>
         r.address <= address &&
         address + count <= r.address + r.size &&
-        r.file === undefined &&
+        (r.file === undefined || (write && this.#wasSwitched)) &&
         (write ? r.writeable : r.readable),
     );
   }
@@ -246,7 +256,8 @@ export class Oracle {
   #command(message: MessageOperation): Expected {
     const { command, on, payload, descriptors } = message;
     const { VERSION, DMA_READ, DMA_WRITE } = VFIO_USER_COMMAND;
-    if (on !== MAIN && KNOWN.has(command) && !CONTROL.has(command)) return fail("EPERM");
+    if (on !== MAIN && KNOWN.has(command) && !CONTROL.has(command) && !readsConfig(message)) return fail("EPERM");
+    if (on === MAIN && CONTROL_ONLY.has(command)) return fail("EPERM");
     if (OWN.has(command) && this.connections.get(on)?.speaksDirtmap !== true) return fail("EPROTONOSUPPORT");
     switch (command) {
       case VERSION:
@@ -286,6 +297,12 @@ export class Oracle {
         return this.#precopyInfo(payload);
       case DIRTMAP_COMMAND.HANDOVER:
         return this.#handover(payload, on);
+      case DIRTMAP_COMMAND.WRITE_PATH:
+        return this.#writePath(payload, on);
+      case DIRTMAP_COMMAND.CLIENT_READ:
+      case DIRTMAP_COMMAND.CLIENT_WRITE:
+      case DIRTMAP_COMMAND.CLIENT_REWRITE:
+        return this.#clientMemory(payload);
       case DMA_READ:
       case DMA_WRITE:
         // What a server asks its client, never the other way round.
@@ -699,6 +716,24 @@ export class Oracle {
     };
   }
 
+  #writePath(payload: Uint8Array, on: Slot): Expected {
+    if (payload.byteLength < 8 || u32(payload, 0) < 8 || u32(payload, 4) > 1) return EINVAL;
+    if (this.#pathChooser !== null && this.#pathChooser !== on) return fail("EBUSY");
+    const byMessages = u32(payload, 4) === 1;
+    this.#pathChooser = byMessages ? on : null;
+    this.#wasSwitched ||= byMessages;
+    return succeed(8);
+  }
+
+  /** What is asked of the client may be anywhere; its answers, and whether the device runs, decide. */
+  #clientMemory(payload: Uint8Array): Expected {
+    if (payload.byteLength < 16) return EINVAL;
+    const [address, count] = [u64(payload, 0), u64(payload, 8)];
+    if (count > BigInt(MAX_DATA) || address + count > U64_MAX) return EINVAL;
+    this.#reachesAll = true;
+    return { outcomes: ["none", "EINVAL", "EBUSY", "EFAULT", "EIO", "ENOTCONN"], closes: false };
+  }
+
   #handover(payload: Uint8Array, on: Slot): Expected {
     if (payload.byteLength < 8 || u32(payload, 0) !== payload.byteLength) return EINVAL;
     const notice = u32(payload, 4);
@@ -763,6 +798,12 @@ export class Oracle {
 
 const KNOWN: ReadonlySet<number> = new Set(Object.values(VFIO_USER_COMMAND));
 const OWN: ReadonlySet<number> = new Set(Object.values(DIRTMAP_COMMAND));
+const CONTROL_ONLY: ReadonlySet<number> = new Set([
+  DIRTMAP_COMMAND.WRITE_PATH,
+  DIRTMAP_COMMAND.CLIENT_READ,
+  DIRTMAP_COMMAND.CLIENT_WRITE,
+  DIRTMAP_COMMAND.CLIENT_REWRITE,
+]);
 const CONTROL: ReadonlySet<number> = new Set([
   VFIO_USER_COMMAND.DEVICE_GET_INFO,
   VFIO_USER_COMMAND.DEVICE_GET_REGION_INFO,
@@ -772,6 +813,11 @@ const CONTROL: ReadonlySet<number> = new Set([
   VFIO_USER_COMMAND.MIG_DATA_READ,
   VFIO_USER_COMMAND.MIG_DATA_WRITE,
 ]);
+
+/** A read of the configuration space: all that control connections may do with regions. */
+function readsConfig({ command, payload }: MessageOperation): boolean {
+  return command === VFIO_USER_COMMAND.REGION_READ && payload.byteLength >= 16 && u32(payload, 8) === VFIO_PCI_REGION_INDEX.CONFIG;
+}
 
 function ioFds(payload: Uint8Array): Expected {
   if (payload.byteLength < 16) return EINVAL;

@@ -129,6 +129,17 @@ export class ShellGuest implements AsyncDisposable {
     }
   }
 
+  /** Starts a QEMU that waits for a guest from another: the shell answers once that runs here. Its devices are the other's. */
+  static incoming(image: ShellImage, folder: string, devices: readonly string[]): ShellGuest {
+    mkdirSync(folder, { recursive: true });
+    return new ShellGuest(image, folder, [...devices, "-S", "-incoming", "defer"]);
+  }
+
+  /** Resolves when QEMU has ended. */
+  async ended(): Promise<void> {
+    await this.#closed;
+  }
+
   /** True until QEMU has ended. */
   get isRunning(): boolean {
     return this.#child.exitCode === null && this.#child.signalCode === null;

@@ -1,6 +1,4 @@
-import { type ChildProcess, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
-import { once } from "node:events";
 import { closeSync, existsSync, ftruncateSync, mkdtempSync, openSync, readFileSync, readSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -23,6 +21,7 @@ import { RawClient } from "../../src/vfio-user/raw-client.test.helper.js";
 import { findKernel } from "../vm/kernel-image.js";
 import { MissingError } from "../vm/missing.js";
 import { findQemu } from "../vm/qemu.js";
+import { DeviceProgram } from "./device-program.js";
 import { GUEST_MEMORY_BYTES, makeShellInitramfs, ShellGuest, type ShellImage } from "./guest-shell.js";
 
 /*
@@ -33,57 +32,10 @@ const root = fileURLToPath(new URL("../../../", import.meta.url));
 
 const DISK_BYTES = 64 * 2 ** 20;
 const PAGE = 4096;
-const SERVER_LIMIT_MS = 30_000;
 const TEST_LIMIT_MS = 300_000;
 
 /** Pages of completion queues that two vCPUs' driver has: for each 1024 entries of 16 bytes, and one for administration. */
 const COMPLETION_PAGES = 2 * 4 + 1;
-
-/** `dirtmap device nvme`, as an operator starts it. */
-class Server implements AsyncDisposable {
-  output = "";
-  readonly #child: ChildProcess;
-  readonly #closed: Promise<unknown>;
-  readonly #kill = (): void => {
-    this.#child.kill("SIGKILL");
-  };
-
-  private constructor(socket: string, file: string, options: readonly string[]) {
-    const args = ["device", "nvme", "--socket", socket, "--option", `file=${file}`, ...options];
-    this.#child = spawn(process.execPath, [join(root, "bin/dirtmap.js"), ...args], {
-      stdio: ["ignore", "pipe", "pipe"],
-    });
-    this.#closed = once(this.#child, "close");
-    process.on("exit", this.#kill);
-    for (const stream of [this.#child.stdout, this.#child.stderr]) {
-      stream?.setEncoding("utf8").on("data", (text: string) => {
-        this.output += text;
-      });
-    }
-  }
-
-  static async start(socket: string, file: string, options: readonly string[] = []): Promise<Server> {
-    const server = new Server(socket, file, options);
-    const until = performance.now() + SERVER_LIMIT_MS;
-    while (!server.output.includes("serving nvme")) {
-      if (server.#child.exitCode !== null) throw new Error(`the server ended: ${server.output}`);
-      if (performance.now() > until) throw new Error(`the server did not start: ${server.output}`);
-      await new Promise((resolve) => setTimeout(resolve, 50));
-    }
-    return server;
-  }
-
-  /** Ends as by an operator, or by a crash. */
-  async end(signal: NodeJS.Signals): Promise<void> {
-    this.#child.kill(signal);
-    await this.#closed;
-    process.off("exit", this.#kill);
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    if (this.#child.exitCode === null && this.#child.signalCode === null) await this.end("SIGKILL");
-  }
-}
 
 /** The control connection of a served device. */
 class Control implements Disposable {
@@ -159,10 +111,15 @@ if (found instanceof MissingError) {
   });
 }
 
+/** `dirtmap device nvme`. */
+function serve(socket: string, file: string, options: readonly string[] = []): Promise<DeviceProgram> {
+  return DeviceProgram.start("nvme", socket, ["--option", `file=${file}`, ...options]);
+}
+
 describe.skipIf(found instanceof MissingError)("an NVMe controller that QEMU's guest drives", () => {
   let folder = "";
   let image: ShellImage;
-  let server: Server;
+  let server: DeviceProgram;
   let guest: ShellGuest;
   const socket = () => join(folder, "nvme");
   const file = () => join(folder, "disk.img");
@@ -175,7 +132,7 @@ describe.skipIf(found instanceof MissingError)("an NVMe controller that QEMU's g
     ftruncateSync(fd, DISK_BYTES);
     closeSync(fd);
     image = { ...found, initramfs: makeShellInitramfs(root, folder) };
-    server = await Server.start(socket(), file(), ["--option", "serial=interop"]);
+    server = await serve(socket(), file(), ["--option", "serial=interop"]);
     const disk = ["-device", JSON.stringify(vfioUser(socket(), "disk"))];
     guest = await ShellGuest.boot(image, join(folder, "guest"), [...disk, ...rootPorts]);
   }, TEST_LIMIT_MS);
@@ -268,7 +225,7 @@ describe.skipIf(found instanceof MissingError)("an NVMe controller that QEMU's g
   );
 
   it("can't be given to a second server while this one has its file", async () => {
-    await expect(Server.start(join(folder, "second"), file())).rejects.toThrow(/locked/);
+    await expect(serve(join(folder, "second"), file())).rejects.toThrow(/locked/);
     expect(existsSync(join(folder, "second"))).toBe(false);
   });
 
@@ -281,7 +238,7 @@ describe.skipIf(found instanceof MissingError)("an NVMe controller that QEMU's g
         /Input\/output error|No such device|can't open/,
       );
       expect(guest.isRunning).toBe(true);
-      server = await Server.start(socket(), file(), ["--option", "serial=interop2"]);
+      server = await serve(socket(), file(), ["--option", "serial=interop2"]);
       expect(server.output).toContain("left behind");
       await guest.monitor("device_add", vfioUser(socket(), "again", "port1"));
       await guest.run(
@@ -300,7 +257,7 @@ describe.skipIf(found instanceof MissingError)("an NVMe controller that QEMU's g
     async () => {
       await guest[Symbol.asyncDispose]();
       await server.end("SIGTERM");
-      server = await Server.start(socket(), file(), ["--dma", "messages"]);
+      server = await serve(socket(), file(), ["--dma", "messages"]);
       const disk = ["-device", JSON.stringify(vfioUser(socket(), "disk"))];
       guest = await ShellGuest.boot(image, join(folder, "guest2"), disk);
       const sum = await guest.run("dd if=/dev/nvme0n1 bs=1M count=4 iflag=direct 2>/dev/null | md5sum");

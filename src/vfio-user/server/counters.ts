@@ -1,3 +1,4 @@
+import { joined } from "../../bitmap/ranges.js";
 import { hex, iovaOf, PAGE_SIZE } from "../../memory/address.js";
 import { safeText } from "../../safe-text.js";
 import { dirtmap_counters } from "../../uapi/vfio-user.js";
@@ -7,6 +8,9 @@ import type { ServedDevice } from "./served-device.js";
 
 /** Characters of what is wrong with the device's state. */
 const MAX_PROBLEM = 1000;
+
+/** Places in the client's memory that are told: a machine has few, and a list of thousands fits no answer. */
+const MAX_PLACES = 256;
 
 /** Raised when a reader of the old could misread the new. */
 const SCHEMA_VERSION = 1;
@@ -40,6 +44,7 @@ function report(device: ServedDevice): object {
     dmaLogging: info.dmaLogging,
     log: logReport(logging.state),
     writePath: device.writePath.state,
+    mapped: mappedReport(memory),
     waitsForState: device.waitsForState,
     dma: { ...memory.counts, regions: memory.size },
     messages: device.messages,
@@ -49,6 +54,17 @@ function report(device: ServedDevice): object {
     // What its stamps in memory must be: of models whose DMA is stamped.
     trail: model.trail?.() ?? null,
   };
+}
+
+/** What the device can write, of the client's memory; null where it is in too many places to be told. */
+function mappedReport(memory: ServedDevice["memory"]): object | null {
+  const stretches = memory
+    .regions()
+    .filter(({ writeable }) => writeable)
+    .map(({ page, pages }) => ({ iova: iovaOf(page), length: BigInt(pages * PAGE_SIZE) }));
+  const places = joined(stretches);
+  if (places.length > MAX_PLACES) return null;
+  return places.map(({ iova, length }) => ({ iova: hex(iova), bytes: Number(length) }));
 }
 
 function logReport(state: ServedDevice["logging"]["state"]): object | null {

@@ -2,7 +2,13 @@ import { closeSync } from "node:fs";
 import { DirtmapError, explain } from "../../errors.js";
 import { socketPair, type UnixSocket } from "../../sys/unix-socket.js";
 import { UapiError } from "../../uapi/errno.js";
-import { DIRTMAP_COMMAND, DIRTMAP_PROTOCOL, VFIO_USER_COMMAND } from "../../uapi/vfio-user.js";
+import { VFIO_PCI_REGION_INDEX } from "../../uapi/vfio.js";
+import {
+  DIRTMAP_COMMAND,
+  DIRTMAP_PROTOCOL,
+  VFIO_USER_COMMAND,
+  vfio_user_region_access,
+} from "../../uapi/vfio-user.js";
 import { versionMismatch } from "../dirtmap-protocol.js";
 import { closeFds, type Message, MessageSocket } from "../message-socket.js";
 import type { Answer } from "./answer.js";
@@ -55,6 +61,13 @@ const CONTROL_COMMANDS: ReadonlySet<number> = new Set([
   VFIO_USER_COMMAND.MIG_DATA_WRITE,
   ...Object.values(DIRTMAP_COMMAND),
 ]);
+
+/** Of the regions, only the configuration space, and only to be read: that does nothing to the device. */
+function mayControl({ command, payload }: Message): boolean {
+  if (command !== VFIO_USER_COMMAND.REGION_READ) return CONTROL_COMMANDS.has(command);
+  if (payload.byteLength < vfio_user_region_access.size) return false;
+  return vfio_user_region_access.decode(payload).region === VFIO_PCI_REGION_INDEX.CONFIG;
+}
 
 /** Commands of Dirtmap's own: for clients that have said which version of them they speak. */
 const OWN_COMMANDS: ReadonlySet<number> = new Set(Object.values(DIRTMAP_COMMAND));
@@ -251,7 +264,7 @@ export class Session implements DmaLogUser, Mover {
   #run(message: Message): Answer | Promise<Answer> {
     if (!this.#negotiated) return this.#version(message);
     const { command } = message;
-    if (this.kind === "control" && !CONTROL_COMMANDS.has(command) && isKnown(command)) {
+    if (this.kind === "control" && !mayControl(message) && isKnown(command)) {
       throw refusal("EPERM", nameOf(command), "use the device on a control connection", "use the device's own socket");
     }
     if (CONTROL_ONLY.has(command) && this.kind === "main") {

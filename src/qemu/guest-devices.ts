@@ -1,0 +1,110 @@
+import { existsSync } from "node:fs";
+import { DirtmapError, UsageError } from "../errors.js";
+import type { MigrationSupport } from "../host/host.js";
+import type { MigratableDevice } from "../migration/lock-step.js";
+import { isErrno } from "../uapi/errno.js";
+import type { ServerCounters } from "../vfio-user/client/counters.js";
+import { VfioUserDevice } from "../vfio-user/client/device.js";
+import { controlPath } from "../vfio-user/control-path.js";
+import { type GuestDevice, socketOf } from "./guest.js";
+
+/** A device of a guest, over the control connection to its server. */
+export interface ControlledDevice extends MigratableDevice {
+  readonly vfio: VfioUserDevice;
+  /** Where it is in QEMU. */
+  readonly place: GuestDevice;
+}
+
+/**
+ * Opens the control connections of a guest's devices; QEMU goes on using them.
+ * @param options.sockets of devices whose sockets QEMU does not tell, by name
+ * @param options.side a destination's devices must wait for state
+ * @throws UsageError `NO_SOCKET`, `NO_CONTROL`, `OLD_SERVER`, `CANNOT_MIGRATE`, `NOT_INCOMING`: nothing is left open
+ */
+export async function openDevices(
+  places: readonly GuestDevice[],
+  { sockets, side }: { sockets?: Readonly<Record<string, string>> | undefined; side: "source" | "destination" },
+): Promise<ControlledDevice[]> {
+  const opened: ControlledDevice[] = [];
+  try {
+    for (const place of places) {
+      const socket = socketOf(place, sockets);
+      const vfio = await openControl(place.name, socket);
+      try {
+        const support = await migrationOf(vfio, await countersOf(vfio), socket, side);
+        opened.push({ id: place.name, vfio, support, place });
+      } catch (error) {
+        await vfio[Symbol.asyncDispose]();
+        throw error;
+      }
+    }
+    return opened;
+  } catch (error) {
+    await closeDevices(opened);
+    throw error;
+  }
+}
+
+/** Closes the connections. A device that was not handed over goes back to what it was: see the server's custody. */
+export async function closeDevices(devices: readonly ControlledDevice[]): Promise<void> {
+  await Promise.allSettled(devices.map(({ vfio }) => vfio[Symbol.asyncDispose]()));
+}
+
+async function openControl(id: string, socket: string): Promise<VfioUserDevice> {
+  const foreign = (cause?: unknown) =>
+    new UsageError(`the server of '${id}' at ${socket} has no control connection of Dirtmap's`, {
+      code: "NO_CONTROL",
+      remedy: "serve the device with `dirtmap device`",
+      cause,
+    });
+  try {
+    return await VfioUserDevice.open({
+      path: controlPath(socket),
+      id,
+      control: true,
+      check: (server) => {
+        if (server === null) throw foreign();
+      },
+    });
+  } catch (error) {
+    throw isErrno(error, "ENOENT") && existsSync(socket) ? foreign(error) : error;
+  }
+}
+
+/** What the server tells now. */
+export async function countersOf(vfio: VfioUserDevice): Promise<ServerCounters> {
+  const counters = await vfio.serverCounters();
+  if (counters === null) throw new DirtmapError(`the server of '${vfio.id}' tells nothing`, { code: "NO_CONTROL" });
+  return counters;
+}
+
+async function migrationOf(
+  vfio: VfioUserDevice,
+  { writePath, waitsForState, failure, migration }: ServerCounters,
+  socket: string,
+  side: "source" | "destination",
+): Promise<MigrationSupport> {
+  const refuse = (what: string, code: string, remedy: string) => {
+    throw new UsageError(`${side}: '${vfio.id}' at ${socket} ${what}`, { code, remedy });
+  };
+  if (writePath === undefined) refuse("is served by an older Dirtmap", "OLD_SERVER", "upgrade the server");
+  if (failure !== null) refuse("has failed", "CANNOT_MIGRATE", `reset it: dirtmap device resume ${socket} --reset`);
+  if (migration !== null) {
+    refuse("is in a migration already", "CANNOT_MIGRATE", `see what became of that: dirtmap device status ${socket}`);
+  }
+  if (side === "destination" && waitsForState !== true) {
+    refuse("does not wait for a state", "NOT_INCOMING", "start its server with --incoming");
+  }
+  if (side === "source" && waitsForState === true) {
+    refuse("waits for a state itself", "CANNOT_MIGRATE", "move its guest there first, or serve it without --incoming");
+  }
+  try {
+    return await vfio.migration();
+  } catch (cause) {
+    throw new UsageError(`${side}: '${vfio.id}' can't migrate`, {
+      code: "CANNOT_MIGRATE",
+      remedy: "detach it before the migration",
+      cause,
+    });
+  }
+}

@@ -1,0 +1,99 @@
+import { DirtmapError } from "../errors.js";
+import type { EventStream } from "./qmp/event-stream.js";
+import type { MigrationInfo, Qemu } from "./qmp/qemu.js";
+
+/** QEMU is asked this often, besides after each of its events: not every change is told, and progress never is. */
+const POLL_MS = 250;
+
+/** Statuses of a migration (MigrationStatus) in which nothing is under way. */
+export const IDLE: ReadonlySet<string> = new Set(["none", "completed", "failed", "cancelled"]);
+
+/** Statuses that a migration does not come back from. */
+const ENDED: ReadonlySet<string> = new Set(["failed", "cancelled", "completed"]);
+
+/** The status of a migration; `none` before the first. */
+export function statusOf(info: MigrationInfo): string {
+  return info.status ?? "none";
+}
+
+/** Follows the migrations of one QEMU. */
+export class MigrationWatch implements Disposable {
+  readonly #qemu: Qemu;
+  readonly #events: EventStream;
+  /** Resolves with the next event; kept from one wait to the next, so that none is missed. */
+  #next: Promise<unknown>;
+
+  constructor(qemu: Qemu) {
+    this.#qemu = qemu;
+    this.#events = qemu.events();
+    this.#next = this.#following();
+  }
+
+  /**
+   * Waits until the migration has one of these statuses.
+   * @param options.onInfo called with what QEMU tells while it lasts
+   * @throws DirtmapError `QEMU_MIGRATION_FAILED` for one that ends otherwise, `TIMED_OUT`; the signal's reason
+   */
+  async until(wanted: Iterable<string>, { signal, limitMs, onInfo = () => {} }: WaitOptions = {}): Promise<MigrationInfo> {
+    const statuses = new Set(wanted);
+    const until = performance.now() + (limitMs ?? Number.POSITIVE_INFINITY);
+    for (;;) {
+      signal?.throwIfAborted();
+      const info = await this.#qemu.migration();
+      onInfo(info);
+      const status = statusOf(info);
+      if (statuses.has(status)) return info;
+      if (ENDED.has(status)) throw this.#ended(status, info["error-desc"]);
+      if (performance.now() > until) {
+        throw new DirtmapError(`the migration of QEMU at ${this.#qemu.name} is '${status}' after ${limitMs} ms`, {
+          code: "TIMED_OUT",
+          attempted: `wait until it is ${[...statuses].join(" or ")}`,
+        });
+      }
+      if (await firstOf(this.#next, POLL_MS, signal)) this.#next = this.#following();
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.#events[Symbol.dispose]();
+  }
+
+  #following(): Promise<unknown> {
+    const next = this.#events.next();
+    // Nobody may wait for it: a connection that ends is noticed by the next command, too.
+    next.catch(() => {});
+    return next;
+  }
+
+  #ended(status: string, why: string | undefined): DirtmapError {
+    return new DirtmapError(
+      `the migration of QEMU at ${this.#qemu.name} has ${status}${why === undefined ? "" : `: ${why}`}`,
+      { code: "QEMU_MIGRATION_FAILED", remedy: "see the logs of both QEMUs" },
+    );
+  }
+}
+
+export interface WaitOptions {
+  readonly signal?: AbortSignal | undefined;
+  readonly limitMs?: number;
+  readonly onInfo?: ((info: MigrationInfo) => void) | undefined;
+}
+
+/** True if the promise has resolved, false if the time is over, or the signal has fired, before. */
+async function firstOf(promise: Promise<unknown>, ms: number, signal: AbortSignal | undefined): Promise<boolean> {
+  let timer: NodeJS.Timeout | undefined;
+  let onAbort: (() => void) | undefined;
+  try {
+    return await Promise.race([
+      promise.then(() => true),
+      new Promise<boolean>((resolve) => {
+        timer = setTimeout(resolve, ms, false);
+        onAbort = () => resolve(false);
+        signal?.addEventListener("abort", onAbort, { once: true });
+      }),
+    ]);
+  } finally {
+    clearTimeout(timer);
+    if (onAbort !== undefined) signal?.removeEventListener("abort", onAbort);
+  }
+}

@@ -1,0 +1,51 @@
+import { DirtmapError } from "../../errors.js";
+import type { EventStream } from "./event-stream.js";
+
+/**
+ * The way to one QEMU's monitor. A UNIX socket is one ({@link SocketMonitor}); a program that passes commands on for a monitor
+ * that it holds itself is another.
+ */
+export interface Monitor extends AsyncDisposable {
+  /** For messages: the socket's path, or the guest's name. */
+  readonly name: string;
+  /**
+   * Has QEMU do a command; resolves to what it returns, unchecked. Commands are sent at once and answered in order, so several
+   * may be under way.
+   * @throws DirtmapError `QMP_REFUSED` for an error of QEMU's, `QMP_TIMED_OUT`, and what ended the connection
+   */
+  execute(command: string, args?: object, options?: ExecuteOptions): Promise<unknown>;
+  /** What QEMU tells from now on, in order, with nothing left out. */
+  events(): EventStream;
+}
+
+export interface ExecuteOptions {
+  /** Milliseconds to wait for the answer. Default: 10 s. */
+  readonly limitMs?: number;
+}
+
+/** Something that QEMU tells by itself. */
+export interface QmpEvent {
+  readonly name: string;
+  readonly data: Readonly<Record<string, unknown>>;
+  /** When it happened, by QEMU's clock: milliseconds since 1970. */
+  readonly at: number;
+}
+
+/** A command that QEMU refused. */
+export class QmpRefusal extends DirtmapError {
+  /** QEMU's class of the error: `GenericError`, `CommandNotFound` … */
+  readonly qemuClass: string;
+  /** QEMU's own words, made harmless. */
+  readonly reason: string;
+
+  constructor({ monitor, command, qemuClass, reason }: { monitor: string; command: string; qemuClass: string; reason: string }) {
+    const isUnknown = qemuClass === "CommandNotFound";
+    super(`QEMU at ${monitor} refuses '${command}': ${reason}`, {
+      code: "QMP_REFUSED",
+      attempted: `have QEMU do '${command}'`,
+      remedy: isUnknown ? "use a newer QEMU: this one does not know the command" : undefined,
+    });
+    this.qemuClass = qemuClass;
+    this.reason = reason;
+  }
+}
