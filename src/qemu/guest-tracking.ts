@@ -78,23 +78,19 @@ export class DeviceTracking {
   async finish(afterRead: (device: string, dirty: DirtyBitmap) => void = () => {}): Promise<DeviceShare> {
     const { vfio, id } = this.#device;
     const from = performance.now();
+    const dirty: IovaStretch[] = [];
     let pages = 0;
-    let rewritten = 0;
     for (const { iova, length } of this.#ranges) {
       const into = new DirtyBitmap({ iova, length, granule: GRANULE });
       await vfio.reportDmaLogging({ iova, length, pageSize: GRANULE, into });
       afterRead(id, into);
       pages += into.count();
-      if (this.#tracker === "messages") continue;
-      const runs: [number, number][] = [];
-      into.forEachRun((first, count) => runs.push([first, count]));
-      for (const [first, count] of runs) {
-        await vfio.rewriteClientMemory(iova + BigInt(first * GRANULE), count * GRANULE);
-        rewritten += count;
-      }
+      into.forEachRun((first, count) =>
+        dirty.push({ iova: iova + BigInt(first * GRANULE), length: BigInt(count * GRANULE) }),
+      );
     }
-    if (this.#tracker === "device") rewritten += await this.#rewriteUnlogged();
-    const share = { device: id, tracker: this.#tracker, pagesRewritten: rewritten };
+    const pagesRewritten = this.#tracker === "device" ? await this.#rewrite(dirty) : 0;
+    const share = { device: id, tracker: this.#tracker, pagesRewritten };
     return { ...share, pages: this.#ranges.length === 0 ? null : pages, rewriteMs: performance.now() - from };
   }
 
@@ -107,16 +103,21 @@ export class DeviceTracking {
     if (this.#tracker === "messages") await vfio.switchWritePath("direct");
   }
 
-  /** Memory that was mapped after the log had begun counts as written. */
-  async #rewriteUnlogged(): Promise<number> {
-    let pages = 0;
-    for (const stretch of (await this.#mapped()) ?? this.#tooScattered()) {
-      if (this.#ranges.some((range) => contains(range, stretch))) continue;
-      const bytes = Number(stretch.length);
-      await this.#device.vfio.rewriteClientMemory(stretch.iova, bytes);
-      pages += bytes / PAGE_SIZE;
+  /**
+   * Has QEMU write what was logged over itself; returns how many pages. Where the device's memory is not what it was when the
+   * log began, addresses mean something else by now, and all of it counts as written.
+   */
+  async #rewrite(dirty: readonly IovaStretch[]): Promise<number> {
+    const mapped = (await this.#mapped()) ?? this.#tooScattered();
+    const isSame =
+      mapped.every((stretch) => this.#ranges.some((range) => contains(range, stretch))) &&
+      dirty.every((stretch) => mapped.some((range) => contains(range, stretch)));
+    let bytes = 0;
+    for (const { iova, length } of isSame ? dirty : mapped) {
+      await this.#device.vfio.rewriteClientMemory(iova, Number(length));
+      bytes += Number(length);
     }
-    return pages;
+    return bytes / PAGE_SIZE;
   }
 
   /** What the device can write; null where that is in too many places to be told. */
