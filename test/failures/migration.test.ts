@@ -5,7 +5,7 @@ import type { MigrationPhase } from "../../src/migration/events.js";
 import { Journal, readJournal } from "../../src/migration/journal.js";
 import { listJournals } from "../../src/migration/journals.js";
 import type { MigrationReport } from "../../src/migration/report.js";
-import type { Undecided } from "../../src/migration/source.js";
+import type { Undecided } from "../../src/migration/undecided.js";
 import { DEFAULT_POLICY } from "../../src/tracking/choice.js";
 import { statesOf } from "../support/journal-states.js";
 import { type Hearing, type Loopback, loopback } from "./loopback.js";
@@ -629,7 +629,7 @@ describe("a message of the handover at the wrong time", () => {
   it.each([-1, 1])("PREPARE for another round, %d off, is refused by the destination", async (off) => {
     const pair = await started({
       destinationHears: (message) => [
-        message.type === "PREPARE" ? { ...message, round: message.round + off } : message,
+        message.type === "PREPARE" ? { ...message, round: (message.round ?? 0) + off } : message,
       ],
     });
     const report = await pair.migrate();
