@@ -7,12 +7,13 @@ export type MigrationResult = "completed" | "cancelled" | "failed" | "indetermin
 export interface DeviceReport {
   readonly id: string;
   readonly model: string;
-  readonly tracker: TrackerKind;
+  /** `messages`: QEMU did each of the device's writes itself, and so tracked it. */
+  readonly tracker: TrackerKind | "messages";
   /** Bytes per dirty bit; null for a tracker without bits (`everything`) or where tracking never started. */
   readonly granule: number | null;
   readonly reason: string;
   /** Trackers that were passed over, each with why. */
-  readonly alternatives: readonly { readonly tracker: TrackerKind; readonly why: string }[];
+  readonly alternatives: readonly { readonly tracker: TrackerKind | "messages"; readonly why: string }[];
   /** 4 KiB pages that its tracker reported, over all rounds; null where it shares a domain. */
   readonly pagesReported: number | null;
   /** Of these, pages that no other tracker reported in the same round. */

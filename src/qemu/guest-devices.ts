@@ -1,15 +1,21 @@
 import { existsSync } from "node:fs";
 import { DirtmapError, UsageError } from "../errors.js";
-import type { MigrationSupport } from "../host/host.js";
-import type { MigratableDevice } from "../migration/lock-step.js";
+import type { MachineShape } from "../host/shape.js";
+import { safeText } from "../safe-text.js";
 import { isErrno } from "../uapi/errno.js";
 import type { ServerCounters } from "../vfio-user/client/counters.js";
 import { VfioUserDevice } from "../vfio-user/client/device.js";
 import { controlPath } from "../vfio-user/control-path.js";
 import { type GuestDevice, socketOf } from "./guest.js";
 
+/** Characters of the place of a device, in a shape. */
+const MAX_PLACE = 128;
+
 /** A device of a guest, over the control connection to its server. */
-export interface ControlledDevice extends MigratableDevice {
+export interface ControlledDevice {
+  /** Its name: see {@link GuestDevice}. */
+  readonly id: string;
+  readonly model: string;
   readonly vfio: VfioUserDevice;
   /** Where it is in QEMU. */
   readonly place: GuestDevice;
@@ -31,8 +37,8 @@ export async function openDevices(
       const socket = socketOf(place, sockets);
       const vfio = await openControl(place.name, socket);
       try {
-        const support = await migrationOf(vfio, await countersOf(vfio), socket, side);
-        opened.push({ id: place.name, vfio, support, place });
+        await checkReady(vfio, await countersOf(vfio), { socket, side });
+        opened.push({ id: place.name, model: vfio.model, vfio, place });
       } catch (error) {
         await vfio[Symbol.asyncDispose]();
         throw error;
@@ -78,12 +84,12 @@ export async function countersOf(vfio: VfioUserDevice): Promise<ServerCounters> 
   return counters;
 }
 
-async function migrationOf(
+/** @throws UsageError for a device that can't be moved from here, or to here */
+async function checkReady(
   vfio: VfioUserDevice,
   { writePath, waitsForState, failure, migration }: ServerCounters,
-  socket: string,
-  side: "source" | "destination",
-): Promise<MigrationSupport> {
+  { socket, side }: { socket: string; side: "source" | "destination" },
+): Promise<void> {
   const refuse = (what: string, code: string, remedy: string) => {
     throw new UsageError(`${side}: '${vfio.id}' at ${socket} ${what}`, { code, remedy });
   };
@@ -98,13 +104,18 @@ async function migrationOf(
   if (side === "source" && waitsForState === true) {
     refuse("waits for a state itself", "CANNOT_MIGRATE", "move its guest there first, or serve it without --incoming");
   }
-  try {
-    return await vfio.migration();
-  } catch (cause) {
-    throw new UsageError(`${side}: '${vfio.id}' can't migrate`, {
-      code: "CANNOT_MIGRATE",
-      remedy: "detach it before the migration",
-      cause,
-    });
-  }
+}
+
+/**
+ * What the guest can tell its devices by, and where it finds them; memory and vCPUs are QEMU's to compare.
+ * @throws UapiError where a configuration space can't be read
+ */
+export async function shapeOfGuest(devices: readonly ControlledDevice[]): Promise<MachineShape> {
+  const shapes = devices.map(async ({ id, vfio, place: { bus, devfn } }) => {
+    const shape = await vfio.shape();
+    const behind = bus.split("/").slice(-2).join("/");
+    const place = safeText(`${behind} ${devfn >> 3}.${devfn & 7}`, MAX_PLACE);
+    return { id, shape: { ...shape, facts: { ...shape.facts, place } } };
+  });
+  return { memory: [], vcpus: 0, devices: await Promise.all(shapes) };
 }

@@ -14,7 +14,8 @@ export type GuestTracker = "messages" | "device";
 /** What the guest pays least for, if nobody says otherwise. */
 export const DEFAULT_TRACKER: GuestTracker = "messages";
 
-const GRANULE = PAGE_SIZE;
+/** Bytes per bit of a device's log: QEMU tracks by pages. */
+export const GRANULE = PAGE_SIZE;
 
 /** What a device has dirtied. */
 export interface DeviceShare {
@@ -25,7 +26,7 @@ export interface DeviceShare {
   /** Of these, written over themselves in the pause. */
   readonly pagesRewritten: number;
   /** Milliseconds of the pause that this took. */
-  readonly rewriteMs: number;
+  readonly ms: number;
 }
 
 /** The tracking of one device, from before QEMU's first look at memory until the device is stopped. */
@@ -91,7 +92,7 @@ export class DeviceTracking {
     }
     const pagesRewritten = this.#tracker === "device" ? await this.#rewrite(dirty) : 0;
     const share = { device: id, tracker: this.#tracker, pagesRewritten };
-    return { ...share, pages: this.#ranges.length === 0 ? null : pages, rewriteMs: performance.now() - from };
+    return { ...share, pages: this.#ranges.length === 0 ? null : pages, ms: performance.now() - from };
   }
 
   /** Everything as it was. */

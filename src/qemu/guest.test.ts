@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { FakePc } from "./fake-pc.test.helper.js";
-import { checkObstacles, type GuestDevice, lookAtGuest, pairsOf, socketIn, socketOf } from "./guest.js";
+import { checkObstacles, type GuestDevice, lookAtGuest, socketIn, socketOf } from "./guest.js";
 import { Qemu } from "./qmp/qemu.js";
 import { SocketMonitor } from "./qmp/socket-monitor.js";
 
@@ -103,28 +103,5 @@ describe("the socket in the name of a memory region", () => {
     expect(() => socketOf(device)).toThrow(expect.objectContaining({ code: "NO_SOCKET" }));
     expect(socketOf(device, { disk: "/a" })).toBe("/a");
     expect(socketOf({ ...device, socket: "/b" })).toBe("/b");
-  });
-});
-
-describe("pairs of devices", () => {
-  const device = (name: string, bus: string, devfn: number): GuestDevice => ({ name, path: name, bus, devfn, socket: null });
-
-  it("are at the same places, whatever their order", () => {
-    const [a, b] = [device("a", "x", 8), device("b", "y", 8)];
-    const [c, d] = [device("b", "y", 8), device("a", "x", 8)];
-    expect(pairsOf([a, b], [c, d])).toEqual([
-      [a, d],
-      [b, c],
-    ]);
-  });
-
-  it("must be complete", () => {
-    expect(() => pairsOf([device("a", "x", 8)], [device("b", "x", 16)])).toThrow(
-      expect.objectContaining({
-        code: "DEVICES_DIFFER",
-        message: expect.stringContaining("a: the destination's guest has no"),
-        further: ["b: the source's guest has no vfio-user device there"],
-      }),
-    );
   });
 });

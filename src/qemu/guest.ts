@@ -141,31 +141,6 @@ export function checkObstacles(guest: Guest, side: "source" | "destination"): vo
   });
 }
 
-/**
- * Which device of the destination takes over from which of the source: the one at the same place, which is where the guest
- * looks for it.
- * @throws UsageError `DEVICES_DIFFER`
- */
-export function pairsOf(source: readonly GuestDevice[], destination: readonly GuestDevice[]): [GuestDevice, GuestDevice][] {
-  const place = ({ bus, devfn }: GuestDevice) => `${bus} ${devfn}`;
-  const theirs = new Map(destination.map((device) => [place(device), device]));
-  const problems: string[] = [];
-  const pairs: [GuestDevice, GuestDevice][] = [];
-  for (const device of source) {
-    const other = theirs.get(place(device));
-    theirs.delete(place(device));
-    if (other === undefined) problems.push(`${device.name}: the destination's guest has no vfio-user device there`);
-    else pairs.push([device, other]);
-  }
-  for (const { name } of theirs.values()) problems.push(`${name}: the source's guest has no vfio-user device there`);
-  if (problems.length === 0) return pairs;
-  throw new UsageError(`the guests' devices differ: ${problems[0]}`, {
-    code: "DEVICES_DIFFER",
-    remedy: "start the destination's QEMU with the same devices, with the same ids and addresses",
-    further: problems.slice(1),
-  });
-}
-
 /** Where a device's control connection goes. @throws UsageError `NO_SOCKET` where QEMU does not tell */
 export function socketOf({ name, socket }: GuestDevice, given: Readonly<Record<string, string>> = {}): string {
   const path = Object.hasOwn(given, name) ? given[name] : socket;

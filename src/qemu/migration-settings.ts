@@ -71,3 +71,28 @@ function lacks(qemu: Qemu, what: string): DirtmapError {
     remedy: "use a newer QEMU, or leave that option out",
   });
 }
+
+/** What an operator may ask of QEMU's migration; both sides are asked the same. */
+export interface MigrationTuning {
+  /** Streams of QEMU's multifd; 0: it is off. Default: 0. */
+  readonly multifdChannels?: number;
+  /** Default: QEMU's own setting. */
+  readonly downtimeLimitMs?: number;
+  /** Bytes per second. Default: QEMU's own setting. */
+  readonly bandwidth?: number;
+}
+
+/** @param capabilities that this side wants besides */
+export function migrationSettings(
+  { multifdChannels = 0, downtimeLimitMs, bandwidth }: MigrationTuning,
+  capabilities: Readonly<Record<string, boolean>>,
+): WantedSettings {
+  return {
+    capabilities: { ...capabilities, ...(multifdChannels > 0 ? { multifd: true } : {}) },
+    parameters: {
+      ...(multifdChannels > 0 ? { "multifd-channels": multifdChannels } : {}),
+      ...(downtimeLimitMs === undefined ? {} : { "downtime-limit": Math.round(downtimeLimitMs) }),
+      ...(bandwidth === undefined ? {} : { "max-bandwidth": Math.round(bandwidth) }),
+    },
+  };
+}

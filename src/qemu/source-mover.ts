@@ -1,0 +1,276 @@
+import type { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
+import { explain, UsageError } from "../errors.js";
+import type {
+  FinishedMove,
+  MemoryMove,
+  MemoryMover,
+  MovePlan,
+  MoverContext,
+  PrecopiedStates,
+} from "../migration/memory-mover.js";
+import type { DeviceReport } from "../migration/report.js";
+import { ConfigPorts } from "./config-ports.js";
+import type { ControlledDevice } from "./guest-devices.js";
+import { type GuestState, writeGuestState } from "./guest-state.js";
+import { DEFAULT_TRACKER, type DeviceShare, DeviceTracking, GRANULE, type GuestTracker } from "./guest-tracking.js";
+import { migrationSettings, MigrationSettings, type MigrationTuning } from "./migration-settings.js";
+import { IDLE, MigrationWatch, statusOf } from "./migration-status.js";
+import { pciAddressOf } from "./pci-address.js";
+import { type PciState, readPciState } from "./pci-state.js";
+import type { MigrationInfo } from "./qmp/qemu.js";
+import type { SourceGuest } from "./source-guest.js";
+
+/** From `migrate-continue` until QEMU has sent the rest: far longer than any downtime. */
+const SWITCHOVER_MS = 60_000;
+const CANCEL_MS = 30_000;
+
+/** While QEMU moves memory, devices are asked this often whether it is worth sending what has changed in them. */
+const PRECOPY_EVERY_MS = 1000;
+/** From this many bytes on, it is: what is sent before the pause is not sent in it. */
+const WORTH_SENDING_BYTES = 4 * 2 ** 20;
+
+/** Why a device is tracked as it is. */
+const REASONS: Readonly<Record<GuestTracker, string>> = {
+  messages: "QEMU does its writes itself while the migration lasts, so that they move in pre-copy as all others do",
+  device: "it logs its own DMA; QEMU is made to write what was logged over itself in the pause",
+};
+
+export interface QemuMoverOptions extends MigrationTuning {
+  /** Where the destination's QEMU listens, as QEMU writes it: `tcp:HOST:PORT` or `unix:PATH`. */
+  readonly address: string;
+  /** By the devices' names; left out: {@link DEFAULT_TRACKER}. */
+  readonly trackers?: Readonly<Record<string, GuestTracker>>;
+  /** The source's QEMU stays, paused, after the guest runs at the destination. Default: it is told to quit. */
+  readonly keepSource?: boolean;
+  readonly onInfo?: (info: MigrationInfo) => void;
+  readonly hooks?: QemuMoverHooks;
+}
+
+/** Hooks for tests. */
+export interface QemuMoverHooks {
+  /** After the last read of a device's log: a bit cleared here is a lost write. */
+  afterRead?(device: string, dirty: DirtyBitmap): void;
+  /** What is sent of the guest's state. */
+  guestState?(state: GuestState): GuestState;
+}
+
+/** The mover of a QEMU guest: QEMU's own migration moves memory and vCPUs, to a QEMU whose address the operator names. */
+export class QemuMover implements MemoryMover<"qemu"> {
+  readonly tracking = { design: "split", policy: "qemu" } as const;
+  readonly #guest: SourceGuest;
+  readonly #options: QemuMoverOptions;
+
+  /** @param guest stays the caller's */
+  constructor(guest: SourceGuest, options: QemuMoverOptions) {
+    this.#guest = guest;
+    this.#options = options;
+  }
+
+  async plan(): Promise<MovePlan<"qemu">> {
+    return {
+      offer: { kind: "qemu" },
+      shape: await this.#guest.shape(),
+      open: async (_answer, context) => new QemuMove(this.#guest, this.#options, context),
+    };
+  }
+}
+
+/** QEMU's migration under way. */
+class QemuMove implements MemoryMove {
+  /** The two memories are QEMU's: nobody can compare them. */
+  readonly comparison = null;
+  readonly #guest: SourceGuest;
+  readonly #options: QemuMoverOptions;
+  readonly #context: MoverContext;
+  readonly #watch: MigrationWatch;
+  #settings: MigrationSettings | undefined;
+  #tracking: DeviceTracking[] = [];
+  #shares: readonly DeviceShare[] = [];
+  /** Where QEMU's stream was at the end of the pre-copy. */
+  #precopied: MigrationInfo["ram"];
+
+  constructor(guest: SourceGuest, options: QemuMoverOptions, context: MoverContext) {
+    this.#guest = guest;
+    this.#options = options;
+    this.#context = context;
+    this.#watch = new MigrationWatch(guest.qemu);
+    context.opened.add("QEMU's events left", async () => this.#watch[Symbol.dispose]());
+  }
+
+  async start(): Promise<ReadonlySet<string>> {
+    await this.#context.enter("tracking");
+    const { qemu, devices } = this.#guest;
+    this.#settings = await MigrationSettings.change(
+      qemu,
+      migrationSettings(this.#options, { events: true, "pause-before-switchover": true }),
+    );
+    for (const device of devices) this.#tracking.push(await DeviceTracking.start(device, this.#trackerOf(device)));
+    return new Set();
+  }
+
+  async converge(states: PrecopiedStates): Promise<void> {
+    const { signal } = this.#context;
+    const { onInfo } = this.#options;
+    await this.#guest.qemu.migrate(this.#options.address);
+    const paused = new AbortController();
+    const sending = this.#sendStates(states, paused.signal);
+    sending.catch(() => {});
+    const began = performance.now();
+    try {
+      const failed = sending.then(() => new Promise<never>(() => {}));
+      const { ram } = await Promise.race([this.#watch.until(["pre-switchover"], { signal, onInfo }), failed]);
+      this.#precopied = ram;
+      this.#reportRound("pre-copy", ram, performance.now() - began);
+    } finally {
+      paused.abort();
+    }
+    await sending;
+  }
+
+  async stop(stopDevices: () => Promise<void>): Promise<void> {
+    await stopDevices();
+    const { afterRead } = this.#options.hooks ?? {};
+    this.#shares = await Promise.all(this.#tracking.map((tracking) => tracking.finish(afterRead)));
+  }
+
+  async finish(sendStates: () => Promise<void>): Promise<FinishedMove> {
+    const { signal } = this.#context;
+    const { hooks = {} } = this.#options;
+    const state = await this.#guestState();
+    const began = performance.now();
+    await this.#guest.qemu.migrateContinue();
+    const [{ ram }] = await Promise.all([
+      this.#watch.until(["completed"], { limitMs: SWITCHOVER_MS, signal }),
+      sendStates(),
+    ]);
+    this.#reportRound("stop-copy", ram, performance.now() - began);
+    return { state: writeGuestState(hooks.guestState?.(state) ?? state) };
+  }
+
+  /** Wherever QEMU's migration is; the devices run by now, and QEMU lets its vCPUs run as soon as it is cancelled. */
+  async takeBack(): Promise<void> {
+    const { qemu, running } = this.#guest;
+    const problems: string[] = [];
+    const tried = async (what: string, doing: () => Promise<unknown>) => {
+      await doing().catch((error: unknown) => problems.push(`${what}: ${explain(error)}`));
+    };
+    await tried("QEMU's migration cancelled", () => this.#cancel());
+    await tried("the guest running again", async () => {
+      if (running && !(await qemu.status()).running) await qemu.cont();
+    });
+    for (const each of this.#tracking.splice(0)) await tried("the tracking of a device ended", () => each.stop());
+    problems.push(...(await this.#restoreSettings()));
+    for (const problem of problems) this.#context.report.warn(problem);
+  }
+
+  async gone(): Promise<void> {
+    if (this.#options.keepSource !== true) {
+      await this.#guest.qemu.quit();
+      return;
+    }
+    for (const problem of await this.#restoreSettings()) this.#context.report.warn(problem);
+  }
+
+  conclude(): readonly DeviceReport[] {
+    return this.#guest.devices.map((device) => {
+      const tracker = this.#trackerOf(device);
+      const share = this.#shares.find((each) => each.device === device.id);
+      return {
+        id: device.id,
+        model: device.model,
+        tracker,
+        granule: tracker === "device" ? GRANULE : null,
+        reason: REASONS[tracker],
+        alternatives: [],
+        pagesReported: share?.pages ?? null,
+        pagesExclusive: null,
+        readMs: share?.ms ?? 0,
+        suspendedMs: 0,
+      };
+    });
+  }
+
+  #trackerOf({ id }: ControlledDevice): GuestTracker {
+    const { trackers = {} } = this.#options;
+    return Object.hasOwn(trackers, id) ? trackers[id] : DEFAULT_TRACKER;
+  }
+
+  /** What of the devices' states is worth it, until the machine is paused. */
+  async #sendStates(states: PrecopiedStates, paused: AbortSignal): Promise<void> {
+    // What there is at first, whatever its size: a device that refuses it does so while the guest runs.
+    for (let more = true; more && !paused.aborted; ) more = !(await states.send());
+    while (!paused.aborted) {
+      await elapsed(PRECOPY_EVERY_MS, paused);
+      if (paused.aborted || (await states.expectedBytes()) < WORTH_SENDING_BYTES) continue;
+      await states.send();
+    }
+  }
+
+  async #guestState(): Promise<GuestState> {
+    const { qemu, devices, running } = this.#guest;
+    return await ConfigPorts.with(qemu, async (ports) => {
+      const states = new Map<string, PciState>();
+      for (const { id, place } of devices) {
+        states.set(id, await readPciState(qemu, ports, await pciAddressOf(qemu, place)));
+      }
+      return { running, devices: states };
+    });
+  }
+
+  async #cancel(): Promise<void> {
+    const { qemu } = this.#guest;
+    if (IDLE.has(statusOf(await qemu.migration()))) return;
+    await qemu.migrateCancel();
+    await this.#watch.until(IDLE, { limitMs: CANCEL_MS });
+  }
+
+  async #restoreSettings(): Promise<string[]> {
+    const settings = this.#settings;
+    this.#settings = undefined;
+    return (await settings?.restore()) ?? [];
+  }
+
+  /** QEMU's own rounds are its affair: what it moved before the pause and in it is told as two. */
+  #reportRound(phase: "pre-copy" | "stop-copy", ram: MigrationInfo["ram"], ms: number): void {
+    if (ram === undefined) return;
+    const before = phase === "pre-copy" ? undefined : this.#precopied;
+    const since = (name: "normal" | "duplicate" | "transferred") => (ram[name] ?? 0) - (before?.[name] ?? 0);
+    const shares = phase === "pre-copy" ? [] : this.#shares;
+    this.#context.report.round({
+      round: phase === "pre-copy" ? 0 : 1,
+      phase,
+      pages: since("normal") + since("duplicate"),
+      zeroPages: since("duplicate"),
+      bytes: since("transferred"),
+      ms,
+      remaining: phase === "pre-copy" ? ram.remaining : 0,
+      byDevice: Object.fromEntries(
+        shares.map(({ device, pagesRewritten, ms: readMs }) => [device, { reported: pagesRewritten, exclusive: 0, readMs }]),
+      ),
+    });
+  }
+}
+
+/** Resolves when the time is over, or the signal fires. */
+async function elapsed(ms: number, signal: AbortSignal): Promise<void> {
+  await new Promise<void>((resolve) => {
+    const timer = setTimeout(resolve, ms);
+    signal.addEventListener(
+      "abort",
+      () => {
+        clearTimeout(timer);
+        resolve();
+      },
+      { once: true },
+    );
+  });
+}
+
+/** @throws UsageError `BAD_ADDRESS` for what QEMU does not migrate to here: TCP and UNIX sockets, and no command or file */
+export function checkAddress(address: string): string {
+  if (/^tcp:[^,\s]+:\d{1,5}$/.test(address) || /^unix:[^,\s]+$/.test(address)) return address;
+  throw new UsageError(`'${address}' is no address for QEMU's own stream`, {
+    code: "BAD_ADDRESS",
+    remedy: "give tcp:HOST:PORT or unix:PATH",
+  });
+}
