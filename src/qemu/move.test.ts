@@ -1,0 +1,261 @@
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { receiveBy, type ReceiveResult } from "../migration/destination.js";
+import type { MigrationReport } from "../migration/report.js";
+import { type HandoverOptions, migrateBy } from "../migration/source.js";
+import { connectControl } from "../migration/transport/connect.js";
+import { formatEndpoint } from "../migration/transport/endpoint.js";
+import { listen } from "../migration/transport/listener.js";
+import { Served, told } from "../vfio-user/server/served.test.helper.js";
+import { DestinationGuest } from "./destination-guest.js";
+import { QemuDestination } from "./destination-memory.js";
+import { FakeVm } from "./fake-vm.test.helper.js";
+import { Qemu } from "./qmp/qemu.js";
+import { SocketMonitor } from "./qmp/socket-monitor.js";
+import { SourceGuest } from "./source-guest.js";
+import { QemuMover, type QemuMoverOptions } from "./source-mover.js";
+
+/*
+ * A guest that moves from one QEMU to another, which tell what real ones tell, with a device that is really served. What is checked
+ * is who runs in the end, and that all else is as it was.
+ */
+
+const LONG = { timeout: 60_000 };
+
+describe.runIf(process.platform === "linux")("the move of a guest between two QEMUs", () => {
+  let folder: string;
+  let servers: { source: Served; destination: Served };
+  let source: FakeVm;
+  let destination: FakeVm;
+  let warnings: string[];
+
+  beforeEach(async () => {
+    folder = mkdtempSync(join(tmpdir(), "dirtmap-move-"));
+    servers = { source: await Served.start(), destination: await Served.start({ incoming: true }) };
+    source = await FakeVm.start("running", servers.source.server.path);
+    destination = await FakeVm.start("inmigrate", servers.destination.server.path);
+    source.to = destination;
+    // The table of MSI-X is written by DMA messages, which nobody here answers.
+    for (const { pc } of [source, destination]) pc.function.config[0x34 / 4] = 0x60;
+    source.pc.function.drive();
+    warnings = [];
+  });
+
+  afterEach(async () => {
+    for (const each of [source, destination, servers.source, servers.destination]) await each[Symbol.asyncDispose]();
+    rmSync(folder, { recursive: true, force: true });
+  });
+
+  async function move(
+    { handover, ...options }: Partial<QemuMoverOptions> & { handover?: HandoverOptions } = {},
+  ): Promise<{ report: MigrationReport; received: ReceiveResult<DestinationGuest> }> {
+    const address = "unix:/nowhere";
+    await using from = new Qemu(await SocketMonitor.open(source.pc.qemu.path));
+    await using to = new Qemu(await SocketMonitor.open(destination.pc.qemu.path));
+    await using listener = await listen({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: 0 } });
+    const { endpoint } = listener;
+    const warn = (text: string) => warnings.push(text);
+    const receiving = listener.acceptControl().then((control) =>
+      receiveBy(
+        ({ signal }) => new QemuDestination(() => DestinationGuest.open(to, { warn }), { address, warn }, signal),
+        { from: "test", control },
+        { journalDirectory: folder },
+      ),
+    );
+    await using guest = await SourceGuest.open(from);
+    const report = await migrateBy(
+      new QemuMover(guest, { ...options, address }),
+      guest,
+      { destination: formatEndpoint(endpoint), connect: (signal) => connectControl({ endpoint, signal }) },
+      { journalDirectory: folder, runAfterMs: 0, ...handover },
+    );
+    const received = await receiving;
+    if ("machine" in received) await received.machine[Symbol.asyncDispose]();
+    return { report, received };
+  }
+
+  /** What the servers tell once their connections are gone. */
+  async function deviceStates() {
+    const states = [servers.source, servers.destination].map((server) => {
+      using control = server.control();
+      const { state, waitsForState, writePath, log, migration } = told(control);
+      return { state, waitsForState, path: writePath?.path, log, notice: migration?.notice ?? null };
+    });
+    return { source: states[0], destination: states[1] };
+  }
+
+  /** The source runs as if nothing had been, and the destination's QEMU has ended, if it had begun. */
+  async function expectTakenBack(): Promise<void> {
+    expect([source.running, destination.running]).toEqual([true, false]);
+    expect([...source.capabilities.values()]).toEqual([false, false, false, false, false]);
+    expect(destination.hasQuit || destination.runState === "inmigrate").toBe(true);
+    await expect
+      .poll(deviceStates)
+      .toMatchObject({
+        source: { state: "RUNNING", path: "direct", log: null },
+        destination: { state: "RUNNING", waitsForState: true },
+      });
+  }
+
+  it("ends with the guest and its device at the destination, and the source's QEMU gone", LONG, async () => {
+    const { report, received } = await move();
+    expect(report.error).toBeUndefined();
+    expect([report.result, received.outcome, report.warnings, warnings]).toEqual(["completed", "running", [], []]);
+    expect([source.running, source.hasQuit, destination.running]).toEqual([false, true, true]);
+    expect([...destination.capabilities.values()]).toEqual([false, false, false, false, false]);
+    const states = await deviceStates();
+    expect(states.destination).toMatchObject({ state: "RUNNING", waitsForState: false });
+    expect(states.source).toMatchObject({ notice: "gone" });
+    expect(destination.pc.function.config).toEqual(source.pc.function.config);
+    expect(report.devices).toMatchObject([{ id: "disk", model: "test", tracker: "messages" }]);
+    const commands = source.pc.qemu.commands.map(({ execute }) => execute).filter((name) => /^migrate|quit/.test(name));
+    expect(commands).toEqual(["migrate-set-capabilities", "migrate", "migrate-continue", "quit"]);
+  });
+
+  it("tracks by the device's log where that is asked for", LONG, async () => {
+    const { report } = await move({ trackers: { disk: "device" } });
+    expect(report.result).toBe("completed");
+    expect(report.devices).toMatchObject([{ tracker: "device", granule: 4096 }]);
+  });
+
+  it("leaves the source's QEMU paused, with its settings as they were, where it is to be kept", LONG, async () => {
+    const { report } = await move({ keepSource: true });
+    expect([report.result, source.hasQuit, source.runState]).toEqual(["completed", false, "postmigrate"]);
+    expect([...source.capabilities.values()]).toEqual([false, false, false, false, false]);
+  });
+
+  it("leaves a paused guest paused", LONG, async () => {
+    source.runState = "paused";
+    const { report } = await move();
+    expect([report.result, destination.running, destination.runState]).toEqual(["completed", false, "paused"]);
+  });
+
+  it.each(["migrate-set-capabilities", "migrate", "migrate-continue"])(
+    "takes the guest back where the source's QEMU refuses '%s'",
+    LONG,
+    async (refused) => {
+      let times = 0;
+      source.before = (command) => {
+        if (command === refused && times++ === 0) throw new Error("not today");
+      };
+      const { report, received } = await move();
+      expect([report.result, received.outcome]).toEqual(["failed", "discarded"]);
+      expect(report.error?.message).toContain("not today");
+      await expectTakenBack();
+    },
+  );
+
+  it.each(["migrate-set-capabilities", "migrate-incoming"])(
+    "is refused where the destination's QEMU refuses '%s', and nothing is touched",
+    LONG,
+    async (refused) => {
+      destination.before = (command) => {
+        if (command === refused) throw new Error("not here");
+      };
+      await expect(move()).rejects.toMatchObject({ message: expect.stringContaining("not here") });
+      await expectTakenBack();
+    },
+  );
+
+  it("takes the guest back where QEMU's migration fails, in pre-copy and in the pause", LONG, async () => {
+    for (const step of ["migrate", "migrate-continue"]) {
+      source.before = (command) => {
+        if (command !== step) return;
+        setImmediate(() => {
+          source.status = "failed";
+          source.runState = "running";
+        });
+      };
+      const { report } = await move().catch((error: unknown) => {
+        throw new Error(`${step}`, { cause: error });
+      });
+      expect(report.result, step).toBe("failed");
+      await expectTakenBack();
+      destination.runState = "inmigrate";
+      destination.status = "none";
+      source.status = "none";
+    }
+  });
+
+  it("takes the guest back where the destination's device does not take its PCI state", LONG, async () => {
+    const { report } = await move({
+      hooks: {
+        guestState: (state) => ({
+          ...state,
+          devices: new Map(
+            Array.from(state.devices, ([id, pci]) => [id, { ...pci, config: pci.config.map((dword, i) => (i === 11 ? 7 : dword)) }]),
+          ),
+        }),
+      },
+    });
+    expect([report.result, report.error?.code]).toEqual(["failed", "PCI_STATE_DIFFERS"]);
+    await expectTakenBack();
+  });
+
+  it.each(["tracking", "pre-copy", "pausing", "stop-copy", "handover"] as const)(
+    "takes the guest back where it is cancelled in '%s'",
+    LONG,
+    async (phase) => {
+      const cancel = new AbortController();
+      const hooks = {
+        beforePhase: (next: string) => {
+          if (next === phase) cancel.abort(new Error("enough"));
+        },
+      };
+      const { report } = await move({ handover: { signal: cancel.signal, hooks } });
+      expect([report.result, report.warnings]).toEqual(["cancelled", []]);
+      await expectTakenBack();
+    },
+  );
+
+  it("refuses guests whose devices differ, before anything is touched", LONG, async () => {
+    const list = destination.pc.qemu.answers.get("qom-list");
+    destination.pc.qemu.answers.set("qom-list", (command) =>
+      command.arguments.path === "/machine/peripheral" ? [] : list?.(command),
+    );
+    await expect(move()).rejects.toMatchObject({ message: expect.stringContaining("disk") });
+    await expectTakenBack();
+  });
+
+  it("refuses a destination whose server does not wait for a state", LONG, async () => {
+    await servers.destination[Symbol.asyncDispose]();
+    servers.destination = await Served.start();
+    await destination[Symbol.asyncDispose]();
+    destination = await FakeVm.start("inmigrate", servers.destination.server.path);
+    await expect(move()).rejects.toMatchObject({ message: expect.stringContaining("does not wait for a state") });
+    expect([source.running, source.status]).toEqual([true, "none"]);
+  });
+
+  it("refuses a guest that is migrating already, or in no state to be moved", LONG, async () => {
+    source.status = "active";
+    await expect(SourceGuest.open(new Qemu(await SocketMonitor.open(source.pc.qemu.path)))).rejects.toMatchObject({
+      code: "WRONG_STATE",
+      message: expect.stringContaining("under way"),
+    });
+    source.pc.qemu.hangUp();
+    source.status = "none";
+    source.runState = "internal-error";
+    await expect.poll(async () => {
+      try {
+        await using qemu = new Qemu(await SocketMonitor.open(source.pc.qemu.path));
+        await SourceGuest.open(qemu);
+        return "opened";
+      } catch (error) {
+        return (error as { code?: string }).code;
+      }
+    }).toBe("WRONG_STATE");
+  });
+
+  it("leaves both paused, and waits for the operator, where the destination does not confirm", LONG, async () => {
+    destination.before = (command) => {
+      if (command === "cont") throw new Error("can't");
+    };
+    const { report, received } = await move({ handover: { decideMs: 100 } });
+    expect([report.result, received.outcome]).toEqual(["indeterminate", "run-failed"]);
+    expect([source.running, source.hasQuit, destination.running]).toEqual([false, false, false]);
+    const states = await deviceStates();
+    expect(states.source).toMatchObject({ state: "STOP_COPY", notice: "committing" });
+  });
+});
