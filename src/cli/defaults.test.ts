@@ -8,7 +8,7 @@ import { SERVABLE_MODELS } from "../devices/servable-models.js";
 import { parseScenario } from "../scenario/scenario.js";
 import { DEFAULT_POLICY } from "../tracking/choice.js";
 import { parseSize } from "../units.js";
-import { linkOf } from "./bench/link.js";
+import { linkOf } from "./input/link.js";
 import { commandLine } from "./program.js";
 
 const program = commandLine({ version: "0", models: SERVABLE_MODELS });

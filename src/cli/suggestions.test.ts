@@ -8,8 +8,8 @@ import { type Observation, predict } from "../evidence/predict/predict.js";
 import { fakeBenchmark, fakeDevice } from "../evidence/recommend/fake-benchmark.test.helper.js";
 import { MiB } from "../memory/address.js";
 import { parseDuration } from "../units.js";
-import { benchCommand, followCommand } from "./bench/bench-command.js";
 import { commandLine } from "./program.js";
+import { benchCommand, followCommand } from "./text/commands-to-type.js";
 
 /*
  * Whatever Dirtmap prints to be typed is a command line that it takes.
@@ -63,8 +63,8 @@ const ROOT = fileURLToPath(new URL("../../../", import.meta.url));
 
 /** String literals of all sources that name one of our commands, with where they stand. */
 const LITERALS = readdirSync(SOURCE, { recursive: true, encoding: "utf8" })
-  // What bench-command.ts makes is tried below, with all that it is made of.
-  .filter((file) => file.endsWith(".ts") && !file.includes(".test.") && !file.endsWith("bench-command.ts"))
+  // What commands-to-type.ts makes is tried below, with all that it is made of.
+  .filter((file) => file.endsWith(".ts") && !file.includes(".test.") && !file.endsWith("commands-to-type.ts"))
   .flatMap((file) => {
     const text = readFileSync(join(SOURCE, file), "utf8").replaceAll(/\/\*[\s\S]*?\*\/|^\s*\/\/.*$/gm, "");
     // What is filled in is a value; right behind a word it is more options.

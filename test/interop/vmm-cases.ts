@@ -1,6 +1,6 @@
 import { chooseTrackers, probeMachine } from "dirtmap";
 import { createEmulatedMachine } from "dirtmap/emulated";
-import { readRequest } from "../../src/cli/request.js";
+import { readRequest } from "../../src/cli/input/settings.js";
 import { vmmDevices } from "../../src/vmm-options/fake-devices.test.helper.js";
 import type { VmmAddress, VmmDevice } from "../../src/vmm-options/vmm-device.js";
 

@@ -1,6 +1,6 @@
 import type { Command } from "commander";
-import { addBenchDesigns } from "./bench-designs.js";
-import { addBenchTrackers } from "./bench-trackers.js";
+import { addBenchDesigns } from "./bench/designs.js";
+import { addBenchTrackers } from "./bench/trackers.js";
 
 /** `dirtmap bench`: measures. Each subcommand has a file of its own. */
 export function addBench(program: Command): void {

@@ -1,7 +1,7 @@
 import type { Command } from "commander";
 import { DEFAULTS } from "../../defaults.js";
 import { EXIT_CODES } from "../exit-codes.js";
-import { wholeNumber } from "../options.js";
+import { wholeNumber } from "../input/options.js";
 import { printResult, runCommand } from "../output.js";
 
 interface CertsOptions {

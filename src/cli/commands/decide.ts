@@ -46,7 +46,7 @@ function addDecision(
     .action((id: string | undefined, { journal, json = false }: DecideOptions) =>
       runCommand({ json }, async () => {
         if (id === undefined) {
-          const { printJournals } = await import("../print-journals.js");
+          const { printJournals } = await import("../run/shared/print-journals.js");
           printJournals(journal, { show: ({ standing }) => standing === "waits", json });
           warn(`nothing was decided: say which migration, \`dirtmap ${decision} ID\``);
           return EXIT_CODES.usage.code;

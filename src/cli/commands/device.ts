@@ -3,9 +3,9 @@ import type { ServableModel } from "../../devices/servable.js";
 import { UsageError } from "../../errors.js";
 import { parseSize, writeSize } from "../../units.js";
 import { EXIT_CODES } from "../exit-codes.js";
-import { argument, oneOf } from "../options.js";
+import { argument, oneOf } from "../input/options.js";
 import { note, printResult, runCommand } from "../output.js";
-import { addDeviceResume, addDeviceStatus } from "./device-control.js";
+import { addDeviceResume, addDeviceStatus } from "../run/device/control.js";
 
 const DMA = ["auto", "messages"] as const;
 

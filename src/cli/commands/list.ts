@@ -31,8 +31,8 @@ export function addList(program: Command): void {
     .action(({ journal, all = false, json = false }: ListOptions) =>
       runCommand({ json }, async () => {
         const [{ tidyUp }, { printJournals }] = await Promise.all([
-          import("../tidy.js"),
-          import("../print-journals.js"),
+          import("../kept/tidy.js"),
+          import("../run/shared/print-journals.js"),
         ]);
         await tidyUp(journal);
         printJournals(journal, { show: all ? () => true : ({ standing }) => standing !== "over", json });

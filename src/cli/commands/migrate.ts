@@ -5,8 +5,7 @@ import { reportPath } from "../../evidence/report/write-report.js";
 import type { PredictedOutcome } from "../../migration/report.js";
 import { parseDuration, parseLimit, writeDuration } from "../../units.js";
 import { exitCodeOf, exitCodesHelp } from "../exit-codes.js";
-import type { EmulatedMachine } from "../hosts.js";
-import { leaveReport } from "../leave-report.js";
+import { addTlsOptions, readEndpoint, type TlsOptions } from "../input/endpoint.js";
 import {
   addMachineOptions,
   addMigrationOptions,
@@ -21,10 +20,11 @@ import {
   orScenario,
   type PolicyOptions,
   type StoreOption,
-} from "../options.js";
+} from "../input/options.js";
+import type { Request } from "../input/settings.js";
+import { leaveReport } from "../kept/leave-report.js";
 import { err, mayColor, noteEvent, printResult, runCommand, note as tell } from "../output.js";
-import type { Request } from "../request.js";
-import { addTlsOptions, readEndpoint, type TlsOptions } from "../tls-options.js";
+import type { EmulatedMachine } from "../sites/hosts.js";
 
 interface MigrateCommandOptions extends MachineOptions, PolicyOptions, MigrationOptions, TlsOptions, StoreOption {
   readonly to?: string;
@@ -110,17 +110,17 @@ async function run(options: MigrateCommandOptions): Promise<void> {
   const onInterrupt = () => note("cancelling: the source goes on running; Ctrl-C once more forces");
   await runCommand({ json, onInterrupt }, async (signal, interrupts) => {
     // All that may be wrong with what was asked for is found out before anything is started.
-    const { checkMemory, readRequest } = await import("../request.js");
+    const { checkMemory, readRequest } = await import("../input/settings.js");
     const request = readRequest(options);
     const { scenario, description: wanted, policy, design, defaults } = request;
     checkMemory(wanted, options.to === undefined ? 2 : 1);
-    const { checkStore, keepMigration, migrationHeader, ReadRecorder } = await import("../record-run.js");
+    const { checkStore, keepMigration, migrationHeader, ReadRecorder } = await import("../kept/record-run.js");
     const store = await checkStore(options, note);
     const remote = options.to === undefined ? undefined : await readEndpoint(options.to, "client", options);
 
     const [{ openMachine }, { migrate }, { probeMachine }, { chooseTrackers }, { sourceTransport }] = await Promise.all(
       [
-        import("../hosts.js"),
+        import("../sites/hosts.js"),
         import("../../migration/source.js"),
         import("../../tracking/probe.js"),
         import("../../tracking/policy.js"),
@@ -140,17 +140,17 @@ async function run(options: MigrateCommandOptions): Promise<void> {
       { DEFAULT_TIMEOUTS },
       { watchConditions },
     ] = await Promise.all([
-      import("../local-destination.js"),
-      import("../granted.js"),
+      import("../sites/local-destination.js"),
+      import("../input/granted.js"),
       import("../../observe/live-view.js"),
       import("../../observe/feed/publish.js"),
       import("../../migration/journal.js"),
-      import("../report-text.js"),
-      import("../disks.js"),
-      import("../tidy.js"),
-      import("../undecided.js"),
+      import("../text/report-text.js"),
+      import("../sites/emulated/disks.js"),
+      import("../kept/tidy.js"),
+      import("../text/undecided-text.js"),
       import("../../migration/deadline.js"),
-      import("../run-conditions.js"),
+      import("../kept/run-conditions.js"),
     ]);
     await tidyUp(options.journal);
     using disks = withDisks(wanted);
@@ -226,7 +226,7 @@ async function run(options: MigrateCommandOptions): Promise<void> {
     const conditions = conditionsUntilNow();
     await keepMigration(store, { header, report, reads, conditions }, note);
     if (options.report !== undefined) {
-      const { migrationDocument } = await import("../migration-document.js");
+      const { migrationDocument } = await import("../text/migration-document.js");
       const context = { scenario, memoryBytes: description.memory, reads, conditions };
       leaveReport(options.report, migrationDocument(report, context), note);
     }
@@ -258,7 +258,7 @@ async function foretell(
   signal: AbortSignal,
 ): Promise<PredictedOutcome> {
   const [{ estimateLink, observeForPrediction, predictedConditions }, { predict, predictedOutcome }] =
-    await Promise.all([import("../observe-machine.js"), import("../../evidence/predict/predict.js")]);
+    await Promise.all([import("../run/shared/observe-machine.js"), import("../../evidence/predict/predict.js")]);
   const seen = await observeForPrediction({
     machine,
     policy,

@@ -1,8 +1,8 @@
 import type { Command } from "commander";
 import { safeStrings } from "../../safe-text.js";
 import type { Policy } from "../../tracking/choice.js";
-import { VMMS } from "../choices.js";
 import { EXIT_CODES } from "../exit-codes.js";
+import { VMMS } from "../input/choices.js";
 import {
   addHostOptions,
   addMachineOptions,
@@ -14,7 +14,7 @@ import {
   type MachineOptions,
   type PolicyOptions,
   servedSockets,
-} from "../options.js";
+} from "../input/options.js";
 import { printResult, printText, runCommand, warn } from "../output.js";
 
 interface PlanOptions extends HostOptions, MachineOptions, PolicyOptions, LinkOptions {
@@ -64,15 +64,15 @@ export function addPlan(program: Command): void {
 }
 
 async function planScenario({ json = false, ...options }: PlanOptions): Promise<void> {
-  const { checkMemory, readRequest } = await import("../request.js");
+  const { checkMemory, readRequest } = await import("../input/settings.js");
   const { scenario, description, policy, design } = readRequest(options);
   checkMemory(description, 1);
   const [{ openMachine }, { choicesUnder }, { probeMachine }, { chooseTrackers }, { planText }] = await Promise.all([
-    import("../hosts.js"),
+    import("../sites/hosts.js"),
     import("../../tracking/designs.js"),
     import("../../tracking/probe.js"),
     import("../../tracking/policy.js"),
-    import("../plan-text.js"),
+    import("../text/plan-text.js"),
   ]);
   await using machine = await openMachine(description, { paused: true });
   const devices = choicesUnder(design, chooseTrackers(await probeMachine(machine), policy), machine);
@@ -81,9 +81,9 @@ async function planScenario({ json = false, ...options }: PlanOptions): Promise<
 
 async function planServed(sockets: readonly string[], { json = false, ...options }: PlanOptions): Promise<void> {
   const [{ openVfioUserHost }, { planServers }, { planText }] = await Promise.all([
-    import("../hosts.js"),
-    import("../vfio-user/probe-servers.js"),
-    import("../plan-text.js"),
+    import("../sites/hosts.js"),
+    import("../sites/vfio-user/probe.js"),
+    import("../text/plan-text.js"),
   ]);
   const policy = await policyOf(options, (named = {}) => ({ ...named }));
   await using host = await openVfioUserHost(sockets);
@@ -97,7 +97,7 @@ async function policyOf(
   byId: <T>(named: Readonly<Record<string, T>> | undefined) => Record<string, T>,
 ): Promise<Policy> {
   const [{ whoDecides }, { DEFAULT_POLICY }] = await Promise.all([
-    import("../measured.js"),
+    import("../input/policy.js"),
     import("../../tracking/choice.js"),
   ]);
   return {
@@ -112,9 +112,9 @@ async function policyOf(
 
 async function planLinux({ json = false, ...options }: PlanOptions, signal: AbortSignal): Promise<void> {
   const [{ openLinuxHost }, { hostPlanText, hostPlanWarnings, planHost }, { deviceNames }] = await Promise.all([
-    import("../hosts.js"),
-    import("../linux/plan-host.js"),
-    import("../linux/select.js"),
+    import("../sites/hosts.js"),
+    import("../sites/linux/plan.js"),
+    import("../sites/linux/device-names.js"),
   ]);
   const [{ libvirtText }, { qemuText }] = await Promise.all([
     import("../../vmm-options/libvirt-xml.js"),

@@ -15,7 +15,7 @@ import {
   type PolicyOptions,
   refuseOptions,
   type StoreOption,
-} from "../options.js";
+} from "../input/options.js";
 import { printResult, runCommand } from "../output.js";
 
 interface PredictOptions extends MachineOptions, PolicyOptions, MigrationOptions, ObserveOption, StoreOption {
@@ -59,7 +59,7 @@ export function addPredict(program: Command): void {
           refuseOptions(command, OF_SCENARIOS, "--trace has what was observed of a machine already");
         }
         const { prediction, scenario } = await predicted(options, signal);
-        const { predictText } = await import("../predict-text.js");
+        const { predictText } = await import("../text/predict-text.js");
         printResult(
           { scenario, trace: options.trace ?? null, ...prediction },
           { json: options.json === true, text: predictText },
@@ -72,8 +72,8 @@ export function addPredict(program: Command): void {
 async function predicted(options: PredictOptions, signal: AbortSignal) {
   const [{ checkMemory, readRequest }, { estimateLink, observeForPrediction, predictedConditions }, { predict }] =
     await Promise.all([
-      import("../request.js"),
-      import("../observe-machine.js"),
+      import("../input/settings.js"),
+      import("../run/shared/observe-machine.js"),
       import("../../evidence/predict/predict.js"),
     ]);
   // A store that was asked for and can't be used is told of now, and not once the machine was watched.
@@ -88,7 +88,10 @@ async function predicted(options: PredictOptions, signal: AbortSignal) {
   }
   const { scenario, description, policy, design, defaults } = readRequest(options);
   checkMemory(description, 1);
-  const [{ openMachine }, { withDisks }] = await Promise.all([import("../hosts.js"), import("../disks.js")]);
+  const [{ openMachine }, { withDisks }] = await Promise.all([
+    import("../sites/hosts.js"),
+    import("../sites/emulated/disks.js"),
+  ]);
   using disks = withDisks(description);
   await using machine = await openMachine(disks.description);
   const { observe: durationMs, interval: intervalMs } = options;

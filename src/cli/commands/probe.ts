@@ -8,7 +8,7 @@ import {
   type HostOptions,
   type MachineOptions,
   servedSockets,
-} from "../options.js";
+} from "../input/options.js";
 import { printResult, runCommand } from "../output.js";
 
 interface ProbeOptions extends HostOptions, MachineOptions {
@@ -52,13 +52,13 @@ export function addProbe(program: Command): void {
 }
 
 async function probeScenario({ json = false, ...options }: ProbeOptions): Promise<void> {
-  const { checkMemory, readRequest } = await import("../request.js");
+  const { checkMemory, readRequest } = await import("../input/settings.js");
   const { scenario, description } = readRequest(options);
   checkMemory(description, 1);
   const [{ openMachine }, { probeMachine }, { probeText }] = await Promise.all([
-    import("../hosts.js"),
+    import("../sites/hosts.js"),
     import("../../tracking/probe.js"),
-    import("../plan-text.js"),
+    import("../text/plan-text.js"),
   ]);
   await using machine = await openMachine(description, { paused: true });
   const devices = await probeMachine(machine);
@@ -68,8 +68,8 @@ async function probeScenario({ json = false, ...options }: ProbeOptions): Promis
 
 async function probeServed(sockets: readonly string[], { json = false }: ProbeOptions): Promise<void> {
   const [{ openVfioUserHost }, { probeServers, serversText }] = await Promise.all([
-    import("../hosts.js"),
-    import("../vfio-user/probe-servers.js"),
+    import("../sites/hosts.js"),
+    import("../sites/vfio-user/probe.js"),
   ]);
   await using host = await openVfioUserHost(sockets);
   const devices = await probeServers(host);
@@ -78,10 +78,10 @@ async function probeServed(sockets: readonly string[], { json = false }: ProbeOp
 
 async function probeLinux({ json = false, device }: ProbeOptions, signal: AbortSignal): Promise<void> {
   const [{ openLinuxHost }, { probeHost }, { hostText }, { deviceNames }] = await Promise.all([
-    import("../hosts.js"),
-    import("../linux/probe-host.js"),
-    import("../linux/probe-text.js"),
-    import("../linux/select.js"),
+    import("../sites/hosts.js"),
+    import("../sites/linux/probe.js"),
+    import("../text/linux-probe-text.js"),
+    import("../sites/linux/device-names.js"),
   ]);
   await using host = await openLinuxHost();
   const ids = device?.map((await deviceNames(host)).id);

@@ -6,10 +6,10 @@ import type { Listener } from "../../migration/transport/listener.js";
 import { formatMs } from "../../observe/format.js";
 import { parseDuration } from "../../units.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
-import type { EmulatedMachine } from "../hosts.js";
-import { argument, nonEmpty, perDevice } from "../options.js";
+import { addTlsOptions, readEndpoint, type TlsOptions } from "../input/endpoint.js";
+import { argument, nonEmpty, perDevice } from "../input/options.js";
 import { note, printResult, runCommand } from "../output.js";
-import { addTlsOptions, readEndpoint, type TlsOptions } from "../tls-options.js";
+import type { EmulatedMachine } from "../sites/hosts.js";
 
 interface ReceiveOptions extends TlsOptions {
   readonly listen: string;
@@ -70,7 +70,7 @@ async function run(options: ReceiveOptions): Promise<void> {
   };
   await runCommand({ json }, async (signal) => {
     const { endpoint, credentials } = await readEndpoint(options.listen, "server", options);
-    await (await import("../tidy.js")).tidyUp(options.journal);
+    await (await import("../kept/tidy.js")).tidyUp(options.journal);
     const [
       { listen },
       { receive },
@@ -83,10 +83,10 @@ async function run(options: ReceiveOptions): Promise<void> {
       import("../../migration/transport/listener.js"),
       import("../../migration/destination.js"),
       import("../../migration/network.js"),
-      import("../hosts.js"),
-      import("../granted.js"),
+      import("../sites/hosts.js"),
+      import("../input/granted.js"),
       import("../../migration/transport/endpoint.js"),
-      import("../request.js"),
+      import("../input/settings.js"),
     ]);
     const grants = {
       files: options.file ?? {},

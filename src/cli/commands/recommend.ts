@@ -6,8 +6,8 @@ import type { TrackerBenchmark } from "../../evidence/trackers/result.js";
 import { safeStrings } from "../../safe-text.js";
 import { POLICY_ORDERS } from "../../scenario/choices.js";
 import { shellWord } from "../../shell-word.js";
-import { VMMS } from "../choices.js";
 import { EXIT_CODES } from "../exit-codes.js";
+import { VMMS } from "../input/choices.js";
 import {
   addLinkOptions,
   addStoreOption,
@@ -16,7 +16,7 @@ import {
   openStoreOf,
   orElse,
   type StoreOption,
-} from "../options.js";
+} from "../input/options.js";
 import { printResult, printText, runCommand, warn } from "../output.js";
 
 interface RecommendOptions extends LinkOptions, StoreOption {
@@ -76,10 +76,10 @@ async function run(options: RecommendOptions, signal: AbortSignal): Promise<void
     { benchCommand, followCommand },
   ] = await Promise.all([
     import("../../evidence/recommend/recommendation.js"),
-    import("../bench/link.js"),
-    import("../bench/vmm-options.js"),
-    import("../bench/recommendation-text.js"),
-    import("../bench/bench-command.js"),
+    import("../input/link.js"),
+    import("../sites/linux/vmm-options.js"),
+    import("../text/recommendation-text.js"),
+    import("../text/commands-to-type.js"),
   ]);
   const { benchmark, from } = await readFrom(options);
   const recommendation = recommendationOf(benchmark, linkOf(options, {}), policy);
@@ -91,7 +91,7 @@ async function run(options: RecommendOptions, signal: AbortSignal): Promise<void
     });
   }
   if (check) {
-    const { checkMachine } = await import("../bench/check-machine.js");
+    const { checkMachine } = await import("../sites/check-machine.js");
     for (const id of await checkMachine(recommendation, { from, signal })) {
       warn(`${id} was not measured; ${benchCommand(benchmark)} measures it`);
     }

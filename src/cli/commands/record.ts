@@ -10,7 +10,7 @@ import {
   type MachineOptions,
   OBSERVE_MS,
   type PolicyOptions,
-} from "../options.js";
+} from "../input/options.js";
 import { printResult, runCommand, warn } from "../output.js";
 
 interface RecordOptions extends MachineOptions, PolicyOptions {
@@ -53,14 +53,14 @@ async function record({ json = false, output, ...options }: RecordOptions): Prom
   const onInterrupt = () => warn("ending the recording; Ctrl-C once more forces");
   await runCommand({ json, onInterrupt }, async (signal) => {
     const [{ checkMemory, readRequest }, { openMachine }, { observeMachine }, { TraceWriter }] = await Promise.all([
-      import("../request.js"),
-      import("../hosts.js"),
-      import("../observe-machine.js"),
+      import("../input/settings.js"),
+      import("../sites/hosts.js"),
+      import("../run/shared/observe-machine.js"),
       import("../../evidence/trace/file.js"),
     ]);
     const { scenario, description, policy, design } = readRequest(options);
     checkMemory(description, 1);
-    const { withDisks } = await import("../disks.js");
+    const { withDisks } = await import("../sites/emulated/disks.js");
     using disks = withDisks(description);
     await using machine = await openMachine(disks.description);
     let writer: TraceWriter | undefined;

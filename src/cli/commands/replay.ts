@@ -2,7 +2,7 @@ import { resolve } from "node:path";
 import type { Command } from "commander";
 import { DEFAULTS } from "../../defaults.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
-import { addPolicyOptions, type PolicyOptions } from "../options.js";
+import { addPolicyOptions, type PolicyOptions } from "../input/options.js";
 import { runCommand } from "../output.js";
 import { addViewOptions, type TopOptions } from "./top.js";
 
@@ -29,7 +29,7 @@ export function addReplay(program: Command): void {
     .action((trace: string, options: PolicyOptions & Pick<TopOptions, "interval" | "duration" | "once" | "json">) =>
       runCommand({ json: options.json === true, onInterrupt: () => {}, endsWithReader: true }, async (signal) => {
         const [{ showScenario }, { traceScenario }] = await Promise.all([
-          import("../top.js"),
+          import("../run/top.js"),
           import("../../scenario/trace.js"),
         ]);
         const path = resolve(trace);

@@ -4,7 +4,7 @@ import { DEFAULTS } from "../../defaults.js";
 import type { Store } from "../../evidence/store/store.js";
 import type { EvidenceSource } from "../../observe/server/evidence-source.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
-import { addStoreOption, openStoreOf, type StoreOption } from "../options.js";
+import { addStoreOption, openStoreOf, type StoreOption } from "../input/options.js";
 import { note, printResult, runCommand } from "../output.js";
 
 interface ServeOptions extends StoreOption {
@@ -96,7 +96,7 @@ async function recommender(evidence: EvidenceSource): Promise<() => object | nul
   const [{ recommendationOf }, { checkBenchmark }, { linkOf }] = await Promise.all([
     import("../../evidence/recommend/recommendation.js"),
     import("../../evidence/trackers/file.js"),
-    import("../bench/link.js"),
+    import("../input/link.js"),
   ]);
   return () => {
     const [newest] = evidence.benchmarks({ kind: "trackers", limit: 1 });

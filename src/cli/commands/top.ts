@@ -13,7 +13,7 @@ import {
   type PolicyOptions,
   refuseOptions,
   servedSockets,
-} from "../options.js";
+} from "../input/options.js";
 import { runCommand } from "../output.js";
 
 export interface TopOptions extends HostOptions, MachineOptions, PolicyOptions {
@@ -49,7 +49,7 @@ export function addTop(program: Command): void {
     .addHelpText("after", `${NOTES}\n${exitCodesHelp()}`)
     .action((options: TopOptions) =>
       runCommand({ json: options.json === true, onInterrupt: () => {}, endsWithReader: true }, async (signal) => {
-        const { showFeed, showScenario, showServed } = await import("../top.js");
+        const { showFeed, showScenario, showServed } = await import("../run/top.js");
         const sockets = servedSockets(options.host);
         if (options.host === "linux") await refuseLinux();
         if (sockets !== null) {
