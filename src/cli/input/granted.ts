@@ -3,7 +3,7 @@ import { UsageError } from "../../errors.js";
 import { type DeviceDescription, isServed, type MachineDescription, type NamedFiles } from "../../host/description.js";
 
 /**
- * What a destination's operator lets it open for a machine that comes: `dirtmap receive`'s --file, --socket and --files. What
+ * What a destination's operator lets it open for a machine that comes: `dirtmap receive`'s --file, --socket and --shared-folder. What
  * the source names is not opened, whatever rights the destination has.
  */
 export interface Granted {
@@ -49,7 +49,7 @@ function grantedDevice(
     if (named === undefined && device.model === "blk") return device;
     throw notGranted(
       `'${id}' has a file`,
-      `give --file ${id}=FILE, or --files FOLDER with the source's own path in it`,
+      `give --file ${id}=FILE, or --shared-folder FOLDER with the source's own path in it`,
     );
   }
   const within = Object.hasOwn(files, id) ? undefined : folder;
@@ -64,12 +64,12 @@ function notGranted(has: string, option: string): UsageError {
 }
 
 /**
- * The folder of --files, which is there.
+ * The folder of --shared-folder, which is there.
  * @throws UsageError `BAD_OPTION`
  */
 export function grantedFolder(folder: string): string {
   const refuse = (what: string, remedy: string) =>
-    new UsageError(`--files ${folder}: ${what}`, { code: "BAD_OPTION", remedy });
+    new UsageError(`--shared-folder ${folder}: ${what}`, { code: "BAD_OPTION", remedy });
   // Where an opened file lies is read from /proc.
   if (process.platform !== "linux") throw refuse("needs Linux", "name files by device: --file DEV=FILE");
   if (statSync(folder, { throwIfNoEntry: false })?.isDirectory() === true) return folder;

@@ -2,7 +2,8 @@ import { z } from "zod";
 import { UsageError } from "../../errors.js";
 import type { MigrationReport } from "../../migration/report.js";
 import { readTextInput } from "../../sys/input-file.js";
-import { openStoreOf, type StoreOption } from "../input/options.js";
+import type { StoreOption } from "../input/options/places.js";
+import { openStoreOf } from "./store.js";
 
 /** A report is a few kilobytes; what is much longer is another kind of file. */
 const MAX_REPORT_BYTES = 1 << 24;
@@ -64,9 +65,9 @@ const USED = 5;
  * that can't be used is as good as an empty one.
  * @throws UsageError of a store that was asked for
  */
-export async function pastReports(option: StoreOption, scenario: string | null): Promise<PastReport[]> {
+export function pastReports(option: StoreOption, scenario: string | null): PastReport[] {
   try {
-    using store = await openStoreOf(option);
+    using store = openStoreOf(option);
     if (store === null) return [];
     const completed = store
       .runs({ limit: LOOKED_THROUGH })

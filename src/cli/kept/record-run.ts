@@ -6,7 +6,8 @@ import type { MigrationReport } from "../../migration/report.js";
 import type { RunConditions } from "../../observe/conditions.js";
 import type { FeedHeader } from "../../observe/feed/schema.js";
 import type { TrackerChoice } from "../../tracking/choice.js";
-import { openStoreOf, type StoreOption } from "../input/options.js";
+import type { StoreOption } from "../input/options/places.js";
+import { openStoreOf } from "./store.js";
 
 /*
  * What a run leaves besides its report: a live feed while it goes on, and its reads in the store afterwards. Neither may
@@ -94,25 +95,8 @@ export class ReadRecorder implements Disposable {
   }
 }
 
-/**
- * Finds out whether the store can be used, before anything is started. One that was asked for has to; without the default
- * one a machine can be migrated as well, and a note says so.
- * @returns the option to go on with
- * @throws UsageError as `openStore` does
- */
-export async function checkStore(option: StoreOption, note: (text: string) => void): Promise<StoreOption> {
-  try {
-    using _store = await openStoreOf(option);
-    return option;
-  } catch (error) {
-    if (option.store !== undefined) throw error;
-    note(`this run will not be kept: ${explain(error)}`);
-    return { store: false };
-  }
-}
-
 /** Keeps a migration, however it ended, unless that was not wanted. Never throws: the migration is over. */
-export async function keepMigration(
+export function keepMigration(
   option: StoreOption,
   {
     header,
@@ -121,9 +105,9 @@ export async function keepMigration(
     conditions,
   }: { header: RunHeader; report: MigrationReport; reads: readonly ReadEvent[]; conditions: RunConditions },
   note: (text: string) => void,
-): Promise<void> {
+): void {
   try {
-    using store = await openStoreOf(option);
+    using store = openStoreOf(option);
     const { run: name, kind, scenario, host, startedAt } = header;
     store?.saveRun({ kind, name, scenario, host, startedAt, result: report.result, header, report, reads, conditions });
   } catch (error) {

@@ -1,31 +1,46 @@
-import type { EmulatedMachine } from "../../emulated/machine.js";
 import { UsageError } from "../../errors.js";
-import { PAGE_SIZE } from "../../memory/address.js";
-import { type MigrationEvent, migrationEvents } from "../../migration/events.js";
 import { followFeed, openFeeds } from "../../observe/feed/follow.js";
-import { publishFeed } from "../../observe/feed/publish.js";
 import type { TopHeader } from "../../observe/top/state.js";
-import { TopView } from "../../observe/top/view.js";
-import { watch } from "../../observe/watch.js";
-import { openDesign } from "../../tracking/designs.js";
-import { chooseTrackers } from "../../tracking/policy.js";
-import { probeMachine } from "../../tracking/probe.js";
 import type { VfioUserDevice } from "../../vfio-user/client/device.js";
-import type { TopOptions } from "../commands/top.js";
-import { checkMemory, readRequest } from "../input/settings.js";
-import { watchHeader } from "../kept/record-run.js";
-import { mayColor, out } from "../output.js";
-import { withDisks } from "../sites/emulated/disks.js";
-import { openMachine, openVfioUserHost } from "../sites/hosts.js";
+import type { TopInput } from "../commands/top.js";
+import { EXIT_CODES } from "../exit-codes.js";
+import { servedSockets } from "../input/options/host.js";
+import type { ViewOptions } from "../input/options/watch.js";
+import { OF_MACHINES, refuseOptions } from "../input/which-go-together.js";
+import type { Run } from "../run-command.js";
+import { openVfioUserHost } from "../sites/hosts.js";
+import { showScenario } from "./shared/show-scenario.js";
+import { endOf, grown, openView } from "./shared/view.js";
 
 /*
- * Where `dirtmap top` gets what it shows: a run's feed, trackers of its own, or the counters of served devices.
+ * It shows a run's feed, trackers of its own, or the counters of served devices.
  */
 
-type ViewOptions = Pick<TopOptions, "interval" | "duration" | "once" | "json">;
+export const run: Run<TopInput> = async (input, { signal, interrupts, typed }) => {
+  interrupts.tellFirst(() => {});
+  interrupts.endWithReader();
+  const { host } = input;
+  const sockets = servedSockets(host);
+  if (sockets !== null) {
+    refuseOptions(typed, [...OF_MACHINES, "run"], `--host ${host} has devices, and no machine`);
+    await showServed(sockets, input, signal);
+  } else if (host === "linux") {
+    throw new UsageError("the trackers of a guest on this machine's devices belong to its VMM, and have one reader", {
+      code: "NOT_THE_READER",
+      remedy: "follow a run of Dirtmap's (--run), or served devices (--host vfio-user:PATH)",
+    });
+  } else if (typed("scenario")) {
+    refuseOptions(typed, ["run"], "--scenario starts a machine of its own");
+    await showScenario(input, signal);
+  } else {
+    refuseOptions(typed, OF_MACHINES, "a run that is under way has its machine; add --scenario to start one");
+    await showFeed(input, signal);
+  }
+  return EXIT_CODES.done.code;
+};
 
 /** Follows a run that is under way, the newest unless one is named. @throws UsageError `NO_SUCH_RUN` */
-export async function showFeed(options: ViewOptions & Pick<TopOptions, "run">, signal: AbortSignal): Promise<void> {
+async function showFeed(options: TopInput, signal: AbortSignal): Promise<void> {
   const run = options.run ?? (await newestRun());
   const ended = endOf(options, signal);
   using feed = await followFeed(run, { signal: ended });
@@ -49,61 +64,8 @@ async function newestRun(): Promise<string> {
   });
 }
 
-/**
- * Starts a scenario's machine and reads its trackers.
- * @param tooLarge what would work if its memory can't be had, for commands without `--memory`
- */
-export async function showScenario(options: TopOptions, signal: AbortSignal, tooLarge?: string): Promise<void> {
-  const { scenario, description: wanted, policy, design } = readRequest(options);
-  checkMemory(wanted, 1, tooLarge);
-  using disks = withDisks(wanted);
-  await using machine = await openMachine(disks.description);
-  const choices = chooseTrackers(await probeMachine(machine), policy);
-  await using source = await openDesign(design, machine, choices, { signal });
-  const header = watchHeader({ scenario, startedAt: new Date() }, disks.description, choices);
-  // Without one, nobody else sees it; it is shown here all the same.
-  await using _feed = await publishFeed(header).catch(() => undefined);
-  using view = openView({ ...header, title: scenario }, options);
-  let latest: MigrationEvent | undefined;
-  const listener = (event: unknown) => {
-    latest = event as MigrationEvent;
-  };
-  let before = await writtenBytes(machine);
-  migrationEvents.subscribe(listener);
-  try {
-    await watch({
-      source,
-      intervalMs: options.interval,
-      signal: endOf(options, signal),
-      ...(options.once === true ? { reads: 1 } : {}),
-      onRead: async (_read, elapsedMs) => {
-        if (latest?.type !== "read") return;
-        const now = await writtenBytes(machine);
-        view.show({ type: "written", atMs: latest.atMs, elapsedMs, bytes: grown(before, now) });
-        before = now;
-        view.show(latest);
-      },
-    });
-  } finally {
-    migrationEvents.unsubscribe(listener);
-  }
-  view.finish();
-}
-
-/** Bytes that each device and vCPU has written so far, by its own count. */
-async function writtenBytes(machine: EmulatedMachine): Promise<Map<string, number>> {
-  const written = new Map<string, number>();
-  // A unit of a vCPU's is a page.
-  for (const { writer, lastSequence } of await machine.vcpus.trails()) written.set(writer, lastSequence * PAGE_SIZE);
-  for (const { id, vfio } of machine.devices) {
-    const { bytes } = await vfio.counters();
-    if (bytes !== undefined) written.set(id, bytes);
-  }
-  return written;
-}
-
 /** Shows what served devices count, over their control connections. @throws UsageError `NO_COUNTERS`; UapiError */
-export async function showServed(sockets: readonly string[], options: ViewOptions, signal: AbortSignal): Promise<void> {
+async function showServed(sockets: readonly string[], options: ViewOptions, signal: AbortSignal): Promise<void> {
   await using host = await openVfioUserHost(sockets);
   const devices: VfioUserDevice[] = [];
   for (const { id } of await host.devices()) devices.push(await host.openControl(id));
@@ -143,25 +105,6 @@ export async function showServed(sockets: readonly string[], options: ViewOption
     if (options.once === true) break;
   }
   view.finish();
-}
-
-function openView(header: TopHeader, { once = false, json = false }: ViewOptions): TopView {
-  return new TopView(header, { stream: out, color: mayColor(out), once, json });
-}
-
-/** Aborted with the signal, and when the duration is over. */
-function endOf({ duration }: ViewOptions, signal: AbortSignal): AbortSignal {
-  return duration === undefined ? signal : AbortSignal.any([signal, AbortSignal.timeout(duration)]);
-}
-
-/** Bytes since the last count. What counts less than before was reset, and began anew. */
-function grown(before: ReadonlyMap<string, number>, now: ReadonlyMap<string, number>): Record<string, number> {
-  return Object.fromEntries(
-    [...now].map(([writer, bytes]) => {
-      const last = before.get(writer) ?? 0;
-      return [writer, bytes >= last ? bytes - last : bytes];
-    }),
-  );
 }
 
 /** Resolves after a while, or with the signal. */

@@ -6,7 +6,7 @@ import type { DeviceCapabilities } from "../../tracking/capabilities.js";
 import { DEFAULT_POLICY } from "../../tracking/choice.js";
 import { chooseTrackers } from "../../tracking/policy.js";
 import { probeMachine } from "../../tracking/probe.js";
-import { readRequest } from "../input/settings.js";
+import { readScenario } from "../input/scenario.js";
 import { benchCommand } from "../text/commands-to-type.js";
 import { openLinuxHost, openMachine } from "./hosts.js";
 import { probeHost } from "./linux/probe.js";
@@ -28,7 +28,7 @@ export async function checkMachine(
     return [];
   }
   if (host !== "emulated" || scenario === null || !scenarioNames().includes(scenario)) return [];
-  await using machine = await openMachine(readRequest({ scenario }).description, { paused: true });
+  await using machine = await openMachine(readScenario({ scenario }).description, { paused: true });
   const probed = await probeMachine(machine);
   checkThere(
     recommendation,

@@ -1,17 +1,17 @@
 import type { EmulatedMachine } from "../../emulated/machine.js";
 import { UsageError } from "../../errors.js";
-import { isServed, type MachineDescription, platformOf } from "../../host/description.js";
-import type { ReplaySchedule } from "../../host/replay-schedule.js";
+import type { MachineDescription } from "../../host/description.js";
 import type { LinuxHost } from "../../linux/host.js";
-import { layoutRegions } from "../../memory/guest-memory.js";
 import type { VfioUserHost } from "../../vfio-user/client/host.js";
-import { withDisks } from "./emulated/disks.js";
 
 /*
- * The only place that picks a concrete host.
+ * The only place that picks a concrete host. Each is loaded once it is picked: it depends on what the operator asks for, and
+ * Linux's can't be loaded everywhere.
  */
 
 export type { EmulatedMachine } from "../../emulated/machine.js";
+
+const emulated = () => import("./emulated/open.js");
 
 /**
  * Builds the machine on the emulated host. A disk without a file gets one that is gone with the machine; who migrates it names
@@ -24,21 +24,12 @@ export async function openMachine(
   description: MachineDescription,
   options: { paused?: boolean; side?: "source" | "destination" } = {},
 ): Promise<EmulatedMachine> {
-  const { createEmulatedMachine } = await import("../../emulated/machine.js");
-  const { side = "source" } = options;
-  // Once they are open, the files need no name.
-  using disks = side === "source" ? withDisks(description) : undefined;
-  const machine = disks?.description ?? description;
-  const replays = await replaysOf(machine);
-  if (!machine.devices.some(isServed)) return await createEmulatedMachine(machine, { ...options, replays });
-  const { openServed } = await import("./vfio-user/served-devices.js");
-  const served = await openServed(machine, side);
-  return await createEmulatedMachine(machine, { ...options, replays, ...(served === undefined ? {} : { served }) });
+  return await (await emulated()).openMachine(description, options);
 }
 
-async function replaysOf(description: MachineDescription): Promise<ReadonlyMap<string, ReplaySchedule>> {
-  if (!description.devices.some(({ model }) => model === "replay")) return new Map();
-  return await (await import("./emulated/replays.js")).openReplays(description);
+/** Builds a machine on the emulated host whose devices are all in this process, and to whose NICs nobody sends. */
+export async function openScripted(description: MachineDescription): Promise<EmulatedMachine> {
+  return await (await emulated()).openScripted(description);
 }
 
 /**
@@ -46,19 +37,12 @@ async function replaysOf(description: MachineDescription): Promise<ReadonlyMap<s
  * @throws UsageError `MEMORY_DOES_NOT_FIT`
  */
 export async function checkWorkload(description: MachineDescription): Promise<void> {
-  const { layoutWorkload } = await import("../../emulated/layout.js");
-  layoutWorkload(description, layoutRegions(description.memory, platformOf(description)));
-}
-
-/** Builds a machine on the emulated host whose devices are all in this process, and to whose NICs nobody sends. */
-export async function openScripted(description: MachineDescription): Promise<EmulatedMachine> {
-  const { createEmulatedMachine } = await import("../../emulated/machine.js");
-  return await createEmulatedMachine(description, { feed: false });
+  (await emulated()).checkWorkload(description);
 }
 
 /**
- * The host that is this machine's kernel.
- * @throws UsageError `NO_LINUX_HOST` where that is no Linux, or system calls can't be made
+ * Opens the host that is this machine's kernel.
+ * @throws UsageError `NO_LINUX_HOST` if this is no Linux, or system calls can't be made
  */
 export async function openLinuxHost(): Promise<LinuxHost> {
   if (process.platform !== "linux") {
@@ -81,7 +65,7 @@ export async function openLinuxHost(): Promise<LinuxHost> {
 }
 
 /**
- * Devices behind vfio-user sockets.
+ * Opens the host of the devices behind vfio-user sockets.
  * @throws UsageError `BAD_OPTION` for a socket that is named twice
  */
 export async function openVfioUserHost(sockets: readonly string[]): Promise<VfioUserHost> {

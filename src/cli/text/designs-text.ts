@@ -1,7 +1,7 @@
 import { bitmapBytesOf } from "../../evidence/designs/crossings.js";
 import { designFigures, workloadTitle } from "../../evidence/designs/figures.js";
 import type { CrossingRow, DesignsResult, MigrationRow, ReadRow } from "../../evidence/designs/result.js";
-import { WORKLOAD_TEXT, type WorkloadName } from "../../evidence/designs/workloads.js";
+import { WORKLOAD_TEXT, type WorkloadName } from "../../evidence/designs/workload-names.js";
 import type { Block, ReportDocument } from "../../evidence/report/document.js";
 import type { Summary } from "../../evidence/statistics.js";
 import { formatCount, formatMs, formatRate, formatShare, formatSize } from "../../observe/format.js";

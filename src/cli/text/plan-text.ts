@@ -3,11 +3,26 @@ import { formatSize } from "../../observe/format.js";
 import { table } from "../../observe/table.js";
 import type { Answer, DeviceCapabilities } from "../../tracking/capabilities.js";
 import { DEVICE_TRACKERS, type Policy, type TrackerChoice } from "../../tracking/choice.js";
+import type { ProbedServer } from "../sites/vfio-user/probe.js";
 
 /** What `dirtmap probe` prints: per device its flags, and a line for every tracker. Ends without a newline. */
 export function probeText(devices: readonly DeviceCapabilities[]): string {
   if (devices.length === 0) return "the machine has no devices";
   return devices.map((device) => deviceText(device)).join("\n\n");
+}
+
+/** What `dirtmap probe --host vfio-user:…` prints. Ends without a newline. */
+export function serversText(devices: readonly ProbedServer[]): string {
+  return devices
+    .map((device) => {
+      const { server } = device;
+      const text = deviceText({ ...device, iommu: null }, "in another process");
+      if (server === null) return text;
+      const log = server.log === null ? "off" : `on, by ${server.log.granule} bytes, for ${server.log.startedBy}`;
+      const state = `${server.state ?? "none"}${server.failure === null ? "" : ` (${server.failure.split("\n")[0]})`}`;
+      return `${text}\n  now: state ${state}, log ${log}`;
+    })
+    .join("\n\n");
 }
 
 /**

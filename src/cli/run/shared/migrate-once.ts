@@ -15,6 +15,6 @@ export async function migrateOnce(request: MigrationRequest): Promise<MigrationR
   const { description } = disks;
   await using machine = await openMachine(description);
   await using local = await startLocalDestination(signal, grantsOf(description));
-  const transport = sourceTransport(await readEndpoint(local.address, "client", {}));
+  const transport = sourceTransport(await readEndpoint(local.ready, "client", {}));
   return await migrate({ ...request, description, machine, transport });
 }

@@ -1,4 +1,3 @@
-import type { LinkEstimate } from "../../../evidence/predict/link.js";
 import type { Observation } from "../../../evidence/predict/predict.js";
 import { zeroShare } from "../../../evidence/predict/zero-share.js";
 import type { TraceHeader } from "../../../evidence/trace/format.js";
@@ -6,12 +5,10 @@ import type { TraceInterval } from "../../../evidence/trace/interval.js";
 import { deviceStateBytes, intervalOf, ownersOf, platformOfMemory } from "../../../evidence/trace/observed.js";
 import type { Machine } from "../../../host/host.js";
 import { watch } from "../../../observe/watch.js";
-import type { MigrationDefaults } from "../../../scenario/scenario.js";
 import type { Policy, TrackingDesign } from "../../../tracking/choice.js";
 import { openDesign } from "../../../tracking/designs.js";
 import { chooseTrackers } from "../../../tracking/policy.js";
 import { probeMachine } from "../../../tracking/probe.js";
-import type { MigrationOptions, StoreOption } from "../../input/options.js";
 
 /** What is to be watched, and how long. */
 export interface ObserveOptions {
@@ -84,46 +81,4 @@ export async function observeForPrediction(
   });
   if (seen === null) return null;
   return { observation: { ...seen.header, intervals }, readMs: seen.readMs };
-}
-
-/** What a prediction is asked for: the options, over a scenario's own. */
-export function predictedConditions(
-  { downtimeLimit, bandwidth, maxRounds }: MigrationOptions,
-  defaults: Pick<MigrationDefaults, "downtimeLimit" | "bandwidth">,
-  readMs: number,
-) {
-  const allowed = bandwidth ?? defaults.bandwidth;
-  return {
-    downtimeLimitMs: downtimeLimit ?? defaults.downtimeLimit,
-    ...(allowed === undefined ? {} : { bandwidth: allowed }),
-    maxRounds,
-    readMs,
-  };
-}
-
-/** Where what is known of a link comes from. */
-export interface LinkSources extends StoreOption {
-  readonly channels: number;
-  /** Reports of migrations over this very link (`migrate --json`): then nothing is measured. */
-  readonly reports?: readonly string[];
-  /** Of this scenario, earlier migrations say best what stopping takes. */
-  readonly scenario: string | null;
-  readonly signal: AbortSignal;
-}
-
-/**
- * How fast a migration will be: as earlier ones over the link were, if their reports are given; otherwise loopback is
- * measured for the speed, and what stopping and starting takes is what it took the last migrations in the store.
- * @throws UsageError `BAD_REPORT`; of the store, where one was asked for
- */
-export async function estimateLink(options: LinkSources): Promise<LinkEstimate> {
-  const { channels, reports = [], scenario, signal } = options;
-  const [{ measureLoopback }, { costsFromReports, linkFromReports }, { pastReports, readReports }] = await Promise.all([
-    import("../../../evidence/predict/loopback.js"),
-    import("../../../evidence/predict/link.js"),
-    import("../../kept/past-reports.js"),
-  ]);
-  if (reports.length > 0) return linkFromReports(readReports(reports));
-  const loopback = await measureLoopback({ channels, signal });
-  return costsFromReports(await pastReports(options, scenario), loopback);
 }

@@ -1,7 +1,7 @@
 import { defaultJournalDirectory } from "../../../migration/journal-directory.js";
 import { type ListedJournal, listJournals, type Standing } from "../../../migration/journals.js";
-import { table } from "../../../observe/table.js";
 import { printResult } from "../../output.js";
+import { journalsText } from "../../text/journals-text.js";
 
 const ORDER: readonly Standing[] = ["waits", "unknown", "in-progress", "over"];
 
@@ -24,38 +24,5 @@ export function printJournals(
     host: record?.process.host ?? null,
     peer: record?.peer ?? null,
   }));
-  printResult({ directory, migrations }, { json, text: (safe) => listText(safe.directory, safe.migrations) });
-}
-
-/** A line for each, and below it what it means and what may be typed. */
-function listText(
-  directory: string,
-  migrations: readonly (Omit<ListedJournal, "record"> & {
-    readonly state: string | null;
-    readonly ageMs: number | null;
-    readonly pid: number | null;
-  })[],
-): string {
-  if (migrations.length === 0) return `no migration in ${directory} waits or goes on`;
-  const [head, ...rows] = table([
-    ["migration", "side", "state", "age", "process"],
-    ...migrations.map(({ migration, side, state, ageMs, pid, alive }) => [
-      migration,
-      side,
-      state ?? "?",
-      ageMs === null ? "?" : ageText(ageMs),
-      pid === null ? "?" : `${pid} ${alive === null ? "?" : alive ? "lives" : "has ended"}`,
-    ]),
-  ]);
-  const details = migrations.map(({ says, commands }) => [says, ...commands].map((line) => `    ${line}`));
-  return [head, ...rows.flatMap((row, i) => [row, ...details[i]])].join("\n");
-}
-
-/** An age for people, in its largest unit: `12 s`, `3 min`, `5 h`, `29 d`. */
-function ageText(ms: number): string {
-  const seconds = Math.floor(ms / 1000);
-  if (seconds < 60) return `${seconds} s`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min`;
-  if (seconds < 2 * 86_400) return `${Math.floor(seconds / 3600)} h`;
-  return `${Math.floor(seconds / 86_400)} d`;
+  printResult({ directory, migrations }, { json, text: (safe) => journalsText(safe.directory, safe.migrations) });
 }

@@ -1,8 +1,7 @@
-import { UsageError } from "../../../errors.js";
 import type { BenchMachine, BenchSite, BenchVariant } from "../../../evidence/trackers/site.js";
 import type { MachineDescription } from "../../../host/description.js";
 import { MiB, PAGE_SIZE } from "../../../memory/address.js";
-import { suggest } from "../../../nearest.js";
+import { checkDevices } from "../../input/policy.js";
 import { witnessOf } from "../device-witness.js";
 import { openMachine } from "../hosts.js";
 
@@ -26,10 +25,7 @@ export function emulatedSite(
   { only }: { only?: readonly string[] | undefined } = {},
 ): BenchSite {
   const ids = description.devices.map(({ id }) => id);
-  const unknown = only?.find((id) => !ids.includes(id));
-  if (unknown !== undefined) {
-    throw new UsageError(`there is no device '${unknown}'`, { code: "UNKNOWN_DEVICE", remedy: suggest(unknown, ids) });
-  }
+  checkDevices(ids, only);
   const { memory } = description;
   return {
     host: "emulated",

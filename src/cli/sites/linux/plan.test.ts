@@ -3,8 +3,9 @@ import { release } from "node:os";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { FakeSystem } from "../../../linux/fake-system.test.helper.js";
 import { DEFAULT_POLICY, type Policy } from "../../../tracking/choice.js";
+import { hostPlanText, hostPlanWarnings } from "../../text/linux-plan-text.js";
 import { type Behaviour, fakeHost } from "./fake-host.test.helper.js";
-import { hostPlanText, hostPlanWarnings, planHost } from "./plan.js";
+import { planHost } from "./plan.js";
 
 const VF = "0000:3b:00.1";
 const VF2 = "0000:3b:00.2";

@@ -5,10 +5,9 @@ import type { LinuxDevice } from "../../../linux/sysfs/device.js";
 import type { DeviceCapabilities } from "../../../tracking/capabilities.js";
 import type { Policy, TrackerChoice } from "../../../tracking/choice.js";
 import { chooseTrackers } from "../../../tracking/policy.js";
-import { type LibvirtXml, libvirtText, libvirtXml } from "../../../vmm-options/libvirt-xml.js";
-import { type QemuOptions, qemuOptions, qemuText } from "../../../vmm-options/qemu-command-line.js";
+import { type LibvirtXml, libvirtXml } from "../../../vmm-options/libvirt-xml.js";
+import { type QemuOptions, qemuOptions } from "../../../vmm-options/qemu-command-line.js";
 import { MDEV_MODELS, type VmmAddress, type VmmDevice, vmmAddress } from "../../../vmm-options/vmm-device.js";
-import { planText } from "../../text/plan-text.js";
 import { guessCapabilities } from "./guess.js";
 import { type ProbedDevice, probeHost } from "./probe.js";
 
@@ -129,36 +128,4 @@ function remarksOn({ possible, why, remedy }: IommufdForVmm): string[] {
 function whyGuessed({ capabilities, missing }: ProbedDevice): string | null {
   if (capabilities !== null) return null;
   return missing[0]?.message ?? "there is no /dev/iommu to ask it through";
-}
-
-const NOTHING =
-  "no device of this machine is on a VFIO driver: name one with --device to plan what it would get (see `dirtmap probe --host linux`)";
-
-function guessed(why: string): string {
-  return `a guess from sysfs, since it could not be asked: ${why}`;
-}
-
-/** What `dirtmap plan --host linux` prints. Ends without a newline. */
-export function hostPlanText({ devices, leftOut, remarks: general, qemu, libvirt }: HostPlan, policy: Policy): string {
-  if (devices.length === 0 && leftOut.length === 0) return NOTHING;
-  const remarks = new Map(
-    devices.flatMap(({ choice, why }) => (why === null ? [] : [[choice.device, guessed(why)] as const])),
-  );
-  const choices = devices.map(({ choice }) => choice);
-  return [
-    ...(devices.length === 0 ? [] : [planText(choices, policy, remarks)]),
-    ...(leftOut.length === 0 ? [] : [leftOut.map(({ id, why }) => `${id}: ${why}`).join("\n")]),
-    ...(general.length === 0 ? [] : [general.join("\n")]),
-    ...(qemu.arguments.length === 0 ? [] : [`QEMU\n\n${qemuText(qemu)}`, `libvirt\n\n${libvirtText(libvirt)}`]),
-  ].join("\n\n");
-}
-
-/** What has to be known of a plan whose options alone are printed: a line for each guess, and each device left out. */
-export function hostPlanWarnings({ devices, leftOut, remarks }: HostPlan): string[] {
-  if (devices.length === 0 && leftOut.length === 0) return [NOTHING];
-  return [
-    ...devices.flatMap(({ choice, why }) => (why === null ? [] : [`${choice.device}: ${guessed(why)}`])),
-    ...leftOut.map(({ id, why }) => `${id}: ${why}`),
-    ...remarks,
-  ];
 }

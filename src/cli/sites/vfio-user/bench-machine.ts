@@ -1,13 +1,12 @@
 import { enableBusMaster, setBuffers } from "../../../devices/workload.js";
-import { UsageError } from "../../../errors.js";
 import type { BenchMachine, BenchSite, DmaWitness } from "../../../evidence/trackers/site.js";
 import { createPassthroughMachine } from "../../../host/passthrough-machine.js";
 import { MiB, PAGE_SIZE } from "../../../memory/address.js";
 import { createGuestMemory } from "../../../memory/guest-memory.js";
 import { shareGuestMemory } from "../../../memory/shared-guest-memory.js";
-import { suggest } from "../../../nearest.js";
 import { UndoStack } from "../../../tracking/undo.js";
 import { VfioUserDevice } from "../../../vfio-user/client/device.js";
+import { checkDevices } from "../../input/policy.js";
 import { witnessOf } from "../device-witness.js";
 import { openVfioUserHost } from "../hosts.js";
 
@@ -30,10 +29,7 @@ export async function servedSite(
 ): Promise<BenchSite> {
   await using named = await openVfioUserHost(sockets);
   const ids = (await named.devices()).map(({ id }) => id);
-  const unknown = only?.find((id) => !ids.includes(id));
-  if (unknown !== undefined) {
-    throw new UsageError(`there is no device '${unknown}'`, { code: "UNKNOWN_DEVICE", remedy: suggest(unknown, ids) });
-  }
+  checkDevices(ids, only);
   return {
     host: "vfio-user",
     scenario: null,

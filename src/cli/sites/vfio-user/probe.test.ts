@@ -6,7 +6,8 @@ import { enableBusMaster } from "../../../devices/workload.js";
 import { DEFAULT_POLICY } from "../../../tracking/choice.js";
 import { VfioUserHost } from "../../../vfio-user/client/host.js";
 import { type DeviceServer, serveDevice } from "../../../vfio-user/server/server.js";
-import { planServers, probeServers, serversText } from "./probe.js";
+import { serversText } from "../../text/plan-text.js";
+import { planServers, probeServers } from "./probe.js";
 
 let folder: string;
 const servers: DeviceServer[] = [];

@@ -7,7 +7,6 @@ import { isErrno } from "../../../uapi/errno.js";
 import type { ServerCounters } from "../../../vfio-user/client/counters.js";
 import type { VfioUserDevice } from "../../../vfio-user/client/device.js";
 import type { VfioUserHost } from "../../../vfio-user/client/host.js";
-import { deviceText } from "../../text/plan-text.js";
 
 /** What was found out about a served device. */
 export interface ProbedServer extends DeviceCapabilities {
@@ -49,20 +48,6 @@ export async function probeServers(host: VfioUserHost): Promise<ProbedServer[]> 
     });
   }
   return probed;
-}
-
-/** What `dirtmap probe --host vfio-user:…` prints. Ends without a newline. */
-export function serversText(devices: readonly ProbedServer[]): string {
-  return devices
-    .map((device) => {
-      const { server } = device;
-      const text = deviceText({ ...device, iommu: null }, "in another process");
-      if (server === null) return text;
-      const log = server.log === null ? "off" : `on, by ${server.log.granule} bytes, for ${server.log.startedBy}`;
-      const state = `${server.state ?? "none"}${server.failure === null ? "" : ` (${server.failure.split("\n")[0]})`}`;
-      return `${text}\n  now: state ${state}, log ${log}`;
-    })
-    .join("\n\n");
 }
 
 /** Over the control socket, which leaves the device as it is; another server has none. */

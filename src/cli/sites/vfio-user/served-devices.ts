@@ -3,7 +3,7 @@ import { UsageError } from "../../../errors.js";
 import { isServed, type MachineDescription } from "../../../host/description.js";
 import { temporaryFolder } from "../../../sys/temporary-folder.js";
 import { ServedDevices, type ServedPlace } from "../../../vfio-user/client/served-devices.js";
-import { type DeviceProcess, startDeviceProcess } from "./device-process.js";
+import { startDeviceProcess } from "./device-process.js";
 
 /**
  * The devices of a machine that run in other processes; undefined where there are none. Those that are to be served for the
@@ -18,7 +18,7 @@ export async function openServed(
   const served = devices.filter(isServed);
   if (served.length === 0) return undefined;
   const places: ServedPlace[] = [];
-  const starting: Promise<DeviceProcess>[] = [];
+  const starting: Promise<AsyncDisposable>[] = [];
   const temporary = temporaryFolder("devices");
   const folder = { [Symbol.asyncDispose]: async () => temporary[Symbol.dispose]() };
   for (const description of served) {

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
-import { type MachineDescription, machineSchema } from "../../host/description.js";
-import { MiB } from "../../memory/address.js";
-import { checkMemory } from "./settings.js";
+import { type MachineDescription, machineSchema } from "../../../host/description.js";
+import { MiB } from "../../../memory/address.js";
+import { checkMemory } from "./check-memory.js";
 
 const LOAD = { rate: 1, footprint: MiB };
 
