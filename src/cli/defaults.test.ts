@@ -9,10 +9,10 @@ import { parseScenario } from "../scenario/scenario.js";
 import { DEFAULT_POLICY } from "../tracking/choice.js";
 import { parseSize } from "../units.js";
 import { linkOf } from "./input/option-scenario-default.js";
-import { commandLine, commandsOf } from "./program.js";
+import { allCommands, commandLine } from "./program.js";
 
 const program = commandLine({ version: "0", models: SERVABLE_MODELS });
-const commands = commandsOf(program).map(({ command }) => command);
+const commands = allCommands(program).map(({ command }) => command);
 
 /** Defaults that describe what happens, and cannot be typed. */
 const DESCRIBED = [

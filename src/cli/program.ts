@@ -70,7 +70,7 @@ export function commandLine({ version, models }: { version: string; models: read
     const command = declare(program);
     for (const declareBelow of below) declareBelow(command);
   }
-  for (const { path, command } of commandsOf(program)) {
+  for (const { path, command } of allCommands(program)) {
     addRenamed(command, path);
     command.exitOverride().configureOutput(OUTPUT);
   }
@@ -86,10 +86,10 @@ export interface NamedCommand {
 }
 
 /** Lists the program and all commands below it. */
-export function commandsOf(program: Command, path = ""): NamedCommand[] {
+export function allCommands(program: Command, path = ""): NamedCommand[] {
   const isGroup = program.commands.length > 0 && program.registeredArguments.length === 0;
   return [
     { path, command: program, isGroup },
-    ...program.commands.flatMap((command) => commandsOf(command, `${path} ${command.name()}`.trim())),
+    ...program.commands.flatMap((command) => allCommands(command, `${path} ${command.name()}`.trim())),
   ];
 }

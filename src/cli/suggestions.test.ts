@@ -7,7 +7,7 @@ import { type Observation, predict } from "../evidence/predict/predict.js";
 import { fakeBenchmark, fakeDevice } from "../evidence/recommend/fake-benchmark.test.helper.js";
 import { MiB } from "../memory/address.js";
 import { parseDuration } from "../units.js";
-import { commandLine, commandsOf } from "./program.js";
+import { allCommands, commandLine } from "./program.js";
 import { benchCommand, followCommand } from "./text/commands-to-type.js";
 
 /*
@@ -18,7 +18,7 @@ import { benchCommand, followCommand } from "./text/commands-to-type.js";
 function parse(words: readonly string[]): string {
   const program = commandLine({ version: "0", models: [] });
   let ran = "";
-  for (const { path, command, isGroup } of commandsOf(program)) {
+  for (const { path, command, isGroup } of allCommands(program)) {
     command.configureOutput({ writeOut: () => {}, writeErr: () => {} });
     if (isGroup) continue;
     command.action(() => {

@@ -68,8 +68,8 @@ describe.runIf(process.platform === "linux")("dirtmap device", () => {
       stderr: expect.stringContaining("there are: mlx5"),
     });
     expect(await failed("mlx5")).toMatchObject({ code: 2, stderr: expect.stringContaining("--socket") });
-    expect(await failed("mlx5", "--socket", path, "-o", "rate")).toMatchObject({ code: 2 });
-    expect(await failed("mlx5", "--socket", path, "-o", "memory=huge")).toMatchObject({ code: 2 });
+    expect(await failed("mlx5", "--socket", path, "--option", "rate")).toMatchObject({ code: 2 });
+    expect(await failed("mlx5", "--socket", path, "--option", "memory=huge")).toMatchObject({ code: 2 });
     expect(await failed("mlx5", "--socket", path, "--dma", "none")).toMatchObject({ code: 2 });
     writeFileSync(path, "");
     const taken = await failed("mlx5", "--socket", path);

@@ -17,7 +17,7 @@ export const RENAMED: Readonly<Record<string, Readonly<Record<string, string>>>>
 export function addRenamed(command: Command, path: string): void {
   for (const [flags, name] of Object.entries(RENAMED[path] ?? {})) {
     const refuse = () => {
-      throw new InvalidArgumentError(`the option is called ${name} now`);
+      throw new InvalidArgumentError(`the option is now called ${name}`);
     };
     command.addOption(new Option(flags).argParser(refuse).hideHelp());
   }

@@ -2,7 +2,6 @@ import { layoutWorkload } from "../../../emulated/layout.js";
 import { createEmulatedMachine, type EmulatedMachine } from "../../../emulated/machine.js";
 import { isServed, type MachineDescription, platformOf } from "../../../host/description.js";
 import { layoutRegions } from "../../../memory/guest-memory.js";
-import { openServed } from "../vfio-user/served-devices.js";
 import { withDisks } from "./disks.js";
 import { openReplays } from "./replays.js";
 
@@ -19,7 +18,9 @@ export async function openMachine(
   using disks = side === "source" ? withDisks(description) : undefined;
   const machine = disks?.description ?? description;
   const replays = await openReplays(machine);
-  const served = machine.devices.some(isServed) ? await openServed(machine, side) : undefined;
+  const served = machine.devices.some(isServed)
+    ? await (await import("../vfio-user/served-devices.js")).openServed(machine, side)
+    : undefined;
   return await createEmulatedMachine(machine, { ...options, replays, ...(served === undefined ? {} : { served }) });
 }
 
