@@ -11,7 +11,7 @@ const id = z.string().regex(/^[a-z0-9][a-z0-9._-]{0,31}$/, "lower-case letters, 
 
 /*
  * Bounds of what a description can ask for: it may come from another machine. What this one has room for is looked at before
- * anything is allocated, too (cli/request.ts).
+ * anything is allocated, too (cli/sites/emulated/check-memory.ts).
  */
 /** As many as a PCI bus has functions. */
 export const MAX_DEVICES = 256;

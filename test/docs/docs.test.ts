@@ -3,6 +3,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { parse } from "yaml";
+import { allCommands, commandLine } from "../../src/cli/program.js";
 import { traceHeaderSchema } from "../../src/evidence/trace/format.js";
 import { feedEventSchema, feedHeaderSchema } from "../../src/observe/feed/schema.js";
 import { parseScenario } from "../../src/scenario/scenario.js";
@@ -21,6 +22,9 @@ import { shapeOf } from "./shape.js";
 const blocks = documents().flatMap(blocksOf);
 const named = ({ file, line }: DocBlock) => `${file}:${line}`;
 const inLanguage = (...languages: string[]) => blocks.filter(({ language }) => languages.includes(language));
+
+/** The commands of Dirtmap; one below another comes after it. */
+const NAMES = allCommands(commandLine({ version: "0", models: [] })).map(({ path }) => path);
 
 /** Why a command is not run here; undefined: it is. */
 function reasonNotToRun(command: string): string | undefined {
@@ -96,9 +100,10 @@ describe("each option that a document names is one of its command:", () => {
       ...commandsInText(file),
     ];
     for (const written of commands) {
-      const [, name, rest] =
-        /^(?:npx )?dirtmap ((?:bench |device (?=status|resume))?[a-z]+)\b([^|]*)/.exec(written) ?? [];
-      if (name === undefined) continue;
+      const [, words] = /^(?:npx )?dirtmap ([a-z][^|]*)/.exec(written) ?? [];
+      if (words === undefined) continue;
+      const name = NAMES.findLast((path) => `${words} `.startsWith(`${path} `)) ?? "";
+      const rest = words.slice(name.length);
       expect(helpOf(name), `\`${written}\``).toContain(`Usage: dirtmap ${name}`);
       for (const [option] of rest.matchAll(/(?<=\s)--[a-z-]+/g))
         expect(helpOf(name), `\`${written}\``).toContain(option);

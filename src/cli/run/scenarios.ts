@@ -1,0 +1,15 @@
+import { table } from "../../observe/table.js";
+import { loadScenario, scenarioNames } from "../../scenario/scenario.js";
+import type { ScenariosInput } from "../commands/scenarios.js";
+import { EXIT_CODES } from "../exit-codes.js";
+import { printResult } from "../output.js";
+import type { Run } from "../run-command.js";
+
+export const run: Run<ScenariosInput> = async ({ json = false }) => {
+  const scenarios = scenarioNames().map((name) => ({ name, summary: loadScenario(name).summary }));
+  printResult(
+    { scenarios },
+    { json, text: (safe) => table(safe.scenarios.map(({ name, summary }) => [name, summary])).join("\n") },
+  );
+  return EXIT_CODES.done.code;
+};
