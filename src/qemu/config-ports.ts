@@ -74,10 +74,13 @@ export class ConfigPorts {
   }
 
   #misunderstood(command: string, answer: string): Error {
-    return new DirtmapError(`QEMU at ${this.#qemu.name} answers the monitor's '${command}' with '${safeText(answer, 200)}'`, {
-      code: "QMP_PROTOCOL",
-      remedy: "use a QEMU for a PC: x86_64, with the monitor's commands `i` and `o`",
-    });
+    return new DirtmapError(
+      `QEMU at ${this.#qemu.name} answers the monitor's '${command}' with '${safeText(answer, 200)}'`,
+      {
+        code: "QMP_PROTOCOL",
+        remedy: "use a QEMU for a PC: x86_64, with the monitor's commands `i` and `o`",
+      },
+    );
   }
 }
 

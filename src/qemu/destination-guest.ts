@@ -2,7 +2,7 @@ import { explain } from "../errors.js";
 import type { MachineShape } from "../host/shape.js";
 import type { ArrivingMachine } from "../migration/memory-mover.js";
 import { checkObstacles, checkStatus, type Guest, lookAtGuest } from "./guest.js";
-import { closeDevices, type ControlledDevice, openDevices, shapeOfGuest } from "./guest-devices.js";
+import { type ControlledDevice, closeDevices, openDevices, shapeOfGuest } from "./guest-devices.js";
 import type { Qemu } from "./qmp/qemu.js";
 import type { GuestOptions } from "./source-guest.js";
 

@@ -3,7 +3,7 @@ import type { MemoryArrival, MemoryDestination } from "../migration/memory-mover
 import { ConfigPorts } from "./config-ports.js";
 import type { DestinationGuest } from "./destination-guest.js";
 import { readGuestState } from "./guest-state.js";
-import { migrationSettings, MigrationSettings, type MigrationTuning } from "./migration-settings.js";
+import { MigrationSettings, type MigrationTuning, migrationSettings } from "./migration-settings.js";
 import { MigrationWatch } from "./migration-status.js";
 import { pciAddressOf } from "./pci-address.js";
 import { type PciState, restorePciState } from "./pci-state.js";

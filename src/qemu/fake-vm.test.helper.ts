@@ -22,7 +22,10 @@ export class FakeVm implements AsyncDisposable {
     this.pc = pc;
     this.runState = runState;
     const { qemu } = pc;
-    const escaped = socket.replace(/[/[\]\\]/g, (special) => `\\x${special.charCodeAt(0).toString(16).padStart(2, "0")}`);
+    const escaped = socket.replace(
+      /[/[\]\\]/g,
+      (special) => `\\x${special.charCodeAt(0).toString(16).padStart(2, "0")}`,
+    );
     const list = qemu.answers.get("qom-list");
     qemu.answers.set("qom-list", (command) =>
       command.arguments.path === "/machine/peripheral/disk"

@@ -1,5 +1,5 @@
 import { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
-import { type IovaStretch, contains, loggingRanges } from "../bitmap/ranges.js";
+import { contains, type IovaStretch, loggingRanges } from "../bitmap/ranges.js";
 import { DirtmapError, UsageError } from "../errors.js";
 import { PAGE_SIZE } from "../memory/address.js";
 import { type ControlledDevice, countersOf } from "./guest-devices.js";

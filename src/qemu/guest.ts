@@ -60,10 +60,13 @@ export async function lookAtGuest(qemu: Qemu): Promise<Guest> {
   const { major, minor } = version;
   const isOld = major < OLDEST.major || (major === OLDEST.major && minor < OLDEST.minor);
   if (isOld || !(await qemu.hasType(VFIO_USER_PCI))) {
-    throw new UsageError(`QEMU at ${qemu.name} is ${major}.${minor}, ${isOld ? "which has" : "built with"} no vfio-user-pci`, {
-      code: "QEMU_TOO_OLD",
-      remedy: "run the guest with QEMU 10.1 or later (tried with 11.1), for x86 with vfio-user-pci",
-    });
+    throw new UsageError(
+      `QEMU at ${qemu.name} is ${major}.${minor}, ${isOld ? "which has" : "built with"} no vfio-user-pci`,
+      {
+        code: "QEMU_TOO_OLD",
+        remedy: "run the guest with QEMU 10.1 or later (tried with 11.1), for x86 with vfio-user-pci",
+      },
+    );
   }
   const objects: { path: string; type: string }[] = [];
   for (const container of CONTAINERS) {
@@ -96,7 +99,14 @@ async function deviceAt(qemu: Qemu, path: string): Promise<GuestDevice> {
 /** The bus that a PCI device is on, and where there. @throws DirtmapError `QMP_REFUSED` for an object that is none */
 export async function placeOf(qemu: Qemu, path: string): Promise<{ bus: string; devfn: number }> {
   const [bus, devfn] = await Promise.all([
-    qemu.qomGet(path, "parent_bus", z.string().regex(/^\/machine\/./).max(4096)),
+    qemu.qomGet(
+      path,
+      "parent_bus",
+      z
+        .string()
+        .regex(/^\/machine\/./)
+        .max(4096),
+    ),
     qemu.qomGet(path, "addr", z.int().min(0).max(255)),
   ]);
   return { bus, devfn };
@@ -110,7 +120,9 @@ export function socketIn(property: string): string | null {
   const region = /^vfio-user:(.+) base BAR \d+\[\d+\]$/s.exec(property);
   if (region === null) return null;
   // system/memory.c escapes what has a meaning in a path of objects.
-  const path = region[1].replace(/\\x([0-7][0-9a-f])/g, (_, hex: string) => String.fromCharCode(Number.parseInt(hex, 16)));
+  const path = region[1].replace(/\\x([0-7][0-9a-f])/g, (_, hex: string) =>
+    String.fromCharCode(Number.parseInt(hex, 16)),
+  );
   return path.startsWith("/") ? path : null;
 }
 
@@ -124,7 +136,8 @@ async function obstaclesOf(qemu: Qemu, objects: readonly { path: string; type: s
     if (!VIOMMUS.has(type)) continue;
     found.push({
       what: `the guest has a virtual IOMMU (${type} at ${safeText(path, 200)})`,
-      remedy: "start the guest without one: what its devices can reach is set up anew with each mapping, and is not moved",
+      remedy:
+        "start the guest without one: what its devices can reach is set up anew with each mapping, and is not moved",
     });
   }
   return found;

@@ -22,7 +22,8 @@ beforeEach(async () => {
     Object.entries(capabilities).map(([capability, state]) => ({ capability, state })),
   );
   fake.answers.set("migrate-set-capabilities", ({ arguments: { capabilities: list } }) => {
-    for (const { capability, state } of list as { capability: string; state: boolean }[]) capabilities[capability] = state;
+    for (const { capability, state } of list as { capability: string; state: boolean }[])
+      capabilities[capability] = state;
     return {};
   });
   fake.answers.set("query-migrate-parameters", () => parameters);

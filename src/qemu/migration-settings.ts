@@ -25,7 +25,8 @@ export class MigrationSettings {
     const settings = new MigrationSettings(qemu);
     const [found, values] = await Promise.all([qemu.capabilities(), qemu.parameters()]);
     for (const name of Object.keys(capabilities)) if (!found.has(name)) throw lacks(qemu, `capability '${name}'`);
-    for (const name of Object.keys(parameters)) if (values[name] === undefined) throw lacks(qemu, `parameter '${name}'`);
+    for (const name of Object.keys(parameters))
+      if (values[name] === undefined) throw lacks(qemu, `parameter '${name}'`);
     const different = Object.entries(capabilities).filter(([name, state]) => found.get(name) !== state);
     const others = Object.entries(parameters).filter(([name, value]) => values[name] !== value);
     try {

@@ -34,7 +34,10 @@ export class MigrationWatch implements Disposable {
    * @param options.onInfo called with what QEMU tells while it lasts
    * @throws DirtmapError `QEMU_MIGRATION_FAILED` for one that ends otherwise, `TIMED_OUT`; the signal's reason
    */
-  async until(wanted: Iterable<string>, { signal, limitMs, onInfo = () => {} }: WaitOptions = {}): Promise<MigrationInfo> {
+  async until(
+    wanted: Iterable<string>,
+    { signal, limitMs, onInfo = () => {} }: WaitOptions = {},
+  ): Promise<MigrationInfo> {
     const statuses = new Set(wanted);
     const until = performance.now() + (limitMs ?? Number.POSITIVE_INFINITY);
     for (;;) {

@@ -2,7 +2,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { receiveBy, type ReceiveResult } from "../migration/destination.js";
+import { type ReceiveResult, receiveBy } from "../migration/destination.js";
 import type { MigrationReport } from "../migration/report.js";
 import { type HandoverOptions, migrateBy } from "../migration/source.js";
 import { connectControl } from "../migration/transport/connect.js";
@@ -48,22 +48,28 @@ describe.runIf(process.platform === "linux")("the move of a guest between two QE
     rmSync(folder, { recursive: true, force: true });
   });
 
-  async function move(
-    { handover, ...options }: Partial<QemuMoverOptions> & { handover?: HandoverOptions } = {},
-  ): Promise<{ report: MigrationReport; received: ReceiveResult<DestinationGuest> }> {
+  async function move({
+    handover,
+    ...options
+  }: Partial<QemuMoverOptions> & { handover?: HandoverOptions } = {}): Promise<{
+    report: MigrationReport;
+    received: ReceiveResult<DestinationGuest>;
+  }> {
     const address = "unix:/nowhere";
     await using from = new Qemu(await SocketMonitor.open(source.pc.qemu.path));
     await using to = new Qemu(await SocketMonitor.open(destination.pc.qemu.path));
     await using listener = await listen({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: 0 } });
     const { endpoint } = listener;
     const warn = (text: string) => warnings.push(text);
-    const receiving = listener.acceptControl().then((control) =>
-      receiveBy(
-        ({ signal }) => new QemuDestination(() => DestinationGuest.open(to, { warn }), { address, warn }, signal),
-        { from: "test", control },
-        { journalDirectory: folder },
-      ),
-    );
+    const receiving = listener
+      .acceptControl()
+      .then((control) =>
+        receiveBy(
+          ({ signal }) => new QemuDestination(() => DestinationGuest.open(to, { warn }), { address, warn }, signal),
+          { from: "test", control },
+          { journalDirectory: folder },
+        ),
+      );
     await using guest = await SourceGuest.open(from);
     const report = await migrateBy(
       new QemuMover(guest, { ...options, address }),
@@ -91,12 +97,10 @@ describe.runIf(process.platform === "linux")("the move of a guest between two QE
     expect([source.running, destination.running]).toEqual([true, false]);
     expect([...source.capabilities.values()]).toEqual([false, false, false, false, false]);
     expect(destination.hasQuit || destination.runState === "inmigrate").toBe(true);
-    await expect
-      .poll(deviceStates)
-      .toMatchObject({
-        source: { state: "RUNNING", path: "direct", log: null },
-        destination: { state: "RUNNING", waitsForState: true },
-      });
+    await expect.poll(deviceStates).toMatchObject({
+      source: { state: "RUNNING", path: "direct", log: null },
+      destination: { state: "RUNNING", waitsForState: true },
+    });
   }
 
   it("ends with the guest and its device at the destination, and the source's QEMU gone", LONG, async () => {
@@ -185,7 +189,10 @@ describe.runIf(process.platform === "linux")("the move of a guest between two QE
         guestState: (state) => ({
           ...state,
           devices: new Map(
-            Array.from(state.devices, ([id, pci]) => [id, { ...pci, config: pci.config.map((dword, i) => (i === 11 ? 7 : dword)) }]),
+            Array.from(state.devices, ([id, pci]) => [
+              id,
+              { ...pci, config: pci.config.map((dword, i) => (i === 11 ? 7 : dword)) },
+            ]),
           ),
         }),
       },
@@ -237,15 +244,17 @@ describe.runIf(process.platform === "linux")("the move of a guest between two QE
     source.pc.qemu.hangUp();
     source.status = "none";
     source.runState = "internal-error";
-    await expect.poll(async () => {
-      try {
-        await using qemu = new Qemu(await SocketMonitor.open(source.pc.qemu.path));
-        await SourceGuest.open(qemu);
-        return "opened";
-      } catch (error) {
-        return (error as { code?: string }).code;
-      }
-    }).toBe("WRONG_STATE");
+    await expect
+      .poll(async () => {
+        try {
+          await using qemu = new Qemu(await SocketMonitor.open(source.pc.qemu.path));
+          await SourceGuest.open(qemu);
+          return "opened";
+        } catch (error) {
+          return (error as { code?: string }).code;
+        }
+      })
+      .toBe("WRONG_STATE");
   });
 
   it("leaves both paused, and waits for the operator, where the destination does not confirm", LONG, async () => {

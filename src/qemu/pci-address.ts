@@ -51,8 +51,11 @@ async function busNumber(qemu: Qemu, path: string, functions: readonly PciFuncti
   )?.pci_bridge;
   const secondary = bridge?.bus.secondary ?? 0;
   if (secondary > 0) return secondary;
-  throw new DirtmapError(`the bus behind the bridge at ${above}:${place.devfn >> 3}.${place.devfn & 7} has no number yet`, {
-    code: "NOT_ENUMERATED",
-    remedy: "wait until the guest's firmware or kernel has found its devices",
-  });
+  throw new DirtmapError(
+    `the bus behind the bridge at ${above}:${place.devfn >> 3}.${place.devfn & 7} has no number yet`,
+    {
+      code: "NOT_ENUMERATED",
+      remedy: "wait until the guest's firmware or kernel has found its devices",
+    },
+  );
 }

@@ -171,7 +171,9 @@ function maskOf(offset: number, capabilities: Capabilities): number {
 function checkSameDevice(saved: readonly number[], found: readonly number[], capabilities: Capabilities): void {
   const places = [...capabilities].join(" ");
   if (saved[ID] === found[ID] && saved[2] === found[2] && places === [...capabilitiesOf(found)].join(" ")) return;
-  throw differs(`it is ${hex(found[ID])} of class ${hex(found[2])}, the source's ${hex(saved[ID])} of ${hex(saved[2])}`);
+  throw differs(
+    `it is ${hex(found[ID])} of class ${hex(found[2])}, the source's ${hex(saved[ID])} of ${hex(saved[2])}`,
+  );
 }
 
 function compare(saved: PciState, now: PciState, capabilities: Capabilities): void {
@@ -181,7 +183,8 @@ function compare(saved: PciState, now: PciState, capabilities: Capabilities): vo
     if (was !== is) throw differs(`its configuration space has ${hex(is)} at ${hex(offset)} instead of ${hex(was)}`);
   }
   const entry = (saved.msixTable ?? []).findIndex((dword, i) => now.msixTable?.[i] !== dword);
-  if (entry >= 0) throw differs(`entry ${Math.floor(entry / MSIX_ENTRY_DWORDS)} of its MSI-X table is not what was written`);
+  if (entry >= 0)
+    throw differs(`entry ${Math.floor(entry / MSIX_ENTRY_DWORDS)} of its MSI-X table is not what was written`);
 }
 
 function differs(what: string): DirtmapError {

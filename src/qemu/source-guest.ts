@@ -2,7 +2,7 @@ import { DirtmapError } from "../errors.js";
 import type { MachineShape } from "../host/shape.js";
 import type { MovedMachine } from "../migration/memory-mover.js";
 import { checkObstacles, checkStatus, type Guest, lookAtGuest } from "./guest.js";
-import { closeDevices, type ControlledDevice, openDevices, shapeOfGuest } from "./guest-devices.js";
+import { type ControlledDevice, closeDevices, openDevices, shapeOfGuest } from "./guest-devices.js";
 import { IDLE, statusOf } from "./migration-status.js";
 import type { Qemu } from "./qmp/qemu.js";
 

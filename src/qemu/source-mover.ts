@@ -1,5 +1,5 @@
 import type { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
-import { explain, UsageError } from "../errors.js";
+import { explain } from "../errors.js";
 import type {
   FinishedMove,
   MemoryMove,
@@ -13,7 +13,7 @@ import { ConfigPorts } from "./config-ports.js";
 import type { ControlledDevice } from "./guest-devices.js";
 import { type GuestState, writeGuestState } from "./guest-state.js";
 import { DEFAULT_TRACKER, type DeviceShare, DeviceTracking, GRANULE, type GuestTracker } from "./guest-tracking.js";
-import { migrationSettings, MigrationSettings, type MigrationTuning } from "./migration-settings.js";
+import { MigrationSettings, type MigrationTuning, migrationSettings } from "./migration-settings.js";
 import { IDLE, MigrationWatch, statusOf } from "./migration-status.js";
 import { pciAddressOf } from "./pci-address.js";
 import { type PciState, readPciState } from "./pci-state.js";
@@ -245,7 +245,10 @@ class QemuMove implements MemoryMove {
       ms,
       remaining: phase === "pre-copy" ? ram.remaining : 0,
       byDevice: Object.fromEntries(
-        shares.map(({ device, pagesRewritten, ms: readMs }) => [device, { reported: pagesRewritten, exclusive: 0, readMs }]),
+        shares.map(({ device, pagesRewritten, ms: readMs }) => [
+          device,
+          { reported: pagesRewritten, exclusive: 0, readMs },
+        ]),
       ),
     });
   }
@@ -263,14 +266,5 @@ async function elapsed(ms: number, signal: AbortSignal): Promise<void> {
       },
       { once: true },
     );
-  });
-}
-
-/** @throws UsageError `BAD_ADDRESS` for what QEMU does not migrate to here: TCP and UNIX sockets, and no command or file */
-export function checkAddress(address: string): string {
-  if (/^tcp:[^,\s]+:\d{1,5}$/.test(address) || /^unix:[^,\s]+$/.test(address)) return address;
-  throw new UsageError(`'${address}' is no address for QEMU's own stream`, {
-    code: "BAD_ADDRESS",
-    remedy: "give tcp:HOST:PORT or unix:PATH",
   });
 }

@@ -16,7 +16,7 @@ const OWNER = ".owner";
 const ORPHAN_MS = 3_600_000;
 
 /** What temporary folders are for; it is in their names. */
-export const TEMPORARY_PURPOSES = ["disks", "disk", "devices"] as const;
+export const TEMPORARY_PURPOSES = ["disks", "disk", "devices", "qemu"] as const;
 
 /** A folder that is removed, with what is in it, when it is disposed. */
 export interface TemporaryFolder extends Disposable {

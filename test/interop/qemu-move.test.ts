@@ -3,7 +3,6 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it, test } from "vitest";
-import type { GuestTracker } from "../../src/qemu/guest-tracking.js";
 import { receiveBy } from "../../src/migration/destination.js";
 import type { MigrationReport } from "../../src/migration/report.js";
 import { type HandoverOptions, migrateBy } from "../../src/migration/source.js";
@@ -12,11 +11,12 @@ import { formatEndpoint } from "../../src/migration/transport/endpoint.js";
 import { listen } from "../../src/migration/transport/listener.js";
 import { DestinationGuest } from "../../src/qemu/destination-guest.js";
 import { QemuDestination } from "../../src/qemu/destination-memory.js";
-import { SourceGuest } from "../../src/qemu/source-guest.js";
-import { QemuMover, type QemuMoverOptions } from "../../src/qemu/source-mover.js";
+import type { GuestTracker } from "../../src/qemu/guest-tracking.js";
 import type { EventStream } from "../../src/qemu/qmp/event-stream.js";
 import { Qemu } from "../../src/qemu/qmp/qemu.js";
 import { SocketMonitor } from "../../src/qemu/qmp/socket-monitor.js";
+import { SourceGuest } from "../../src/qemu/source-guest.js";
+import { QemuMover, type QemuMoverOptions } from "../../src/qemu/source-mover.js";
 import { findKernel } from "../vm/kernel-image.js";
 import { MissingError } from "../vm/missing.js";
 import { findQemu } from "../vm/qemu.js";
@@ -149,14 +149,20 @@ async function move(
   using resumed = destination.events();
   await using listener = await listen({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: 0 } });
   const { endpoint } = listener;
-  const receiving = listener.acceptControl().then((control) =>
-    receiveBy(
-      ({ signal }) =>
-        new QemuDestination(() => DestinationGuest.open(destination, { warn }), { ...options, address, warn }, signal),
-      { from: "test", control },
-      { journalDirectory },
-    ),
-  );
+  const receiving = listener
+    .acceptControl()
+    .then((control) =>
+      receiveBy(
+        ({ signal }) =>
+          new QemuDestination(
+            () => DestinationGuest.open(destination, { warn }),
+            { ...options, address, warn },
+            signal,
+          ),
+        { from: "test", control },
+        { journalDirectory },
+      ),
+    );
   await using guest = await SourceGuest.open(source);
   const report = await migrateBy(
     new QemuMover(guest, { ...options, address }),
@@ -167,7 +173,8 @@ async function move(
   const received = await receiving;
   if ("machine" in received) await received.machine[Symbol.asyncDispose]();
   rmSync(journalDirectory, { recursive: true, force: true });
-  const [stop, resume] = report.result === "completed" ? [await timeOf(stopped, "STOP"), await timeOf(resumed, "RESUME")] : [];
+  const [stop, resume] =
+    report.result === "completed" ? [await timeOf(stopped, "STOP"), await timeOf(resumed, "RESUME")] : [];
   return { report, pauseMs: stop === undefined || resume === undefined ? null : resume - stop, warnings };
 }
 

@@ -1,5 +1,6 @@
 import { type Command, Option } from "commander";
 import { DEFAULTS } from "../../defaults.js";
+import { DEVICE_TRACKERS } from "../../scenario/choices.js";
 import { parseDuration, parseLimit, writeDuration } from "../../units.js";
 import { exitCodesHelp } from "../exit-codes.js";
 import { addMachineOptions, type MachineOptions } from "../input/options/machine.js";
@@ -13,20 +14,29 @@ import {
   type StoreOption,
 } from "../input/options/places.js";
 import { addPolicyOptions, type PolicyOptions } from "../input/options/policy.js";
+import { addQemuOptions, type QemuOptions } from "../input/options/qemu.js";
 import { addTlsOptions, type TlsOptions } from "../input/options/tls.js";
-import { argument, durationWithin, orElse, orScenario } from "../input/options/values.js";
+import { argument, durationWithin, nonEmpty, orElse, orScenario, perDevice } from "../input/options/values.js";
 import { DURATION_MS } from "../input/options/watch.js";
 import { runBy } from "../run-command.js";
 
+/** Trackers that a device of a QEMU guest can have. */
+export const GUEST_TRACKERS = ["messages", "device"] as const;
+
 export interface MigrateInput
   extends MachineOptions,
-    PolicyOptions,
+    Omit<PolicyOptions, "tracker">,
+    QemuOptions,
     MigrationOptions,
     TlsOptions,
     StoreOption,
     JournalOption,
     ReportOption {
   readonly to?: string;
+  readonly qmpTo?: string;
+  readonly keepSource?: boolean;
+  readonly socket?: Readonly<Record<string, string>>;
+  readonly tracker?: Readonly<Record<string, (typeof DEVICE_TRACKERS)[number] | (typeof GUEST_TRACKERS)[number]>>;
   readonly verify: "after" | "before";
   readonly runAfter?: number;
   readonly decide?: number;
@@ -45,6 +55,12 @@ Examples:
   dirtmap migrate --scenario case-c --untracked suspend --json
   dirtmap migrate --design type1 --downtime-limit 5s
   dirtmap migrate --to tls://dst.example.com:7700 --tls-folder certs --bandwidth 10Gbit --channels 4
+
+  dirtmap migrate --qmp src.qmp --qmp-to dst.qmp
+  dirtmap migrate --qmp src.qmp --to tls://dst:7700 --tls-folder certs --qemu-address tcp:dst:4444
+
+With --qmp, the guest of a QEMU is moved together with its vfio-user devices, which \`dirtmap device\` serves; docs/qemu.md says
+what both sides need. QEMU's own migration moves its memory.
 
 There is no --host linux here: a guest on this machine's devices needs a VMM, and Dirtmap is none. A VMM that is written
 with Dirtmap's library (its Host, trackers and migrate()) migrates such a guest; \`dirtmap plan --host linux\` prints the
@@ -65,7 +81,15 @@ export function declareMigrate(program: Command): Command {
     "--to <address>",
     "migrate to the `dirtmap receive` at tls://HOST:PORT or tcp://HOST:PORT (default: a second process on this machine)",
   );
-  addJournalOption(addStoreOption(addTlsOptions(addMigrationOptions(addPolicyOptions(command))), { optional: true }))
+  addQemuOptions(command, "whose guest is moved, instead of a scenario's machine,")
+    .option("--qmp-to <path>", "move it to the QEMU at this QMP socket of the same machine, instead of --to")
+    .option("--socket <dev=path>", "reach a device of it at this vfio-user socket", perDevice(nonEmpty))
+    .option(
+      "--keep-source",
+      "leave the source's QEMU paused once the guest runs at the destination (default: it quits)",
+    );
+  const policy = addPolicyOptions(command, { trackers: [...new Set([...DEVICE_TRACKERS, ...GUEST_TRACKERS])] });
+  addJournalOption(addStoreOption(addTlsOptions(addMigrationOptions(policy)), { optional: true }))
     .addOption(
       new Option("--verify <when>", "compare the two memories after the destination runs, or before it may")
         .choices(["after", "before"])

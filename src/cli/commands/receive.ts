@@ -1,13 +1,16 @@
 import type { Command } from "commander";
 import { DEFAULTS } from "../../defaults.js";
+import { MAX_CHANNELS } from "../../scenario/choices.js";
 import { parseDuration } from "../../units.js";
 import { exitCodesHelp } from "../exit-codes.js";
 import { addJournalOption, type JournalOption } from "../input/options/places.js";
+import { addQemuOptions, type QemuOptions } from "../input/options/qemu.js";
 import { addTlsOptions, type TlsOptions } from "../input/options/tls.js";
-import { argument, nonEmpty, perDevice } from "../input/options/values.js";
+import { argument, nonEmpty, perDevice, wholeNumber } from "../input/options/values.js";
 import { runBy } from "../run-command.js";
 
-export interface ReceiveInput extends TlsOptions, JournalOption {
+export interface ReceiveInput extends TlsOptions, JournalOption, QemuOptions {
+  readonly channels?: number;
   readonly listen: string;
   readonly once?: boolean;
   readonly wait?: number;
@@ -24,6 +27,7 @@ Examples:
   dirtmap receive --listen tcp://127.0.0.1:0 --once --json
   dirtmap receive --file disk0=/srv/vm7/disk.img --socket vf0=/run/vm7/vf0.sock
   dirtmap receive --shared-folder /mnt/shared
+  dirtmap receive --qmp dst.qmp --qemu-address tcp:127.0.0.1:4444 --once
 
 It opens nothing because a source names it. A disk or trace is the file that --file gives for its device. With
 --shared-folder, it may also be a file that the source names and that lies in that folder, links followed: any source that
@@ -45,6 +49,11 @@ export function declareReceive(program: Command): Command {
       "listen on tls://HOST:PORT or tcp://HOST:PORT; port 0: the system chooses",
       DEFAULTS.destination,
     );
+  addQemuOptions(command, "that waits for a guest, started with -S -incoming defer,").option(
+    "--channels <number>",
+    "take QEMU's stream over this many channels of multifd, as the source has it (default: no multifd)",
+    wholeNumber(1, MAX_CHANNELS),
+  );
   addJournalOption(
     addTlsOptions(command)
       .option("--once", "end after the first migration, however it went")

@@ -10,6 +10,9 @@ export const OF_MACHINES = [
   ...["policy", "unmeasured", "tracker", "granule", "domain", "untracked", "design"],
 ] as const;
 
+/** Options about the guest of a QEMU. */
+export const OF_GUESTS = ["qemuAddress", "qmpTo", "socket", "keepSource"] as const;
+
 /**
  * Refuses options that don't go with another.
  * @throws UsageError `WRONG_OPTION`
@@ -17,7 +20,8 @@ export const OF_MACHINES = [
 export function refuseOptions(typed: Typed, names: readonly string[], why: string): void {
   const given = names.find(typed);
   if (given === undefined) return;
-  throw new UsageError(`--${given} can't be given here: ${why}`, {
+  const written = given.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+  throw new UsageError(`--${written} can't be given here: ${why}`, {
     code: "WRONG_OPTION",
     remedy: "leave out one of the two",
   });

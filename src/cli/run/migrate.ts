@@ -1,7 +1,6 @@
 import { DEFAULTS } from "../../defaults.js";
-import { explain } from "../../errors.js";
+import { explain, UsageError } from "../../errors.js";
 import { predictedOutcome } from "../../evidence/predict/predict.js";
-import { DEFAULT_TIMEOUTS } from "../../migration/deadline.js";
 import { newMigrationId } from "../../migration/journal.js";
 import { sourceTransport } from "../../migration/network.js";
 import type { PredictedOutcome } from "../../migration/report.js";
@@ -14,13 +13,15 @@ import type { MigrateInput } from "../commands/migrate.js";
 import { exitCodeOf } from "../exit-codes.js";
 import { readEndpoint } from "../input/endpoint.js";
 import { grantsOf } from "../input/granted.js";
+import type { PolicyOptions } from "../input/options/policy.js";
 import { type Asked, readScenario } from "../input/scenario.js";
+import { OF_GUESTS, refuseOptions } from "../input/which-go-together.js";
 import { leaveReport } from "../kept/leave-report.js";
 import { keepMigration, migrationHeader, ReadRecorder } from "../kept/record-run.js";
 import { watchConditions } from "../kept/run-conditions.js";
 import { storeOrNone } from "../kept/store.js";
 import { tidyUp } from "../kept/tidy.js";
-import { err, mayColor, noteEvent, printResult, note as tell } from "../output.js";
+import { err, mayColor, printResult, note as tell } from "../output.js";
 import type { Run } from "../run-command.js";
 import { checkMemory } from "../sites/emulated/check-memory.js";
 import { withDisks } from "../sites/emulated/disks.js";
@@ -28,15 +29,19 @@ import { type EmulatedMachine, openMachine } from "../sites/hosts.js";
 import { startLocalDestination } from "../sites/local-destination.js";
 import { migrationDocument } from "../text/migration-document.js";
 import { reportText } from "../text/report-text.js";
-import { handingOver, undecidedEvent, undecidedLines, waitingForDecision } from "../text/undecided-text.js";
+import { askingOperator } from "./shared/asking-operator.js";
 import { predictMachine } from "./shared/predict-machine.js";
 
-export const run: Run<MigrateInput> = async (input, { signal, interrupts }) => {
+export const run: Run<MigrateInput> = async (input, context) => {
+  const { signal, interrupts, typed } = context;
   const { json = false, quiet = false } = input;
+  if (input.qmp !== undefined)
+    return await (await import("./migrate-qemu.js")).run({ ...input, qmp: input.qmp }, context);
+  refuseOptions(typed, OF_GUESTS, "it is for a guest of QEMU, which --qmp names");
   let note = tell;
   interrupts.tellFirst(() => note("cancelling: the source goes on running; Ctrl-C once more forces"));
   // All that may be wrong with what was asked for is found out before anything is started.
-  const asked = readScenario(input);
+  const asked = readScenario({ ...input, tracker: trackersOf(input) });
   const { scenario, policy, design, settings } = asked;
   checkMemory(asked.description, input.to === undefined ? 2 : 1);
   const store = storeOrNone(input, note);
@@ -53,7 +58,7 @@ export const run: Run<MigrateInput> = async (input, { signal, interrupts }) => {
     input.predict === undefined ? undefined : await predictedFirst(machine, asked, input, { signal, note });
 
   await using local =
-    remote === undefined ? await startLocalDestination(signal, grantsOf(description), input.journal) : undefined;
+    remote === undefined ? await startLocalDestination(signal, grantsOf(description), input) : undefined;
   const destination = remote ?? (await readEndpoint(local?.ready ?? "", "client", input));
   const downtimeLimitMs = settings.downtimeLimit;
   using view = quiet
@@ -88,7 +93,6 @@ export const run: Run<MigrateInput> = async (input, { signal, interrupts }) => {
   };
   const moved = { host: machine.host.name, description, endpoint: destination.endpoint, local: remote === undefined };
   const conditionsUntilNow = watchConditions(moved, how);
-  let held: Disposable | undefined;
   const report = await migrate({
     machine,
     description,
@@ -99,17 +103,7 @@ export const run: Run<MigrateInput> = async (input, { signal, interrupts }) => {
     ...(input.journal === undefined ? {} : { journalDirectory: input.journal }),
     ...(predicted === undefined ? {} : { predicted }),
     ...(input.decide === undefined ? {} : { decideMs: input.decide }),
-    onGivenUp: () => {
-      held = interrupts.hold(handingOver(DEFAULT_TIMEOUTS.runningMs, note));
-    },
-    onUndecided: (undecided) => {
-      held = interrupts.hold(waitingForDecision(undecided, note));
-      if (json) {
-        view?.clear();
-        noteEvent(undecidedEvent(undecided));
-      } else for (const line of undecidedLines(undecided)) note(line);
-    },
-    onSettled: () => held?.[Symbol.dispose](),
+    ...askingOperator(interrupts, { json, note, clear: () => view?.clear() }),
   });
   view?.[Symbol.dispose]();
   const reads = recorder?.reads ?? [];
@@ -122,6 +116,18 @@ export const run: Run<MigrateInput> = async (input, { signal, interrupts }) => {
   printResult({ ...report, conditions }, { json, text: reportText });
   return exitCodeOf(report);
 };
+
+/** @throws UsageError `WRONG_OPTION` for a tracker that only devices of QEMU guests have */
+function trackersOf({ tracker = {} }: MigrateInput): NonNullable<PolicyOptions["tracker"]> {
+  const entries = Object.entries(tracker).map(([device, kind]) => {
+    if (kind !== "messages") return [device, kind] as const;
+    throw new UsageError(`'${device}' can't be tracked by messages: it is no device of a QEMU guest`, {
+      code: "WRONG_OPTION",
+      remedy: "in a scenario, give the device `dma: messages`",
+    });
+  });
+  return Object.fromEntries(entries);
+}
 
 /** Predicts what the migration will be; undefined, with a note, if that can't be told. */
 async function predictedFirst(

@@ -1,22 +1,26 @@
-import { DirtmapError, explain } from "../../errors.js";
+import { explain } from "../../errors.js";
 import { receive } from "../../migration/destination.js";
 import { acceptedSource } from "../../migration/network.js";
-import type { ControlConnection } from "../../migration/stream/control-connection.js";
 import { formatEndpoint } from "../../migration/transport/endpoint.js";
-import { type Listener, listen } from "../../migration/transport/listener.js";
-import { formatMs } from "../../observe/format.js";
+import { listen } from "../../migration/transport/listener.js";
 import type { ReceiveInput } from "../commands/receive.js";
 import { EXIT_CODES } from "../exit-codes.js";
 import { readEndpoint } from "../input/endpoint.js";
 import { grantedFolder, withGranted } from "../input/granted.js";
+import { refuseOptions } from "../input/which-go-together.js";
 import { tidyUp } from "../kept/tidy.js";
 import { tellEvent } from "../output.js";
 import type { Run } from "../run-command.js";
 import { checkMemory } from "../sites/emulated/check-memory.js";
 import { type EmulatedMachine, openMachine } from "../sites/hosts.js";
+import { nextSource } from "./shared/next-source.js";
 
-export const run: Run<ReceiveInput> = async (input, { signal }) => {
+export const run: Run<ReceiveInput> = async (input, context) => {
+  const { signal, typed } = context;
   const { json = false, once = false } = input;
+  if (input.qmp !== undefined)
+    return await (await import("./receive-qemu.js")).run({ ...input, qmp: input.qmp }, context);
+  refuseOptions(typed, ["qemuAddress", "channels"], "it is for a QEMU that waits, which --qmp names");
   const tell = tellEvent({ json });
   const { endpoint, credentials } = await readEndpoint(input.listen, "server", input);
   await tidyUp(input.journal);
@@ -64,16 +68,3 @@ export const run: Run<ReceiveInput> = async (input, { signal }) => {
     return EXIT_CODES.done.code;
   }
 };
-
-/** @throws DirtmapError `NO_SOURCE` when the time is over; the signal's reason */
-async function nextSource(listener: Listener, signal: AbortSignal, waitMs?: number): Promise<ControlConnection> {
-  if (waitMs === undefined) return await listener.acceptControl(signal);
-  const late = new DirtmapError(`no source came within ${formatMs(waitMs)}`, { code: "NO_SOURCE" });
-  const over = new AbortController();
-  const timer = setTimeout(() => over.abort(late), waitMs);
-  try {
-    return await listener.acceptControl(AbortSignal.any([signal, over.signal]));
-  } finally {
-    clearTimeout(timer);
-  }
-}

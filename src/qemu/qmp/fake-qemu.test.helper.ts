@@ -13,7 +13,9 @@ export interface FakeCommand {
   readonly id: number;
 }
 
-const GREETING = { QMP: { version: { qemu: { major: 11, minor: 1, micro: 3 }, package: "fake" }, capabilities: ["oob"] } };
+const GREETING = {
+  QMP: { version: { qemu: { major: 11, minor: 1, micro: 3 }, package: "fake" }, capabilities: ["oob"] },
+};
 
 /** For tests: the QMP monitor of a QEMU that says what it is told to, at a socket of its own. */
 export class FakeQemu implements AsyncDisposable {
@@ -57,7 +59,13 @@ export class FakeQemu implements AsyncDisposable {
   }
 
   event(event: string, data?: object): void {
-    this.say(JSON.stringify({ event, ...(data === undefined ? {} : { data }), timestamp: { seconds: 1, microseconds: 500_000 } }));
+    this.say(
+      JSON.stringify({
+        event,
+        ...(data === undefined ? {} : { data }),
+        timestamp: { seconds: 1, microseconds: 500_000 },
+      }),
+    );
   }
 
   /** Sends a line as it is. */

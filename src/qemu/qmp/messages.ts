@@ -19,9 +19,11 @@ const messageSchema = z.union([
   z.looseObject({ return: z.unknown(), id: z.int() }).transform(({ return: value, id }) => {
     return { kind: "answer" as const, id, value };
   }),
-  z.looseObject({ error: z.looseObject({ class: name, desc: text }), id: z.int().optional() }).transform(({ error, id }) => {
-    return { kind: "refusal" as const, id, qemuClass: error.class, reason: error.desc };
-  }),
+  z
+    .looseObject({ error: z.looseObject({ class: name, desc: text }), id: z.int().optional() })
+    .transform(({ error, id }) => {
+      return { kind: "refusal" as const, id, qemuClass: error.class, reason: error.desc };
+    }),
   z
     .looseObject({
       event: name,

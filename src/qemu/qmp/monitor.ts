@@ -38,7 +38,12 @@ export class QmpRefusal extends DirtmapError {
   /** QEMU's own words, made harmless. */
   readonly reason: string;
 
-  constructor({ monitor, command, qemuClass, reason }: { monitor: string; command: string; qemuClass: string; reason: string }) {
+  constructor({
+    monitor,
+    command,
+    qemuClass,
+    reason,
+  }: { monitor: string; command: string; qemuClass: string; reason: string }) {
     const isUnknown = qemuClass === "CommandNotFound";
     super(`QEMU at ${monitor} refuses '${command}': ${reason}`, {
       code: "QMP_REFUSED",

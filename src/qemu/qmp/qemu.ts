@@ -40,7 +40,10 @@ const migrateSchema = z.looseObject({
   "expected-downtime": count.optional(),
   "setup-time": count.optional(),
   ram: ramSchema.optional(),
-  "socket-address": z.array(z.looseObject({ type: z.string() })).max(16).optional(),
+  "socket-address": z
+    .array(z.looseObject({ type: z.string() }))
+    .max(16)
+    .optional(),
 });
 
 const propertySchema = z.looseObject({ name, type: name });
@@ -62,7 +65,9 @@ export interface PciFunction {
   readonly id: { readonly vendor: number; readonly device: number };
   readonly regions: readonly z.output<typeof regionSchema>[];
   /** Of a bridge. */
-  readonly pci_bridge?: { readonly bus: { readonly secondary: number }; readonly devices?: readonly PciFunction[] | undefined } | undefined;
+  readonly pci_bridge?:
+    | { readonly bus: { readonly secondary: number }; readonly devices?: readonly PciFunction[] | undefined }
+    | undefined;
 }
 
 const functionSchema: z.ZodType<PciFunction> = z.looseObject({
@@ -87,9 +92,7 @@ const busSchema = z.looseObject({ bus: z.int().min(0).max(255), devices: z.array
 const capabilitiesSchema = z.array(z.looseObject({ capability: name, state: z.boolean() })).max(256);
 const parametersSchema = z.record(z.string(), z.unknown());
 
-const memdevSchema = z
-  .array(z.looseObject({ id: name.optional(), size: count, share: z.boolean() }))
-  .max(1024);
+const memdevSchema = z.array(z.looseObject({ id: name.optional(), size: count, share: z.boolean() })).max(1024);
 
 /** Which QEMU it is. */
 export interface QemuVersion {

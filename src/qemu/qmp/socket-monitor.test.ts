@@ -1,6 +1,6 @@
+import { writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
-import { writeFileSync } from "node:fs";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { FakeQemu } from "./fake-qemu.test.helper.js";
 import { QmpRefusal } from "./monitor.js";
@@ -122,7 +122,10 @@ describe("a QMP monitor at a socket", () => {
     fake.ignore("stop");
     const stopped = monitor.execute("stop");
     fake.say(`{"return":"${"x".repeat(9 * 2 ** 20)}`);
-    await expect(stopped).rejects.toMatchObject({ code: "QMP_PROTOCOL", message: expect.stringContaining("in a line") });
+    await expect(stopped).rejects.toMatchObject({
+      code: "QMP_PROTOCOL",
+      message: expect.stringContaining("in a line"),
+    });
   });
 
   it("can't be reached where there is none, with what would help", async () => {

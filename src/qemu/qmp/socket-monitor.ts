@@ -83,7 +83,9 @@ export class SocketMonitor implements Monitor {
   execute(command: string, args: object = {}, { limitMs = ANSWER_MS }: ExecuteOptions = {}): Promise<unknown> {
     if (this.#failure !== undefined) return Promise.reject(this.#failure);
     if (this.#pending.size >= MAX_PENDING) {
-      const error = new DirtmapError(`${MAX_PENDING} commands wait for QEMU at ${this.name}`, { code: "QMP_TIMED_OUT" });
+      const error = new DirtmapError(`${MAX_PENDING} commands wait for QEMU at ${this.name}`, {
+        code: "QMP_TIMED_OUT",
+      });
       return Promise.reject(error);
     }
     const id = ++this.#id;

@@ -58,7 +58,15 @@ const schema = z.looseObject({
     .optional(),
   /** What the device can write; null where that is in too many places to be told. Absent of a server of an older version. */
   mapped: z
-    .array(z.looseObject({ iova: z.string().regex(/^0x[0-9a-f]{1,16}$/).transform(BigInt), bytes: count }))
+    .array(
+      z.looseObject({
+        iova: z
+          .string()
+          .regex(/^0x[0-9a-f]{1,16}$/)
+          .transform(BigInt),
+        bytes: count,
+      }),
+    )
     .max(256)
     .nullable()
     .optional(),

@@ -3,12 +3,7 @@ import { DirtmapError, explain } from "../../errors.js";
 import { socketPair, type UnixSocket } from "../../sys/unix-socket.js";
 import { UapiError } from "../../uapi/errno.js";
 import { VFIO_PCI_REGION_INDEX } from "../../uapi/vfio.js";
-import {
-  DIRTMAP_COMMAND,
-  DIRTMAP_PROTOCOL,
-  VFIO_USER_COMMAND,
-  vfio_user_region_access,
-} from "../../uapi/vfio-user.js";
+import { DIRTMAP_COMMAND, DIRTMAP_PROTOCOL, VFIO_USER_COMMAND, vfio_user_region_access } from "../../uapi/vfio-user.js";
 import { versionMismatch } from "../dirtmap-protocol.js";
 import { closeFds, type Message, MessageSocket } from "../message-socket.js";
 import type { Answer } from "./answer.js";

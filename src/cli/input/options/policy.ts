@@ -34,8 +34,8 @@ export interface UntrackedOption {
   readonly devices: Readonly<Record<string, (typeof UNTRACKED)[number]>>;
 }
 
-/** Adds the options of {@link PolicyOptions}. */
-export function addPolicyOptions(command: Command): Command {
+/** Adds the options of {@link PolicyOptions}. @param trackers that the command knows */
+export function addPolicyOptions(command: Command, { trackers = DEVICE_TRACKERS as readonly string[] } = {}): Command {
   const policies = [...POLICY_ORDERS, `${MEASURED}FILE`];
   return command
     .addOption(
@@ -56,8 +56,8 @@ export function addPolicyOptions(command: Command): Command {
     .addOption(
       new Option(
         "--tracker <dev=tracker...>",
-        `give a device this tracker, whatever the policy says: ${DEVICE_TRACKERS.join(", ")}`,
-      ).argParser(perDevice(oneOf(DEVICE_TRACKERS, "tracker"))),
+        `give a device this tracker, whatever the policy says: ${trackers.join(", ")}`,
+      ).argParser(perDevice(oneOf(trackers, "tracker"))),
     )
     .addOption(
       new Option("--granule <dev=size...>", "track a device by this many bytes per dirty bit: 4K, 2M …").argParser(

@@ -18,7 +18,20 @@ export async function startDeviceProcess(
   ]);
   const waits = side === "destination" ? ["--incoming"] : [];
   return await startOwnProcess({
-    args: ["device", model, "--socket", socket, "--id", id, "--dma", dma, "--json", "--until-stdin-ends", ...waits, ...given],
+    args: [
+      "device",
+      model,
+      "--socket",
+      socket,
+      "--id",
+      id,
+      "--dma",
+      dma,
+      "--json",
+      "--until-stdin-ends",
+      ...waits,
+      ...given,
+    ],
     name: `the process of '${id}'`,
     code: "DEVICE_PROCESS_FAILED",
     ready: ({ event }) => (event === "ready" ? true : undefined),
@@ -26,10 +39,7 @@ export async function startDeviceProcess(
   });
 }
 
-function optionsOf(
-  description: DeviceDescription,
-  { seed }: { seed: number },
-): Record<string, string | number> {
+function optionsOf(description: DeviceDescription, { seed }: { seed: number }): Record<string, string | number> {
   const { rate } = description.load;
   const place = "file" in description ? { file: description.file, within: description.within } : {};
   const disk = Object.fromEntries(Object.entries(place).filter(([, path]) => path !== undefined)) as Record<

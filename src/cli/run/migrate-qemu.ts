@@ -1,0 +1,136 @@
+import { join } from "node:path";
+import { UsageError } from "../../errors.js";
+import { sourceTransport } from "../../migration/network.js";
+import type { MigrationReport } from "../../migration/report.js";
+import { migrateBy } from "../../migration/source.js";
+import { formatSize } from "../../observe/format.js";
+import { Qemu } from "../../qemu/qmp/qemu.js";
+import { SocketMonitor } from "../../qemu/qmp/socket-monitor.js";
+import { SourceGuest } from "../../qemu/source-guest.js";
+import { QemuMover } from "../../qemu/source-mover.js";
+import { checkStreamSecurity } from "../../qemu/stream-address.js";
+import { temporaryFolder } from "../../sys/temporary-folder.js";
+import { GUEST_TRACKERS, type MigrateInput } from "../commands/migrate.js";
+import { exitCodeOf } from "../exit-codes.js";
+import { readEndpoint } from "../input/endpoint.js";
+import { refuseOptions } from "../input/which-go-together.js";
+import { tidyUp } from "../kept/tidy.js";
+import { note, printResult } from "../output.js";
+import type { RunContext } from "../run-command.js";
+import { startLocalDestination } from "../sites/local-destination.js";
+import { reportText } from "../text/report-text.js";
+import { askingOperator } from "./shared/asking-operator.js";
+
+/** Options about a scenario's machine, or about what is kept of its migration. */
+const OF_SCENARIOS = [
+  ...["scenario", "memory", "seed", "p2p", "policy", "unmeasured", "granule", "domain", "untracked", "design"],
+  ...["verify", "runAfter", "predict", "maxRounds", "report", "store"],
+];
+
+/** Between two lines of progress. */
+const PROGRESS_MS = 1000;
+
+/** `dirtmap migrate --qmp`: moves the guest of a QEMU, with its vfio-user devices. */
+export async function run(
+  input: MigrateInput & { readonly qmp: string },
+  { signal, interrupts, typed }: RunContext,
+): Promise<number> {
+  const { json = false, quiet = false } = input;
+  refuseOptions(typed, OF_SCENARIOS, "it is for a scenario's machine, and --qmp names a guest of QEMU");
+  const trackers = trackersOf(input);
+  const remote = input.to === undefined ? undefined : await readEndpoint(input.to, "client", input);
+  using place = placeOf(input);
+  await tidyUp(input.journal);
+
+  await using qemu = new Qemu(await SocketMonitor.open(input.qmp));
+  await checkStreamSecurity(qemu, place.address, input.insecure === true);
+  await using guest = await SourceGuest.open(qemu, input.socket === undefined ? {} : { sockets: input.socket });
+  checkNames(guest, trackers);
+  if (!quiet) for (const { id, model } of guest.devices) note(`${id} (${model}) moves with the guest`);
+  await using local =
+    input.qmpTo === undefined
+      ? undefined
+      : await startLocalDestination(
+          signal,
+          { files: {}, sockets: {} },
+          {
+            journal: input.journal,
+            qemu: { qmp: input.qmpTo, address: place.address, tuning: tuningArguments(input) },
+          },
+        );
+  const destination = remote ?? (await readEndpoint(local?.ready ?? "", "client", input));
+
+  let toldAt = 0;
+  const mover = new QemuMover(guest, {
+    address: place.address,
+    trackers,
+    keepSource: input.keepSource === true,
+    ...tuning(input),
+    onInfo: ({ status = "none", ram }) => {
+      const now = performance.now();
+      if (quiet || ram === undefined || now - toldAt < PROGRESS_MS) return;
+      toldAt = now;
+      note(`${status}: ${formatSize(ram.transferred)} sent, ${formatSize(ram.remaining)} remaining`);
+    },
+  });
+  const report = await migrateBy(mover, guest, sourceTransport(destination), {
+    signal,
+    runAfterMs: 0,
+    ...(input.journal === undefined ? {} : { journalDirectory: input.journal }),
+    ...(input.decide === undefined ? {} : { decideMs: input.decide }),
+    ...askingOperator(interrupts, { json, note }),
+  });
+  printResult(report, { json, text: (safe: MigrationReport) => reportText(safe) });
+  return exitCodeOf(report);
+}
+
+/** Where QEMU's stream goes. @throws UsageError `BAD_OPTION` */
+function placeOf({ to, qmpTo, qemuAddress }: MigrateInput): { readonly address: string } & Disposable {
+  const refuse = (what: string, remedy: string) => new UsageError(what, { code: "BAD_OPTION", remedy });
+  if ((to === undefined) === (qmpTo === undefined)) {
+    throw refuse(
+      to === undefined ? "a guest of QEMU moves to no place by itself" : "--to and --qmp-to are two destinations",
+      "give --to ADDRESS of a `dirtmap receive --qmp`, or --qmp-to PATH of a QEMU on this machine",
+    );
+  }
+  if (qemuAddress !== undefined) return { address: qemuAddress, [Symbol.dispose]: () => {} };
+  if (to !== undefined)
+    throw refuse("QEMU's own stream has no address", "give --qemu-address, as the destination has it");
+  const folder = temporaryFolder("qemu");
+  return { address: `unix:${join(folder.path, "stream")}`, [Symbol.dispose]: () => folder[Symbol.dispose]() };
+}
+
+function trackersOf({ tracker = {} }: MigrateInput): Readonly<Record<string, (typeof GUEST_TRACKERS)[number]>> {
+  const entries = Object.entries(tracker).map(([device, kind]) => {
+    const known = GUEST_TRACKERS.find((each) => each === kind);
+    if (known !== undefined) return [device, known] as const;
+    throw new UsageError(`'${device}' of a QEMU guest can't be tracked by ${kind}`, {
+      code: "WRONG_OPTION",
+      remedy: `give one of: ${GUEST_TRACKERS.join(", ")}`,
+    });
+  });
+  return Object.fromEntries(entries);
+}
+
+/** @throws UsageError `NO_SUCH_DEVICE` */
+function checkNames({ devices }: SourceGuest, trackers: Readonly<Record<string, unknown>>): void {
+  const unknown = Object.keys(trackers).find((name) => !devices.some(({ id }) => id === name));
+  if (unknown === undefined) return;
+  throw new UsageError(`the guest has no vfio-user device '${unknown}'`, {
+    code: "NO_SUCH_DEVICE",
+    remedy: devices.length === 0 ? "it has none at all" : `it has: ${devices.map(({ id }) => id).join(", ")}`,
+  });
+}
+
+function tuning({ channels, downtimeLimit, bandwidth }: MigrateInput) {
+  return {
+    ...(channels === undefined ? {} : { multifdChannels: channels }),
+    ...(downtimeLimit === undefined ? {} : { downtimeLimitMs: downtimeLimit }),
+    ...(bandwidth === undefined || !Number.isFinite(bandwidth) ? {} : { bandwidth }),
+  };
+}
+
+/** What of it the destination must be told, too. */
+function tuningArguments({ channels }: MigrateInput): string[] {
+  return channels === undefined ? [] : ["--channels", String(channels)];
+}
