@@ -105,6 +105,8 @@ export interface MemoryMove {
    * @throws DirtmapError `DOES_NOT_CONVERGE`
    */
   converge(states: PrecopiedStates): Promise<void>;
+  /** When the vCPUs stood still, by performance.now(), if {@link converge} came back with them stopped. */
+  readonly pausedAt?: number | undefined;
   /** Stops the vCPUs, then all devices by `stopDevices`. When it resolves, nothing writes the memory any more. */
   stop(stopDevices: () => Promise<void>): Promise<void>;
   /**

@@ -49,9 +49,9 @@ export class ReportBuilder {
     publish({ type: "round", round: report });
   }
 
-  /** The machine stands still from now on. */
-  paused(): void {
-    this.#outageSince = performance.now();
+  /** The machine stands still since `at`. */
+  paused(at: number): void {
+    this.#outageSince = at;
   }
 
   /** The machine runs again since `at`, here or there. */

@@ -212,7 +212,7 @@ class Migration {
       await move.converge(devices);
       await enter("pausing");
       signal.throwIfAborted();
-      report.paused();
+      report.paused(move.pausedAt ?? performance.now());
       await move.stop(() => devices.stop());
       await enter("stop-copy");
       const rootDigest = await this.#finish();

@@ -68,6 +68,8 @@ export class DestinationGuest implements ArrivingMachine {
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.isLost) {
       await this.qemu.quit().catch((error: unknown) => {
+        // One whose stream has broken has ended by itself.
+        if ((error as { code?: string }).code === "QMP_CLOSED") return;
         this.#warn(`QEMU at ${this.qemu.name} was not told to quit, and must not be continued: ${explain(error)}`);
       });
     }

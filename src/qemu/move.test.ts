@@ -2,20 +2,13 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { type ReceiveResult, receiveBy } from "../migration/destination.js";
-import type { MigrationReport } from "../migration/report.js";
-import { type HandoverOptions, migrateBy } from "../migration/source.js";
-import { connectControl } from "../migration/transport/connect.js";
-import { formatEndpoint } from "../migration/transport/endpoint.js";
-import { listen } from "../migration/transport/listener.js";
+import type { HandoverOptions } from "../migration/source.js";
 import { Served, told } from "../vfio-user/server/served.test.helper.js";
-import { DestinationGuest } from "./destination-guest.js";
-import { QemuDestination } from "./destination-memory.js";
 import { FakeVm } from "./fake-vm.test.helper.js";
 import { Qemu } from "./qmp/qemu.js";
 import { SocketMonitor } from "./qmp/socket-monitor.js";
 import { SourceGuest } from "./source-guest.js";
-import { QemuMover, type QemuMoverOptions } from "./source-mover.js";
+import { type Moved, type MoveOptions, moveGuest } from "./move.test.helper.js";
 
 /*
  * A guest that moves from one QEMU to another, which tell what real ones tell, with a device that is really served. What is checked
@@ -24,12 +17,15 @@ import { QemuMover, type QemuMoverOptions } from "./source-mover.js";
 
 const LONG = { timeout: 60_000 };
 
+interface TestOptions extends Partial<Omit<MoveOptions, "handover">> {
+  readonly handover?: HandoverOptions;
+}
+
 describe.runIf(process.platform === "linux")("the move of a guest between two QEMUs", () => {
   let folder: string;
   let servers: { source: Served; destination: Served };
   let source: FakeVm;
   let destination: FakeVm;
-  let warnings: string[];
 
   beforeEach(async () => {
     folder = mkdtempSync(join(tmpdir(), "dirtmap-move-"));
@@ -40,7 +36,6 @@ describe.runIf(process.platform === "linux")("the move of a guest between two QE
     // The table of MSI-X is written by DMA messages, which nobody here answers.
     for (const { pc } of [source, destination]) pc.function.config[0x34 / 4] = 0x60;
     source.pc.function.drive();
-    warnings = [];
   });
 
   afterEach(async () => {
@@ -48,38 +43,11 @@ describe.runIf(process.platform === "linux")("the move of a guest between two QE
     rmSync(folder, { recursive: true, force: true });
   });
 
-  async function move({
-    handover,
-    ...options
-  }: Partial<QemuMoverOptions> & { handover?: HandoverOptions } = {}): Promise<{
-    report: MigrationReport;
-    received: ReceiveResult<DestinationGuest>;
-  }> {
-    const address = "unix:/nowhere";
+  async function move({ handover, ...options }: TestOptions = {}): Promise<Moved> {
     await using from = new Qemu(await SocketMonitor.open(source.pc.qemu.path));
     await using to = new Qemu(await SocketMonitor.open(destination.pc.qemu.path));
-    await using listener = await listen({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: 0 } });
-    const { endpoint } = listener;
-    const warn = (text: string) => warnings.push(text);
-    const receiving = listener
-      .acceptControl()
-      .then((control) =>
-        receiveBy(
-          ({ signal }) => new QemuDestination(() => DestinationGuest.open(to, { warn }), { address, warn }, signal),
-          { from: "test", control },
-          { journalDirectory: folder },
-        ),
-      );
-    await using guest = await SourceGuest.open(from);
-    const report = await migrateBy(
-      new QemuMover(guest, { ...options, address }),
-      guest,
-      { destination: formatEndpoint(endpoint), connect: (signal) => connectControl({ endpoint, signal }) },
-      { journalDirectory: folder, runAfterMs: 0, ...handover },
-    );
-    const received = await receiving;
-    if ("machine" in received) await received.machine[Symbol.asyncDispose]();
-    return { report, received };
+    const address = "unix:/nowhere";
+    return await moveGuest(from, to, { ...options, address, handover: { journalDirectory: folder, ...handover } });
   }
 
   /** What the servers tell once their connections are gone. */
@@ -104,7 +72,7 @@ describe.runIf(process.platform === "linux")("the move of a guest between two QE
   }
 
   it("ends with the guest and its device at the destination, and the source's QEMU gone", LONG, async () => {
-    const { report, received } = await move();
+    const { report, received, warnings } = await move();
     expect(report.error).toBeUndefined();
     expect([report.result, received.outcome, report.warnings, warnings]).toEqual(["completed", "running", [], []]);
     expect([source.running, source.hasQuit, destination.running]).toEqual([false, true, true]);

@@ -79,6 +79,7 @@ export class QemuMover implements MemoryMover<"qemu"> {
 class QemuMove implements MemoryMove {
   /** The two memories are QEMU's: nobody can compare them. */
   readonly comparison = null;
+  pausedAt: number | undefined;
   readonly #guest: SourceGuest;
   readonly #options: QemuMoverOptions;
   readonly #context: MoverContext;
@@ -116,13 +117,16 @@ class QemuMove implements MemoryMove {
     const sending = this.#sendStates(states, paused.signal);
     sending.catch(() => {});
     const began = performance.now();
+    const failed = sending.then(() => new Promise<never>(() => {}));
     try {
-      const failed = sending.then(() => new Promise<never>(() => {}));
       const { ram } = await Promise.race([this.#watch.until(["pre-switchover"], { signal, onInfo }), failed]);
+      this.pausedAt = performance.now();
       this.#precopied = ram;
-      this.#reportRound("pre-copy", ram, performance.now() - began);
+      this.#reportRound("pre-copy", ram, this.pausedAt - began);
     } finally {
       paused.abort();
+      // One message at a time: whatever comes next, the last answer about states must have come.
+      await sending.catch(() => {});
     }
     await sending;
   }
