@@ -1,5 +1,5 @@
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { parse } from "yaml";
@@ -8,7 +8,7 @@ import { feedEventSchema, feedHeaderSchema } from "../../src/observe/feed/schema
 import { parseScenario } from "../../src/scenario/scenario.js";
 import { VfioUserHost } from "../../src/vfio-user/client/host.js";
 import { serveDevice } from "../../src/vfio-user/server/server.js";
-import { blocksOf, commandsInText, commandsOf, type DocBlock, documents, ROOT } from "./blocks.js";
+import { anchorsOf, blocksOf, commandsInText, commandsOf, type DocBlock, documents, linksOf, ROOT } from "./blocks.js";
 import { IN_A_GUEST, NOT_RUN, SUBSTITUTIONS } from "./declared.js";
 import { Session } from "./session.js";
 import { expectForm, transcriptsOf } from "./transcript.js";
@@ -36,6 +36,16 @@ afterAll(() => session[Symbol.asyncDispose]());
 it("each block says what it is", () => {
   const known = ["sh", "console", "yaml", "json", "ts", "text"];
   expect(blocks.filter(({ language }) => !known.includes(language)).map(named)).toEqual([]);
+});
+
+describe("each link leads to a file, and to a heading of it:", () => {
+  it.each(documents())("%s", (file) => {
+    const broken = linksOf(file).filter(({ path, heading }) => {
+      if (!existsSync(join(ROOT, path))) return true;
+      return heading !== undefined && path.endsWith(".md") && !anchorsOf(path).includes(heading);
+    });
+    expect(broken).toEqual([]);
+  });
 });
 
 describe("each command runs:", () => {
