@@ -19,7 +19,7 @@ import type {
 import { type ControlLink, UNTIL_LOST } from "../../src/migration/peer.js";
 import type { MigrationReport } from "../../src/migration/report.js";
 import { type HandoverOptions, migrate, migrateBy } from "../../src/migration/source.js";
-import type { ControlMessageType } from "../../src/migration/stream/messages.js";
+import { type ControlMessageType, PROTOCOL_VERSION } from "../../src/migration/stream/messages.js";
 import { connectControl } from "../../src/migration/transport/connect.js";
 import { listen } from "../../src/migration/transport/listener.js";
 import { DEFAULT_POLICY } from "../../src/tracking/choice.js";
@@ -445,6 +445,30 @@ describe("two sides that have the memory moved by others", () => {
     expect(await receiving).toMatchObject({ outcome: "refused", error: { message } });
     expect(stream.log).toEqual([]);
     expect(stream.source.runsFreely).toBe(true);
+  });
+
+  it("give up, if the source sends rounds all the same", async () => {
+    const stream = new Stream();
+    await using listener = await listen({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: 0 } });
+    const receiving = listener
+      .acceptControl()
+      .then((control) =>
+        receiveBy(() => new OutsideDestination(stream), { from: "test", control }, { journalDirectory: journals }),
+      );
+    await using played = await connectControl({ endpoint: listener.endpoint });
+    await played.send({
+      type: "HELLO",
+      protocol: PROTOCOL_VERSION,
+      software: "a test",
+      migration: "played",
+      mover: { kind: "qemu" },
+      shape: await shapeOf(stream.source),
+      runAfterMs: 0,
+    });
+    expect(await played.receive()).toMatchObject({ type: "ACCEPT", mover: { kind: "qemu" } });
+    await played.send({ type: "ROUND_BEGIN", round: 0, phase: "pre-copy", pages: 1 });
+    expect(await played.receive()).toMatchObject({ type: "ABORT", code: "UNEXPECTED_MESSAGE" });
+    expect(await receiving).toMatchObject({ outcome: "discarded" });
   });
 
   it("refuse, if only the destination's VMM would", async () => {
