@@ -1,4 +1,4 @@
-import type { Undecided } from "../../migration/source.js";
+import type { Undecided } from "../../migration/undecided.js";
 import { formatMs } from "../../observe/format.js";
 import { safeStrings } from "../../safe-text.js";
 
