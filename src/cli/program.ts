@@ -42,7 +42,7 @@ type Declare = (parent: Command) => Command;
 export function commandLine({ version, models }: { version: string; models: readonly ServableModel[] }): Command {
   const program = new Command("dirtmap")
     .description(
-      "Live-migrates virtual machines with passed-through devices, each tracked by the dirty tracker that suits it.",
+      "live-migrate virtual machines with passed-through devices, each tracked by the dirty tracker that suits it",
     )
     .version(version, "-V, --version")
     .addHelpText("after", `\n${exitCodesHelp()}`);

@@ -36,8 +36,8 @@ export interface RunContext {
   readonly typed: Typed;
 }
 
-/** A command's work. @param input its options, and its arguments by name @returns the exit code */
-export type Run<Input> = (input: Input, context: RunContext) => Promise<number>;
+/** A command's work. @param input its options, and its arguments by name @returns the exit code; nothing: it is done */
+export type Run<Input> = (input: Input, context: RunContext) => Promise<number> | Promise<void>;
 
 /** Has a command run by a module. */
 export function runBy<Input extends object>(command: Command, load: () => Promise<{ run: Run<Input> }>): Command {
@@ -51,8 +51,16 @@ export function runBy<Input extends object>(command: Command, load: () => Promis
     const typed = (name: string) => command.getOptionValueSource(name) === "cli";
     await runInterruptibly({ json: input.json === true }, async (signal, interrupts) => {
       const { run } = await load();
-      return await run(input, { signal, interrupts, typed });
+      return (await run(input, { signal, interrupts, typed })) ?? EXIT_CODES.done.code;
     });
+  });
+}
+
+/** Resolves once the signal is aborted. */
+export function untilAborted(signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) resolve();
+    signal.addEventListener("abort", () => resolve(), { once: true });
   });
 }
 

@@ -90,8 +90,9 @@ export interface MovePlan<Kind extends MoverKind = MoverKind> {
 }
 
 /**
- * A move under way. The methods are called once each and in this order, except that `takeBack` may be called at any point after
- * `open`, also while another method is under way or after it has failed.
+ * A move under way. The methods are called in this order, each once the one before has resolved. `takeBack` comes in place of the
+ * next one, if one has failed or the destination doesn't run the machine. Each waits for nothing without bound, and rejects when
+ * `context.signal` fires: nobody else ends a wait for a VMM that doesn't answer.
  */
 export interface MemoryMove {
   /**
@@ -116,10 +117,7 @@ export interface MemoryMove {
   finish(sendStates: () => Promise<void>): Promise<FinishedMove>;
   /** null: the two memories can't be compared. */
   readonly comparison: MoveComparison | null;
-  /**
-   * The devices run again; now so do those that {@link start} stopped, and the vCPUs. What can't be done is a warning. Also
-   * after {@link finish}, if the destination does not run the machine.
-   */
+  /** The devices run again; now so do those that {@link start} stopped, and the vCPUs. What can't be done is a warning. */
   takeBack(): Promise<void>;
   /** The machine is the destination's for good. */
   gone(): Promise<void>;

@@ -7,13 +7,13 @@ export type MigrationResult = "completed" | "cancelled" | "failed" | "indetermin
 export interface DeviceReport {
   readonly id: string;
   readonly model: string;
-  /** `messages`: QEMU did each of the device's writes itself, and so tracked it. */
-  readonly tracker: TrackerKind | "messages";
+  /** `vmm`: the VMM that moves the memory finds out by itself what the device has written. */
+  readonly tracker: TrackerKind | "vmm";
   /** Bytes per dirty bit; null for a tracker without bits (`everything`) or where tracking never started. */
   readonly granule: number | null;
   readonly reason: string;
   /** Trackers that were passed over, each with why. */
-  readonly alternatives: readonly { readonly tracker: TrackerKind | "messages"; readonly why: string }[];
+  readonly alternatives: readonly { readonly tracker: TrackerKind; readonly why: string }[];
   /** 4 KiB pages that its tracker reported, over all rounds; null where it shares a domain. */
   readonly pagesReported: number | null;
   /** Of these, pages that no other tracker reported in the same round. */
@@ -108,7 +108,8 @@ export interface MigrationReport {
   readonly phases: readonly { readonly phase: string; readonly ms: number }[];
   readonly rounds: readonly RoundReport[];
   readonly devices: readonly DeviceReport[];
-  readonly design: "split" | "type1" | "aggregated" | "iterating";
+  /** `vmm`: the VMM that moves the memory tracks it, too. */
+  readonly design: "split" | "type1" | "aggregated" | "iterating" | "vmm";
   readonly policy: string;
   /** null: the memories were not compared. */
   readonly memory: MemoryComparison | null;

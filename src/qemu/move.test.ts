@@ -81,7 +81,7 @@ describe.runIf(process.platform === "linux")("the move of a guest between two QE
     expect(states.destination).toMatchObject({ state: "RUNNING", waitsForState: false });
     expect(states.source).toMatchObject({ notice: "gone" });
     expect(destination.pc.function.config).toEqual(source.pc.function.config);
-    expect(report.devices).toMatchObject([{ id: "disk", model: "test", tracker: "messages" }]);
+    expect(report.devices).toMatchObject([{ id: "disk", model: "test", tracker: "vmm" }]);
     const commands = source.pc.qemu.commands.map(({ execute }) => execute).filter((name) => /^migrate|quit/.test(name));
     expect(commands).toEqual(["migrate-set-capabilities", "migrate", "migrate-continue", "quit"]);
   });

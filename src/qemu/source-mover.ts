@@ -182,7 +182,7 @@ class QemuMove implements MemoryMove {
       return {
         id: device.id,
         model: device.model,
-        tracker,
+        tracker: tracker === "messages" ? ("vmm" as const) : tracker,
         granule: tracker === "device" ? GRANULE : null,
         reason: REASONS[tracker],
         alternatives: [],

@@ -638,6 +638,16 @@ describe("a message of the handover at the wrong time", () => {
     expect(await pair.received).toMatchObject({ outcome: "discarded" });
   });
 
+  it("PREPARE that names no round is refused by a destination that took rounds", async () => {
+    const pair = await started({
+      destinationHears: (message) => [message.type === "PREPARE" ? { type: "PREPARE" } : message],
+    });
+    const report = await pair.migrate();
+    expectSourceRuns(pair, report, "failed", "UNEXPECTED_MESSAGE");
+    expect(report.error?.message).toContain("PREPARE names no round");
+    expect(await pair.received).toMatchObject({ outcome: "discarded" });
+  });
+
   it("PREPARE at the source is refused", async () => {
     const pair = await started({ sourceHears: behind("ACCEPT", { type: "PREPARE", round: 0 }) });
     expectSourceRuns(pair, await pair.migrate(), "failed", "UNEXPECTED_MESSAGE");

@@ -46,11 +46,11 @@ export function declareDevice(program: Command, models: readonly ServableModel[]
       "set an option of the model; see below",
       pairs("has no value; write NAME=VALUE", (text) => text),
     )
-    .option("--id <name>", "name the device so in stamps and messages (default: the model's)")
+    .option("--id <name>", "set its name in stamps and messages (default: the model's)")
     .addOption(
       new Option(
         "--dma <mode>",
-        "reach the client's memory so: auto (mapped where it can be), messages (the client writes, and so sees every write)",
+        "choose how to write the client's memory: auto (map it if possible), messages (ask the client, which sees every write)",
       ).argParser(argument(oneOf(DMA, "mode"))),
     )
     .option("--incoming", "wait for the state of a device that is migrated here, and leave its disk alone until then")

@@ -1,7 +1,6 @@
 import { makeCertificates, writeCertificates } from "../../certs/certs.js";
 import { DEFAULTS } from "../../defaults.js";
 import type { CertsInput } from "../commands/certs.js";
-import { EXIT_CODES } from "../exit-codes.js";
 import { printResult } from "../output.js";
 import type { Run } from "../run-command.js";
 
@@ -9,5 +8,4 @@ export const run: Run<CertsInput> = async ({ folder, name, days, json = false })
   const made = await makeCertificates({ hosts: name ?? DEFAULTS.certificateHosts, days });
   const files = await writeCertificates(folder, made);
   printResult({ folder, files }, { json, text: (safe) => safe.files.join("\n") });
-  return EXIT_CODES.done.code;
 };

@@ -4,9 +4,8 @@ import { UsageError } from "../../errors.js";
 import { parseSize } from "../../units.js";
 import { serveDevice } from "../../vfio-user/server/server.js";
 import type { DeviceInput } from "../commands/device.js";
-import { EXIT_CODES } from "../exit-codes.js";
 import { tellEvent } from "../output.js";
-import type { Run } from "../run-command.js";
+import { type Run, untilAborted } from "../run-command.js";
 
 export const run: Run<DeviceInput> = async (input, { signal }) => {
   const { model: name, socket: path, socketGroup, json = false, incoming = false, poll = false, id, dma } = input;
@@ -30,12 +29,7 @@ export const run: Run<DeviceInput> = async (input, { signal }) => {
   });
   const { controlPath: control } = server;
   tell({ event: "ready", model: name, socket: path, control }, `serving ${name} at ${path}, controlled at ${control}`);
-  const interrupted = new Promise<void>((resolve) => {
-    if (signal.aborted) resolve();
-    signal.addEventListener("abort", () => resolve(), { once: true });
-  });
-  await Promise.race([server.ended, interrupted, ...(input.untilStdinEnds === true ? [stdinEnded()] : [])]);
-  return EXIT_CODES.done.code;
+  await Promise.race([server.ended, untilAborted(signal), ...(input.untilStdinEnds === true ? [stdinEnded()] : [])]);
 };
 
 /** Resolves when there will be no more on standard input. */

@@ -5,7 +5,6 @@ import { probeMachine } from "../../tracking/probe.js";
 import { libvirtText } from "../../vmm-options/libvirt-xml.js";
 import { qemuText } from "../../vmm-options/qemu-command-line.js";
 import type { PlanInput } from "../commands/plan.js";
-import { EXIT_CODES } from "../exit-codes.js";
 import { servedSockets } from "../input/options/host.js";
 import { policyOf } from "../input/policy.js";
 import { readScenario } from "../input/scenario.js";
@@ -26,7 +25,6 @@ export const run: Run<PlanInput> = async (input, { signal, typed }) => {
   if (sockets !== null) await planServed(sockets, input);
   else if (input.host === "linux") await planLinux(input, signal);
   else await planScenario(input);
-  return EXIT_CODES.done.code;
 };
 
 async function planScenario({ json = false, ...input }: PlanInput): Promise<void> {

@@ -1,7 +1,6 @@
 import { safeStrings } from "../../safe-text.js";
 import { probeMachine } from "../../tracking/probe.js";
 import type { ProbeInput } from "../commands/probe.js";
-import { EXIT_CODES } from "../exit-codes.js";
 import { servedSockets } from "../input/options/host.js";
 import { readScenario } from "../input/scenario.js";
 import { checkHostOptions } from "../input/which-go-together.js";
@@ -21,7 +20,6 @@ export const run: Run<ProbeInput> = async (input, { signal, typed }) => {
   if (sockets !== null) await probeServed(sockets, input);
   else if (input.host === "linux") await probeLinux(input, signal);
   else await probeScenario(input);
-  return EXIT_CODES.done.code;
 };
 
 async function probeScenario({ json = false, ...input }: ProbeInput): Promise<void> {

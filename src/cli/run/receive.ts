@@ -10,7 +10,7 @@ import { grantedFolder, withGranted } from "../input/granted.js";
 import { refuseOptions } from "../input/which-go-together.js";
 import { tidyUp } from "../kept/tidy.js";
 import { tellEvent } from "../output.js";
-import type { Run } from "../run-command.js";
+import { type Run, untilAborted } from "../run-command.js";
 import { checkMemory } from "../sites/emulated/check-memory.js";
 import { type EmulatedMachine, openMachine } from "../sites/hosts.js";
 import { nextSource } from "./shared/next-source.js";
@@ -64,7 +64,7 @@ export const run: Run<ReceiveInput> = async (input, context) => {
     tell({ event, migration }, `migration ${migration}: the machine runs here`);
     if (once) return EXIT_CODES.done.code;
     listener.occupy(`the machine of migration ${migration}, which runs here`);
-    await new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));
+    await untilAborted(signal);
     return EXIT_CODES.done.code;
   }
 };

@@ -8,7 +8,6 @@ import { shellWord } from "../../shell-word.js";
 import { libvirtText } from "../../vmm-options/libvirt-xml.js";
 import { qemuText } from "../../vmm-options/qemu-command-line.js";
 import type { RecommendInput } from "../commands/recommend.js";
-import { EXIT_CODES } from "../exit-codes.js";
 import { linkOf } from "../input/option-scenario-default.js";
 import type { StoreOption } from "../input/options/places.js";
 import { openStoreOf } from "../kept/store.js";
@@ -46,7 +45,7 @@ export const run: Run<RecommendInput> = async (input, { signal }) => {
       : { qemu: qemuText(vmm.qemu), libvirt: libvirtText(vmm.libvirt) };
   if (only !== undefined) {
     if (forVmm !== null) printText(forVmm[only]);
-    return EXIT_CODES.done.code;
+    return;
   }
   const text = (safe: Recommendation) =>
     [
@@ -54,7 +53,6 @@ export const run: Run<RecommendInput> = async (input, { signal }) => {
       ...(forVmm === null ? [] : [`QEMU\n\n${forVmm.qemu}`, `libvirt\n\n${forVmm.libvirt}`]),
     ].join("\n\n");
   printResult({ ...recommendation, vmm: forVmm }, { json, text });
-  return EXIT_CODES.done.code;
 };
 
 /** The benchmark, and how messages name it. */

@@ -1,7 +1,6 @@
 import { TraceWriter } from "../../evidence/trace/file.js";
 import { formatMs, formatSize } from "../../observe/format.js";
 import type { RecordInput } from "../commands/record.js";
-import { EXIT_CODES } from "../exit-codes.js";
 import { readScenario } from "../input/scenario.js";
 import { printResult, warn } from "../output.js";
 import type { Run } from "../run-command.js";
@@ -48,7 +47,6 @@ export const run: Run<RecordInput> = async ({ json = false, output, ...input }, 
         text: (safe) => `${safe.output}: ${intervals} intervals, ${formatMs(elapsedMs)}, ${formatSize(bytes)}`,
       },
     );
-    return EXIT_CODES.done.code;
   } finally {
     await writer?.[Symbol.asyncDispose]();
   }

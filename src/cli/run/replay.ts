@@ -1,7 +1,6 @@
 import { resolve } from "node:path";
 import { traceScenario } from "../../scenario/trace.js";
 import type { ReplayInput } from "../commands/replay.js";
-import { EXIT_CODES } from "../exit-codes.js";
 import type { Run } from "../run-command.js";
 import { showScenario } from "./shared/show-scenario.js";
 
@@ -13,5 +12,4 @@ export const run: Run<ReplayInput> = async ({ trace, ...input }, { signal, inter
   traceScenario(scenario);
   const tooLarge = "replay it on a machine with more memory, or predict from it (dirtmap predict --trace FILE)";
   await showScenario({ ...input, scenario }, signal, tooLarge);
-  return EXIT_CODES.done.code;
 };

@@ -1,7 +1,6 @@
 import { table } from "../../observe/table.js";
 import { loadScenario, scenarioNames } from "../../scenario/scenario.js";
 import type { ScenariosInput } from "../commands/scenarios.js";
-import { EXIT_CODES } from "../exit-codes.js";
 import { printResult } from "../output.js";
 import type { Run } from "../run-command.js";
 
@@ -11,5 +10,4 @@ export const run: Run<ScenariosInput> = async ({ json = false }) => {
     { scenarios },
     { json, text: (safe) => table(safe.scenarios.map(({ name, summary }) => [name, summary])).join("\n") },
   );
-  return EXIT_CODES.done.code;
 };

@@ -9,11 +9,10 @@ import { readToken } from "../../observe/server/guard.js";
 import { checkExposure, parseListenAddress } from "../../observe/server/listen-address.js";
 import { serveDashboard } from "../../observe/server/server.js";
 import type { ServeInput } from "../commands/serve.js";
-import { EXIT_CODES } from "../exit-codes.js";
 import { linkOf } from "../input/option-scenario-default.js";
 import { checkStore } from "../kept/store.js";
 import { note, printResult } from "../output.js";
-import type { Run } from "../run-command.js";
+import { type Run, untilAborted } from "../run-command.js";
 
 /** How long a page waits while another process is writing; then it is told to try again. */
 const STORE_WAIT_MS = 250;
@@ -37,8 +36,7 @@ export const run: Run<ServeInput> = async ({ listen, tokenFile, store, json = fa
   });
   if (json) printResult({ url: server.url }, { json, text: () => "" });
   else note(`the dashboard is at ${server.url} · Ctrl-C ends it`);
-  await new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
-  return EXIT_CODES.done.code;
+  await untilAborted(signal);
 };
 
 /** The store as the dashboard reads it: opened for each answer, so that runs can be kept meanwhile. */

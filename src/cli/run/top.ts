@@ -1,9 +1,9 @@
+import { setTimeout } from "node:timers/promises";
 import { UsageError } from "../../errors.js";
 import { followFeed, openFeeds } from "../../observe/feed/follow.js";
 import type { TopHeader } from "../../observe/top/state.js";
 import type { VfioUserDevice } from "../../vfio-user/client/device.js";
 import type { TopInput } from "../commands/top.js";
-import { EXIT_CODES } from "../exit-codes.js";
 import { servedSockets } from "../input/options/host.js";
 import type { ViewOptions } from "../input/options/watch.js";
 import { OF_MACHINES, refuseOptions } from "../input/which-go-together.js";
@@ -36,7 +36,6 @@ export const run: Run<TopInput> = async (input, { signal, interrupts, typed }) =
     refuseOptions(typed, OF_MACHINES, "a run that is under way has its machine; add --scenario to start one");
     await showFeed(input, signal);
   }
-  return EXIT_CODES.done.code;
 };
 
 /** Follows a run that is under way, the newest unless one is named. @throws UsageError `NO_SUCH_RUN` */
@@ -95,7 +94,7 @@ async function showServed(sockets: readonly string[], options: ViewOptions, sign
   const ended = endOf(options, signal);
   const startedAt = performance.now();
   for (let at = startedAt; !ended.aborted; ) {
-    await aborted(ended, options.interval);
+    await setTimeout(options.interval, undefined, { signal: ended }).catch(() => {});
     if (ended.aborted) break;
     const now = await ask();
     const elapsedMs = performance.now() - at;
@@ -105,17 +104,4 @@ async function showServed(sockets: readonly string[], options: ViewOptions, sign
     if (options.once === true) break;
   }
   view.finish();
-}
-
-/** Resolves after a while, or with the signal. */
-function aborted(signal: AbortSignal, ms: number): Promise<void> {
-  return new Promise((resolve) => {
-    const done = () => {
-      clearTimeout(timer);
-      signal.removeEventListener("abort", done);
-      resolve();
-    };
-    const timer = setTimeout(done, ms);
-    signal.addEventListener("abort", done, { once: true });
-  });
 }

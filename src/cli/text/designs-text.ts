@@ -5,8 +5,8 @@ import { WORKLOAD_TEXT, type WorkloadName } from "../../evidence/designs/workloa
 import type { Block, ReportDocument } from "../../evidence/report/document.js";
 import type { Summary } from "../../evidence/statistics.js";
 import { formatCount, formatMs, formatRate, formatShare, formatSize } from "../../observe/format.js";
-import { table } from "../../observe/table.js";
 import { TRACKING_DESIGNS } from "../../tracking/choice.js";
+import { type Cells, tableBlock, tableLines } from "./table-text.js";
 
 /** What is compared, as a sentence says it. */
 const MEASURE_TEXT: Readonly<Record<CrossingRow["measure"], string>> = {
@@ -18,36 +18,16 @@ const MEASURE_TEXT: Readonly<Record<CrossingRow["measure"], string>> = {
   downtime: "the least downtime",
 };
 
-const READ_HEAD = [
-  "devices",
-  "design",
-  "CPU of a read",
-  "middle half",
-  "in calls",
-  "last read",
-  "calls",
-  "inner",
-  "bitmaps filled",
-  "memory held",
-  "during a read",
-  "pages named",
-  "written",
-];
-const MIGRATION_HEAD = ["workload", "devices", "design", "downtime", "middle half", "moved", "rounds", "last round"];
-
 /** A result for people. Ends without a newline. */
 export function designsText(result: DesignsResult): string {
   const lines = [headline(result)];
   for (const workload of workloadsOf(result.reads)) {
     const rows = result.reads.filter((row) => row.workload === workload);
     lines.push("", `${workloadTitle(workload)}: ${WORKLOAD_TEXT[workload]}`);
-    lines.push(...table([READ_HEAD, ...rows.map(readCells)], ["right", "left", ...right(11)]));
+    lines.push(...tableLines(readTable(rows)));
   }
   if (result.migrations.length > 0) {
-    lines.push("", "migrations");
-    lines.push(
-      ...table([MIGRATION_HEAD, ...result.migrations.map(migrationCells)], ["left", "right", "left", ...right(5)]),
-    );
+    lines.push("", "migrations", ...tableLines(migrationTable(result.migrations)));
   }
   lines.push("", "where the curves cross", ...crossingTexts(result.crossings, result).map((text) => `  ${text}`));
   lines.push("", `This measures ${result.measures}.`, `Taken on ${machineText(result)}.`);
@@ -77,25 +57,13 @@ export function designsDocument(result: DesignsResult): ReportDocument {
     blocks.push(
       ...figures.filter(({ name }) => name.endsWith(`-${workloadTitle(workload).replace(" ", "-").toLowerCase()}`)),
     );
-    blocks.push({
-      kind: "table",
-      caption: `Reads, ${workloadTitle(workload)}`,
-      head: READ_HEAD,
-      rows: rows.map(readCells),
-      left: [1],
-    });
+    blocks.push(tableBlock(`Reads, ${workloadTitle(workload)}`, readTable(rows)));
   }
   if (result.reads.length > 0) blocks.push({ kind: "heading", text: "Precision" }, precisionTable(result));
   if (result.migrations.length > 0) {
     blocks.push({ kind: "heading", text: "Migrations" });
     blocks.push(...figures.filter(({ name }) => name.startsWith("migration-")));
-    blocks.push({
-      kind: "table",
-      caption: "Migrations",
-      head: MIGRATION_HEAD,
-      rows: result.migrations.map(migrationCells),
-      left: [0, 2],
-    });
+    blocks.push(tableBlock("Migrations", migrationTable(result.migrations)));
   }
   return { title: "Four designs for dirty page tracking", blocks };
 }
@@ -128,6 +96,13 @@ function headline({ settings }: DesignsResult): string {
   return `${read}; migrations of ${formatSize(guest)} at ${formatRate(bandwidth)}, ${rate} MB/s a device, ${times} times`;
 }
 
+function readTable(rows: readonly ReadRow[]): Cells {
+  const cpu = ["CPU of a read", "middle half", "in calls", "last read"];
+  const memory = ["bitmaps filled", "memory held", "during a read"];
+  const head = ["devices", "design", ...cpu, "calls", "inner", ...memory, "pages named", "written"];
+  return { head, rows: rows.map(readCells), left: [1] };
+}
+
 function readCells(row: ReadRow): string[] {
   return [
     String(row.devices),
@@ -144,6 +119,11 @@ function readCells(row: ReadRow): string[] {
     formatCount(row.pagesReported),
     formatCount(row.pagesWritten),
   ];
+}
+
+function migrationTable(rows: readonly MigrationRow[]): Cells {
+  const head = ["workload", "devices", "design", "downtime", "middle half", "moved", "rounds", "last round"];
+  return { head, rows: rows.map(migrationCells), left: [0, 2] };
 }
 
 function migrationCells(row: MigrationRow): string[] {
@@ -209,8 +189,4 @@ function milliseconds(ms: number): string {
 
 function middleHalf({ q1, q3 }: Summary): string {
   return `${Number(q1.toPrecision(3))} to ${Number(q3.toPrecision(3))}`;
-}
-
-function right(count: number): "right"[] {
-  return Array<"right">(count).fill("right");
 }

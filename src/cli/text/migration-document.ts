@@ -6,7 +6,8 @@ import type { ReadEvent } from "../../migration/events.js";
 import type { MigrationReport } from "../../migration/report.js";
 import { conditionRows, type RunConditions } from "../../observe/conditions.js";
 import { formatMs, formatSize } from "../../observe/format.js";
-import { destinationLines, devicesRows, headline, memoryLines, predictedLines, roundsRows } from "./report-text.js";
+import { destinationLines, devicesTable, headline, memoryLines, predictedLines, roundsTable } from "./report-text.js";
+import { tableBlock } from "./table-text.js";
 
 /** What a report tells besides what the migration itself reports. */
 export interface MigrationContext {
@@ -39,26 +40,18 @@ export function migrationDocument(report: MigrationReport, context: MigrationCon
     },
   ];
   if (rounds.length > 0) {
-    const [head, ...rows] = roundsRows(report);
     blocks.push({ kind: "heading", text: "Rounds" }, roundsFigure(report));
     blocks.push(...heatFigure(context));
-    blocks.push({ kind: "table", caption: "Rounds", head, rows, left: [1] });
+    blocks.push(tableBlock("Rounds", roundsTable(report)));
   }
   if (devices.length > 0) {
-    const [head, ...rows] = devicesRows(report);
     blocks.push({ kind: "heading", text: "Devices" });
-    blocks.push({ kind: "table", caption: "Devices", head, rows, left: [0, 1, 2] });
+    blocks.push(tableBlock("Devices", devicesTable(report)));
     blocks.push({ kind: "list", items: devices.map(({ id, reason }) => `${id}: ${reason}`) });
   }
   blocks.push({ kind: "heading", text: "Conditions" });
   const rows = conditionRows(context.conditions).map(({ name, value }) => [name, value]);
-  blocks.push({
-    kind: "table",
-    caption: "What the figures depend on",
-    head: ["condition", "value"],
-    rows,
-    left: [0, 1],
-  });
+  blocks.push(tableBlock("What the figures depend on", { head: ["condition", "value"], rows, left: [0, 1] }));
   return { title: `Migration ${report.migration}`, blocks };
 }
 

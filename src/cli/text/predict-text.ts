@@ -1,6 +1,6 @@
 import type { Outcome, OwnerPrediction, Prediction, WhatIf } from "../../evidence/predict/predict.js";
 import { formatCount, formatMs, formatRate, formatSize } from "../../observe/format.js";
-import { table } from "../../observe/table.js";
+import { tableLines } from "./table-text.js";
 
 /** A prediction for people: the outcome first, then its rounds, then whoever writes. Ends without a newline. */
 export function predictText(prediction: Prediction): string {
@@ -18,19 +18,17 @@ export function predictText(prediction: Prediction): string {
     `  observed for ${formatMs(observedMs)} in ${intervals} intervals; downtime limit ${formatMs(downtimeLimitMs)}`,
     `  link: ${formatRate(link.firstBytesPerSecond)} in the first round, then ${formatRate(link.bytesPerSecond)} (${from}); ${formatMs(link.stopMs)} to stop and start`,
     "",
-    ...table(
-      [
-        ["round", "phase", "pages", "time", "remaining"],
-        ...simulated.map(({ round, phase, pages, ms, remaining }) => [
-          String(round),
-          phase,
-          formatCount(pages),
-          formatMs(ms),
-          formatSize(remaining),
-        ]),
-      ],
-      ["right", "left", "right", "right", "right"],
-    ),
+    ...tableLines({
+      head: ["round", "phase", "pages", "time", "remaining"],
+      rows: simulated.map(({ round, phase, pages, ms, remaining }) => [
+        String(round),
+        phase,
+        formatCount(pages),
+        formatMs(ms),
+        formatSize(remaining),
+      ]),
+      left: [1],
+    }),
   );
   if (owners.length > 0) lines.push("", ...ownersTable(owners));
   return lines.join("\n");
@@ -54,10 +52,8 @@ function ownersTable(owners: readonly OwnerPrediction[]): string[] {
     suspended === null ? "-" : whatIfWords(suspended),
     halved === null ? "-" : whatIfWords(halved),
   ]);
-  return table(
-    [["owner", "tracker", "dirty rate", "working set", "if suspended", "if half as fast"], ...rows],
-    ["left", "left", "right", "right", "left", "left"],
-  );
+  const head = ["owner", "tracker", "dirty rate", "working set", "if suspended", "if half as fast"];
+  return tableLines({ head, rows, left: [0, 1, 4, 5] });
 }
 
 function whatIfWords({ converges, downtimeMs, rounds, gainMs }: WhatIf): string {

@@ -1,7 +1,7 @@
 import type { JudgedFigures, RecommendedDevice } from "../../evidence/recommend/recommend.js";
 import type { Recommendation } from "../../evidence/recommend/recommendation.js";
 import { formatMs, formatRate, formatSize } from "../../observe/format.js";
-import { table } from "../../observe/table.js";
+import { tableLines } from "./table-text.js";
 
 /*
  * What `dirtmap recommend` prints.
@@ -25,7 +25,7 @@ export function recommendationText({ host, scenario, takenAt, link, order, devic
     `from the benchmark of ${subject}, ${takenAt}`,
     `for a migration over ${formatRate(link.bandwidth)} with a downtime limit of ${formatMs(link.downtimeLimitMs)}; ties go to ${order}`,
     "",
-    ...table([head, ...rows], ["left", "left", "left", "right", "left", "right", "right", "right", "right"]),
+    ...tableLines({ head, rows, left: [0, 1, 2, 4, 9] }),
     "",
     ...devices.flatMap(reasonLines),
   ].join("\n");

@@ -1,6 +1,6 @@
 import { type DestinationReport, type Findings, type MigrationReport, movingMs } from "../../migration/report.js";
 import { formatCount, formatMs, formatSize } from "../../observe/format.js";
-import { table } from "../../observe/table.js";
+import { type Cells, tableLines } from "./table-text.js";
 
 const UNKNOWN = "-";
 
@@ -18,8 +18,8 @@ export function reportText(report: MigrationReport): string {
   lines.push(...predictedLines(report));
   lines.push(...memoryLines(report));
   if (destination !== null) lines.push(...destinationLines(destination));
-  if (rounds.length > 0) lines.push("", ...roundsTable(report));
-  if (devices.length > 0) lines.push("", ...devicesTable(report), "");
+  if (rounds.length > 0) lines.push("", ...tableLines(roundsTable(report)));
+  if (devices.length > 0) lines.push("", ...tableLines(devicesTable(report)), "");
   for (const { id, reason } of devices) lines.push(`${id}: ${reason}`);
   return lines.join("\n");
 }
@@ -77,13 +77,8 @@ function findingsLine(what: string, { checked, problems }: Findings, allRight: s
   return `  ${what}: ${formatCount(checked)} checked, ${wrong.length === 0 ? allRight : wrong.join(", ")}`;
 }
 
-function roundsTable(report: MigrationReport): string[] {
-  const rows = roundsRows(report);
-  return table(rows, ["right", "left", ...Array<"right">(rows[0].length - 2).fill("right")]);
-}
-
-/** The rounds as rows of a table, its head first. */
-export function roundsRows({ rounds }: MigrationReport): string[][] {
+/** The rounds. */
+export function roundsTable({ rounds }: MigrationReport): Cells {
   const owners = [...new Set(rounds.flatMap(({ byDevice }) => Object.keys(byDevice)))];
   const head = ["round", "phase", "pages", "zero", "sent", "time", "remaining", ...owners.map((o) => `${o} dirty`)];
   const rows = rounds.map((round) => [
@@ -96,15 +91,11 @@ export function roundsRows({ rounds }: MigrationReport): string[][] {
     formatSize(round.remaining),
     ...owners.map((owner) => countOr(round.byDevice[owner]?.reported ?? null)),
   ]);
-  return [head, ...rows];
+  return { head, rows, left: [1] };
 }
 
-function devicesTable(report: MigrationReport): string[] {
-  return table(devicesRows(report), ["left", "left", "left", "right", "right", "right", "right", "right"]);
-}
-
-/** The devices as rows of a table, its head first. */
-export function devicesRows({ devices }: MigrationReport): string[][] {
+/** The devices. */
+export function devicesTable({ devices }: MigrationReport): Cells {
   const suspended = devices.some(({ suspendedMs }) => suspendedMs > 0);
   const head = ["device", "model", "tracker", "granule found", "pages reported", "only by it", "reading"];
   const rows = devices.map((device) => [
@@ -117,7 +108,7 @@ export function devicesRows({ devices }: MigrationReport): string[][] {
     formatMs(device.readMs),
     ...(suspended ? [device.suspendedMs > 0 ? formatMs(device.suspendedMs) : UNKNOWN] : []),
   ]);
-  return [suspended ? [...head, "suspended"] : head, ...rows];
+  return { head: suspended ? [...head, "suspended"] : head, rows, left: [0, 1, 2] };
 }
 
 function countOr(count: number | null): string {

@@ -5,6 +5,7 @@ import type { Link } from "../../evidence/trackers/estimate.js";
 import type { BenchedDevice, TrackerBenchmark, TrackerFigures } from "../../evidence/trackers/result.js";
 import { benchmarkWarnings } from "../../evidence/trackers/warnings.js";
 import { formatSize } from "../../observe/format.js";
+import { tableBlock } from "./table-text.js";
 import { headLines, trackersTables } from "./trackers-text.js";
 
 /** A benchmark of trackers as a report: what must be known before it is trusted, what a read costs, plotted, and all figures. */
@@ -15,7 +16,7 @@ export function trackersDocument(benchmark: TrackerBenchmark, link: Link): Repor
     ...benchmarkWarnings(benchmark).map((text): Block => ({ kind: "warning", text })),
     ...benchmark.devices.flatMap(readFigure),
     { kind: "heading", text: "All figures" },
-    ...trackersTables(benchmark, link).map((table): Block => ({ kind: "table", ...table })),
+    ...trackersTables(benchmark, link).map(({ caption, ...cells }) => tableBlock(caption, cells)),
   ];
   return { title: `Dirtmap: ${title}`, blocks };
 }

@@ -4,7 +4,7 @@ import { estimateMigration, type Link } from "../../evidence/trackers/estimate.j
 import type { BenchedDevice, ReadFigures, TrackerBenchmark, TrackerFigures } from "../../evidence/trackers/result.js";
 import { benchmarkWarnings } from "../../evidence/trackers/warnings.js";
 import { formatCount, formatMs, formatRate, formatShare, formatSize } from "../../observe/format.js";
-import { type Align, table } from "../../observe/table.js";
+import { type Cells, tableLines } from "./table-text.js";
 
 /*
  * What `dirtmap bench trackers` prints.
@@ -18,10 +18,7 @@ export function trackersText(benchmark: TrackerBenchmark, link: Link): string {
   const [title, ...facts] = headLines(benchmark);
   return [
     [title, ...facts.map((fact) => `  ${fact}`)],
-    ...trackersTables(benchmark, link).map(({ caption, head, rows, left = [0] }) => {
-      const align = head.map((_, column): Align => (left.includes(column) ? "left" : "right"));
-      return [caption, ...table([head, ...rows], align)];
-    }),
+    ...trackersTables(benchmark, link).map(({ caption, ...cells }) => [caption, ...tableLines(cells)]),
     ...(warnings.length === 0 ? [] : [warnings.map((warning) => `warning: ${warning}`)]),
   ]
     .map((lines) => lines.join("\n"))
@@ -58,11 +55,6 @@ export function trackersTables(benchmark: TrackerBenchmark, link: Link): Omit<Ta
 
 /** Columns of text: device and tracker. */
 const NAMES = [0, 1];
-
-interface Cells {
-  readonly head: readonly string[];
-  readonly rows: readonly (readonly string[])[];
-}
 
 function costTable(devices: readonly BenchedDevice[], memoryBytes: number): Cells {
   const rows = rowsOf(devices, (figures) => {

@@ -18,10 +18,10 @@ import { MAX_CHANNELS } from "../data-plane.js";
  *   (durably gives up)  GO ─────────────▶
  *                  ◀───────────────────   RUNNING, or RUN_FAILED: it may have run for a moment
  *                  ◀───────────────────   DIGESTS …, REPORT
- * Where something else than Dirtmap moves the memory (HELLO's `mover`), there are no rounds and no
- * DIGESTS. DIGESTS come right after READY if HELLO says `verify: before`. Either side may say ABORT before GO; from the
- * destination it means that the machine is discarded, durably, and never ran, and it may answer GO. PING is the
- * connection's own: both sides send it when they have nothing to say.
+ * If something else than Dirtmap moves the memory (HELLO's `mover`), there are no rounds and no DIGESTS. DIGESTS come right
+ * after READY if HELLO says `verify: before`. Either side may say ABORT before GO; from the destination it means that the
+ * machine is discarded, durably, and never ran, and it may answer GO. PING is the connection's own: both sides send it when they
+ * have nothing to say.
  */
 
 /**

@@ -10,7 +10,6 @@ import { population } from "../../../evidence/designs/workloads.js";
 import { safeStrings } from "../../../safe-text.js";
 import { checkWritable, writeOutput } from "../../../sys/output-file.js";
 import type { BenchDesignsInput } from "../../commands/bench/designs.js";
-import { EXIT_CODES } from "../../exit-codes.js";
 import { oneOf } from "../../input/options/values.js";
 import { leaveReport } from "../../kept/leave-report.js";
 import { keepBenchmark, storeOrNone } from "../../kept/store.js";
@@ -60,7 +59,6 @@ export const run: Run<BenchDesignsInput> = async (input, { signal }) => {
     note(`wrote ${all.length} figures to ${figures}`);
   }
   printText(json ? resultText(result).trimEnd() : designsText(safeStrings(result)));
-  return EXIT_CODES.done.code;
 };
 
 async function measure(

@@ -6,7 +6,6 @@ import { writeBenchmark } from "../../../evidence/trackers/file.js";
 import type { BenchSite } from "../../../evidence/trackers/site.js";
 import { checkWritable } from "../../../sys/output-file.js";
 import type { BenchTrackersInput } from "../../commands/bench/trackers.js";
-import { EXIT_CODES } from "../../exit-codes.js";
 import { linkOf, type Said } from "../../input/option-scenario-default.js";
 import { servedSockets } from "../../input/options/host.js";
 import { readScenario } from "../../input/scenario.js";
@@ -53,7 +52,6 @@ export const run: Run<BenchTrackersInput> = async (input, { signal, typed }) => 
     note(`written to ${output}`);
   }
   if (report !== undefined) leaveReport(report, trackersDocument(benchmark, link), note);
-  return EXIT_CODES.done.code;
 };
 
 /** Where to measure; what was opened for it is disposed. */

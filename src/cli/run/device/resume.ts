@@ -1,7 +1,6 @@
 import { DirtmapError } from "../../../errors.js";
 import type { ServerCounters } from "../../../vfio-user/client/counters.js";
 import type { DeviceResumeInput } from "../../commands/device/resume.js";
-import { EXIT_CODES } from "../../exit-codes.js";
 import { printResult } from "../../output.js";
 import type { Run } from "../../run-command.js";
 import { openControlled } from "../../sites/vfio-user/control.js";
@@ -23,7 +22,6 @@ export const run: Run<DeviceResumeInput> = async ({ socket, json = false, reset 
     { socket, id, from: state, state: await device.state(), reset },
     { json, text: (safe) => `${safe.id} ${done}` },
   );
-  return EXIT_CODES.done.code;
 };
 
 function checkResumable({ id, migration, state, failure }: ServerCounters, socket: string, reset: boolean): void {

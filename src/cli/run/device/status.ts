@@ -2,7 +2,6 @@ import { safeStrings } from "../../../safe-text.js";
 import type { ServerCounters } from "../../../vfio-user/client/counters.js";
 import { whatToDo } from "../../../vfio-user/stays.js";
 import type { DeviceStatusInput } from "../../commands/device/status.js";
-import { EXIT_CODES } from "../../exit-codes.js";
 import { printResult } from "../../output.js";
 import type { Run } from "../../run-command.js";
 import { openControlled } from "../../sites/vfio-user/control.js";
@@ -16,7 +15,6 @@ export const run: Run<DeviceStatusInput> = async ({ socket, json = false }) => {
   const text = () =>
     deviceStatusText(safeStrings({ ...status, failure: failure === null ? null : firstLine(failure) }));
   printResult(status, { json, text });
-  return EXIT_CODES.done.code;
 };
 
 /** What the operator can do about a device that a migration has left; null: nothing has to be done. */

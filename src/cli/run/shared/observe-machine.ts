@@ -1,4 +1,3 @@
-import type { Observation } from "../../../evidence/predict/predict.js";
 import { zeroShare } from "../../../evidence/predict/zero-share.js";
 import type { TraceHeader } from "../../../evidence/trace/format.js";
 import type { TraceInterval } from "../../../evidence/trace/interval.js";
@@ -66,19 +65,4 @@ export async function observeMachine(options: ObserveOptions): Promise<{ header:
     },
   });
   return header === undefined ? null : { header, readMs: readMs / reads };
-}
-
-/** The same, kept for a prediction. */
-export async function observeForPrediction(
-  options: Omit<ObserveOptions, "onHeader" | "onInterval">,
-): Promise<{ observation: Observation; readMs: number } | null> {
-  const intervals: TraceInterval[] = [];
-  const seen = await observeMachine({
-    ...options,
-    onInterval: async (interval) => {
-      intervals.push(interval);
-    },
-  });
-  if (seen === null) return null;
-  return { observation: { ...seen.header, intervals }, readMs: seen.readMs };
 }

@@ -1,6 +1,7 @@
 import { costsFromReports, type LinkEstimate, linkFromReports } from "../../../evidence/predict/link.js";
 import { measureLoopback } from "../../../evidence/predict/loopback.js";
 import { type Prediction, predict } from "../../../evidence/predict/predict.js";
+import type { TraceInterval } from "../../../evidence/trace/interval.js";
 import type { Settings } from "../../input/option-scenario-default.js";
 import type { MigrationOptions } from "../../input/options/migration.js";
 import type { StoreOption } from "../../input/options/places.js";
@@ -8,7 +9,7 @@ import type { WatchOptions } from "../../input/options/watch.js";
 import type { Asked } from "../../input/scenario.js";
 import { pastReports, readReports } from "../../kept/past-reports.js";
 import type { EmulatedMachine } from "../../sites/hosts.js";
-import { observeForPrediction } from "./observe-machine.js";
+import { observeMachine } from "./observe-machine.js";
 
 /** What a prediction goes by, besides the machine. */
 export interface PredictOptions extends StoreOption, WatchOptions, Pick<MigrationOptions, "maxRounds"> {
@@ -27,12 +28,17 @@ export async function predictMachine(
   { duration: durationMs, interval: intervalMs, ...options }: PredictOptions,
   signal: AbortSignal,
 ): Promise<Prediction> {
-  const watched = { machine, policy, design, intervalMs, durationMs, signal, host: machine.host.name, scenario };
-  const seen = await observeForPrediction(watched);
+  const intervals: TraceInterval[] = [];
+  const seen = await observeMachine({
+    ...{ machine, policy, design, intervalMs, durationMs, signal, host: machine.host.name, scenario },
+    onInterval: async (interval) => {
+      intervals.push(interval);
+    },
+  });
   signal.throwIfAborted();
   if (seen === null) throw new Error("a machine that was watched and never read");
   const link = await estimateLink({ ...options, channels: settings.channels, scenario, signal });
-  return predict(seen.observation, link, predictedConditions(settings, options, seen.readMs));
+  return predict({ ...seen.header, intervals }, link, predictedConditions(settings, options, seen.readMs));
 }
 
 /** The conditions of a predicted migration. */
