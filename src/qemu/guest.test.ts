@@ -54,7 +54,7 @@ describe("a guest of QEMU", () => {
       if (path !== "/machine/peripheral-anon/device[0]") return get?.(command);
       return property === "addr" ? 0x21 : "/machine/q35/pcie.0";
     });
-    expect((await lookAtGuest(qemu)).devices.map(({ name }) => name)).toEqual(["disk", "pcie.0/04.1"]);
+    expect((await lookAtGuest(qemu)).devices.map(({ name }) => name)).toEqual(["disk", "pcie.0-04.1"]);
   });
 
   it("is refused of a QEMU without vfio-user-pci, with what would work", async () => {

@@ -25,7 +25,7 @@ const MAX_DEVICES = 64;
 
 /** A vfio-user device of a guest. */
 export interface GuestDevice {
-  /** Its id; for one without, where it is: `pcie.0/04.0`. For messages and options; unsafe characters are gone. */
+  /** Its id; for one without, where it is: `pcie.0-04.0`. For messages and options; unsafe characters are gone. */
   readonly name: string;
   /** Of its object in QEMU. */
   readonly path: string;
@@ -90,7 +90,7 @@ export async function lookAtGuest(qemu: Qemu): Promise<Guest> {
 async function deviceAt(qemu: Qemu, path: string): Promise<GuestDevice> {
   const { bus, devfn } = await placeOf(qemu, path);
   const named = /^\/machine\/peripheral\/(.+)$/.exec(path);
-  const place = `${bus.slice(bus.lastIndexOf("/") + 1)}/${(devfn >> 3).toString(16).padStart(2, "0")}.${devfn & 7}`;
+  const place = `${bus.slice(bus.lastIndexOf("/") + 1)}-${(devfn >> 3).toString(16).padStart(2, "0")}.${devfn & 7}`;
   const properties = await qemu.qomList(path);
   const sockets = properties.map(({ name }) => socketIn(name)).filter((socket) => socket !== null);
   return { name: safeText(named?.[1] ?? place, 200), path, bus, devfn, socket: sockets[0] ?? null };

@@ -2,7 +2,7 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { ConfigPorts } from "./config-ports.js";
 import { FakePc } from "./fake-pc.test.helper.js";
 import { lookAtGuest } from "./guest.js";
-import { pciAddressOf } from "./pci-address.js";
+import { type PciAddress, pciAddressOf } from "./pci-address.js";
 import { type PciState, readPciState, restorePciState } from "./pci-state.js";
 import { Qemu } from "./qmp/qemu.js";
 import { SocketMonitor } from "./qmp/socket-monitor.js";
@@ -14,7 +14,7 @@ import { SocketMonitor } from "./qmp/socket-monitor.js";
 describe("the PCI state of a device", () => {
   let source: FakePc;
   let destination: FakePc;
-  const opened: Qemu[] = [];
+  const opened = new Map<FakePc, Qemu>();
 
   beforeEach(async () => {
     source = await FakePc.start();
@@ -23,32 +23,32 @@ describe("the PCI state of a device", () => {
   });
 
   afterEach(async () => {
-    for (const qemu of opened.splice(0)) await qemu[Symbol.asyncDispose]();
+    for (const qemu of opened.values()) await qemu[Symbol.asyncDispose]();
+    opened.clear();
     await source[Symbol.asyncDispose]();
     await destination[Symbol.asyncDispose]();
   });
 
   async function open(pc: FakePc): Promise<Qemu> {
-    const qemu = new Qemu(await SocketMonitor.open(pc.qemu.path));
-    opened.push(qemu);
+    const qemu = opened.get(pc) ?? new Qemu(await SocketMonitor.open(pc.qemu.path));
+    opened.set(pc, qemu);
     return qemu;
   }
 
-  async function at(pc: FakePc, qemu: Qemu) {
+  async function at(qemu: Qemu): Promise<PciAddress> {
     const { devices } = await lookAtGuest(qemu);
-    expect(pc.qemu).toBeDefined();
-    return pciAddressOf(qemu, devices[0]);
+    return await pciAddressOf(qemu, devices[0]);
   }
 
   async function read(pc: FakePc): Promise<PciState> {
     const qemu = await open(pc);
-    const address = await at(pc, qemu);
+    const address = await at(qemu);
     return ConfigPorts.with(qemu, (ports) => readPciState(qemu, ports, address));
   }
 
   async function restore(saved: PciState, write = tableWriter()): Promise<void> {
     const qemu = await open(destination);
-    const address = await at(destination, qemu);
+    const address = await at(qemu);
     await ConfigPorts.with(qemu, (ports) => restorePciState(qemu, ports, address, { saved, server: write }));
   }
 
@@ -118,6 +118,8 @@ describe("the PCI state of a device", () => {
     expect(saved.msixTable).toBeNull();
     await restore(saved);
     expect(destination.function.config).toEqual(idle.function.config);
+    await opened.get(idle)?.[Symbol.asyncDispose]();
+    opened.delete(idle);
     await idle[Symbol.asyncDispose]();
   });
 
@@ -153,7 +155,7 @@ describe("the PCI state of a device", () => {
     source.function.config[0] = 0xffff_ffff;
     await expect(read(source)).rejects.toMatchObject({ code: "NO_FUNCTION" });
     source.qemu.answer("human-monitor-command", "unknown command: 'i'\r\n");
-    const qemu = opened[0];
+    const qemu = await open(source);
     await expect(ConfigPorts.with(qemu, async () => {})).rejects.toMatchObject({ code: "QMP_PROTOCOL" });
   });
 });

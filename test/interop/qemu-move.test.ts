@@ -116,7 +116,7 @@ class Places implements AsyncDisposable {
 
 const DISKS = ["disk0", "disk1"];
 /** The second disk's name: where it is. */
-const SECOND = "pcie.0/05.0";
+const SECOND = "pcie.0-05.0";
 
 /** A QEMU that has just been started has no monitor yet. */
 async function connect(path: string): Promise<Qemu> {
