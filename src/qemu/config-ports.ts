@@ -16,6 +16,23 @@ const ENABLE = 0x8000_0000;
 /** Bytes that the ports reach. */
 export const PORT_CONFIG_BYTES = 256;
 
+/** The host bridge of a Q35 (82G33), and its register that says where ECAM is (Intel 3 Series datasheet, 5.1.16: PCIEXBAR). */
+const Q35_ID = 0x29c0_8086;
+const PCIEXBAR = 0x60;
+const PCIEXBAR_ENABLE = 0x1;
+/** By bits 1 and 2; 3 is reserved. */
+const PCIEXBAR_SIZES = [
+  { buses: 256, mask: 0xf000_0000 },
+  { buses: 128, mask: 0xf800_0000 },
+  { buses: 64, mask: 0xfc00_0000 },
+] as const;
+
+/** PCI Express's way to configuration space: 4 KiB of memory for each function. */
+interface EcamWindow {
+  readonly base: bigint;
+  readonly buses: number;
+}
+
 /** What is written at a multiple of 4. */
 export interface ConfigWrite {
   readonly offset: number;
@@ -27,6 +44,8 @@ export interface ConfigWrite {
  */
 export class ConfigPorts {
   readonly #qemu: Qemu;
+  /** Where configuration space is in memory, too; null: nowhere. */
+  #window: EcamWindow | null = null;
 
   private constructor(qemu: Qemu) {
     this.#qemu = qemu;
@@ -37,14 +56,28 @@ export class ConfigPorts {
     const ports = new ConfigPorts(qemu);
     const latch = await ports.#in(ADDRESS_PORT);
     try {
+      ports.#window = await ports.#findWindow();
       return await use(ports);
     } finally {
       await ports.#out(ADDRESS_PORT, latch);
     }
   }
 
+  /** A function's whole space, as far as the ports reach, by dwords: at once by the window, where there is one. */
+  async readAll(at: PciAddress): Promise<number[]> {
+    const { bus, slot, function: its } = at;
+    if (this.#window !== null && bus < this.#window.buses) {
+      const place = this.#window.base + BigInt((bus << 20) | (slot << 15) | (its << 12));
+      return await readPhysical(this.#qemu, place, PORT_CONFIG_BYTES / 4);
+    }
+    return await this.#read(
+      at,
+      Array.from({ length: PORT_CONFIG_BYTES / 4 }, (_, i) => i * 4),
+    );
+  }
+
   /** Dwords at these offsets. All accesses are sent at once: QEMU does them in order. */
-  async read(at: PciAddress, offsets: readonly number[]): Promise<number[]> {
+  async #read(at: PciAddress, offsets: readonly number[]): Promise<number[]> {
     const steps = offsets.map((offset) => [this.#select(at, offset), this.#in(DATA_PORT)] as const);
     const [values] = await Promise.all([
       Promise.all(steps.map(([, value]) => value)),
@@ -55,6 +88,16 @@ export class ConfigPorts {
 
   async write(at: PciAddress, writes: readonly ConfigWrite[]): Promise<void> {
     await Promise.all(writes.flatMap(({ offset, value }) => [this.#select(at, offset), this.#out(DATA_PORT, value)]));
+  }
+
+  /** Of a machine with the host bridge of a Q35, once its firmware has switched the window on. */
+  async #findWindow(): Promise<EcamWindow | null> {
+    const hostBridge = { bus: 0, slot: 0, function: 0 };
+    const [id, low, high] = await this.#read(hostBridge, [0, PCIEXBAR, PCIEXBAR + 4]);
+    if (id !== Q35_ID || (low & PCIEXBAR_ENABLE) === 0) return null;
+    const size = PCIEXBAR_SIZES[(low >>> 1) & 0x3];
+    if (size === undefined) return null;
+    return { base: (BigInt(high) << 32n) | BigInt((low & size.mask) >>> 0), buses: size.buses };
   }
 
   #select({ bus, slot, function: its }: PciAddress, offset: number): Promise<void> {

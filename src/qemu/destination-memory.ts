@@ -5,7 +5,7 @@ import type { DestinationGuest } from "./destination-guest.js";
 import { readGuestState } from "./guest-state.js";
 import { MigrationSettings, type MigrationTuning, migrationSettings } from "./migration-settings.js";
 import { MigrationWatch } from "./migration-status.js";
-import { pciAddressOf } from "./pci-address.js";
+import { pciAddressesOf } from "./pci-address.js";
 import { type PciState, restorePciState } from "./pci-state.js";
 
 /** From the source's `completed` until the destination's QEMU says so, too. */
@@ -103,12 +103,16 @@ class QemuArrival implements MemoryArrival {
   async #restorePci(states: ReadonlyMap<string, PciState>): Promise<void> {
     const { qemu, devices } = this.#guest;
     await ConfigPorts.with(qemu, async (ports) => {
-      for (const { id, vfio, place } of devices) {
+      const addresses = await pciAddressesOf(
+        qemu,
+        devices.map(({ place }) => place),
+      );
+      for (const [i, { id, vfio }] of devices.entries()) {
         const saved = states.get(id);
         if (saved === undefined) {
           throw new DirtmapError(`the PCI state of '${id}' did not come`, { code: "BAD_GUEST_STATE" });
         }
-        await restorePciState(qemu, ports, await pciAddressOf(qemu, place), { saved, server: vfio });
+        await restorePciState(qemu, ports, addresses[i], { saved, server: vfio });
       }
     });
   }

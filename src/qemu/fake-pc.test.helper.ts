@@ -74,6 +74,8 @@ export class FakePc implements AsyncDisposable {
   readonly qemu: FakeQemu;
   readonly function = new FakeFunction();
   latch = 0x8000_f8a0;
+  /** Where configuration space is in memory (ECAM); null: it is not. */
+  window: bigint | null = null;
   /** The bus behind the root port, as the guest has numbered it. */
   secondary = 3;
 
@@ -135,10 +137,11 @@ export class FakePc implements AsyncDisposable {
     const [command, format, place, value] = line.split(" ");
     const address = BigInt(place);
     if (command === "xp") {
-      if (address !== this.function.tableAddress) return "Cannot access memory\r\n";
+      const memory = this.#memoryAt(address);
+      if (memory === null) return "Cannot access memory\r\n";
       const dwords = Number(/\d+/.exec(format)?.[0]);
       return Array.from({ length: dwords / 4 }, (_, row) => {
-        const words = Array.from(this.function.table.subarray(row * 4, row * 4 + 4), (word) => `0x${hex8(word)}`);
+        const words = Array.from(memory.subarray(row * 4, row * 4 + 4), (word) => `0x${hex8(word)}`);
         return `${(address + BigInt(row * 16)).toString(16).padStart(16, "0")}: ${words.join(" ")}\r\n`;
       }).join("");
     }
@@ -147,12 +150,34 @@ export class FakePc implements AsyncDisposable {
       else if (this.#selects) this.function.write(this.latch & 0xfc, Number(value));
       return "";
     }
-    const read = address === 0xcf8n ? this.latch : this.#selects ? this.function.config[(this.latch & 0xfc) / 4] : -1;
+    const read =
+      address === 0xcf8n
+        ? this.latch
+        : this.#selects
+          ? this.function.config[(this.latch & 0xfc) / 4]
+          : this.#hostBridge;
     return `portl[0x0${address.toString(16)}] = 0x${hex8(read)}\r\n`;
   }
 
   get #selects(): boolean {
     return (this.latch & 0x7fff_ff00) === this.secondary << 16;
+  }
+
+  /** A dword of the host bridge's configuration space, where that is selected; else all ones. */
+  get #hostBridge(): number {
+    if ((this.latch & 0x7fff_ff00) !== 0 || this.window === null) return -1;
+    const places: Record<number, number> = {
+      0: 0x29c0_8086,
+      96: Number(this.window & 0xffff_ffffn) | 1,
+      100: Number(this.window >> 32n),
+    };
+    return places[this.latch & 0xfc] ?? 0;
+  }
+
+  #memoryAt(address: bigint): Uint32Array | null {
+    if (address === this.function.tableAddress) return this.function.table;
+    const place = this.window === null ? null : this.window + BigInt(this.secondary << 20);
+    return address === place ? this.function.config : null;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -40,6 +40,7 @@ describe("a guest of QEMU", () => {
         path: "/machine/peripheral/disk",
         bus: "/machine/peripheral/port1/port1",
         devfn: 0,
+        bridges: [8],
         socket: "/run/a[b]",
       },
     ]);
@@ -55,6 +56,14 @@ describe("a guest of QEMU", () => {
       return property === "addr" ? 0x21 : "/machine/q35/pcie.0";
     });
     expect((await lookAtGuest(qemu)).devices.map(({ name }) => name)).toEqual(["disk", "pcie.0-04.1"]);
+  });
+
+  it("is refused where a device is on a bus whose number QEMU does not tell", async () => {
+    const get = pc.qemu.answers.get("qom-get");
+    pc.qemu.answers.set("qom-get", (command) =>
+      command.arguments.property === "parent_bus" ? "/machine/pxb/pcie.8" : get?.(command),
+    );
+    await expect(lookAtGuest(qemu)).rejects.toMatchObject({ code: "UNKNOWN_BUS" });
   });
 
   it("is refused of a QEMU without vfio-user-pci, with what would work", async () => {
@@ -99,7 +108,7 @@ describe("the socket in the name of a memory region", () => {
   });
 
   it("can be named where QEMU does not tell it", () => {
-    const device: GuestDevice = { name: "disk", path: "", bus: "", devfn: 0, socket: null };
+    const device: GuestDevice = { name: "disk", path: "", bus: "", devfn: 0, bridges: [], socket: null };
     expect(() => socketOf(device)).toThrow(expect.objectContaining({ code: "NO_SOCKET" }));
     expect(socketOf(device, { disk: "/a" })).toBe("/a");
     expect(socketOf({ ...device, socket: "/b" })).toBe("/b");

@@ -1,7 +1,7 @@
 import { z } from "zod";
 import { DirtmapError, UsageError } from "../errors.js";
 import { safeText } from "../safe-text.js";
-import type { Qemu, QemuVersion } from "./qmp/qemu.js";
+import { isRefusal, type Qemu, type QemuVersion } from "./qmp/qemu.js";
 
 /*
  * A guest of QEMU as this project sees it: which vfio-user devices it has, at which sockets they are served, and what keeps it
@@ -23,6 +23,12 @@ const CONTAINERS = ["/machine/peripheral", "/machine/peripheral-anon"];
 /** Devices are counted, and each is asked about: no guest has more. */
 const MAX_DEVICES = 64;
 
+/** The root bus of a PC, of both kinds. */
+const ROOT_BUSES = ["pcie.0", "pci.0"];
+
+/** Bridges that a device can be behind: no machine nests them deeper. */
+const MAX_BRIDGES = 16;
+
 /** A vfio-user device of a guest. */
 export interface GuestDevice {
   /** Its id; for one without, where it is: `pcie.0-04.0`. For messages and options; unsafe characters are gone. */
@@ -33,6 +39,8 @@ export interface GuestDevice {
   readonly bus: string;
   /** Slot and function on its bus: slot * 8 + function. */
   readonly devfn: number;
+  /** The bridges and root ports that it is behind, by their `devfn`, from the machine's root bus on. */
+  readonly bridges: readonly number[];
   /** Where its server listens, as QEMU was told; null where QEMU does not tell. */
   readonly socket: string | null;
 }
@@ -53,7 +61,7 @@ export interface Guest {
 }
 
 /**
- * Looks at a guest, which goes on. @throws UsageError `QEMU_TOO_OLD`; DirtmapError of {@link Qemu}
+ * Looks at a guest, which goes on. @throws UsageError `QEMU_TOO_OLD`, `TOO_MANY_DEVICES`, `UNKNOWN_BUS`; DirtmapError of {@link Qemu}
  */
 export async function lookAtGuest(qemu: Qemu): Promise<Guest> {
   const version = await qemu.version();
@@ -92,12 +100,13 @@ async function deviceAt(qemu: Qemu, path: string): Promise<GuestDevice> {
   const named = /^\/machine\/peripheral\/(.+)$/.exec(path);
   const place = `${bus.slice(bus.lastIndexOf("/") + 1)}-${(devfn >> 3).toString(16).padStart(2, "0")}.${devfn & 7}`;
   const properties = await qemu.qomList(path);
+  const bridges = await bridgesAbove(qemu, bus);
   const sockets = properties.map(({ name }) => socketIn(name)).filter((socket) => socket !== null);
-  return { name: safeText(named?.[1] ?? place, 200), path, bus, devfn, socket: sockets[0] ?? null };
+  return { name: safeText(named?.[1] ?? place, 200), path, bus, devfn, bridges, socket: sockets[0] ?? null };
 }
 
 /** The bus that a PCI device is on, and where there. @throws DirtmapError `QMP_REFUSED` for an object that is none */
-export async function placeOf(qemu: Qemu, path: string): Promise<{ bus: string; devfn: number }> {
+async function placeOf(qemu: Qemu, path: string): Promise<{ bus: string; devfn: number }> {
   const [bus, devfn] = await Promise.all([
     qemu.qomGet(
       path,
@@ -110,6 +119,36 @@ export async function placeOf(qemu: Qemu, path: string): Promise<{ bus: string; 
     qemu.qomGet(path, "addr", z.int().min(0).max(255)),
   ]);
   return { bus, devfn };
+}
+
+/**
+ * The bridges above a bus, the topmost first. The object of a bus is below that of the bridge that it is behind, or of the host
+ * bridge.
+ * @throws UsageError `UNKNOWN_BUS` for a root bus other than the machine's own, whose number QEMU does not tell
+ */
+async function bridgesAbove(qemu: Qemu, bus: string): Promise<number[]> {
+  const found: number[] = [];
+  for (let path = bus; found.length < MAX_BRIDGES; ) {
+    const owner = path.slice(0, path.lastIndexOf("/"));
+    const place = await placeOf(qemu, owner).catch((error: unknown) => {
+      // A host bridge is on no PCI bus.
+      if (isRefusal(error)) return null;
+      throw error;
+    });
+    const name = path.slice(owner.length + 1);
+    if (place === null && ROOT_BUSES.includes(name)) return found.reverse();
+    if (place === null) throw unknownBus(name);
+    found.push(place.devfn);
+    path = place.bus;
+  }
+  throw unknownBus(bus);
+}
+
+function unknownBus(bus: string): UsageError {
+  return new UsageError(`a vfio-user device is on bus '${safeText(bus, 200)}', whose number can't be found out`, {
+    code: "UNKNOWN_BUS",
+    remedy: "put the device on the machine's own root bus, or behind a bridge or root port there",
+  });
 }
 
 /**

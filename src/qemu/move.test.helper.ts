@@ -1,4 +1,4 @@
-import { receiveBy, type ReceiveResult } from "../migration/destination.js";
+import { type ReceiveResult, receiveBy } from "../migration/destination.js";
 import type { MovedMachine } from "../migration/memory-mover.js";
 import type { MigrationReport } from "../migration/report.js";
 import { type HandoverOptions, migrateBy } from "../migration/source.js";

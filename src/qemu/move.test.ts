@@ -5,10 +5,10 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import type { HandoverOptions } from "../migration/source.js";
 import { Served, told } from "../vfio-user/server/served.test.helper.js";
 import { FakeVm } from "./fake-vm.test.helper.js";
+import { type Moved, type MoveOptions, moveGuest } from "./move.test.helper.js";
 import { Qemu } from "./qmp/qemu.js";
 import { SocketMonitor } from "./qmp/socket-monitor.js";
 import { SourceGuest } from "./source-guest.js";
-import { type Moved, type MoveOptions, moveGuest } from "./move.test.helper.js";
 
 /*
  * A guest that moves from one QEMU to another, which tell what real ones tell, with a device that is really served. What is checked

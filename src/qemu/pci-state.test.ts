@@ -2,7 +2,7 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { ConfigPorts } from "./config-ports.js";
 import { FakePc } from "./fake-pc.test.helper.js";
 import { lookAtGuest } from "./guest.js";
-import { type PciAddress, pciAddressOf } from "./pci-address.js";
+import { type PciAddress, pciAddressesOf } from "./pci-address.js";
 import { type PciState, readPciState, restorePciState } from "./pci-state.js";
 import { Qemu } from "./qmp/qemu.js";
 import { SocketMonitor } from "./qmp/socket-monitor.js";
@@ -11,7 +11,10 @@ import { SocketMonitor } from "./qmp/socket-monitor.js";
  * What QEMU keeps of a device, read at one machine and restored at another, over the ports of a PC.
  */
 
-describe("the PCI state of a device", () => {
+describe.each([
+  { way: "by ports alone", window: null },
+  { way: "with configuration space in memory, too", window: 0x2_e000_0000n },
+])("the PCI state of a device, $way", ({ window }) => {
   let source: FakePc;
   let destination: FakePc;
   const opened = new Map<FakePc, Qemu>();
@@ -20,6 +23,8 @@ describe("the PCI state of a device", () => {
     source = await FakePc.start();
     destination = await FakePc.start();
     source.function.drive();
+    source.window = window;
+    destination.window = window;
   });
 
   afterEach(async () => {
@@ -37,7 +42,7 @@ describe("the PCI state of a device", () => {
 
   async function at(qemu: Qemu): Promise<PciAddress> {
     const { devices } = await lookAtGuest(qemu);
-    return await pciAddressOf(qemu, devices[0]);
+    return (await pciAddressesOf(qemu, devices))[0];
   }
 
   async function read(pc: FakePc): Promise<PciState> {
@@ -114,6 +119,7 @@ describe("the PCI state of a device", () => {
 
   it("is restored without a table for a device that its driver does not use", async () => {
     const idle = await FakePc.start();
+    idle.window = window;
     const saved = await read(idle);
     expect(saved.msixTable).toBeNull();
     await restore(saved);
@@ -139,6 +145,7 @@ describe("the PCI state of a device", () => {
     destination.function.config[0x2c / 4] = 7;
     await expect(restore(saved)).rejects.toMatchObject({ message: expect.stringContaining("0x2c") });
     destination.function.config[0x2c / 4] = 0;
+    destination.function.table.fill(0);
     await expect(restore(saved, { writeClientMemory: async () => {} })).rejects.toMatchObject({
       message: expect.stringContaining("entry 0 of its MSI-X table"),
     });

@@ -54,7 +54,7 @@ export interface TableWriter {
 
 /** Reads a paused machine's device. @throws DirtmapError `NO_FUNCTION` where nothing answers there, `NO_MSIX_TABLE` */
 export async function readPciState(qemu: Qemu, ports: ConfigPorts, at: PciAddress): Promise<PciState> {
-  const config = await ports.read(at, OFFSETS);
+  const config = await ports.readAll(at);
   if (config[ID] === 0xffff_ffff) {
     throw new DirtmapError(`no PCI function answers at ${at.bus}:${at.slot}.${at.function}`, {
       code: "NO_FUNCTION",
@@ -85,7 +85,7 @@ export async function restorePciState(
   { saved, server }: { saved: PciState; server: TableWriter },
 ): Promise<void> {
   const { config } = saved;
-  const found = await ports.read(at, OFFSETS);
+  const found = await ports.readAll(at);
   const capabilities = capabilitiesOf(config);
   checkSameDevice(config, found, capabilities);
   const its = (offset: number): ConfigWrite => ({ offset, value: config[offset / 4] });
@@ -97,7 +97,8 @@ export async function restorePciState(
     .map(its);
   const table = msixTableOf(config);
   await ports.write(at, [
-    ...[...BARS, ROM].map(its),
+    // After a reset they are 0.
+    ...[...BARS, ROM].map(its).filter(({ value }) => value !== 0),
     ...others,
     // The table is written by DMA, and the device is stopped.
     { offset: COMMAND, value: table === null ? command : command | COMMAND_MASTER },

@@ -4,6 +4,7 @@ import type { MovedMachine } from "../migration/memory-mover.js";
 import { checkObstacles, checkStatus, type Guest, lookAtGuest } from "./guest.js";
 import { type ControlledDevice, closeDevices, openDevices, shapeOfGuest } from "./guest-devices.js";
 import { IDLE, statusOf } from "./migration-status.js";
+import { pciAddressesOf } from "./pci-address.js";
 import type { Qemu } from "./qmp/qemu.js";
 
 export interface GuestOptions {
@@ -30,7 +31,7 @@ export class SourceGuest implements MovedMachine, AsyncDisposable {
    * Looks at the guest and reaches its devices. Nothing is changed.
    * @param qemu stays the caller's
    * @throws UsageError for what can't be moved: see {@link lookAtGuest}, {@link checkObstacles} and {@link openDevices};
-   * DirtmapError `WRONG_STATE`
+   * DirtmapError `WRONG_STATE`, `NOT_ENUMERATED`
    */
   static async open(qemu: Qemu, { sockets }: GuestOptions = {}): Promise<SourceGuest> {
     const guest = await lookAtGuest(qemu);
@@ -44,6 +45,7 @@ export class SourceGuest implements MovedMachine, AsyncDisposable {
     }
     await checkStatus(qemu, ["running", "paused"], "start the guest first: only one that runs, or is paused, is moved");
     const { running } = await qemu.status();
+    await pciAddressesOf(qemu, guest.devices);
     const devices = await openDevices(guest.devices, { sockets, side: "source" });
     return new SourceGuest(qemu, { guest, devices, running });
   }

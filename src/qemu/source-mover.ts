@@ -15,7 +15,7 @@ import { type GuestState, writeGuestState } from "./guest-state.js";
 import { DEFAULT_TRACKER, type DeviceShare, DeviceTracking, GRANULE, type GuestTracker } from "./guest-tracking.js";
 import { MigrationSettings, type MigrationTuning, migrationSettings } from "./migration-settings.js";
 import { IDLE, MigrationWatch, statusOf } from "./migration-status.js";
-import { pciAddressOf } from "./pci-address.js";
+import { pciAddressesOf } from "./pci-address.js";
 import { type PciState, readPciState } from "./pci-state.js";
 import type { MigrationInfo } from "./qmp/qemu.js";
 import type { SourceGuest } from "./source-guest.js";
@@ -214,9 +214,11 @@ class QemuMove implements MemoryMove {
     const { qemu, devices, running } = this.#guest;
     return await ConfigPorts.with(qemu, async (ports) => {
       const states = new Map<string, PciState>();
-      for (const { id, place } of devices) {
-        states.set(id, await readPciState(qemu, ports, await pciAddressOf(qemu, place)));
-      }
+      const addresses = await pciAddressesOf(
+        qemu,
+        devices.map(({ place }) => place),
+      );
+      for (const [i, { id }] of devices.entries()) states.set(id, await readPciState(qemu, ports, addresses[i]));
       return { running, devices: states };
     });
   }

@@ -9,10 +9,10 @@ import type { DirtyBitmap } from "../../src/bitmap/dirty-bitmap.js";
 import type { GuestState } from "../../src/qemu/guest-state.js";
 import type { GuestTracker } from "../../src/qemu/guest-tracking.js";
 import { type Moved, type MoveOptions, moveGuest } from "../../src/qemu/move.test.helper.js";
+import type { PciState } from "../../src/qemu/pci-state.js";
 import type { EventStream } from "../../src/qemu/qmp/event-stream.js";
 import { Qemu } from "../../src/qemu/qmp/qemu.js";
 import { SocketMonitor } from "../../src/qemu/qmp/socket-monitor.js";
-import type { PciState } from "../../src/qemu/pci-state.js";
 import type { SourceGuest } from "../../src/qemu/source-guest.js";
 import { findKernel } from "../vm/kernel-image.js";
 import { MissingError } from "../vm/missing.js";
@@ -133,7 +133,11 @@ async function connect(path: string): Promise<Qemu> {
 const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** Moves the guest; with the pause of its vCPUs by QEMU's own clock, from the source's STOP to the destination's RESUME. */
-async function move(from: Place, to: Place, options: Partial<MoveOptions> = {}): Promise<Moved & { pauseMs: number | null }> {
+async function move(
+  from: Place,
+  to: Place,
+  options: Partial<MoveOptions> = {},
+): Promise<Moved & { pauseMs: number | null }> {
   await using source = await connect(from.qmp);
   await using destination = await connect(to.qmp);
   using stopped = source.events();
@@ -214,6 +218,7 @@ describe.skipIf(found instanceof MissingError)("a guest of QEMU that moves with 
       }
       console.log(`${tracker}: pause ${pauseMs} ms, ${JSON.stringify(report)}`);
       await here.guest.ended();
+      await here[Symbol.asyncDispose]();
       here = there;
       await pause(LOAD_MS);
     },
@@ -228,7 +233,8 @@ describe.skipIf(found instanceof MissingError)("a guest of QEMU that moves with 
         if (phase === "stop-copy") cancel.abort(new Error("enough"));
       };
       const handover = { journalDirectory: `${here.qmp}-journals`, signal: cancel.signal, hooks: { beforePhase } };
-      const { report, warnings } = await move(here, await places.add({ engine: true }), { handover });
+      await using there = await places.add({ engine: true });
+      const { report, warnings } = await move(here, there, { handover });
       expect([report.result, report.warnings, warnings]).toEqual(["cancelled", [], []]);
       expect(await here.guest.run("grep -c . /tmp/load0")).toContain("1");
       await pause(LOAD_MS);
@@ -248,6 +254,7 @@ describe.skipIf(found instanceof MissingError)("a guest of QEMU that moves with 
       console.log(stderr, stdout);
       expect(stdout).toMatch(/^completed · downtime /);
       await here.guest.ended();
+      await here[Symbol.asyncDispose]();
       here = there;
     },
     TEST_LIMIT_MS,

@@ -11,7 +11,7 @@ import { QemuMover } from "../../qemu/source-mover.js";
 import { checkStreamSecurity } from "../../qemu/stream-address.js";
 import { temporaryFolder } from "../../sys/temporary-folder.js";
 import { GUEST_TRACKERS, type MigrateInput } from "../commands/migrate.js";
-import { exitCodeOf } from "../exit-codes.js";
+import { EXIT_CODES, exitCodeOf } from "../exit-codes.js";
 import { readEndpoint } from "../input/endpoint.js";
 import { refuseOptions } from "../input/which-go-together.js";
 import { tidyUp } from "../kept/tidy.js";
@@ -81,7 +81,9 @@ export async function run(
     ...askingOperator(interrupts, { json, note }),
   });
   printResult(report, { json, text: (safe: MigrationReport) => reportText(safe) });
-  return exitCodeOf(report);
+  // The two memories are QEMU's, and never compared: `verified` stays null.
+  const isDone = report.result === "completed" && report.error === undefined;
+  return isDone ? EXIT_CODES.done.code : exitCodeOf(report);
 }
 
 /** Where QEMU's stream goes. @throws UsageError `BAD_OPTION` */
