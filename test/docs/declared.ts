@@ -17,6 +17,9 @@ export const NOT_RUN: Readonly<Record<string, string>> = {
   "DIRTMAP_SEEDS=1-1000 npm run test:stress": "runs for hours; a few seeds run with the other tests",
   "npx dirtmap receive --listen tls://0.0.0.0:7700 --tls-folder certs --file":
     "needs a source's disk and a served device; test/machine/granted.test.ts has them",
+  "dirtmap receive --qmp": "needs a QEMU that waits for a guest; test/interop/qemu-move.test.ts has one",
+  "dirtmap migrate --qmp": "needs the guest of a QEMU; test/interop/qemu-move.test.ts has one",
+  "dirtmap device nvme --socket ./nvme2": "serves beside the commands that are not run",
   "npx dirtmap device status ./mlx5": "needs a device that a migration left; device-control.test.ts has one",
   "npx dirtmap device resume ./mlx5": "needs a device that a migration left; device-control.test.ts has one",
 };
