@@ -93,7 +93,6 @@ export class FakePc implements AsyncDisposable {
       "/machine/peripheral/port1 parent_bus": "/machine/q35/pcie.0",
     };
     qemu.answer("query-version", { qemu: { major: 11, minor: 1, micro: 3 }, package: "fake" });
-    qemu.answer("query-uuid", { UUID: "00000000-0000-0000-0000-000000000000" });
     qemu.answer("query-status", { running: true, status: "running" });
     qemu.answer("query-migrate", {});
     qemu.answer("qom-list-types", [{ name: "vfio-user-pci" }]);

@@ -1,7 +1,7 @@
 import { z } from "zod";
 import { DirtmapError, UsageError } from "../errors.js";
 import { safeText } from "../safe-text.js";
-import { isRefusal, type Qemu, type QemuVersion } from "./qmp/qemu.js";
+import { isRefusal, type Qemu } from "./qmp/qemu.js";
 
 /*
  * A guest of QEMU as this project sees it: which vfio-user devices it has, at which sockets they are served, and what keeps it
@@ -53,8 +53,6 @@ export interface Obstacle {
 
 /** What was found out about a guest. */
 export interface Guest {
-  readonly version: QemuVersion;
-  readonly uuid: string;
   readonly devices: readonly GuestDevice[];
   /** Why QEMU itself won't migrate it, and what Dirtmap can't move. */
   readonly obstacles: readonly Obstacle[];
@@ -64,8 +62,7 @@ export interface Guest {
  * Looks at a guest, which goes on. @throws UsageError `QEMU_TOO_OLD`, `TOO_MANY_DEVICES`, `UNKNOWN_BUS`; DirtmapError of {@link Qemu}
  */
 export async function lookAtGuest(qemu: Qemu): Promise<Guest> {
-  const version = await qemu.version();
-  const { major, minor } = version;
+  const { major, minor } = await qemu.version();
   const isOld = major < OLDEST.major || (major === OLDEST.major && minor < OLDEST.minor);
   if (isOld || !(await qemu.hasType(VFIO_USER_PCI))) {
     throw new UsageError(
@@ -91,8 +88,7 @@ export async function lookAtGuest(qemu: Qemu): Promise<Guest> {
     });
   }
   const devices = await Promise.all(ours.map(({ path }) => deviceAt(qemu, path)));
-  const uuid = await qemu.uuid();
-  return { version, uuid, devices, obstacles: await obstaclesOf(qemu, objects) };
+  return { devices, obstacles: await obstaclesOf(qemu, objects) };
 }
 
 async function deviceAt(qemu: Qemu, path: string): Promise<GuestDevice> {

@@ -3,8 +3,9 @@ import { once } from "node:events";
 import { closeSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, symlinkSync } from "node:fs";
 import { connect, type Socket } from "node:net";
 import { join } from "node:path";
+import { findKernel } from "../vm/kernel-image.js";
 import { MissingError } from "../vm/missing.js";
-import type { Qemu } from "../vm/qemu.js";
+import { findQemu, type Qemu } from "../vm/qemu.js";
 
 /*
  * A small guest whose shell the host talks to, for tests of devices that it drives with its own drivers.
@@ -25,6 +26,16 @@ export interface ShellImage {
   readonly qemu: Qemu;
   readonly kernel: string;
   readonly initramfs: string;
+}
+
+/** What a guest with vfio-user devices boots from, but for its archive; the error where something is missing. */
+export function findShellImage(root: string): Omit<ShellImage, "initramfs"> | MissingError {
+  try {
+    return { qemu: findQemu({ needs: [{ device: "vfio-user-pci" }] }), kernel: findKernel(root) };
+  } catch (error) {
+    if (error instanceof MissingError) return error;
+    throw error;
+  }
 }
 
 /**

@@ -14,11 +14,9 @@ import type { EventStream } from "../../src/qemu/qmp/event-stream.js";
 import { Qemu } from "../../src/qemu/qmp/qemu.js";
 import { SocketMonitor } from "../../src/qemu/qmp/socket-monitor.js";
 import type { SourceGuest } from "../../src/qemu/source-guest.js";
-import { findKernel } from "../vm/kernel-image.js";
 import { MissingError } from "../vm/missing.js";
-import { findQemu } from "../vm/qemu.js";
 import { DeviceProgram } from "./device-program.js";
-import { makeShellInitramfs, ShellGuest, type ShellImage } from "./guest-shell.js";
+import { findShellImage, makeShellInitramfs, ShellGuest, type ShellImage } from "./guest-shell.js";
 
 /*
  * A guest of QEMU, with Linux's own nvme driver and a load that knows what each block must hold, is moved from QEMU to QEMU with
@@ -32,16 +30,7 @@ const TEST_LIMIT_MS = 300_000;
 /** How long the load runs before a move and after it. */
 const LOAD_MS = 1500;
 
-function findImage(): Omit<ShellImage, "initramfs"> | MissingError {
-  try {
-    return { qemu: findQemu({ needs: [{ device: "vfio-user-pci" }] }), kernel: findKernel(root) };
-  } catch (error) {
-    if (error instanceof MissingError) return error;
-    throw error;
-  }
-}
-
-const found = findImage();
+const found = findShellImage(root);
 
 if (found instanceof MissingError) {
   test.skipIf(!process.env.CI)(`QEMU 10.1 or later as a client of vfio-user: ${found.message}`, () => {

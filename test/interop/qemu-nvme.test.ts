@@ -18,11 +18,9 @@ import {
   vfio_user_dma_logging_report,
 } from "../../src/uapi/vfio-user.js";
 import { RawClient } from "../../src/vfio-user/raw-client.test.helper.js";
-import { findKernel } from "../vm/kernel-image.js";
 import { MissingError } from "../vm/missing.js";
-import { findQemu } from "../vm/qemu.js";
 import { DeviceProgram } from "./device-program.js";
-import { GUEST_MEMORY_BYTES, makeShellInitramfs, ShellGuest, type ShellImage } from "./guest-shell.js";
+import { findShellImage, GUEST_MEMORY_BYTES, makeShellInitramfs, ShellGuest, type ShellImage } from "./guest-shell.js";
 
 /*
  * An NVMe controller served to QEMU, driven by Linux's own nvme driver, while a second connection tracks its DMA.
@@ -94,16 +92,7 @@ function vfioUser(socket: string, id: string, bus?: string): object {
   return { driver: "vfio-user-pci", id, ...(bus === undefined ? {} : { bus }), socket: { type: "unix", path: socket } };
 }
 
-function findImage(): Omit<ShellImage, "initramfs"> | MissingError {
-  try {
-    return { qemu: findQemu({ needs: [{ device: "vfio-user-pci" }] }), kernel: findKernel(root) };
-  } catch (error) {
-    if (error instanceof MissingError) return error;
-    throw error;
-  }
-}
-
-const found = findImage();
+const found = findShellImage(root);
 
 if (found instanceof MissingError) {
   test.skipIf(!process.env.CI)(`QEMU 10.1 or later as a client of vfio-user: ${found.message}`, () => {

@@ -68,8 +68,4 @@ export class EventStream implements AsyncIterableIterator<QmpEvent>, Disposable 
     this.#takers = [];
     this.#ended();
   }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    this[Symbol.dispose]();
-  }
 }

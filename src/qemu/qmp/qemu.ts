@@ -40,10 +40,6 @@ const migrateSchema = z.looseObject({
   "expected-downtime": count.optional(),
   "setup-time": count.optional(),
   ram: ramSchema.optional(),
-  "socket-address": z
-    .array(z.looseObject({ type: z.string() }))
-    .max(16)
-    .optional(),
 });
 
 const propertySchema = z.looseObject({ name, type: name });
@@ -92,8 +88,6 @@ const busSchema = z.looseObject({ bus: z.int().min(0).max(255), devices: z.array
 const capabilitiesSchema = z.array(z.looseObject({ capability: name, state: z.boolean() })).max(256);
 const parametersSchema = z.record(z.string(), z.unknown());
 
-const memdevSchema = z.array(z.looseObject({ id: name.optional(), size: count, share: z.boolean() })).max(1024);
-
 /** Which QEMU it is. */
 export interface QemuVersion {
   readonly major: number;
@@ -134,10 +128,6 @@ export class Qemu implements AsyncDisposable {
 
   status(): Promise<RunState> {
     return this.#ask("query-status", statusSchema);
-  }
-
-  async uuid(): Promise<string> {
-    return (await this.#ask("query-uuid", z.looseObject({ UUID: z.string().regex(/^[0-9a-f-]{36}$/) }))).UUID;
   }
 
   stop(): Promise<unknown> {
@@ -194,10 +184,6 @@ export class Qemu implements AsyncDisposable {
 
   pci(): Promise<readonly PciBus[]> {
     return this.#ask("query-pci", z.array(busSchema).max(256));
-  }
-
-  memoryBackends(): Promise<z.output<typeof memdevSchema>> {
-    return this.#ask("query-memdev", memdevSchema);
   }
 
   /** Properties of an object, its children among them. */
