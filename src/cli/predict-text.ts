@@ -1,6 +1,7 @@
 import type { Outcome, OwnerPrediction, Prediction, WhatIf } from "../evidence/predict/predict.js";
 import { formatCount, formatMs, formatRate, formatSize } from "../observe/format.js";
 import { table } from "../observe/table.js";
+import { ownerLabel, parseOwner } from "../tracking/owner.js";
 
 /** A prediction for people: the outcome first, then its rounds, then whoever writes. Ends without a newline. */
 export function predictText(prediction: Prediction): string {
@@ -47,7 +48,7 @@ function outcomeWords({ rounds, downtimeMs, movingMs }: Outcome): string {
 
 function ownersTable(owners: readonly OwnerPrediction[]): string[] {
   const rows = owners.map(({ owner, tracker, everything, bytesPerSecond, workingSetBytes, suspended, halved }) => [
-    owner.replace(/^domain:/, ""),
+    ownerLabel(parseOwner(owner)),
     tracker,
     everything ? "-" : formatRate(bytesPerSecond),
     formatSize(workingSetBytes),

@@ -53,12 +53,13 @@ function headerOf(
     scenario,
     host: "emulated",
     startedAt: startedAt.toISOString(),
-    devices: choices.map(({ device, tracker, granule, domain }) => ({
+    devices: choices.map(({ device, tracker, granule, domain, suspend }) => ({
       id: device,
       model: devices.find((described) => described.id === device)?.model ?? "",
       tracker,
       granule,
       domain: domain?.key ?? null,
+      ...(suspend ? { suspended: true } : {}),
     })),
     memoryBytes: memory,
   };

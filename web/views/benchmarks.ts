@@ -1,6 +1,6 @@
 import { type BenchmarkSummary, get } from "../api.js";
 import { type Column, dataTable, emptyState, h, section } from "../dom.js";
-import { formatMs, formatSize } from "../format.js";
+import { formatMs, formatSize } from "../src/observe/format.js";
 import { type Shown, timeOf, type ViewContext } from "./view.js";
 
 /*

@@ -1,10 +1,11 @@
 import { get, type RunSummary } from "../api.js";
-import { type ComparedCondition, compareConditions, NOT_RECORDED } from "../conditions.js";
 import { type Column, dataTable, emptyState, h, section } from "../dom.js";
-import { formatCount, formatMs, formatSize } from "../format.js";
 import { HeatMap } from "../plots/heat-map.js";
 import { LineChart } from "../plots/line-chart.js";
-import { conditionsOf, modelOf, type Owner, type PastRun, type RunModel } from "../run-model.js";
+import { conditionsOf, modelOf, type OwnerState, type PastRun, type RunModel } from "../run-model.js";
+import { type ComparedCondition, compareConditions, NOT_RECORDED } from "../src/observe/conditions.js";
+import { formatCount, formatMs, formatSize } from "../src/observe/format.js";
+import { ownerLabel, parseOwner } from "../src/tracking/owner.js";
 import { badge, type Shown, signed, timeOf, type ViewContext } from "./view.js";
 
 /** Two runs side by side. */
@@ -158,17 +159,29 @@ function leftOverChart(
 }
 
 function devicesTable(models: readonly [RunModel, RunModel], [a, b]: readonly [PastRun, PastRun]): HTMLElement {
-  const keys = [...new Set(models.flatMap((model) => [...model.owners.keys()]))];
-  const rows = keys.map((key) => ({ key, left: models[0].owners.get(key), right: models[1].owners.get(key) }));
-  const of = (owner: Owner | undefined, what: (owner: Owner) => string) => (owner === undefined ? "–" : what(owner));
+  const [left, right] = models.map(({ state }) => new Map(state.owners.map((owner) => [owner.name, owner])));
+  const names = new Set(models.flatMap(({ state }) => state.owners.map(({ name }) => name)));
+  const rows = [...names].map((name) => ({ name, left: left?.get(name), right: right?.get(name) }));
+  const of = (owner: OwnerState | undefined, what: (owner: OwnerState) => string) =>
+    owner === undefined ? "–" : what(owner);
+  const figure = (owner: OwnerState | undefined, what: (total: OwnerState["total"]) => string) =>
+    owner === undefined || owner.total.reads === 0 ? "–" : what(owner.total);
   const columns: Column<(typeof rows)[number]>[] = [
-    { title: "Device", cell: ({ key, left, right }) => (left ?? right)?.label ?? key },
+    { title: "Device", cell: ({ name }) => ownerLabel(parseOwner(name)) },
     { title: `Tracker, ${a.id}`, cell: ({ left }) => of(left, ({ tracker }) => tracker) },
     { title: `Tracker, ${b.id}`, cell: ({ right }) => of(right, ({ tracker }) => tracker) },
-    { title: `Pages, ${a.id}`, numeric: true, cell: ({ left }) => of(left, ({ reported }) => formatCount(reported)) },
-    { title: `Pages, ${b.id}`, numeric: true, cell: ({ right }) => of(right, ({ reported }) => formatCount(reported)) },
-    { title: `Reading, ${a.id}`, numeric: true, cell: ({ left }) => of(left, ({ readMs }) => formatMs(readMs)) },
-    { title: `Reading, ${b.id}`, numeric: true, cell: ({ right }) => of(right, ({ readMs }) => formatMs(readMs)) },
+    {
+      title: `Pages, ${a.id}`,
+      numeric: true,
+      cell: ({ left }) => figure(left, ({ reported }) => formatCount(reported)),
+    },
+    {
+      title: `Pages, ${b.id}`,
+      numeric: true,
+      cell: ({ right }) => figure(right, ({ reported }) => formatCount(reported)),
+    },
+    { title: `Reading, ${a.id}`, numeric: true, cell: ({ left }) => figure(left, ({ readMs }) => formatMs(readMs)) },
+    { title: `Reading, ${b.id}`, numeric: true, cell: ({ right }) => figure(right, ({ readMs }) => formatMs(readMs)) },
   ];
   return dataTable("Devices of both runs", columns, rows);
 }

@@ -1,9 +1,9 @@
 import { get } from "../api.js";
-import { type ConditionRow, conditionRows } from "../conditions.js";
 import { type Column, dataTable, h, section, tile } from "../dom.js";
-import { formatCount, formatMs, formatSize } from "../format.js";
 import { HeatMap } from "../plots/heat-map.js";
 import { conditionsOf, modelOf, type PastRun, type RunModel } from "../run-model.js";
+import { type ConditionRow, conditionRows } from "../src/observe/conditions.js";
+import { formatCount, formatMs, formatSize } from "../src/observe/format.js";
 import { costTable, OwnersTable, RateChart, RoundsChart } from "./parts.js";
 import { badge, type Shown, signed, timeOf, type ViewContext } from "./view.js";
 

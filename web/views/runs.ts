@@ -1,6 +1,6 @@
 import { get, type RunSummary } from "../api.js";
 import { type Column, dataTable, emptyState, h } from "../dom.js";
-import { formatMs } from "../format.js";
+import { formatMs } from "../src/observe/format.js";
 import { badge, type Shown, timeOf, type ViewContext } from "./view.js";
 
 /** Runs of a page of the list. */

@@ -166,22 +166,17 @@ async function run(options: MigrateCommandOptions): Promise<void> {
       remote === undefined ? await startLocalDestination(signal, grantsOf(description), options.journal) : undefined;
     const destination = remote ?? (await readEndpoint(local?.address ?? "", "client", options));
     const downtimeLimitMs = options.downtimeLimit ?? defaults.downtimeLimit;
-    using view = quiet
-      ? undefined
-      : new LiveView({
-          stream: err,
-          color: mayColor(err),
-          devices: choices.map(({ device, tracker }) => ({ id: device, tracker })),
-          downtimeLimitMs,
-        });
-    if (view !== undefined) note = (text) => view.note(text);
-
     const migration = newMigrationId();
     const header = migrationHeader(
       { id: migration, scenario, startedAt: new Date(), downtimeLimitMs },
       description,
       choices,
     );
+    using view = quiet
+      ? undefined
+      : new LiveView({ stream: err, color: mayColor(err), devices: header.devices, downtimeLimitMs });
+    if (view !== undefined) note = (text) => view.note(text);
+
     await using _feed = options.feed ? await publishFeed(header).catch(noted(note)) : undefined;
     // Where nobody listens, the migration counts nothing for it.
     using recorder = store.store === false && options.report === undefined ? undefined : new ReadRecorder();

@@ -39,6 +39,8 @@ export const feedHeaderSchema = z.object({
         granule: count.nullable(),
         /** The devices on its HWPT; null: it has none of its own that tracks. */
         domain: z.string().max(16_384).nullable(),
+        /** It is stopped for the length of the migration; absent: it runs. */
+        suspended: z.boolean().exactOptional(),
       }),
     )
     .max(256),
