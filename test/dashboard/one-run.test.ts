@@ -115,7 +115,7 @@ describe("one migration", () => {
   });
 
   async function sample(name: string): Promise<Map<string, readonly [tracker: string, value: number]>> {
-    const text = await (await fetch(`${rig.url}/metrics`)).text();
+    const text = await (await fetch(`${rig.url}metrics`)).text();
     const samples = parseMetrics(text).find((family) => family.name === name)?.metrics ?? [];
     return new Map(
       samples.map(({ labels = {}, value }) => [String(labels.device), [String(labels.tracker), Number(value)]]),
