@@ -72,10 +72,14 @@ for (const [from, to] of [
   [join(uplot, "dist/uPlot.min.css"), "vendor/uplot.css"],
   [join(uplot, "LICENSE"), "vendor/uplot.LICENSE"],
   // What it shares with the rest lies as it does there; none of these imports anything but another one of them.
-  ...["memory/address", "observe/conditions", "observe/format", "observe/run-state", "tracking/owner"].map((name) => [
-    join(root, `dist/src/${name}.js`),
-    `src/${name}.js`,
-  ]),
+  ...[
+    "memory/address",
+    "migration/report",
+    "observe/conditions",
+    "observe/format",
+    "observe/run-state",
+    "tracking/owner",
+  ].map((name) => [join(root, `dist/src/${name}.js`), `src/${name}.js`]),
 ]) {
   mkdirSync(dirname(join(page, to)), { recursive: true });
   copyFileSync(from, join(page, to));

@@ -1,6 +1,7 @@
-import type { MigrationReport, RoundReport } from "./src/migration/report.js";
-import type { KnownConditions, RunConditions } from "./src/observe/conditions.js";
-import type { FeedEvent, FeedHeader } from "./src/observe/feed/schema.js";
+import type { ReadEvent } from "./src/migration/events.js";
+import type { RoundReport } from "./src/migration/report.js";
+import type { KnownConditions } from "./src/observe/conditions.js";
+import type { FeedEvent, RunHeader } from "./src/observe/feed/schema.js";
 import {
   afterEvent,
   type OwnerReading,
@@ -9,14 +10,14 @@ import {
   type RunState,
   startOfRun,
 } from "./src/observe/run-state.js";
+import type { PastRun } from "./src/observe/server/api-schema.js";
 
 /*
  * A run as the page shows it: its state, as all views have it, and what plots need of the time before. The same for one in
  * progress and for one that is over.
  */
 
-export type { FeedEvent, FeedHeader, MigrationReport, OwnerState, RoundReport };
-export type ReadEvent = Extract<FeedEvent, { type: "read" }>;
+export type { FeedEvent, OwnerState, PastRun, RoundReport, RunHeader };
 
 /** Reads that a live run shows: a minute at ten a second. */
 const MAX_READS = 600;
@@ -34,7 +35,7 @@ export interface ReadColumn {
 
 /** A run as the page shows it. */
 export class RunModel {
-  readonly header: FeedHeader;
+  readonly header: RunHeader;
   readonly rounds: RoundReport[] = [];
   columns: ReadColumn[] = [];
   state: RunState;
@@ -43,7 +44,7 @@ export class RunModel {
   readonly #keep: number;
 
   /** @param keep reads at most, the newest */
-  constructor(header: FeedHeader, keep = MAX_READS) {
+  constructor(header: RunHeader, keep = MAX_READS) {
     this.header = header;
     this.state = startOfRun(header.devices);
     this.#keep = keep;
@@ -80,45 +81,18 @@ export function rateOf({ owners }: ReadColumn, name: string): number {
   return owners.get(name)?.bytesPerSecond ?? 0;
 }
 
-/** A run that is over, as the API gives it. */
-export interface PastRun {
-  readonly id: number;
-  readonly name: string;
-  readonly kind: string;
-  readonly scenario: string;
-  readonly host: string;
-  readonly startedAt: string;
-  readonly result: string;
-  readonly totalMs: number | null;
-  readonly downtimeMs: number | null;
-  readonly header: FeedHeader;
-  readonly report: Partial<MigrationReport> & { readonly predicted?: Predicted | null };
-  readonly reads: readonly ReadEvent[];
-  /** null: kept by a Dirtmap that did not record them. */
-  readonly conditions: RunConditions | null;
-}
-
 /** What is known of a run's conditions: an older Dirtmap kept only what its report says. */
 export function conditionsOf({ conditions, report, header }: PastRun): KnownConditions {
-  const { memoryBytes, downtimeLimitMs } = header;
-  return conditions ?? { design: report.design, memoryBytes, downtimeLimitMs };
-}
-
-/** What was foreseen of a migration before it began. */
-export interface Predicted {
-  readonly converges: boolean;
-  readonly rounds: number;
-  readonly downtimeMs: number | null;
-  /** From the first page sent until the destination runs. */
-  readonly movingMs: number | null;
-  readonly inTheWay: readonly string[];
+  const { memoryBytes, downtimeLimitMs } = header ?? {};
+  return conditions ?? { design: report?.design, memoryBytes, downtimeLimitMs };
 }
 
 /** The model of a run that is over. */
-export function modelOf({ header, report, reads }: PastRun): RunModel {
-  const model = new RunModel(header, Number.POSITIVE_INFINITY);
+export function modelOf({ header, report, reads, ...summary }: PastRun): RunModel {
+  const { name: run, kind, scenario, host, startedAt } = summary;
+  const unknown = { run, kind, scenario, host, startedAt, devices: [], memoryBytes: 0 };
+  const model = new RunModel(header ?? unknown, Number.POSITIVE_INFINITY);
   for (const read of reads) model.add(read);
-  for (const round of report.rounds ?? [])
-    model.add({ type: "round", round: { ...round, byDevice: { ...round.byDevice } } });
+  for (const round of report?.rounds ?? []) model.add({ type: "round", round });
   return model;
 }

@@ -4,7 +4,7 @@ import { type MigrationEvent, migrationEvents, type ReadEvent } from "../migrati
 import { newMigrationId } from "../migration/journal.js";
 import type { MigrationReport } from "../migration/report.js";
 import type { RunConditions } from "../observe/conditions.js";
-import type { FeedHeader } from "../observe/feed/schema.js";
+import type { RunHeader } from "../observe/feed/schema.js";
 import type { TrackerChoice } from "../tracking/choice.js";
 import { openStoreOf, type StoreOption } from "./options.js";
 
@@ -15,9 +15,6 @@ import { openStoreOf, type StoreOption } from "./options.js";
 
 /** Reads that are kept of a run; of a longer one every second, every fourth … */
 const MAX_READS = 2000;
-
-/** How a run's feed and its record in the store describe it. */
-export type RunHeader = Omit<FeedHeader, "schemaVersion">;
 
 /** The header of a migration. */
 export function migrationHeader(

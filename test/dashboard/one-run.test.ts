@@ -2,7 +2,7 @@ import type { Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { migrationHeader } from "../../src/cli/record-run.js";
 import { type MigrationEvent, migrationEvents } from "../../src/migration/events.js";
-import type { FeedHeader } from "../../src/observe/feed/schema.js";
+import type { RunHeader } from "../../src/observe/feed/schema.js";
 import { formatRate } from "../../src/observe/format.js";
 import { LiveView } from "../../src/observe/live-view.js";
 import { parseMetrics } from "../../src/observe/metrics/parse.test.helper.js";
@@ -59,7 +59,7 @@ class Terminal {
 
 describe("one migration", () => {
   let rig: Rig;
-  let header: Omit<FeedHeader, "schemaVersion">;
+  let header: RunHeader;
   let reads = 0;
   const live = new Terminal();
   const top = new Terminal();

@@ -1,17 +1,18 @@
-import { get, type RunSummary } from "../api.js";
+import { get } from "../api.js";
 import { type Column, dataTable, emptyState, h, section } from "../dom.js";
 import { HeatMap } from "../plots/heat-map.js";
 import { LineChart } from "../plots/line-chart.js";
 import { conditionsOf, modelOf, type OwnerState, type PastRun, type RunModel } from "../run-model.js";
 import { type ComparedCondition, compareConditions, NOT_RECORDED } from "../src/observe/conditions.js";
 import { formatCount, formatMs, formatSize } from "../src/observe/format.js";
+import type { PastRunSummary } from "../src/observe/server/api-schema.js";
 import { ownerLabel, parseOwner } from "../src/tracking/owner.js";
 import { badge, type Shown, signed, timeOf, type ViewContext } from "./view.js";
 
 /** Two runs side by side. */
 export async function compareView({ signal, parameters }: ViewContext): Promise<Shown> {
   const [a, b] = parameters;
-  const { runs } = await get<{ runs: RunSummary[] }>("/api/runs?limit=1000", signal);
+  const { runs } = await get<{ runs: PastRunSummary[] }>("/api/runs?limit=1000", signal);
   const content = h("div", {}, h("h1", {}, "Compare two runs"));
   if (runs.length < 2) {
     content.append(
@@ -54,7 +55,7 @@ export async function compareView({ signal, parameters }: ViewContext): Promise<
   return { title: `Runs ${first} and ${second}`, content };
 }
 
-function choice(runs: readonly RunSummary[], first: number, second: number): HTMLElement {
+function choice(runs: readonly PastRunSummary[], first: number, second: number): HTMLElement {
   const select = (name: string, chosen: number) =>
     h(
       "label",
@@ -124,11 +125,11 @@ function figuresTable(left: PastRun, right: PastRun): HTMLElement {
     ["Result", badge(left.result), badge(right.result), ""],
     ["When", timeOf(left.startedAt), timeOf(right.startedAt), ""],
     amount("Downtime", ({ downtimeMs }) => downtimeMs, formatMs),
-    amount("Predicted downtime", ({ report }) => report.predicted?.downtimeMs, formatMs),
+    amount("Predicted downtime", ({ report }) => report?.predicted?.downtimeMs, formatMs),
     amount("Total", ({ totalMs }) => totalMs, formatMs),
-    amount("Sent", ({ report }) => report.bytes, formatSize),
-    amount("Rounds", ({ report }) => report.rounds?.length, formatCount),
-    amount("Reading trackers", ({ report }) => report.devices?.reduce((sum, { readMs }) => sum + readMs, 0), formatMs),
+    amount("Sent", ({ report }) => report?.bytes, formatSize),
+    amount("Rounds", ({ report }) => report?.rounds?.length, formatCount),
+    amount("Reading trackers", ({ report }) => report?.devices?.reduce((sum, { readMs }) => sum + readMs, 0), formatMs),
   ];
   const columns: Column<Row>[] = [
     { title: "Figure", cell: ([name]) => name },

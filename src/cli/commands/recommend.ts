@@ -1,7 +1,7 @@
 import type { Command } from "commander";
 import { DEFAULTS } from "../../defaults.js";
 import { UsageError } from "../../errors.js";
-import type { Recommendation } from "../../evidence/recommend/recommendation.js";
+import type { Recommendation } from "../../evidence/recommend/result.js";
 import type { TrackerBenchmark } from "../../evidence/trackers/result.js";
 import { safeStrings } from "../../safe-text.js";
 import { POLICY_ORDERS } from "../../scenario/choices.js";

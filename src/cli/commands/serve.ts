@@ -1,8 +1,6 @@
 import { fileURLToPath } from "node:url";
 import type { Command } from "commander";
 import { DEFAULTS } from "../../defaults.js";
-import type { Store } from "../../evidence/store/store.js";
-import type { EvidenceSource } from "../../observe/server/evidence-source.js";
 import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
 import { addStoreOption, openStoreOf, type StoreOption } from "../options.js";
 import { note, printResult, runCommand } from "../output.js";
@@ -53,19 +51,18 @@ async function run(options: ServeOptions): Promise<void> {
     // One that can't be used is told of now, not at the first request.
     (await openStoreOf(options))?.[Symbol.dispose]();
 
-    const [{ serveDashboard }, { defaultFeedFolder }, { openStore }] = await Promise.all([
+    const [{ serveDashboard }, { defaultFeedFolder }, { openStore }, { evidenceIn }] = await Promise.all([
       import("../../observe/server/server.js"),
       import("../../observe/feed/folder.js"),
       import("../../evidence/store/store.js"),
+      import("../dashboard-evidence.js"),
     ]);
     const { store } = options;
     const evidence = evidenceIn(() => openStore(store === false ? undefined : store, { waitMs: STORE_WAIT_MS }));
-    const recommend = await recommender(evidence);
     await using server = await serveDashboard({
       address,
       token,
       evidence,
-      recommend,
       feedFolder: defaultFeedFolder(),
       page: fileURLToPath(new URL("../../../web", import.meta.url)),
       note,
@@ -75,33 +72,4 @@ async function run(options: ServeOptions): Promise<void> {
     await new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
     return EXIT_CODES.done.code;
   });
-}
-
-/** The store as the dashboard reads it: opened for each answer, so that runs can be kept meanwhile. */
-export function evidenceIn(open: () => Store): EvidenceSource {
-  const reading = <T>(read: (store: Store) => T): T => {
-    using store = open();
-    return read(store);
-  };
-  return {
-    runs: (query) => reading((store) => store.runs(query)),
-    run: (id) => reading((store) => store.run(id)),
-    benchmarks: (query) => reading((store) => store.benchmarks(query)),
-    benchmark: (id) => reading((store) => store.benchmark(id)),
-  };
-}
-
-/** What `dirtmap recommend` says of the newest benchmark of trackers, for a common link; null: there is no benchmark. */
-async function recommender(evidence: EvidenceSource): Promise<() => object | null> {
-  const [{ recommendationOf }, { checkBenchmark }, { linkOf }] = await Promise.all([
-    import("../../evidence/recommend/recommendation.js"),
-    import("../../evidence/trackers/file.js"),
-    import("../bench/link.js"),
-  ]);
-  return () => {
-    const [newest] = evidence.benchmarks({ kind: "trackers", limit: 1 });
-    if (newest === undefined) return null;
-    const benchmark = checkBenchmark(evidence.benchmark(newest.id).result, `benchmark ${newest.id} of the store`);
-    return recommendationOf(benchmark, linkOf({}, {}), DEFAULTS.policy);
-  };
 }
