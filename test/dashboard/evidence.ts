@@ -1,6 +1,8 @@
 import { fakeBenchmark, fakeDevice } from "../../src/evidence/recommend/fake-benchmark.test.helper.js";
 import type { NewBenchmark, NewRun } from "../../src/evidence/store/store.js";
 import type { MigrationEvent, ReadEvent } from "../../src/migration/events.js";
+import { fakeReport } from "../../src/migration/fake-report.test.helper.js";
+import type { MigrationReport } from "../../src/migration/report.js";
 import type { RunConditions } from "../../src/observe/conditions.js";
 import { CONDITIONS } from "../../src/observe/conditions.test.helper.js";
 import type { RunHeader } from "../../src/observe/feed/schema.js";
@@ -89,7 +91,7 @@ export function pastRun(
   name: string,
   more: {
     scenario?: string;
-    result?: string;
+    result?: MigrationReport["result"];
     rounds?: number;
     downtimeMs?: number | null;
     conditions?: Partial<RunConditions>;
@@ -106,8 +108,7 @@ export function pastRun(
     startedAt: "2026-01-02T03:04:05.000Z",
     result,
     header: header(name, 4, scenario),
-    report: {
-      schemaVersion: 1,
+    report: fakeReport({
       migration: name,
       result,
       verified: result === "completed",
@@ -125,10 +126,10 @@ export function pastRun(
         { phase: "auditing", ms: 575 },
       ],
       rounds: events.flatMap((event) => (event.type === "round" ? [event.round] : [])),
-      devices: ["mlx5", "nic", "blk", "vgpu"].map((model, i) => ({
+      devices: (["device", "iommu", "iommu", "pinned"] as const).map((tracker, i) => ({
         id: `dev${i}`,
-        model,
-        tracker: ["device", "iommu", "iommu", "pinned"][i],
+        model: ["mlx5", "nic", "blk", "vgpu"][i],
+        tracker,
         granule: 4096,
         reason: "iommu-first: the iommu_domain is asked first, and has dirty bits in its page table (amd)",
         alternatives: [],
@@ -137,16 +138,12 @@ export function pastRun(
         readMs: 5 + i,
         suspendedMs: 0,
       })),
-      design: "split",
-      policy: "iommu-first",
-      memory: null,
-      destination: null,
       predicted: { converges: true, rounds: 5, downtimeMs: 66, movingMs: 1100, inTheWay: [], observedMs: 500 },
       warnings: result === "completed" ? [] : ["the log of dev0 can be read only once it is stopped"],
       ...(result === "completed"
         ? {}
         : { error: { code: "CANCELLED", message: "the migration was cancelled; the source goes on running" } }),
-    },
+    }),
     reads,
     conditions: { ...CONDITIONS, ...more.conditions },
   };

@@ -4,7 +4,7 @@ import { connect, createServer } from "node:net";
 import { setTimeout } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { evidenceIn } from "../../src/cli/dashboard-evidence.js";
-import { openStore } from "../../src/evidence/store/store.js";
+import { type NewRun, openStore } from "../../src/evidence/store/store.js";
 import { publish } from "../../src/migration/events.js";
 import { CONDITIONS } from "../../src/observe/conditions.test.helper.js";
 import { parseMetrics } from "../../src/observe/metrics/parse.test.helper.js";
@@ -116,21 +116,17 @@ describe("the API", () => {
 
   it("gives what an older Dirtmap kept as far as it goes, and null for what has another form", async () => {
     await using old = await Rig.start();
-    const { memory, predicted, ...less } = pastRun("past0001").report as Record<string, unknown>;
-    const [older, alien] = old.keep(
-      { ...pastRun("past0001"), report: less },
-      {
-        ...pastRun("past0002"),
-        header: { run: 5 },
-        report: { rounds: "many" },
-        reads: [{ heat: "all" }],
-        conditions: {},
-      },
+    const { memory, predicted, ...less } = pastRun("past0001").report;
+    const alien = { header: { run: 5 }, report: { rounds: "many" }, reads: [{ heat: "all" }], conditions: {} };
+    const anothers = alien as unknown as Partial<NewRun>;
+    const [older, other] = old.keep(
+      { ...pastRun("past0001"), report: less as never },
+      { ...pastRun("past0002"), ...anothers },
     );
-    const benchmark = old.keepBenchmark({ ...BENCHMARK, machine: {}, result: { kind: "trackers" } });
+    const benchmark = old.keepBenchmark({ ...BENCHMARK, machine: {} as never, result: { kind: "trackers" } as never });
     const ask = async (path: string) => (await fetch(new URL(path, old.url))).json();
     expect(await ask(`/api/runs/${older}`)).toMatchObject({ run: { report: less } });
-    expect(await ask(`/api/runs/${alien}`)).toMatchObject({
+    expect(await ask(`/api/runs/${other}`)).toMatchObject({
       run: { name: "past0002", header: null, report: null, reads: [], conditions: null },
     });
     expect(await ask(`/api/benchmarks/${benchmark}`)).toMatchObject({ benchmark: { machine: null, result: null } });
