@@ -39,7 +39,8 @@ export function blockLines(state: RunState, downtimeLimitMs: number, columns: nu
   const head: string[] = [state.phase ?? "connecting"];
   if (state.round !== null) head.push(`round ${state.round}`);
   if (state.remainingBytes !== null) head.push(`remaining ${formatSize(state.remainingBytes)}`);
-  if (state.bytesPerSecond > 0) head.push(`throughput ${formatRate(state.bytesPerSecond)}`);
+  const { bytesPerSecond } = state;
+  if (bytesPerSecond !== null && bytesPerSecond > 0) head.push(`throughput ${formatRate(bytesPerSecond)}`);
   const all = ownersRead(state).reduce((sum, { last }) => sum + last.bytesPerSecond, 0);
   const rows = state.owners.map(({ owner, tracker, last }) => {
     if (last === null) return [ownerLabel(owner), tracker, "-", "", ""];

@@ -60,7 +60,8 @@ export interface RunState {
   /** In this round. */
   readonly sentBytes: number;
   readonly remainingBytes: number | null;
-  readonly bytesPerSecond: number;
+  /** Sent; null, as of the next: not known yet. */
+  readonly bytesPerSecond: number | null;
   readonly expectedDowntimeMs: number | null;
   /** Milliseconds from the run's beginning to its newest event. */
   readonly atMs: number;
@@ -81,7 +82,7 @@ export function startOfRun(devices: readonly RunDevice[]): RunState {
     round: null,
     sentBytes: 0,
     remainingBytes: null,
-    bytesPerSecond: 0,
+    bytesPerSecond: null,
     expectedDowntimeMs: null,
     atMs: 0,
     elapsedMs: 0,

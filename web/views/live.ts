@@ -99,7 +99,7 @@ class RunFigures {
     setText(this.phase, phase);
     setText(this.#round, round === null ? "–" : String(round));
     setText(this.#remaining, remainingBytes === null ? "–" : formatSize(remainingBytes));
-    setText(this.#throughput, bytesPerSecond === 0 ? "–" : formatRate(bytesPerSecond));
+    setText(this.#throughput, bytesPerSecond === null ? "–" : formatRate(bytesPerSecond));
     setText(this.#downtime, expectedDowntimeMs === null ? "–" : formatMs(expectedDowntimeMs));
     setText(this.#limit, header.downtimeLimitMs === undefined ? "" : `limit ${formatMs(header.downtimeLimitMs)}`);
     const all = sentBytes + (remainingBytes ?? 0);

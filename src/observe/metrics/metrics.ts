@@ -119,7 +119,7 @@ export class RunMetrics {
     const { round, remainingBytes, bytesPerSecond, expectedDowntimeMs } = state;
     if (round !== null) this.#round.set({ scenario }, round);
     if (remainingBytes !== null) this.#remaining.set({ scenario }, remainingBytes);
-    if (bytesPerSecond > 0) this.#throughput.set({ scenario }, bytesPerSecond);
+    if (bytesPerSecond !== null) this.#throughput.set({ scenario }, bytesPerSecond);
     if (expectedDowntimeMs !== null) this.#expected.set({ scenario }, expectedDowntimeMs / 1000);
   }
 
