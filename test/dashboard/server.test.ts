@@ -117,7 +117,12 @@ describe("the API", () => {
   it("gives what an older Dirtmap kept as far as it goes, and null for what has another form", async () => {
     await using old = await Rig.start();
     const { memory, predicted, ...less } = pastRun("past0001").report;
-    const alien = { header: { run: 5 }, report: { rounds: "many" }, reads: [{ heat: "all" }], conditions: {} };
+    const alien = {
+      header: { run: 5 },
+      report: { totalMs: 1, downtimeMs: null, rounds: "many" },
+      reads: [{ heat: "all" }],
+      conditions: {},
+    };
     const anothers = alien as unknown as Partial<NewRun>;
     const [older, other] = old.keep(
       { ...pastRun("past0001"), report: less as never },

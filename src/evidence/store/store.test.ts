@@ -154,7 +154,7 @@ describe("a store that several use", () => {
       const store = openStore(path);
       const run = ${JSON.stringify(RUN)};
       for (;;) {
-        const id = store.saveRun({ ...run, report: { ballast: "x".repeat(6e6), end: "whole" } });
+        const id = store.saveRun({ ...run, report: { ...run.report, ballast: "x".repeat(6e6), end: "whole" } });
         process.stdout.write(id + " ");
       }`;
     for (const killAfter of [1, 2, 4]) {
@@ -200,8 +200,8 @@ describe("a file that is no store of this version", () => {
     {
       using store = openStore(path);
       expect(store.runs()).toMatchObject([{ id: 1, name: "0123abcd", totalMs: 12.5, downtimeMs: null }]);
-      const { conditions: _, ...kept } = RUN;
-      expect(store.run(1)).toMatchObject({ header: kept.header, report: kept.report, conditions: null });
+      const report = { totalMs: 12.5, downtimeMs: null, rounds: [] };
+      expect(store.run(1)).toMatchObject({ header: RUN.header, report, conditions: null });
       expect(store.benchmark(1)).toMatchObject({ kind: "trackers", machine: { cpu: "one" } });
       expect(store.saveRun(RUN)).toBe(2);
     }
