@@ -1,5 +1,5 @@
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { parse } from "yaml";
@@ -8,10 +8,10 @@ import { feedEventSchema, feedHeaderSchema } from "../../src/observe/feed/schema
 import { parseScenario } from "../../src/scenario/scenario.js";
 import { VfioUserHost } from "../../src/vfio-user/client/host.js";
 import { serveDevice } from "../../src/vfio-user/server/server.js";
-import { blocksOf, commandsInText, commandsOf, type DocBlock, documents, ROOT } from "./blocks.js";
-import { FREE_LINES, MEASURES, NOT_RUN, SAID_SINCE_SUBSTITUTED, SUBSTITUTIONS } from "./declared.js";
+import { anchorsOf, blocksOf, commandsInText, commandsOf, type DocBlock, documents, linksOf, ROOT } from "./blocks.js";
+import { IN_A_GUEST, NOT_RUN, SUBSTITUTIONS } from "./declared.js";
 import { Session } from "./session.js";
-import { shapeOf } from "./shape.js";
+import { expectForm, transcriptsOf } from "./transcript.js";
 
 /*
  * The documents do what they say: every command in them runs, every scenario loads, every program compiles and runs, and
@@ -36,6 +36,16 @@ afterAll(() => session[Symbol.asyncDispose]());
 it("each block says what it is", () => {
   const known = ["sh", "console", "yaml", "json", "ts", "text"];
   expect(blocks.filter(({ language }) => !known.includes(language)).map(named)).toEqual([]);
+});
+
+describe("each link leads to a file, and to a heading of it:", () => {
+  it.each(documents())("%s", (file) => {
+    const broken = linksOf(file).filter(({ path, heading }) => {
+      if (!existsSync(join(ROOT, path))) return true;
+      return heading !== undefined && path.endsWith(".md") && !anchorsOf(path).includes(heading);
+    });
+    expect(broken).toEqual([]);
+  });
 });
 
 describe("each command runs:", () => {
@@ -108,19 +118,10 @@ describe("each option that a document names is one of its command:", () => {
 
 describe("each output has the form of today's:", () => {
   for (const block of inLanguage("console")) {
-    for (const part of block.text.split(/^\$ /m).slice(1)) {
-      const [command] = part.split("\n", 1);
+    for (const transcript of transcriptsOf(block.text).filter(({ command }) => !IN_A_GUEST.test(command))) {
+      const { command } = transcript;
       it(`${named(block)}: ${command}`, { timeout: 300_000 }, async () => {
-        const look = { free: FREE_LINES, rowCells: MEASURES.test(command) ? 2 : Number.POSITIVE_INFINITY };
-        const written = shapeOf(part.slice(command.length).replace(SAID_SINCE_SUBSTITUTED, ""), look);
-        const shown = shapeOf((await session.run(command)).replace(SAID_SINCE_SUBSTITUTED, ""), look);
-        if (!written.includes("…")) expect(shown).toEqual(written);
-        let from = 0;
-        for (const line of written.filter((each) => each !== "…")) {
-          const found = shown.indexOf(line, from);
-          expect(found, `${line}\nis not in, or not in this order in\n${shown.join("\n")}`).toBeGreaterThanOrEqual(0);
-          from = found;
-        }
+        expectForm(await session.run(command), transcript);
       });
     }
   }
