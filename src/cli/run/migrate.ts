@@ -56,22 +56,17 @@ export const run: Run<MigrateInput> = async (input, { signal, interrupts }) => {
     remote === undefined ? await startLocalDestination(signal, grantsOf(description), input.journal) : undefined;
   const destination = remote ?? (await readEndpoint(local?.ready ?? "", "client", input));
   const downtimeLimitMs = settings.downtimeLimit;
-  using view = quiet
-    ? undefined
-    : new LiveView({
-        stream: err,
-        color: mayColor(err),
-        devices: choices.map(({ device, tracker }) => ({ id: device, tracker })),
-        downtimeLimitMs,
-      });
-  if (view !== undefined) note = (text) => view.note(text);
-
   const migration = newMigrationId();
   const header = migrationHeader(
     { id: migration, scenario, startedAt: new Date(), downtimeLimitMs },
     description,
     choices,
   );
+  using view = quiet
+    ? undefined
+    : new LiveView({ stream: err, color: mayColor(err), devices: header.devices, downtimeLimitMs });
+  if (view !== undefined) note = (text) => view.note(text);
+
   await using _feed = input.feed ? await publishFeed(header).catch(noted(note)) : undefined;
   // Where nobody listens, the migration counts nothing for it.
   using recorder = store.store === false && input.report === undefined ? undefined : new ReadRecorder();

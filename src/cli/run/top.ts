@@ -49,7 +49,7 @@ async function showFeed(options: TopInput, signal: AbortSignal): Promise<void> {
   for await (const event of feed) {
     view.show(event);
     // What was told before comes at once; the view is of now only after a while.
-    if (options.once === true && view.state.reads > 0 && performance.now() - startedAt >= options.interval) break;
+    if (options.once === true && view.state.run.reads > 0 && performance.now() - startedAt >= options.interval) break;
   }
   view.finish();
 }

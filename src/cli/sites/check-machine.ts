@@ -1,6 +1,6 @@
 import { UsageError } from "../../errors.js";
-import type { Recommendation } from "../../evidence/recommend/recommendation.js";
 import { measuredChoices } from "../../evidence/recommend/recommendation.js";
+import type { Recommendation } from "../../evidence/recommend/result.js";
 import { scenarioNames } from "../../scenario/scenario.js";
 import type { DeviceCapabilities } from "../../tracking/capabilities.js";
 import { DEFAULT_POLICY } from "../../tracking/choice.js";
