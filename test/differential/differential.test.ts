@@ -11,15 +11,16 @@ import { type Rig, Side } from "./side.js";
  * there is nothing to find, and with itself made wrong, to see that it finds that.
  */
 
-const mocks = { default: new EmulatedMock(DEFAULT_KIND), huge: new EmulatedMock(HUGE_KIND) };
-afterAll(() => Promise.all(Object.values(mocks).map((mock) => mock[Symbol.asyncDispose]())));
+/** One for each side: a port is one device's. */
+const mocks = [DEFAULT_KIND, HUGE_KIND].flatMap((kind) => [new EmulatedMock(kind), new EmulatedMock(kind)]);
+afterAll(() => Promise.all(mocks.map((mock) => mock[Symbol.asyncDispose]())));
 
 /** The same host twice, the second with something different. */
 function against(mutate: (rig: Rig) => Rig): MakeSides {
-  return async (kind) => [
-    new Side(unadjusted(mocks[kind.name].open())),
-    new Side(mutate(unadjusted(mocks[kind.name].open()))),
-  ];
+  return async (kind) => {
+    const [one, other] = mocks.filter((mock) => mock.kind === kind).map((mock) => unadjusted(mock.open()));
+    return [new Side(one), new Side(mutate(other))];
+  };
 }
 
 async function find(make: MakeSides, kind: MockKind, sequences: number) {

@@ -1,14 +1,14 @@
 import { DirtyBitmap } from "../../src/bitmap/dirty-bitmap.js";
 import { IommuDmaPort } from "../../src/emulated/iommu/dma-port.js";
 import type { EmulatedDomain } from "../../src/emulated/iommu/domain.js";
-import type { IommuDomain, Port, SystemIommu } from "../../src/emulated/iommu/iommu.js";
 import { P2pMatrix } from "../../src/emulated/iommu/p2p-matrix.js";
 import { PortCounters } from "../../src/emulated/iommu/port-counters.js";
 import { EmulatedSystemIommu } from "../../src/emulated/iommu/system-iommu.js";
-import { EmulatedIommufd } from "../../src/emulated/iommufd/iommufd.js";
-import { CPU_PAGES } from "../../src/emulated/iommufd/iova-allocator.js";
+import { EmulatedIommufd } from "../../src/emulated/iommufd.js";
 import { PhysicalMemory } from "../../src/emulated/physical-memory.js";
 import type { ObjectId } from "../../src/host/host.js";
+import { CPU_PAGES } from "../../src/iommufd/iova-allocator.js";
+import type { DomainMapping, IommuDomain, Port, SystemIommu } from "../../src/iommufd/system-iommu.js";
 import { GiB, iovaOf, MiB, PAGE_SIZE, pageOf, TiB } from "../../src/memory/address.js";
 import { type Arena, createArena } from "../../src/memory/arena.js";
 import { InFlight } from "../../src/memory/in-flight.js";
@@ -50,6 +50,7 @@ export class EmulatedMock implements AsyncDisposable {
       dirtyTracking: true,
       ports: DEVICES + 1,
       inFlight: this.inFlight,
+      physical: this.physical,
       tableBytes: 32 * MiB,
       reading: "here",
       aperture: { first: pageOf(this.units.in(kind.first)), last: pageOf(this.units.lastIn(kind.last)) },
@@ -57,7 +58,6 @@ export class EmulatedMock implements AsyncDisposable {
       ...(kind.leafSizes === null ? {} : { leafSizes: kind.leafSizes.map((size) => this.units.bytesIn(size)) }),
     });
     const wiring = this.iommu.wiring(WRITER, {
-      physical: this.physical,
       p2p: P2pMatrix.allocate(DEVICES + 1),
       counters: PortCounters.allocate(),
       iotlb: 16,
@@ -249,6 +249,9 @@ class DeviceIommu implements SystemIommu {
   }
 
   allocDomain(options: { dirtyTracking: boolean }): MockDomain {
+    if (options.dirtyTracking && !this.dirtyTracking) {
+      throw new UapiError("EOPNOTSUPP", { syscall: "alloc", attempted: "make a domain for an IOMMU that can't track" });
+    }
     const domain = new MockDomain(this.#inner.allocDomain(options), this.#cpuPage);
     this.#made(domain);
     return domain;
@@ -285,14 +288,13 @@ class MockDomain implements IommuDomain {
     return this.inner.ports;
   }
 
-  map(args: Parameters<IommuDomain["map"]>[0]): void {
-    const step = this.#cpuPage / PAGE_SIZE;
-    if (args.hugePages || step === 1) {
-      this.inner.map(args);
-      return;
-    }
-    for (let i = 0; i < args.pages; i += step) {
-      this.inner.map({ ...args, page: args.page + i, frame: args.frame + i, pages: step, hugePages: true });
+  async map(mapping: DomainMapping): Promise<void> {
+    const length = this.#cpuPage;
+    if (mapping.hugePages || length === PAGE_SIZE) return this.inner.map(mapping);
+    const { page, memory, ...rest } = mapping;
+    for (let done = 0; done < memory.length; done += length) {
+      const piece = { arena: memory.arena, offset: memory.offset + done, length };
+      await this.inner.map({ ...rest, page: page + done / PAGE_SIZE, memory: piece, hugePages: true });
     }
   }
 

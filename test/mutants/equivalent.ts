@@ -14,7 +14,7 @@ export const EQUIVALENT: Readonly<Record<string, string>> = {
   // Logs of devices and mdevs.
   "devices/dma-log:f35c5d8ef4":
     "Unless the bitmap begins at 0, the bit isn't where it should be, and the log takes the way through a bitmap of its own: only slower.",
-  "emulated/iommufd/pin-log:ff2a577b5a": "Runs are merged more often than they need to be: only slower.",
+  "iommufd/pin-log:ff2a577b5a": "Runs are merged more often than they need to be: only slower.",
   "vfio-user/client/written-pages:24e23c4ccf": "Clean words are looked at bit by bit: only slower.",
   "vfio-user/client/written-pages:c69d6d2f7e": "Clean words but the first are looked at bit by bit: only slower.",
   "vfio-user/client/written-pages:ece8e75d5f": "Clean words are looked at bit by bit: only slower.",

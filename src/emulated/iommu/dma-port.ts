@@ -1,6 +1,7 @@
 import type { DmaLog } from "../../devices/dma-log.js";
 import type { DmaFault, DmaPort } from "../../devices/model.js";
 import type { IommuFormatName } from "../../host/description.js";
+import type { Port } from "../../iommufd/system-iommu.js";
 import { PAGE_SIZE, type PageNumber } from "../../memory/address.js";
 import { openArena } from "../../memory/arena.js";
 import { Copier } from "../../memory/copier.js";
@@ -9,7 +10,6 @@ import { type PhysicalArena, PhysicalMemory } from "../physical-memory.js";
 import { EventLog } from "./event-log.js";
 import { type PageTableFormat, READ, WRITE } from "./format.js";
 import { FORMATS } from "./formats.js";
-import type { Port } from "./iommu.js";
 import { P2pMatrix } from "./p2p-matrix.js";
 import { PortCounters } from "./port-counters.js";
 import { Walker } from "./walker.js";
