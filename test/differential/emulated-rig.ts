@@ -16,6 +16,7 @@ import { UapiError } from "../../src/uapi/errno.js";
 import { type Leaf, linuxMarks, setMarks } from "./linux-marks.js";
 import { MEMORY_BYTES, type MockKind } from "./mock-kind.js";
 import type { Rig } from "./side.js";
+import { SoftwareRig } from "./software-rig.js";
 import { larger, Units } from "./units.js";
 
 /** Devices that a sequence can have at once, and the port whose writes stand for theirs. */
@@ -75,66 +76,34 @@ export class EmulatedMock implements AsyncDisposable {
 }
 
 /** One iommufd of an {@link EmulatedMock}, and the devices that are bound to it. */
-class EmulatedRig implements Rig {
+class EmulatedRig extends SoftwareRig<MockDomain> {
   readonly iommufd: EmulatedIommufd;
   readonly units: Units;
   readonly memory: Rig["memory"];
-  readonly ioPage = PAGE_SIZE;
   readonly #mock: EmulatedMock;
   readonly #tracking: DeviceIommu;
   readonly #plain: DeviceIommu;
-  /** The domains of HWPTs, by id. */
-  readonly #domains = new Map<ObjectId, MockDomain>();
-  readonly #ports = new Map<ObjectId, Port>();
-  #made: MockDomain | null = null;
 
   constructor(mock: EmulatedMock) {
+    super(DEVICES);
     const { physical, inFlight, units } = mock;
     this.#mock = mock;
     this.units = units;
     const cpuPages = { size: units.in(CPU_PAGES.size), huge: units.in(CPU_PAGES.huge) };
     this.iommufd = new EmulatedIommufd({ physical, inFlight, cpuPages });
     this.memory = { arena: mock.ram, offset: 0, length: mock.ram.bytes };
-    const made = (domain: MockDomain) => {
-      this.#made = domain;
-    };
+    const made = (domain: MockDomain) => this.made(domain);
     this.#tracking = new DeviceIommu(mock.iommu, true, Number(cpuPages.size), made);
     this.#plain = new DeviceIommu(mock.iommu, false, Number(cpuPages.size), made);
   }
 
-  async addDevice(pt: ObjectId, dirtyTracking: boolean): Promise<{ device: ObjectId; hwpt: ObjectId }> {
-    const used = new Set(this.#ports.values());
-    let port = 0;
-    while (used.has(port)) port++;
-    if (port >= DEVICES) throw new Error(`a sequence has up to ${DEVICES} devices`);
-    const iommu = dirtyTracking ? this.#tracking : this.#plain;
-    const device = await this.iommufd.bindDevice({ port, iommu, mdev: null });
-    try {
-      const hwpt = await this.#making(() => this.iommufd.attachDevice(device, pt));
-      this.#ports.set(device, port);
-      return { device, hwpt };
-    } catch (error) {
-      await this.iommufd.unbindDevice(device);
-      throw error;
-    }
-  }
-
-  replace(device: ObjectId, pt: ObjectId): Promise<ObjectId> {
-    return this.#making(() => this.iommufd.attachDevice(device, pt));
-  }
-
-  async removeDevice(device: ObjectId): Promise<void> {
-    await this.iommufd.unbindDevice(device);
-    this.#ports.delete(device);
-  }
-
-  allocHwpt({ device, ioas, dirtyTracking }: Parameters<Rig["allocHwpt"]>[0]): Promise<ObjectId> {
-    return this.#making(() => this.iommufd.allocHwpt({ device, ioas, dirtyTracking }));
+  protected iommuOf(dirtyTracking: boolean): SystemIommu {
+    return dirtyTracking ? this.#tracking : this.#plain;
   }
 
   async mark(hwpt: ObjectId, granules: DirtyBitmap): Promise<void> {
     const call = { syscall: "DMA", attempted: `write through HWPT ${hwpt}` };
-    const domain = this.#domains.get(hwpt);
+    const domain = this.domains.get(hwpt);
     if (domain === undefined || domain.disposed) throw new UapiError("ENOENT", call);
     const { iommu, writer } = this.#mock;
     await iommu.attach(WRITER, domain.inner);
@@ -187,15 +156,10 @@ class EmulatedRig implements Rig {
     return linuxMarks(leaf, read, leaf.size < second ? this.units.in(KERNEL_ENTRY) : second);
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
-    for (const device of [...this.#ports.keys()]) await this.removeDevice(device);
-    await this.iommufd[Symbol.asyncDispose]();
-  }
-
   /** The dirty leaves in a range, up to the first hole; none where such a range can't be read. */
   async #dirtyLeaves(hwpt: ObjectId, { iova, length }: { iova: bigint; length: bigint }): Promise<Leaf[]> {
     const leaves: Leaf[] = [];
-    const known = this.#domains.get(hwpt);
+    const known = this.domains.get(hwpt);
     if (known === undefined || known.disposed || !known.dirtyTracking) return leaves;
     if (length <= 0n || length > BigInt(GiB) || iova > BigInt(64 * TiB)) return leaves;
     const domain = known.inner;
@@ -215,14 +179,6 @@ class EmulatedRig implements Rig {
       leaves.push({ start: iovaOf(page) - (iovaOf(page) % size), size });
     }
     return leaves;
-  }
-
-  /** Notes which HWPT a domain that is made meanwhile belongs to. */
-  async #making(work: () => Promise<ObjectId>): Promise<ObjectId> {
-    this.#made = null;
-    const id = await work();
-    if (this.#made !== null) this.#domains.set(id, this.#made);
-    return id;
   }
 }
 
