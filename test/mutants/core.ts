@@ -63,7 +63,13 @@ export const CORE: readonly Part[] = [
   },
   {
     name: "page tables and their dirty bits",
-    files: ["emulated/iommu/scan", "emulated/iommu/walker", "emulated/iommu/domain", "emulated/iommu/dma-port"],
+    files: [
+      "emulated/iommu/scan",
+      "emulated/iommu/walker",
+      "emulated/iommu/domain",
+      "emulated/iommu/dma-port",
+      "emulated/iommu/iotlb",
+    ],
     stages: [
       ["src/emulated/iommu/system-iommu"],
       ["src/emulated/iommu/page-table", "src/emulated/iommu/drain"],

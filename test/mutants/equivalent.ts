@@ -24,7 +24,7 @@ export const EQUIVALENT: Readonly<Record<string, string>> = {
   "emulated/iommu/scan:06c1762cfc": "An entry that isn't sized has one replica, and the run ends where it ended.",
   "emulated/iommu/scan:7ce1e321d7":
     "Only a read of all pages leaps over holes. It comes to each hole at a multiple of the entry's reach, so that nothing is subtracted.",
-  "emulated/iommu/dma-port:86a729b6b2":
+  "emulated/iommu/iotlb:86a729b6b2":
     "An entry of the IOTLB without its tag is never hit, and each DMA is translated: only slower.",
   "emulated/iommu/walker:cf53202975": "The address is looked at only after a walk that succeeded, which sets it.",
 

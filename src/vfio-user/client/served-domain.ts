@@ -9,11 +9,12 @@ import type { DmaMapping, MappedDevice } from "./dma-mappings.js";
 import { WrittenPages } from "./written-pages.js";
 
 /**
- * What served devices are shown, and where the reads and writes of those go whose DMA goes by messages. With dirty tracking
- * it is noted what they wrote: this process is their IOMMU, and a write is stored, then marked, then answered, in one go.
+ * What is mapped for the served devices that are attached. It also answers the reads and writes of devices whose DMA goes by
+ * messages, and with dirty tracking notes what they wrote: this process is their IOMMU, and a write is stored, then marked,
+ * then answered, in one go.
  *
- * What holds while `lock`, which all that are told of mappings share, is free: each device that is attached maps what the
- * domain maps, as far as its server does what it is told.
+ * What holds: while the lock is free, each attached device has been told exactly what the domain maps, unless its server has
+ * refused. All devices and domains of an iommufd share the lock.
  */
 export class ServedDomain implements IommuDomain, DmaTarget {
   readonly dirtyTracking: boolean;
@@ -38,7 +39,7 @@ export class ServedDomain implements IommuDomain, DmaTarget {
     return this.#mappings;
   }
 
-  /** From now on a device that maps what the domain does is told of what changes. */
+  /** Attaches a device that has been told what the domain maps: from now on it is told of changes. */
   join(port: Port, device: MappedDevice): void {
     this.#devices.set(port, device);
   }
@@ -56,7 +57,7 @@ export class ServedDomain implements IommuDomain, DmaTarget {
       try {
         for (const device of this.#devices.values()) await device.map(iova, mapping);
       } catch (error) {
-        // A device that keeps it in spite of that is told again when it is detached.
+        // A device that refuses this as well is told again when it is detached.
         for (const device of this.#devices.values()) await device.unmap(iova).catch(() => undefined);
         this.#mappings.delete(iova);
         throw error;

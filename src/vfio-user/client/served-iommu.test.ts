@@ -115,7 +115,7 @@ describe("mapping for served devices", () => {
     expect([await iommufd.unmap(other, 0n, U64_MAX), holdsOf(arena).count]).toEqual([0n, 2]);
   });
 
-  it("answers with what was refused first where a device does not take it back either, which is told again at its end", async () => {
+  it("reports the first refusal if a device refuses the undoing as well; that one is told again when it is unbound", async () => {
     const { iommufd, map, unmap, add } = await setup();
     const [a, b] = [await add("a"), await add("b")];
     a.device.refuses.set("unmap 1", "EIO");
@@ -127,7 +127,7 @@ describe("mapping for served devices", () => {
     expect(a.device.pages).toEqual([]);
   });
 
-  it("keeps a mapping that a device refuses to unmap, until it does; who was told before is not told again", async () => {
+  it("keeps a mapping that a device refuses to unmap; an unmap that is tried again tells that device alone", async () => {
     const { arena, map, unmap, add } = await setup();
     const [a, b] = [await add("a"), await add("b")];
     await map(1);
@@ -185,7 +185,7 @@ describe("attaching a served device", () => {
     ]);
   });
 
-  it("is undone where it refuses a mapping: it reaches nothing, and is told of nothing any more", async () => {
+  it("leaves it detached if it refuses a mapping: it reaches nothing, and is told of no change", async () => {
     const { iommufd, other, map, add } = await setup();
     await map(1);
     await map(5, 5, other);
@@ -205,7 +205,7 @@ describe("attaching a served device", () => {
     expect(device.pages).toEqual([5, 6, 7]);
   });
 
-  it("and mapping at the same time take turns: the device is told all, once", async () => {
+  it("takes turns with mapping: the device is told of each mapping once", async () => {
     const { iommufd, ioas, other, map, unmap, add } = await setup();
     for (let page = 1; page < 8; page++) await map(page);
     const { device, bound } = await add("a", other);
@@ -216,7 +216,7 @@ describe("attaching a served device", () => {
     expect(hwpt).toBeGreaterThan(0);
   });
 
-  it("stays attached where it refuses to unmap on a detach, and can be detached again", async () => {
+  it("ends with a detach that it may refuse: it stays attached, and can be detached again", async () => {
     const { iommufd, map, add } = await setup();
     await map(1);
     const { device, bound } = await add("a");
@@ -229,7 +229,7 @@ describe("attaching a served device", () => {
     expect(device.pages).toEqual([]);
   });
 
-  it("whose writes are not seen is refused dirty tracking, with its name and what would work", async () => {
+  it("to an HWPT with dirty tracking is refused unless its writes are seen, and so is the HWPT: with its name and a remedy", async () => {
     const { iommufd, ioas, add } = await setup();
     const seen = await add("seen", ioas, true);
     const unseen = await add("unseen");
@@ -245,7 +245,7 @@ describe("attaching a served device", () => {
     expect(await iommufd.attachDevice(seen.bound, hwpt)).toBe(hwpt);
   });
 
-  it("reaches by messages what is mapped, across mappings, or nothing of it", async () => {
+  it("lets its messages reach what is mapped, across mappings; a range that is partly mapped is refused as a whole", async () => {
     const { arena, iommufd, ioas, map, add } = await setup();
     await map(1, 8);
     await map(2, 3);

@@ -10,8 +10,8 @@ import { ServedDomain } from "./served-domain.js";
 const APERTURE_BITS = 57;
 
 /**
- * The system IOMMU in front of one served device. There is no hardware behind it: its domains are told to the device, and
- * it can track only where every write of the device is a message to this process.
+ * The system IOMMU in front of one served device. There is no hardware: the device is told what its domain maps. Dirty
+ * tracking requires that every write of the device is a message to this process.
  */
 export class ServedIommu implements SystemIommu {
   readonly aperture = { first: 0, last: 2 ** APERTURE_BITS / PAGE_SIZE - 1 };
@@ -45,7 +45,7 @@ export class ServedIommu implements SystemIommu {
     return new ServedDomain(dirtyTracking, this.#lock);
   }
 
-  /** What is mapped in the old and the new domain alike stays mapped all the time. */
+  /** What the old and the new domain map alike stays mapped all the time. A device that refuses a change is left detached. */
   async attach(port: Port, next: IommuDomain | null): Promise<void> {
     const call = { syscall: "VFIO_DEVICE_ATTACH_IOMMUFD_PT", attempted: `attach '${this.#device.id}'` };
     if (next !== null && !(next instanceof ServedDomain)) refuse("EINVAL", call, "make an HWPT for this device");
@@ -66,7 +66,7 @@ export class ServedIommu implements SystemIommu {
       device.target = next;
       for (const [start, mapping] of wanted) if (!device.mapped.has(start)) await device.map(start, mapping);
     } catch (error) {
-      // Half of it is of no use, and what was before is partly gone: the device reaches nothing.
+      // Half of the new mappings are of no use, and some of the old ones are gone: the device reaches nothing.
       this.#leave(port);
       for (const start of [...device.mapped.keys()]) await device.unmap(start).catch(() => undefined);
       throw error;
