@@ -2,7 +2,7 @@ import { randomInt } from "node:crypto";
 import { UsageError } from "../errors.js";
 import { PAGE_SIZE } from "../memory/address.js";
 import { DMA_ENGINE } from "./dma-engine/dma-engine.js";
-import { createSharedMemory } from "./memory-file.js";
+import { createSharedMemory } from "./shared-memory.js";
 import type { DeviceModel } from "./model.js";
 import { createWorkloadModel, type WorkloadDescription } from "./models.js";
 import { NVME } from "./nvme/nvme.js";

@@ -3,7 +3,7 @@ import { UsageError } from "../../errors.js";
 import { isPowerOfTwo, KiB, MiB } from "../../memory/address.js";
 import { VFIO_PCI_IRQ_INDEX, VFIO_PCI_REGION_INDEX } from "../../uapi/vfio.js";
 import { DeviceMemory } from "../device-memory.js";
-import { createSharedMemory } from "../memory-file.js";
+import { createSharedMemory } from "../shared-memory.js";
 import type { DeviceContext, DeviceModel, MappableRegion, ModelInfo } from "../model.js";
 import { PCI_CONFIG_BYTES, PciConfig } from "../pci-config.js";
 import { badState, decodeRecords, encodeRecords } from "../records.js";

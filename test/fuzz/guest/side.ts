@@ -1,7 +1,7 @@
 import { closeSync, copyFileSync, openSync, writeFileSync } from "node:fs";
 import { DirtyBitmap } from "../../../src/bitmap/dirty-bitmap.js";
 import { loggingRanges } from "../../../src/bitmap/ranges.js";
-import { createSharedMemory } from "../../../src/devices/memory-file.js";
+import { createSharedMemory } from "../../../src/devices/shared-memory.js";
 import type { DeviceModel, DmaFault } from "../../../src/devices/model.js";
 import { createModel } from "../../../src/devices/models.js";
 import { completeOptions, type OptionValue } from "../../../src/devices/servable.js";

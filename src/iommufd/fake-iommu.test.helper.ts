@@ -1,8 +1,11 @@
-import type { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
-import type { HwInfo } from "../../host/host.js";
-import { iovaOf, PAGE_SIZE, type PageNumber } from "../../memory/address.js";
-import { type ErrnoName, UapiError } from "../../uapi/errno.js";
-import type { IommuDomain, Port, SystemIommu } from "../iommu/iommu.js";
+import type { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
+import type { HwInfo } from "../host/host.js";
+import { iovaOf, PAGE_SIZE, type PageNumber } from "../memory/address.js";
+import type { Arena } from "../memory/arena.js";
+import { InFlight } from "../memory/in-flight.js";
+import { type ErrnoName, UapiError } from "../uapi/errno.js";
+import { SoftwareIommufd } from "./iommufd.js";
+import type { DomainMapping, IommuDomain, Port, SystemIommu } from "./system-iommu.js";
 
 /** The errno that a call is refused with. */
 export async function errno(call: Promise<unknown>): Promise<ErrnoName | "none"> {
@@ -10,6 +13,14 @@ export async function errno(call: Promise<unknown>): Promise<ErrnoName | "none">
     () => "none" as const,
     (error: { code: ErrnoName }) => error.code,
   );
+}
+
+/** An iommufd of a host with mdevs, whose devices reach these arenas. */
+export function openIommufd(arenas: readonly Arena[], inFlight = InFlight.allocate(8)): SoftwareIommufd {
+  return new SoftwareIommufd({
+    reaches: ({ memory }) => arenas.some((arena) => arena.memory === memory),
+    mdevs: inFlight,
+  });
 }
 
 /** A system IOMMU in a few lines: one Map of pages per domain, and leaves of 4 KiB. */
@@ -34,6 +45,9 @@ export class FakeIommu implements SystemIommu {
   }
 
   allocDomain({ dirtyTracking }: { dirtyTracking: boolean }): FakeDomain {
+    if (dirtyTracking && !this.dirtyTracking) {
+      throw new UapiError("EOPNOTSUPP", { syscall: "alloc", attempted: "make a domain that tracks" });
+    }
     const domain = new FakeDomain(dirtyTracking);
     this.domains.push(domain);
     return domain;
@@ -56,7 +70,8 @@ export class FakeIommu implements SystemIommu {
 }
 
 export interface FakeEntry {
-  readonly frame: PageNumber;
+  /** In bytes from its arena's start. */
+  readonly offset: number;
   readonly readable: boolean;
   readonly writeable: boolean;
   readonly hugePages: boolean;
@@ -77,21 +92,14 @@ export class FakeDomain implements IommuDomain {
     this.dirtyTracking = dirtyTracking;
   }
 
-  map(args: {
-    page: PageNumber;
-    frame: PageNumber;
-    pages: number;
-    readable: boolean;
-    writeable: boolean;
-    hugePages: boolean;
-  }): void {
-    const { page, frame, pages, readable, writeable, hugePages } = args;
+  async map({ page, memory, ...rest }: DomainMapping): Promise<void> {
+    const pages = memory.length / PAGE_SIZE;
     if (this.entries.size + pages > this.capacity) {
       throw new UapiError("ENOMEM", { syscall: "map", attempted: "map beyond the fake's capacity" });
     }
     for (let i = 0; i < pages; i++) {
       if (this.entries.has(page + i)) throw new Error(`page ${page + i} is mapped already`);
-      this.entries.set(page + i, { frame: frame + i, readable, writeable, hugePages, dirty: false });
+      this.entries.set(page + i, { ...rest, offset: memory.offset + i * PAGE_SIZE, dirty: false });
     }
   }
 

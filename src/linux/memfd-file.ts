@@ -6,7 +6,7 @@ import { createMemfd } from "../sys/memfd.js";
 import { UapiError } from "../uapi/errno.js";
 
 /** A memfd, for IOMMU_IOAS_MAP_FILE. Mappings keep its pages after it is closed. */
-export class LinuxMemoryFile implements MemoryFile {
+export class MemfdFile implements MemoryFile {
   readonly bytes: number;
   #fd: number;
 
@@ -16,12 +16,12 @@ export class LinuxMemoryFile implements MemoryFile {
   }
 
   /** A new one, all zero. @param bytes a multiple of 4096 @throws UapiError */
-  static create(bytes: number): LinuxMemoryFile {
-    return new LinuxMemoryFile(createMemfd("dirtmap", bytes), bytes);
+  static create(bytes: number): MemfdFile {
+    return new MemfdFile(createMemfd("dirtmap", bytes), bytes);
   }
 
   /** The file behind memory: mapped by it, pages don't depend on where this process has them. @throws UapiError EBADF for anonymous memory */
-  static of(memory: DmaMemory): LinuxMemoryFile {
+  static of(memory: DmaMemory): MemfdFile {
     if (memory.fd === null) {
       throw new UapiError("EBADF", {
         syscall: "dup",
@@ -29,7 +29,7 @@ export class LinuxMemoryFile implements MemoryFile {
         remedy: "allocate it with a backing of memfd or hugetlb",
       });
     }
-    return new LinuxMemoryFile(dup(memory.fd), memory.length);
+    return new MemfdFile(dup(memory.fd), memory.length);
   }
 
   /** -1 once it is closed. */

@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { MiB, U64_MAX } from "../../memory/address.js";
+import { MiB, U64_MAX } from "../memory/address.js";
 import { allocateIova, CPU_PAGES, covered, holes } from "./iova-allocator.js";
 
 const spans = fc.array(

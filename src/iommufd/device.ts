@@ -1,12 +1,12 @@
-import type { AccessCallbacks } from "../../host/host.js";
-import type { Call } from "../../host/iommufd-checks.js";
-import { iovaOf } from "../../memory/address.js";
-import type { Port, SystemIommu } from "../iommu/iommu.js";
-import { EmulatedAccess } from "./access.js";
+import type { AccessCallbacks } from "../host/host.js";
+import type { Call } from "../host/iommufd-checks.js";
+import { iovaOf } from "../memory/address.js";
+import { IommufdAccess } from "./access.js";
 import type { EmulatedIommuObject, SharedTrackerPort } from "./emulated-iommu.js";
 import type { Hwpt } from "./hwpt.js";
 import type { Ioas } from "./ioas.js";
 import { IommufdObject } from "./objects.js";
+import type { Port, SystemIommu } from "./system-iommu.js";
 
 /**
  * A device bound to an iommufd (struct iommufd_device): it stands behind an IOMMU, alone in its group.
@@ -33,13 +33,12 @@ export class BoundDevice extends IommufdObject {
 
   /**
    * Attaches to an HWPT; where one was attached, replaces it in one step, so that no DMA is blocked in between.
-   * Returns the one that was left.
-   * @throws UapiError EADDRINUSE where something is mapped in a stretch that its IOMMU reserves, EINVAL where the domain
-   * does not fit its IOMMU; then nothing has changed
+   * @throws UapiError EADDRINUSE where something is mapped in a range that its IOMMU reserves, EINVAL where the domain
+   * does not fit its IOMMU; then nothing has changed. What else its IOMMU throws may leave it detached.
    */
-  async attach(hwpt: Hwpt, call: Call): Promise<Hwpt | null> {
+  async attach(hwpt: Hwpt, call: Call): Promise<void> {
     const old = this.#hwpt;
-    if (old === hwpt) return null;
+    if (old === hwpt) return;
     const entersIoas = old?.ioas !== hwpt.ioas;
     if (entersIoas) {
       const spans = this.iommu.reserved.map(({ first, last }) => ({
@@ -52,6 +51,7 @@ export class BoundDevice extends IommufdObject {
       await this.iommu.attach(this.port, hwpt.domain);
     } catch (error) {
       if (entersIoas) hwpt.ioas.unreserve(this);
+      if (old !== null && !old.domain.ports.has(this.port)) this.#left(old);
       throw error;
     }
     this.#hwpt = hwpt;
@@ -60,22 +60,24 @@ export class BoundDevice extends IommufdObject {
       old.users--;
       if (entersIoas) old.ioas.unreserve(this);
     }
-    return old;
   }
 
-  /** DMA is blocked when it resolves. Returns the HWPT that was left, null if there was none. */
-  async detach(): Promise<Hwpt | null> {
-    const old = this.#hwpt;
-    if (old === null) return null;
+  /** DMA is blocked when it resolves. */
+  async detach(): Promise<void> {
+    if (this.#hwpt === null) return;
     await this.iommu.attach(this.port, null);
-    this.#hwpt = null;
-    old.users--;
-    old.ioas.unreserve(this);
-    return old;
+    this.#left(this.#hwpt);
   }
 
   async destroy(): Promise<void> {
     // Detached by who unbinds it; nothing is held.
+  }
+
+  /** It is attached to nothing any more. */
+  #left(hwpt: Hwpt): void {
+    this.#hwpt = null;
+    hwpt.users--;
+    hwpt.ioas.unreserve(this);
   }
 }
 
@@ -91,12 +93,12 @@ export interface MdevBinding {
  * A bound mdev: it stands behind no IOMMU and reaches memory through an access (vfio_iommufd_emulated_bind). Its id is
  * the access's, so calls that want a device answer ENOENT for it, as on Linux.
  */
-export class BoundMdev extends EmulatedAccess {
+export class BoundMdev extends IommufdAccess {
   readonly port: Port;
   readonly #sharedTracker: SharedTrackerPort | undefined;
   #joined: EmulatedIommuObject | null = null;
 
-  constructor(port: Port, binding: MdevBinding, dispose: (access: EmulatedAccess) => Promise<void>) {
+  constructor(port: Port, binding: MdevBinding, dispose: (access: IommufdAccess) => Promise<void>) {
     super(binding.callbacks, dispose);
     this.port = port;
     this.#sharedTracker = binding.sharedTracker;

@@ -10,7 +10,7 @@ import type {
   MemoryFile,
   MemorySpan,
   ObjectId,
-} from "../../host/host.js";
+} from "../host/host.js";
 import {
   type Call,
   checkBitmap,
@@ -20,31 +20,42 @@ import {
   lastOf,
   mapCall,
   refuse,
-} from "../../host/iommufd-checks.js";
-import { hex, type Iova, PAGE_SIZE, pageOf, U64_MAX } from "../../memory/address.js";
-import type { InFlight } from "../../memory/in-flight.js";
-import { isErrno } from "../../uapi/errno.js";
-import type { Port, SystemIommu } from "../iommu/iommu.js";
-import type { PhysicalMemory } from "../physical-memory.js";
-import { EmulatedAccess } from "./access.js";
+} from "../host/iommufd-checks.js";
+import { hex, type Iova, PAGE_SIZE, pageOf, U64_MAX } from "../memory/address.js";
+import type { Arena } from "../memory/arena.js";
+import type { InFlight } from "../memory/in-flight.js";
+import { RwLock } from "../threads/rw-lock.js";
+import { isErrno } from "../uapi/errno.js";
+import { IommufdAccess } from "./access.js";
+import { ArenaFile } from "./arena-file.js";
 import { BoundDevice, BoundMdev, type MdevBinding } from "./device.js";
 import { EmulatedIommuObject } from "./emulated-iommu.js";
 import { Hwpt } from "./hwpt.js";
 import { Ioas, type PagesSlice } from "./ioas.js";
 import { CPU_PAGES, type CpuPages } from "./iova-allocator.js";
-import { EmulatedMemoryFile } from "./memory-file.js";
 import { type IommufdObject, ObjectTable } from "./objects.js";
-import { RwLock } from "./rw-lock.js";
+import type { Port, SystemIommu } from "./system-iommu.js";
+
+/** What a host gives its iommufds. */
+export interface SoftwareIommufdOptions {
+  /** Whether its devices can reach an arena's memory at all. */
+  readonly reaches: (arena: Arena) => boolean;
+  /** Where DMA of its mdevs is seen to land; null: it has no mdevs, and what is for them is refused with EOPNOTSUPP. */
+  readonly mdevs: InFlight | null;
+  /** Default: those of x86. */
+  readonly cpuPages?: CpuPages;
+}
 
 /**
- * /dev/iommu of the emulated host: the rules of drivers/iommu/iommufd of Linux 7.2, in the order in which it checks
- * them, so that a call with several faults is refused with the same errno.
+ * /dev/iommu in this process: the rules of drivers/iommu/iommufd of Linux 7.2, in the order in which it checks them, so
+ * that a call with several faults is refused with the same errno. What a device's IOMMU is made of is its host's matter:
+ * see {@link SystemIommu}.
  *
  * The first half is the uAPI; the second is what a VFIO device's driver calls: {@link bindDevice} and what follows.
  */
-export class EmulatedIommufd implements Iommufd {
-  readonly #physical: PhysicalMemory;
-  readonly #inFlight: InFlight;
+export class SoftwareIommufd implements Iommufd {
+  readonly #reaches: (arena: Arena) => boolean;
+  readonly #mdevs: InFlight | null;
   readonly #cpuPages: CpuPages;
   readonly #objects = new ObjectTable();
   /** Held while a device's attachment changes or an HWPT comes or goes: ioas->mutex and igroup->lock. */
@@ -52,20 +63,15 @@ export class EmulatedIommufd implements Iommufd {
   #rlimitMode = 0;
   #open = true;
 
-  /**
-   * @param inFlight of all ports, where the emulated IOMMU waits for DMA to land
-   * @param cpuPages default: those of x86
-   */
-  constructor(args: { physical: PhysicalMemory; inFlight: InFlight; cpuPages?: CpuPages }) {
-    const { physical, inFlight, cpuPages = CPU_PAGES } = args;
-    this.#physical = physical;
-    this.#inFlight = inFlight;
+  constructor({ reaches, mdevs, cpuPages = CPU_PAGES }: SoftwareIommufdOptions) {
+    this.#reaches = reaches;
+    this.#mdevs = mdevs;
     this.#cpuPages = cpuPages;
   }
 
   async allocIoas(): Promise<ObjectId> {
     this.#checkOpen({ syscall: "IOMMU_IOAS_ALLOC", attempted: "make an IOAS" });
-    return this.#objects.add(new Ioas(this.#physical, this.#cpuPages));
+    return this.#objects.add(new Ioas(this.#reaches, this.#cpuPages));
   }
 
   async iovaRanges(ioas: ObjectId): Promise<{ ranges: IovaRange[]; alignment: number }> {
@@ -84,8 +90,7 @@ export class EmulatedIommufd implements Iommufd {
     checkMap(flags, [span.length], call);
     const space = this.#ioas(ioas, call);
     checkMemory(span.offset, span.length, call);
-    const slice = { pages: { span, writeable: flags.writeable }, offset: span.offset, length: BigInt(span.length) };
-    return space.map([slice], slice.length, flags, call);
+    return this.#map(space, span, flags, call);
   }
 
   async mapFile(
@@ -99,13 +104,10 @@ export class EmulatedIommufd implements Iommufd {
     checkMap(flags, [length], call);
     const space = this.#ioas(ioas, call);
     checkMemory(start, length, call);
-    if (!(file instanceof EmulatedMemoryFile) || !file.open) {
-      refuse("EBADF", call, "give an open file that the emulated host made");
-    }
+    if (!(file instanceof ArenaFile) || !file.isOpen) refuse("EBADF", call, "give an open file of this host");
     if (start + length > file.bytes) refuse("EINVAL", call, `the file ends at ${file.bytes}`);
-    const span = { arena: file.arena, offset: start, length };
-    const slice = { pages: { span, writeable: flags.writeable }, offset: start, length: BigInt(length) };
-    return space.map([slice], slice.length, flags, call);
+    const { arena, offset } = file.memory;
+    return this.#map(space, { arena, offset: offset + start, length }, flags, call);
   }
 
   async copy(from: { ioas: ObjectId; iova: Iova; length: bigint }, to: { ioas: ObjectId } & MapFlags): Promise<Iova> {
@@ -169,18 +171,16 @@ export class EmulatedIommufd implements Iommufd {
     return this.#attaching.write(async () => {
       const { iommu } = this.#get(args.device, BoundDevice, call);
       const ioas = this.#objects.find(args.ioas);
-      if (ioas instanceof Hwpt) refuse("EOPNOTSUPP", call, "give an IOAS: nested HWPTs are not emulated");
+      if (ioas instanceof Hwpt) refuse("EOPNOTSUPP", call, "give an IOAS: there are no nested HWPTs here");
       if (!(ioas instanceof Ioas)) refuse("EINVAL", call, "give the id of an IOAS");
-      if (dirtyTracking && !iommu.dirtyTracking) {
-        refuse("EOPNOTSUPP", call, "its IOMMU can't track: use another tracker for this device");
-      }
       return this.#objects.add(await Hwpt.create({ ioas, iommu, dirtyTracking, auto: false, call }));
     });
   }
 
   async allocEmulatedIommu(ioas: ObjectId): Promise<ObjectId> {
     const call = { syscall: "allocEmulatedIommu", attempted: `make an emulated IOMMU on IOAS ${ioas}` };
-    return this.#objects.add(new EmulatedIommuObject(this.#ioas(ioas, call), this.#inFlight));
+    const space = this.#ioas(ioas, call);
+    return this.#objects.add(new EmulatedIommuObject(space, this.#forMdevs(call)));
   }
 
   async setDirtyTracking(hwpt: ObjectId, on: boolean): Promise<void> {
@@ -227,7 +227,8 @@ export class EmulatedIommufd implements Iommufd {
   async createAccess(ioas: ObjectId, callbacks: AccessCallbacks): Promise<Access> {
     const call = { syscall: "iommufd_access_create", attempted: `make an access to IOAS ${ioas}` };
     const space = this.#ioas(ioas, call);
-    const access = new EmulatedAccess(callbacks, (closed) => this.#close(closed));
+    this.#forMdevs(call);
+    const access = new IommufdAccess(callbacks, (closed) => this.#close(closed));
     await access.setIoas(space, call);
     this.#objects.add(access);
     return access;
@@ -247,7 +248,7 @@ export class EmulatedIommufd implements Iommufd {
     this.#open = false;
     const errors: unknown[] = [];
     for (const object of [...this.#objects.values()]) {
-      if (!(object instanceof BoundDevice || object instanceof EmulatedAccess)) continue;
+      if (!(object instanceof BoundDevice || object instanceof IommufdAccess)) continue;
       await this.unbindDevice(object.id).catch((error) => errors.push(error));
     }
     for (let leaf = this.#leaf(); leaf !== undefined; leaf = this.#leaf()) {
@@ -260,7 +261,7 @@ export class EmulatedIommufd implements Iommufd {
    * VFIO_DEVICE_BIND_IOMMUFD, iommufd's side: a device behind an IOMMU, or an mdev, which gets an access.
    * @throws UapiError ENODEV for a device that has neither
    */
-  async bindDevice(args: { port: Port; iommu: SystemIommu | null; mdev: MdevBinding | null }): Promise<ObjectId> {
+  bindDevice(args: { port: Port; iommu: SystemIommu | null; mdev: MdevBinding | null }): ObjectId {
     const { port, iommu, mdev } = args;
     const call = { syscall: "VFIO_DEVICE_BIND_IOMMUFD", attempted: `bind the device at port ${port}` };
     this.#checkOpen(call);
@@ -270,8 +271,8 @@ export class EmulatedIommufd implements Iommufd {
   }
 
   /** The access of a bound mdev: how it pins. @throws UapiError ENOENT for anything else */
-  accessOf(id: ObjectId): EmulatedAccess {
-    return this.#get(id, EmulatedAccess, { syscall: "accessOf", attempted: `find the access of device ${id}` });
+  accessOf(id: ObjectId): IommufdAccess {
+    return this.#get(id, IommufdAccess, { syscall: "accessOf", attempted: `find the access of device ${id}` });
   }
 
   /**
@@ -281,6 +282,7 @@ export class EmulatedIommufd implements Iommufd {
    */
   async attachDevice(id: ObjectId, pt: ObjectId): Promise<ObjectId> {
     const call = { syscall: "VFIO_DEVICE_ATTACH_IOMMUFD_PT", attempted: `attach device ${id} to ${pt}` };
+    this.#checkOpen(call);
     return this.#attaching.write(async () => {
       const device = this.#objects.find(id);
       if (device instanceof BoundMdev) return this.#attachMdev(device, pt, call);
@@ -288,7 +290,7 @@ export class EmulatedIommufd implements Iommufd {
       const bound = this.#get(id, BoundDevice, call);
       if (target === undefined) refuse("ENOENT", call, "give the id of an IOAS or an HWPT");
       if (target instanceof Hwpt) {
-        await this.#leave(await bound.attach(target, call));
+        await this.#attach(bound, target, call);
         return target.id;
       }
       if (target instanceof Ioas) return this.#attachToIoas(bound, target, call);
@@ -299,23 +301,21 @@ export class EmulatedIommufd implements Iommufd {
   /** VFIO_DEVICE_DETACH_IOMMUFD_PT, iommufd's side: DMA is blocked when it resolves. Detaching a detached device does nothing. */
   async detachDevice(id: ObjectId): Promise<void> {
     const call = { syscall: "VFIO_DEVICE_DETACH_IOMMUFD_PT", attempted: `detach device ${id}` };
-    await this.#attaching.write(async () => {
-      const device = this.#objects.find(id);
-      if (device instanceof BoundMdev) return device.attach(null, null, call);
-      await this.#leave(await this.#get(id, BoundDevice, call).detach());
-    });
+    this.#checkOpen(call);
+    await this.#detach(id, call);
   }
 
-  /** The driver lets go of the device: it is detached, and its id is free again. */
+  /** The driver lets go of the device: it is detached, and its id is free again. Closing has done that already. */
   async unbindDevice(id: ObjectId): Promise<void> {
     const call = { syscall: "iommufd_device_unbind", attempted: `unbind device ${id}` };
     const object = this.#objects.find(id);
-    if (object instanceof EmulatedAccess) {
-      if (object instanceof BoundMdev) await this.detachDevice(id);
+    if (object === undefined && !this.#open) return;
+    if (object instanceof IommufdAccess) {
+      if (object instanceof BoundMdev) await this.#detach(id, call);
       return this.#close(object);
     }
     const device = this.#get(id, BoundDevice, call);
-    await this.detachDevice(id);
+    await this.#detach(id, call);
     device.users--;
     await this.#objects.destroy(id);
   }
@@ -333,13 +333,23 @@ export class EmulatedIommufd implements Iommufd {
     return this.#get(id, Ioas, call);
   }
 
+  /** Where DMA of mdevs is seen to land. @throws UapiError EOPNOTSUPP where the host has no mdevs */
+  #forMdevs(call: Call): InFlight {
+    return this.#mdevs ?? refuse("EOPNOTSUPP", call, "it is for mdevs, and this host has none");
+  }
+
+  #map(ioas: Ioas, { arena, offset, length }: MemorySpan, flags: MapFlags, call: Call): Promise<Iova> {
+    const slice = { pages: { arena, writeable: flags.writeable }, offset, length: BigInt(length) };
+    return ioas.map([slice], slice.length, flags, call);
+  }
+
   /** An object that nothing holds. */
   #leaf(): IommufdObject | undefined {
     for (const object of this.#objects.values()) if (object.users === 0) return object;
     return undefined;
   }
 
-  async #close(access: EmulatedAccess): Promise<void> {
+  async #close(access: IommufdAccess): Promise<void> {
     if (access.id === 0) return;
     this.#objects.remove(access);
     access.users--;
@@ -362,7 +372,7 @@ export class EmulatedIommufd implements Iommufd {
     for (const hwpt of ioas.hwpts) {
       if (!hwpt.auto) continue;
       try {
-        await this.#leave(await device.attach(hwpt, call));
+        await this.#attach(device, hwpt, call);
         return hwpt.id;
       } catch (error) {
         // EINVAL says that the domain doesn't fit the device; anything else is final.
@@ -370,16 +380,35 @@ export class EmulatedIommufd implements Iommufd {
       }
     }
     const hwpt = await Hwpt.create({ ioas, iommu: device.iommu, dirtyTracking: false, auto: true, call });
-    let left: Hwpt | null;
+    this.#objects.add(hwpt);
     try {
-      left = await device.attach(hwpt, call);
+      await this.#attach(device, hwpt, call);
     } catch (error) {
-      await hwpt.destroy();
+      await this.#objects.destroy(hwpt.id);
       throw error;
     }
-    this.#objects.add(hwpt);
-    await this.#leave(left);
     return hwpt.id;
+  }
+
+  /** Attaches to an HWPT. Whether or not that succeeds: the HWPT that the device has left is left. */
+  async #attach(device: BoundDevice, hwpt: Hwpt, call: Call): Promise<void> {
+    const before = device.hwpt;
+    try {
+      await device.attach(hwpt, call);
+    } finally {
+      if (device.hwpt !== before) await this.#leave(before);
+    }
+  }
+
+  #detach(id: ObjectId, call: Call): Promise<void> {
+    return this.#attaching.write(async () => {
+      const device = this.#objects.find(id);
+      if (device instanceof BoundMdev) return device.attach(null, null, call);
+      const bound = this.#get(id, BoundDevice, call);
+      const before = bound.hwpt;
+      await bound.detach();
+      await this.#leave(before);
+    });
   }
 
   /** A device has left an HWPT: an automatic one goes with its last. */

@@ -1,14 +1,15 @@
-import type { IovaRange, MapFlags, MemorySpan } from "../../host/host.js";
-import { type Call, lastOf, refuse } from "../../host/iommufd-checks.js";
-import { hex, type Iova, PAGE_SIZE, type PageNumber, pageOf, U64_MAX } from "../../memory/address.js";
-import { type Interval, IntervalMap } from "../../memory/interval-map.js";
-import { UapiError } from "../../uapi/errno.js";
-import type { IommuDomain } from "../iommu/iommu.js";
-import type { PhysicalMemory } from "../physical-memory.js";
+import type { IovaRange, MapFlags } from "../host/host.js";
+import { type Call, lastOf, refuse } from "../host/iommufd-checks.js";
+import { hex, type Iova, PAGE_SIZE, type PageNumber, pageOf, U64_MAX } from "../memory/address.js";
+import type { Arena } from "../memory/arena.js";
+import { holdsOf } from "../memory/holds.js";
+import { contiguousParts, type Interval, IntervalMap } from "../memory/interval-map.js";
+import { RwLock } from "../threads/rw-lock.js";
+import { UapiError } from "../uapi/errno.js";
 import type { Hwpt } from "./hwpt.js";
 import { allocateIova, type CpuPages, holes, type Span } from "./iova-allocator.js";
 import { IommufdObject } from "./objects.js";
-import { RwLock } from "./rw-lock.js";
+import type { IommuDomain } from "./system-iommu.js";
 
 /** Rounds of unmap callbacks before an unmap gives up: a driver that doesn't let go of its pins is broken. */
 const UNMAP_TRIES = 100;
@@ -23,7 +24,7 @@ const PAGE = BigInt(PAGE_SIZE);
  * `writeable` is the first mapping's: a copy may be narrower, never wider.
  */
 export interface Pages {
-  readonly span: MemorySpan;
+  readonly arena: Arena;
   readonly writeable: boolean;
 }
 
@@ -68,11 +69,12 @@ export interface AccessUser {
  *   `alignment`, which is what the domains and accesses demand.
  * - Allowed stretches are disjoint and touch no reserved one.
  * - Every domain maps exactly the areas, readable and writeable as they are.
+ * - The arena of each area is held once for it: nobody lets go of memory that a device may reach.
  * `lock` protects all of it: readers read dirty bits, writers change. Pins are counted without it, in one go, so that
  * an unmap callback, which runs outside the lock, can let go of them.
  */
 export class Ioas extends IommufdObject {
-  readonly physical: PhysicalMemory;
+  readonly #reaches: (arena: Arena) => boolean;
   readonly #cpuPages: CpuPages;
   readonly lock = new RwLock();
   /** The HWPTs made from it, oldest first: where an attach to the IOAS looks for one that fits. */
@@ -85,9 +87,10 @@ export class Ioas extends IommufdObject {
   #alignment = 1n;
   #hugePages = true;
 
-  constructor(physical: PhysicalMemory, cpuPages: CpuPages) {
+  /** @param reaches whether the host's devices can reach an arena at all */
+  constructor(reaches: (arena: Arena) => boolean, cpuPages: CpuPages) {
     super();
-    this.physical = physical;
+    this.#reaches = reaches;
     this.#cpuPages = cpuPages;
   }
 
@@ -153,13 +156,14 @@ export class Ioas extends IommufdObject {
             unmapping: false,
           };
           await this.#fillDomains(start, area);
-          const last = start + length - 1n;
-          this.#areas.insert(start, last, area);
-          done.push({ start, last, value: area });
+          const entry = { start, last: start + length - 1n, value: area };
+          this.#insert(entry);
+          done.push(entry);
           start += length;
         }
       } catch (error) {
-        for (const entry of done) await this.#remove(entry);
+        // What a domain keeps in spite of that stays mapped, and can be unmapped again.
+        for (const entry of done) await this.#remove(entry).catch(() => undefined);
         throw error;
       }
       return first;
@@ -176,15 +180,16 @@ export class Ioas extends IommufdObject {
 
   /** The mapped parts of [iova, last] from `iova` on up to the first hole; `whole` if there is none. */
   contiguous(iova: bigint, last: bigint): { parts: AreaPart[]; whole: boolean } {
-    const parts: AreaPart[] = [];
-    let expected = iova;
-    for (const { start, last: areaLast, value: area } of this.#areas.in(iova, last)) {
-      if (start > expected) break;
-      const end = areaLast < last ? areaLast : last;
-      parts.push({ area, start: expected, last: end, offset: area.offset + Number(expected - start) });
-      expected = end + 1n;
-    }
-    return { parts, whole: expected > last };
+    const { parts, whole } = contiguousParts(this.#areas, iova, last);
+    return {
+      parts: parts.map(({ value: area, start, last, skipped }) => ({
+        area,
+        start,
+        last,
+        offset: area.offset + Number(skipped),
+      })),
+      whole,
+    };
   }
 
   /**
@@ -241,7 +246,7 @@ export class Ioas extends IommufdObject {
     const mapped: Interval<bigint, Area>[] = [];
     try {
       for (const entry of this.#areas) {
-        this.#mapInto(domain, entry.start, entry.value);
+        await this.#mapInto(domain, entry.start, entry.value);
         mapped.push(entry);
       }
     } catch (error) {
@@ -333,9 +338,9 @@ export class Ioas extends IommufdObject {
     if ((BigInt(offset) % this.#cpuPages.size) % this.#alignment !== 0n) {
       refuse("EINVAL", call, `give memory that starts at a multiple of ${this.#alignment}`);
     }
-    const { arena } = pages.span;
-    if (BigInt(offset) + length > BigInt(arena.bytes) || this.physical.frameOf(arena, offset) < 0) {
-      refuse("EFAULT", call, "give memory inside an arena of this host's machine");
+    const { arena } = pages;
+    if (BigInt(offset) + length > BigInt(arena.bytes) || !this.#reaches(arena)) {
+      refuse("EFAULT", call, "give memory inside an arena that the devices of this host can reach");
     }
   }
 
@@ -344,27 +349,34 @@ export class Ioas extends IommufdObject {
     const filled: IommuDomain[] = [];
     try {
       for (const domain of this.#domains) {
-        this.#mapInto(domain, start, area);
+        await this.#mapInto(domain, start, area);
         filled.push(domain);
       }
     } catch (error) {
-      for (const domain of filled) await this.#unmapFrom(domain, start, area);
+      await Promise.allSettled(filled.map((domain) => this.#unmapFrom(domain, start, area)));
       throw error;
     }
   }
 
-  async #remove({ start, value: area }: Interval<bigint, Area>): Promise<void> {
-    area.unmapping = true;
-    // All at once: each waits for its own devices' DMA to land.
-    await Promise.all(this.#domains.map((domain) => this.#unmapFrom(domain, start, area)));
-    this.#areas.delete(start);
+  #insert({ start, last, value }: Interval<bigint, Area>): void {
+    this.#areas.insert(start, last, value);
+    holdsOf(value.pages.arena).take();
   }
 
-  #mapInto(domain: IommuDomain, start: bigint, { pages, offset, length, readable, writeable }: Area): void {
-    domain.map({
+  /** An area that a domain refuses to unmap stays, to be unmapped again. */
+  async #remove({ start, value: area }: Interval<bigint, Area>): Promise<void> {
+    area.unmapping = true;
+    // All at once, since each waits for its own devices' DMA to land; and for all, since the lock ends with this.
+    const ends = await Promise.allSettled(this.#domains.map((domain) => this.#unmapFrom(domain, start, area)));
+    for (const end of ends) if (end.status === "rejected") throw end.reason;
+    this.#areas.delete(start);
+    holdsOf(area.pages.arena).release();
+  }
+
+  #mapInto(domain: IommuDomain, start: bigint, { pages, offset, length, readable, writeable }: Area): Promise<void> {
+    return domain.map({
       page: pageOf(start),
-      frame: this.physical.frameOf(pages.span.arena, offset),
-      pages: Number(length / PAGE),
+      memory: { arena: pages.arena, offset, length: Number(length) },
       readable,
       writeable,
       hugePages: this.#hugePages,

@@ -1,13 +1,10 @@
 import fc from "fast-check";
 import { expect, it } from "vitest";
-import type { ObjectId } from "../../host/host.js";
-import { U64_MAX } from "../../memory/address.js";
-import { createArena } from "../../memory/arena.js";
-import { InFlight } from "../../memory/in-flight.js";
-import type { ErrnoName } from "../../uapi/errno.js";
-import { PhysicalMemory } from "../physical-memory.js";
-import { errno, type FakeDomain, FakeIommu } from "./fake-iommu.test.helper.js";
-import { EmulatedIommufd } from "./iommufd.js";
+import type { ObjectId } from "../host/host.js";
+import { U64_MAX } from "../memory/address.js";
+import { createArena } from "../memory/arena.js";
+import type { ErrnoName } from "../uapi/errno.js";
+import { errno, type FakeDomain, FakeIommu, openIommufd } from "./fake-iommu.test.helper.js";
 
 /*
  * Random sequences of calls, right and wrong, against a model that is a list of mappings and nothing else.
@@ -81,12 +78,12 @@ class Model {
     this.mappings.sort((a, b) => (a.start < b.start ? -1 : 1));
   }
 
-  /** Page to frame, as each domain must show it. */
-  table(): Map<number, { frame: number; writeable: boolean }> {
-    const table = new Map<number, { frame: number; writeable: boolean }>();
+  /** Page to memory, as each domain must show it. */
+  table(): Map<number, { offset: number; writeable: boolean }> {
+    const table = new Map<number, { offset: number; writeable: boolean }>();
     for (const { start, length, offset, writeable } of this.mappings) {
       for (let page = 0; page < Number(length / 4096n); page++) {
-        table.set(Number(start / 4096n) + page, { frame: Number(offset / 4096n) + page, writeable });
+        table.set(Number(start / 4096n) + page, { offset: Number(offset) + page * 4096, writeable });
       }
     }
     return table;
@@ -170,9 +167,7 @@ it("an IOAS answers each call as the model does, and every domain shows what the
   const arena = createArena(ARENA);
   await fc.assert(
     fc.asyncProperty(fc.array(step, { minLength: 10, maxLength: 60, size: "max" }), async (steps) => {
-      const physical = new PhysicalMemory();
-      physical.register(arena, { kind: "ram" });
-      const iommufd = new EmulatedIommufd({ physical, inFlight: InFlight.allocate(1) });
+      const iommufd = openIommufd([arena]);
       // The third id is of no IOAS.
       const ids = [await iommufd.allocIoas(), await iommufd.allocIoas(), 77];
       const models = [new Model(), new Model()];
@@ -343,7 +338,7 @@ it("an IOAS answers each call as the model does, and every domain shows what the
           const table = model.table();
           for (const { domain } of attached[index]) {
             const shown = new Map(
-              [...domain.entries].map(([page, { frame, writeable }]) => [page, { frame, writeable }]),
+              [...domain.entries].map(([page, { offset, writeable }]) => [page, { offset, writeable }]),
             );
             expect([...shown].sort(([x], [y]) => x - y)).toEqual([...table].sort(([x], [y]) => x - y));
           }

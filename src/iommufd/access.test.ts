@@ -1,21 +1,16 @@
 import { describe, expect, it } from "vitest";
-import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
-import type { AccessCallbacks, MapFlags } from "../../host/host.js";
-import { MiB, U64_MAX } from "../../memory/address.js";
-import { createArena } from "../../memory/arena.js";
-import { InFlight } from "../../memory/in-flight.js";
-import { PhysicalMemory } from "../physical-memory.js";
-import { errno } from "./fake-iommu.test.helper.js";
-import { EmulatedIommufd } from "./iommufd.js";
+import { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
+import type { AccessCallbacks, MapFlags } from "../host/host.js";
+import { MiB, U64_MAX } from "../memory/address.js";
+import { createArena } from "../memory/arena.js";
+import { errno, openIommufd } from "./fake-iommu.test.helper.js";
 
 const PAGE = 4096n;
 const RW = { readable: true, writeable: true };
 
 async function setup() {
-  const physical = new PhysicalMemory();
   const arena = createArena(16 * MiB);
-  physical.register(arena, { kind: "ram" });
-  const iommufd = new EmulatedIommufd({ physical, inFlight: InFlight.allocate(8) });
+  const iommufd = openIommufd([arena]);
   const ioas = await iommufd.allocIoas();
   const map = (page: bigint, arenaPage: number, pages: number, flags: MapFlags = RW) =>
     iommufd.map(ioas, { arena, offset: arenaPage * 4096, length: pages * 4096 }, { ...flags, iova: page * PAGE });

@@ -1,7 +1,7 @@
-import type { Call } from "../../host/iommufd-checks.js";
-import type { IommuDomain, SystemIommu } from "../iommu/iommu.js";
+import type { Call } from "../host/iommufd-checks.js";
 import type { Ioas } from "./ioas.js";
 import { IommufdObject } from "./objects.js";
+import type { IommuDomain, SystemIommu } from "./system-iommu.js";
 
 /**
  * A hardware page table (struct iommufd_hwpt_paging, hw_pagetable.c): a domain of one IOMMU that shows an IOAS.

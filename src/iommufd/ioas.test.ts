@@ -1,23 +1,18 @@
 import { describe, expect, it } from "vitest";
-import { GiB, KiB, MiB, U64_MAX } from "../../memory/address.js";
-import { createArena } from "../../memory/arena.js";
-import { InFlight } from "../../memory/in-flight.js";
-import { PhysicalMemory } from "../physical-memory.js";
-import { errno, FakeIommu } from "./fake-iommu.test.helper.js";
-import { EmulatedIommufd } from "./iommufd.js";
-import { EmulatedMemoryFile } from "./memory-file.js";
+import { GiB, KiB, MiB, U64_MAX } from "../memory/address.js";
+import { createArena } from "../memory/arena.js";
+import { ArenaFile } from "./arena-file.js";
+import { errno, FakeIommu, openIommufd } from "./fake-iommu.test.helper.js";
 
 const PAGE = 4096n;
 const RW = { readable: true, writeable: true };
 
 async function setup() {
-  const physical = new PhysicalMemory();
   const arena = createArena(64 * MiB);
-  physical.register(arena, { kind: "ram" });
-  const iommufd = new EmulatedIommufd({ physical, inFlight: InFlight.allocate(8) });
+  const iommufd = openIommufd([arena]);
   const ioas = await iommufd.allocIoas();
   const span = (offset: number, length: number) => ({ arena, offset, length });
-  return { physical, arena, iommufd, ioas, span };
+  return { arena, iommufd, ioas, span };
 }
 
 describe("IOMMU_IOAS_MAP", () => {
@@ -127,18 +122,19 @@ describe("IOMMU_IOAS_MAP", () => {
 
 describe("IOMMU_IOAS_MAP_FILE", () => {
   it("maps a stretch of a file of the host", async () => {
-    const { physical, iommufd, ioas } = await setup();
-    const arena = createArena(MiB);
-    physical.register(arena, { kind: "ram" });
-    await using file = new EmulatedMemoryFile(arena, 512 * KiB);
+    const { iommufd, ioas, span } = await setup();
+    const iommu = new FakeIommu();
+    await iommufd.attachDevice(iommufd.bindDevice({ port: 0, iommu, mdev: null }), ioas);
+    await using file = new ArenaFile(span(MiB, 512 * KiB));
     expect(await iommufd.mapFile(ioas, file, { start: 4096, length: 8192 }, { iova: 0n, ...RW })).toBe(0n);
+    expect(iommu.domains[0].entries.get(1)?.offset).toBe(MiB + 8192);
     const past = iommufd.mapFile(ioas, file, { start: 508 * KiB, length: 8192 }, { iova: 0x10000n, ...RW });
     expect(await errno(past)).toBe("EINVAL");
   });
 
   it("refuses a closed file, and one of another host, with EBADF", async () => {
-    const { arena, iommufd, ioas } = await setup();
-    const file = new EmulatedMemoryFile(arena);
+    const { iommufd, ioas, span } = await setup();
+    const file = new ArenaFile(span(0, MiB));
     await file[Symbol.asyncDispose]();
     const range = { start: 0, length: 4096 };
     expect(await errno(iommufd.mapFile(ioas, file, range, { iova: 0n, ...RW }))).toBe("EBADF");
@@ -149,7 +145,7 @@ describe("IOMMU_IOAS_MAP_FILE", () => {
 
 describe("IOMMU_IOAS_COPY", () => {
   it("shows the same memory in another IOAS, also a part of a mapping and several mappings in a row", async () => {
-    const { physical, arena, iommufd, ioas, span } = await setup();
+    const { iommufd, ioas, span } = await setup();
     const iommu = new FakeIommu();
     const device = await iommufd.bindDevice({ port: 0, iommu, mdev: null });
     const other = await iommufd.allocIoas();
@@ -157,8 +153,8 @@ describe("IOMMU_IOAS_COPY", () => {
     await iommufd.map(ioas, span(0, 8192), { iova: 0x1000n, ...RW });
     await iommufd.map(ioas, span(65536, 8192), { iova: 0x3000n, ...RW });
     await iommufd.copy({ ioas, iova: 0x2000n, length: 0x2000n }, { ioas: other, iova: 0x8000n, ...RW });
-    const frames = [8, 9].map((page) => iommu.domains[0].entries.get(page)?.frame);
-    expect(frames).toEqual([physical.frameOf(arena, 4096), physical.frameOf(arena, 65536)]);
+    const offsets = [8, 9].map((page) => iommu.domains[0].entries.get(page)?.offset);
+    expect(offsets).toEqual([4096, 65536]);
     await iommufd.unmap(ioas, 0n, U64_MAX);
     expect(iommu.write(0, 8)).toBe(true);
     expect(await iommufd.unmap(other, 0x8000n, 0x1000n)).toBe(0x1000n);
@@ -280,7 +276,7 @@ describe("IOMMU_OPTION", () => {
   it("sets RLIMIT_MODE to 0 or 1 before the first object only", async () => {
     const { iommufd } = await setup();
     expect(await errno(iommufd.setOption({ option: "RLIMIT_MODE" }, 1))).toBe("EBUSY");
-    const fresh = new EmulatedIommufd({ physical: new PhysicalMemory(), inFlight: InFlight.allocate(1) });
+    const fresh = openIommufd([]);
     expect(await errno(fresh.setOption({ option: "RLIMIT_MODE" }, 2))).toBe("EINVAL");
     await fresh.setOption({ option: "RLIMIT_MODE" }, 1);
     expect(await fresh.getOption({ option: "RLIMIT_MODE" })).toBe(1);

@@ -1,13 +1,11 @@
 import { describe, expect, it } from "vitest";
-import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
-import { SharedLog } from "../../bitmap/shared-log.js";
-import { MiB } from "../../memory/address.js";
-import { createArena } from "../../memory/arena.js";
-import { InFlight } from "../../memory/in-flight.js";
-import { PhysicalMemory } from "../physical-memory.js";
+import { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
+import { SharedLog } from "../bitmap/shared-log.js";
+import { MiB } from "../memory/address.js";
+import { createArena } from "../memory/arena.js";
+import { InFlight } from "../memory/in-flight.js";
 import type { PostedTracker } from "./emulated-iommu.js";
-import { errno } from "./fake-iommu.test.helper.js";
-import { EmulatedIommufd } from "./iommufd.js";
+import { errno, openIommufd } from "./fake-iommu.test.helper.js";
 
 const PAGE = 4096n;
 const RW = { readable: true, writeable: true };
@@ -29,11 +27,9 @@ class Marker {
 }
 
 async function setup() {
-  const physical = new PhysicalMemory();
   const arena = createArena(16 * MiB);
-  physical.register(arena, { kind: "ram" });
   const inFlight = InFlight.allocate(4);
-  const iommufd = new EmulatedIommufd({ physical, inFlight });
+  const iommufd = openIommufd([arena], inFlight);
   const ioas = await iommufd.allocIoas();
   const map = (page: bigint, pages: number) =>
     iommufd.map(ioas, { arena, offset: 0, length: pages * 4096 }, { ...RW, iova: page * PAGE });

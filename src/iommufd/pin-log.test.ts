@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
+import { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
 import { PinLog, pagesOf } from "./pin-log.js";
 
 /** The pages that a read of [firstPage, firstPage + pages) reports. */

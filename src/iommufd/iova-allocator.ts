@@ -1,4 +1,4 @@
-import { MiB, PAGE_SIZE, U64_MAX } from "../../memory/address.js";
+import { MiB, PAGE_SIZE, U64_MAX } from "../memory/address.js";
 
 /*
  * Where IOMMU_IOAS_MAP puts a mapping whose IOVA the caller leaves open (iopt_alloc_iova of

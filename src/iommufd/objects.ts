@@ -1,5 +1,5 @@
-import type { ObjectId } from "../../host/host.js";
-import { UapiError } from "../../uapi/errno.js";
+import type { ObjectId } from "../host/host.js";
+import { UapiError } from "../uapi/errno.js";
 
 /*
  * iommufd's object table (drivers/iommu/iommufd/main.c). Objects form a graph: each holds what it uses by a count in

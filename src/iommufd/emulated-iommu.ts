@@ -1,13 +1,13 @@
-import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
-import { SharedLog } from "../../bitmap/shared-log.js";
-import type { BitmapQuery } from "../../host/host.js";
-import { type Call, refuse } from "../../host/iommufd-checks.js";
-import { iovaOf, PAGE_SIZE, type PageNumber } from "../../memory/address.js";
-import type { InFlight } from "../../memory/in-flight.js";
-import type { Port } from "../iommu/iommu.js";
+import { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
+import { SharedLog } from "../bitmap/shared-log.js";
+import type { BitmapQuery } from "../host/host.js";
+import { type Call, refuse } from "../host/iommufd-checks.js";
+import { iovaOf, PAGE_SIZE, type PageNumber } from "../memory/address.js";
+import type { InFlight } from "../memory/in-flight.js";
 import type { Ioas } from "./ioas.js";
 import { IommufdObject } from "./objects.js";
 import { pagesOf } from "./pin-log.js";
+import type { Port } from "./system-iommu.js";
 
 /** The shared tracker as a device thread opens it: `SharedLog.open(memory, bits)`, bit 0 for `firstPage`. */
 export interface PostedTracker {

@@ -1,5 +1,5 @@
-import type { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
-import { iovaOf, PAGE_SIZE, type PageNumber } from "../../memory/address.js";
+import type { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
+import { iovaOf, PAGE_SIZE, type PageNumber } from "../memory/address.js";
 
 /** Fewest past runs that are worth merging. */
 const MERGE_AT = 4096;

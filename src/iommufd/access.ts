@@ -1,6 +1,6 @@
-import type { Access, AccessCallbacks, MemorySpan } from "../../host/host.js";
-import { type Call, lastOf, refuse } from "../../host/iommufd-checks.js";
-import { hex, type Iova, PAGE_SIZE, U64_MAX } from "../../memory/address.js";
+import type { Access, AccessCallbacks, MemorySpan } from "../host/host.js";
+import { type Call, lastOf, refuse } from "../host/iommufd-checks.js";
+import { hex, type Iova, PAGE_SIZE, U64_MAX } from "../memory/address.js";
 import { type AccessUser, type AreaPart, answered, type Ioas } from "./ioas.js";
 import { IommufdObject } from "./objects.js";
 import { PinLog, pagesOf } from "./pin-log.js";
@@ -13,17 +13,17 @@ const PAGE = BigInt(PAGE_SIZE);
  * What holds: a pin counts in each area that it touches until the same range is unpinned, and an area with pins stays
  * mapped. Everything here but the callbacks happens in one go, so a pin never meets a half-done unmap.
  */
-export class EmulatedAccess extends IommufdObject implements Access, AccessUser {
+export class IommufdAccess extends IommufdObject implements Access, AccessUser {
   /** What it has, or had, pinned: an mdev's own DMA logging reads it. */
   readonly pins = new PinLog();
   readonly #callbacks: AccessCallbacks;
-  readonly #dispose: (access: EmulatedAccess) => Promise<void>;
+  readonly #dispose: (access: IommufdAccess) => Promise<void>;
   #ioas: Ioas | null = null;
   /** Pins by range, each with the areas that count it. */
   readonly #held = new Map<string, { count: number; readonly parts: readonly AreaPart[] }>();
 
   /** @param dispose takes the access out of the table: what closing it means */
-  constructor(callbacks: AccessCallbacks, dispose: (access: EmulatedAccess) => Promise<void>) {
+  constructor(callbacks: AccessCallbacks, dispose: (access: IommufdAccess) => Promise<void>) {
     super();
     this.#callbacks = callbacks;
     this.#dispose = dispose;
@@ -105,7 +105,7 @@ export class EmulatedAccess extends IommufdObject implements Access, AccessUser 
     const call = { syscall: "iommufd_access_rw", attempted: `read ${into.length} bytes at ${hex(iova)}` };
     let done = 0;
     for (const { part, bytes } of this.#transfer(iova, into.length, false, call)) {
-      into.set(part.area.pages.span.arena.u8.subarray(part.offset, part.offset + bytes), done);
+      into.set(part.area.pages.arena.u8.subarray(part.offset, part.offset + bytes), done);
       done += bytes;
     }
   }
@@ -114,7 +114,7 @@ export class EmulatedAccess extends IommufdObject implements Access, AccessUser 
     const call = { syscall: "iommufd_access_rw", attempted: `write ${from.length} bytes at ${hex(iova)}` };
     let done = 0;
     for (const { part, bytes } of this.#transfer(iova, from.length, true, call)) {
-      part.area.pages.span.arena.u8.set(from.subarray(done, done + bytes), part.offset);
+      part.area.pages.arena.u8.set(from.subarray(done, done + bytes), part.offset);
       done += bytes;
       const { firstPage, pages } = pagesOf(part.start, BigInt(bytes));
       this.pins.wrote(firstPage, pages);
@@ -171,7 +171,7 @@ function keyOf(iova: bigint, length: bigint): string {
 function spans(parts: readonly AreaPart[]): MemorySpan[] {
   const result: { arena: MemorySpan["arena"]; offset: number; length: number }[] = [];
   for (const { area, offset, start, last } of parts) {
-    const { arena } = area.pages.span;
+    const { arena } = area.pages;
     const length = Number(((last - start) / PAGE + 1n) * PAGE);
     const previous = result.at(-1);
     if (previous !== undefined && previous.arena === arena && previous.offset + previous.length === offset) {
