@@ -71,7 +71,7 @@ async function runInterruptibly(
 ): Promise<void> {
   const interrupted = new AbortController();
   let held: { readonly holding: Holding; warned: boolean } | undefined;
-  let tell = () => warn("stopping; Ctrl-C once more forces");
+  let tell = () => warn("stopping; a second Ctrl-C forces");
   const interrupts: Interrupts = {
     tellFirst: (instead) => {
       tell = instead;
