@@ -25,7 +25,7 @@ export interface Interrupts {
   tellFirst(tell: () => void): void;
   /** From now on the first interrupt cancels nothing, and the second forces. Disposing ends that. */
   hold(holding: Holding): Disposable;
-  /** From now on the signal is aborted also when nobody reads standard output any more. */
+  /** From now on the signal is aborted also when nobody reads standard output any longer. */
   endWithReader(): void;
 }
 

@@ -21,7 +21,7 @@ export function addStoreOption(command: Command, { optional = false } = {}): Com
   return optional ? command.option("--no-store", "keep nothing") : command;
 }
 
-/** Where the records of who may run a machine are kept. */
+/** Where it is recorded which side may run a machine. */
 export interface JournalOption {
   readonly journal?: string;
 }
@@ -31,7 +31,7 @@ export function addJournalOption(command: Command): Command {
   const where = "$XDG_STATE_HOME/dirtmap, or ~/.local/state/dirtmap";
   return command.option(
     "--journal <folder>",
-    `keep the record of who may run a machine in this folder (default: ${where})`,
+    `record in this folder which side may run the machine (default: ${where})`,
   );
 }
 

@@ -84,7 +84,7 @@ export function addPolicyOptions(command: Command): Command {
         "--design <design>",
         DESIGNS,
         "design",
-        "choose who merges the trackers' answers",
+        "choose the design that merges the trackers' answers",
         orScenario(DEFAULTS.design),
       ),
     );
