@@ -151,6 +151,7 @@ describe("wrong usage is refused in one line that says what would work, with exi
       ["receive", "--listen", "tls://127.0.0.1:0", "--tls-folder", join(folder, "none")],
       /can't be read: ENOENT/,
     ],
+    ["a device of a view, which shows all", ["top", "--device", "3b:00.1"], /unknown option '--device'/],
     ["an unknown host", ["probe", "--host", "linus"], /there is no host 'linus'; did you mean 'linux'\?/],
     [
       "a scenario's option for this machine",

@@ -17,7 +17,7 @@ export interface StoreOption {
  */
 export function addStoreOption(command: Command, { optional = false } = {}): Command {
   const where = "$XDG_DATA_HOME/dirtmap/evidence.db, or below ~/.local/share";
-  command.option("--store <path>", `keep runs and benchmarks in this file (default: ${where})`);
+  command.option("--store <path>", `use this file as the store of runs and benchmarks (default: ${where})`);
   return optional ? command.option("--no-store", "keep nothing") : command;
 }
 
@@ -31,7 +31,7 @@ export function addJournalOption(command: Command): Command {
   const where = "$XDG_STATE_HOME/dirtmap, or ~/.local/state/dirtmap";
   return command.option(
     "--journal <folder>",
-    `record in this folder which side may run the machine (default: ${where})`,
+    `use this folder for the records of which side may run a machine (default: ${where})`,
   );
 }
 

@@ -60,7 +60,7 @@ export function addPolicyOptions(command: Command): Command {
       ).argParser(perDevice(oneOf(DEVICE_TRACKERS, "tracker"))),
     )
     .addOption(
-      new Option("--granule <dev=size...>", "track a device by this many bytes per dirty bit: 4K, 2M …").argParser(
+      new Option("--granule <dev=size...>", "track a device with this many bytes per dirty bit: 4K, 2M …").argParser(
         perDevice(parseSize),
       ),
     )
