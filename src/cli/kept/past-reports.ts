@@ -68,7 +68,7 @@ export function pastReports(option: StoreOption, scenario: string | null): PastR
 }
 
 function notOne(file: string, why: string, cause?: unknown): UsageError {
-  return new UsageError(`${file} is no migration's report: ${why}`, {
+  return new UsageError(`${file} is not the report of a migration: ${why}`, {
     code: "BAD_REPORT",
     remedy: "give a file that `dirtmap migrate --json` wrote",
     cause,

@@ -34,7 +34,7 @@ import { predictMachine } from "./shared/predict-machine.js";
 export const run: Run<MigrateInput> = async (input, { signal, interrupts }) => {
   const { json = false, quiet = false } = input;
   let note = tell;
-  interrupts.tellFirst(() => note("cancelling: the source goes on running; Ctrl-C once more forces"));
+  interrupts.tellFirst(() => note("cancelling: the source goes on running; a second Ctrl-C forces"));
   // All that may be wrong with what was asked for is found out before anything is started.
   const asked = readScenario(input);
   const { scenario, policy, design, settings } = asked;

@@ -74,9 +74,9 @@ async function showServed(sockets: readonly string[], options: ViewOptions, sign
     for (const device of devices) {
       const counters = await device.serverCounters();
       if (counters?.dma === undefined) {
-        throw new UsageError(`the server of ${device.id} tells no counters`, {
+        throw new UsageError(`the server of ${device.id} has no counters`, {
           code: "NO_COUNTERS",
-          remedy: "only Dirtmap's own servers do (`dirtmap device`); its log belongs to whoever started it",
+          remedy: "only Dirtmap's own servers do (`dirtmap device`); the log belongs to the client that started it",
         });
       }
       const { log, dma, model } = counters;
