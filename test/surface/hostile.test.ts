@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, describe, expect, it } from "vitest";
-import { undecidedLines } from "../../src/cli/undecided.js";
+import { undecidedLines } from "../../src/cli/text/undecided-text.js";
 import { DirtmapError } from "../../src/errors.js";
 import { readDesignsResult } from "../../src/evidence/designs/result.js";
 import { fakeBenchmark, fakeDevice } from "../../src/evidence/recommend/fake-benchmark.test.helper.js";
@@ -201,14 +201,14 @@ describe("what a file says is safe where it is shown:", () => {
     const trace = fileURLToPath(new URL("../../../test/fixtures/trace-v1.dtrc", import.meta.url));
     await shown(["predict", "--trace", trace, "--run", write("report.json", report)]);
     await shown(["predict", "--trace", trace, "--run", write("no-report.json", { ...report, result: HOSTILE })]);
-    const bad = { kind: "trackers", host: HOSTILE, scenario: HOSTILE, takenAt: HOSTILE, machine: {} };
+    const bad = { kind: "trackers", host: HOSTILE, scenario: HOSTILE, takenAt: HOSTILE };
     {
       using store = openStore(at("store.db"));
       const benchmark = fakeBenchmark([fakeDevice("a", [{ tracker: "iommu" }])], {
         host: HOSTILE,
         scenario: HOSTILE.slice(0, 200),
       });
-      store.saveBenchmark({ ...bad, result: benchmark });
+      store.saveBenchmark({ ...bad, machine: benchmark.machine, result: benchmark });
     }
     await shown(["recommend", "--store", at("store.db")]);
     await shown(["predict", "--trace", trace, "--store", write("no-store.db", HOSTILE)]);
