@@ -145,7 +145,7 @@ async function timeOf(events: EventStream, name: string): Promise<number> {
 /** Has each disk read and written all the time. */
 async function startLoad({ guest }: Place): Promise<void> {
   await guest.run(
-    "rm -f /tmp/stop /tmp/load*; for n in 0 1; do verified-io /dev/nvme${n}n1 16 2048 1$n /tmp/stop >/tmp/load$n 2>&1 & done",
+    'rm -f /tmp/stop /tmp/load*; for n in 0 1; do verified-io /dev/nvme"$n"n1 16 2048 1$n /tmp/stop >/tmp/load$n 2>&1 & done',
   );
   await guest.run(
     "for i in $(seq 600); do [ $(grep -l wrote /tmp/load0 /tmp/load1 | wc -l) = 2 ] && exit 0; sleep 0.1; done; cat /tmp/load*; exit 1",
