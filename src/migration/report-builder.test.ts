@@ -37,10 +37,10 @@ describe("a migration's report", () => {
     never.resumed(performance.now());
     expect(never.end("cancelled", NOTHING).downtimeMs).toBeNull();
     const still = begun();
-    still.paused();
+    still.paused(performance.now());
     expect(still.end("indeterminate", NOTHING).downtimeMs).toBeNull();
     const back = begun();
-    back.paused();
+    back.paused(performance.now());
     back.resumed(performance.now() + 50);
     expect(back.end("completed", NOTHING).downtimeMs).toBeGreaterThanOrEqual(50);
   });
