@@ -32,13 +32,13 @@ export interface DeviceShare {
 /** The tracking of one device, from before QEMU's first look at memory until the device is stopped. */
 export class DeviceTracking {
   readonly #device: ControlledDevice;
-  readonly #tracker: GuestTracker;
+  readonly tracker: GuestTracker;
   /** What is logged; empty: nothing is. */
   #ranges: readonly IovaStretch[] = [];
 
   private constructor(device: ControlledDevice, tracker: GuestTracker) {
     this.#device = device;
-    this.#tracker = tracker;
+    this.tracker = tracker;
   }
 
   /** @throws UsageError `NO_LOG` for `device` of one without a log, `TOO_SCATTERED` */
@@ -56,7 +56,7 @@ export class DeviceTracking {
   async #start(): Promise<void> {
     const { vfio, id } = this.#device;
     const { dmaLogging } = await countersOf(vfio);
-    if (this.#tracker === "messages") await vfio.switchWritePath("messages");
+    if (this.tracker === "messages") await vfio.switchWritePath("messages");
     else if (dmaLogging === null) {
       throw new UsageError(`'${id}' has no log of its own`, {
         code: "NO_LOG",
@@ -65,7 +65,7 @@ export class DeviceTracking {
     }
     // By messages QEMU needs no log: it only tells what share of the dirty memory is this device's.
     const mapped = await this.#mapped();
-    if (dmaLogging === null || (mapped === null && this.#tracker === "messages")) return;
+    if (dmaLogging === null || (mapped === null && this.tracker === "messages")) return;
     const ranges = loggingRanges(mapped ?? this.#tooScattered(), GRANULE, dmaLogging.maxRanges);
     if (ranges.length === 0) return;
     await vfio.startDmaLogging({ pageSize: GRANULE, ranges });
@@ -90,8 +90,8 @@ export class DeviceTracking {
         dirty.push({ iova: iova + BigInt(first * GRANULE), length: BigInt(count * GRANULE) }),
       );
     }
-    const pagesRewritten = this.#tracker === "device" ? await this.#rewrite(dirty) : 0;
-    const share = { device: id, tracker: this.#tracker, pagesRewritten };
+    const pagesRewritten = this.tracker === "device" ? await this.#rewrite(dirty) : 0;
+    const share = { device: id, tracker: this.tracker, pagesRewritten };
     return { ...share, pages: this.#ranges.length === 0 ? null : pages, ms: performance.now() - from };
   }
 
@@ -101,7 +101,7 @@ export class DeviceTracking {
     const logged = this.#ranges.length > 0;
     this.#ranges = [];
     if (logged) await vfio.stopDmaLogging();
-    if (this.#tracker === "messages") await vfio.switchWritePath("direct");
+    if (this.tracker === "messages") await vfio.switchWritePath("direct");
   }
 
   /**

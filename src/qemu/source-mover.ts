@@ -86,7 +86,9 @@ class QemuMove implements MemoryMove {
   readonly #watch: MigrationWatch;
   #settings: MigrationSettings | undefined;
   #tracking: DeviceTracking[] = [];
-  #shares: readonly DeviceShare[] = [];
+  readonly #shares: DeviceShare[] = [];
+  /** Read in the pause. */
+  #state: GuestState | undefined;
   /** Where QEMU's stream was at the end of the pre-copy. */
   #precopied: MigrationInfo["ram"];
 
@@ -131,16 +133,20 @@ class QemuMove implements MemoryMove {
     await sending;
   }
 
+  /** The vCPUs stand still already: what QEMU keeps of the devices can be read while these come to a stop. */
   async stop(stopDevices: () => Promise<void>): Promise<void> {
+    const reading = this.#guestState();
+    reading.catch(() => {});
     await stopDevices();
-    const { afterRead } = this.#options.hooks ?? {};
-    this.#shares = await Promise.all(this.#tracking.map((tracking) => tracking.finish(afterRead)));
+    await this.#readShares((tracking) => tracking.tracker === "device");
+    this.#state = await reading;
   }
 
   async finish(sendStates: () => Promise<void>): Promise<FinishedMove> {
     const { signal } = this.#context;
     const { hooks = {} } = this.#options;
-    const state = await this.#guestState();
+    const state = this.#state;
+    if (state === undefined) throw new Error("not stopped");
     const began = performance.now();
     await this.#guest.qemu.migrateContinue();
     const [{ ram }] = await Promise.all([
@@ -168,6 +174,11 @@ class QemuMove implements MemoryMove {
   }
 
   async gone(): Promise<void> {
+    // Of those whose writes went by messages only the report wants to know, and the guest runs by now.
+    await this.#context.report.tried(
+      "what the devices wrote counted",
+      this.#readShares((tracking) => tracking.tracker === "messages"),
+    );
     if (this.#options.keepSource !== true) {
       await this.#guest.qemu.quit();
       return;
@@ -188,7 +199,7 @@ class QemuMove implements MemoryMove {
         alternatives: [],
         pagesReported: share?.pages ?? null,
         pagesExclusive: null,
-        readMs: share?.ms ?? 0,
+        readMs: tracker === "device" ? (share?.ms ?? 0) : 0,
         suspendedMs: 0,
       };
     });
@@ -197,6 +208,11 @@ class QemuMove implements MemoryMove {
   #trackerOf({ id }: ControlledDevice): GuestTracker {
     const { trackers = {} } = this.#options;
     return Object.hasOwn(trackers, id) ? trackers[id] : DEFAULT_TRACKER;
+  }
+
+  async #readShares(which: (tracking: DeviceTracking) => boolean): Promise<void> {
+    const { afterRead } = this.#options.hooks ?? {};
+    this.#shares.push(...(await Promise.all(this.#tracking.filter(which).map((each) => each.finish(afterRead)))));
   }
 
   /** What of the devices' states is worth it, until the machine is paused. */
