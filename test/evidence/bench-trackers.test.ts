@@ -71,7 +71,7 @@ beforeAll(async () => {
   writeFileSync(scenario, `machine:${MACHINE}${MIGRATION}\n`);
   const bench = ["bench", "trackers", "--scenario", scenario, "--quick", "--store", store];
   const { code, stdout, stderr } = await run(...bench, "--output", file, "--bandwidth", "1Gbit", "--json");
-  expect({ code, stderr }).toEqual({ code: 0, stderr: expect.stringContaining("kept as benchmark 1 of ") });
+  expect({ code, stderr }).toEqual({ code: 0, stderr: expect.stringContaining("kept as benchmark 1 in ") });
   benchmark = JSON.parse(stdout);
 }, PATIENCE_MS);
 
