@@ -10,7 +10,7 @@ process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
 // Tests run on built output: workers written in TypeScript do not start under vitest on Node 20.
 export default defineConfig({
   test: {
-    include: ["dist/src/**/*.test.js", "dist/test/**/*.test.js"],
+    include: ["dist/{src,test,tools}/**/*.test.js"],
     exclude: ["dist/test/stress/nightly/**", "dist/test/kernel/**"],
     pool: "forks",
     maxWorkers: 2,

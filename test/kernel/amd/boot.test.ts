@@ -2,7 +2,7 @@ import { readdirSync, readlinkSync, statSync } from "node:fs";
 import { release } from "node:os";
 import { basename } from "node:path";
 import { expect, test } from "vitest";
-import { PCI_DEVICES } from "../../vm/machines.js";
+import { PCI_DEVICES } from "../../../tools/vm/machines.js";
 
 /** The IOMMU group of a PCI device. */
 function groupOf(address: string): string {

@@ -4,7 +4,7 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { createPassthroughMachine, type PassthroughMachine } from "../../../src/host/passthrough-machine.js";
 import { LinuxHost } from "../../../src/linux/host.js";
 import { MiB } from "../../../src/memory/address.js";
-import { PCI_DEVICES } from "../../vm/machines.js";
+import { PCI_DEVICES } from "../../../tools/vm/machines.js";
 import { openDescriptors } from "./descriptors.js";
 import { dirtmap } from "./program.js";
 import { bindToVfioPci } from "./vfio-devices.js";

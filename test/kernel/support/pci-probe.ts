@@ -6,7 +6,7 @@ import type { HwInfo } from "../../../src/host/host.js";
 import { LinuxHost } from "../../../src/linux/host.js";
 import type { LinuxDevice } from "../../../src/linux/sysfs/device.js";
 import { DEFAULT_POLICY } from "../../../src/tracking/choice.js";
-import { PCI_DEVICES } from "../../vm/machines.js";
+import { PCI_DEVICES } from "../../../tools/vm/machines.js";
 import { dirtmap } from "./program.js";
 import { bindToVfioPci } from "./vfio-devices.js";
 

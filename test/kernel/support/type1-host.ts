@@ -17,7 +17,7 @@ import { openDesign } from "../../../src/tracking/designs.js";
 import { chooseTrackers } from "../../../src/tracking/policy.js";
 import { probeMachine } from "../../../src/tracking/probe.js";
 import type { UapiError } from "../../../src/uapi/errno.js";
-import { PCI_DEVICES } from "../../vm/machines.js";
+import { PCI_DEVICES } from "../../../tools/vm/machines.js";
 import { openDescriptors } from "./descriptors.js";
 import { type1Device } from "./type1-bench.js";
 import { bindToVfioPci, createMtty, type TestDevice } from "./vfio-devices.js";

@@ -74,7 +74,7 @@ export class Sandbox implements Disposable {
 
   #start(): ChildProcess {
     // A group of its own, so that what tests start ends with them.
-    return fork(join(this.root, "dist/test/mutants/runner.js"), {
+    return fork(join(this.root, "dist/tools/mutants/runner.js"), {
       cwd: this.root,
       stdio: ["ignore", "ignore", "ignore", "ipc"],
       detached: true,

@@ -3,7 +3,7 @@ import { SourceMap } from "node:module";
 import { dirname, join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { Random } from "../support/random.js";
+import { Random } from "../random.js";
 import { CORE, type Part } from "./core.js";
 import { EQUIVALENT } from "./equivalent.js";
 import { type Mutation, mutated, mutationsOf } from "./rules.js";
@@ -19,7 +19,7 @@ a test fails
   --results FILE  adds each verdict as a line of JSON, and skips those that are there
   --list          prints the mutants, and runs nothing
 
-Mutants that test/mutants/equivalent.ts explains are not run. Exits with 1 if another one lives.
+Mutants that tools/mutants/equivalent.ts explains are not run. Exits with 1 if another one lives.
 `;
 
 /** A mutant, where it is, and what must notice it. */
@@ -195,7 +195,7 @@ function summarise(mutants: readonly Mutant[], results: ReadonlyMap<string, Resu
   for (const mutant of explained) process.stdout.write(`equivalent  ${describe(mutant)}: ${EQUIVALENT[mutant.id]}\n`);
   for (const mutant of unexplained) process.stdout.write(`NOT NOTICED  ${describe(mutant)}\n`);
   for (const id of stale)
-    process.stdout.write(`no such mutant any longer: ${id} in ${relative(root, "test/mutants/equivalent.ts")}\n`);
+    process.stdout.write(`no such mutant any longer: ${id} in ${relative(root, "tools/mutants/equivalent.ts")}\n`);
   const figures = (of: readonly Mutant[]) => {
     const count = (list: readonly Mutant[]) => list.filter((mutant) => of.includes(mutant)).length;
     const caught = of.length - count(living);

@@ -68,7 +68,7 @@ export function makeInitramfs(root: string, work: string): string {
   const tree = join(work, "tree");
   for (const folder of ["proc", "sys", "dev", "tmp", "share", "hugepages"])
     mkdirSync(join(tree, folder), { recursive: true });
-  place(tree, "init", join(root, "test/vm/init"));
+  place(tree, "init", join(root, "tools/vm/init"));
   place(tree, "bin/busybox", busybox);
   place(tree, "bin/node", process.execPath);
 
