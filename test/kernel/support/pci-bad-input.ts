@@ -5,8 +5,8 @@ import { createPassthroughMachine, type PassthroughMachine } from "../../../src/
 import { LinuxHost } from "../../../src/linux/host.js";
 import { MiB } from "../../../src/memory/address.js";
 import { PCI_DEVICES } from "../../../tools/vm/machines.js";
+import { dirtmap } from "../../support/program.js";
 import { openDescriptors } from "./descriptors.js";
-import { dirtmap } from "./program.js";
 import { bindToVfioPci } from "./vfio-devices.js";
 
 const { edu, nvme, besideNvme } = PCI_DEVICES;

@@ -7,7 +7,7 @@ import { LinuxHost } from "../../../src/linux/host.js";
 import type { LinuxDevice } from "../../../src/linux/sysfs/device.js";
 import { DEFAULT_POLICY } from "../../../src/tracking/choice.js";
 import { PCI_DEVICES } from "../../../tools/vm/machines.js";
-import { dirtmap } from "./program.js";
+import { dirtmap } from "../../support/program.js";
 import { bindToVfioPci } from "./vfio-devices.js";
 
 const { edu, pair0, pair1, nvme } = PCI_DEVICES;
