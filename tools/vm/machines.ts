@@ -32,17 +32,21 @@ const ASSIGNABLE_NEEDS: readonly QemuNeed[] = [{ device: "edu" }, { device: "igb
 
 /** What makes a machine of its kind. */
 export interface MachineKind {
+  /** The folder of test/kernel whose tests it runs. */
+  readonly tests: "mock" | "pci";
   readonly options: readonly string[];
   readonly needs: readonly QemuNeed[];
 }
 
 export const MACHINE_KINDS: Readonly<Record<MachineName, MachineKind>> = {
-  mock: { options: [], needs: [] },
+  mock: { tests: "mock", options: [], needs: [] },
   intel: {
+    tests: "pci",
     options: ["-device", "intel-iommu", ...ASSIGNABLE],
     needs: [{ device: "intel-iommu" }, ...ASSIGNABLE_NEEDS],
   },
   amd: {
+    tests: "pci",
     options: ["-device", "amd-iommu,dma-remap=on", ...ASSIGNABLE],
     needs: [{ device: "amd-iommu", property: "dma-remap" }, ...ASSIGNABLE_NEEDS],
   },

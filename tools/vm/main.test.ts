@@ -37,7 +37,7 @@ test("what the kernel complained of is a fault even if all tests passed, and is 
 let root: string;
 beforeEach(() => {
   root = mkdtempSync(join(tmpdir(), "dirtmap-files-"));
-  for (const file of ["mock/b.test.js", "mock/deep/a.test.js", "mock/fixture.js", "intel/b.test.js"]) {
+  for (const file of ["mock/b.test.js", "mock/deep/a.test.js", "mock/fixture.js", "pci/b.test.js"]) {
     const path = join(root, "dist/test/kernel", file);
     mkdirSync(dirname(path), { recursive: true });
     writeFileSync(path, "");
@@ -45,12 +45,14 @@ beforeEach(() => {
 });
 afterEach(() => rmSync(root, { recursive: true, force: true }));
 
-test("a machine runs the test files of its own folder, in order", () => {
+test("a machine runs the test files for its kind, in order", () => {
   expect(testFiles(root, "mock", [])).toEqual([
     "dist/test/kernel/mock/b.test.js",
     "dist/test/kernel/mock/deep/a.test.js",
   ]);
-  expect(testFiles(root, "amd", [])).toEqual([]);
+  for (const machine of ["intel", "amd"] as const) {
+    expect(testFiles(root, machine, [])).toEqual(["dist/test/kernel/pci/b.test.js"]);
+  }
 });
 
 test("a filter is a part of the path, and one of several is enough", () => {

@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { parseArguments, type TestKernelOptions, USAGE } from "./arguments.js";
 import { boot, type GuestResult } from "./boot.js";
 import { type GuestImage, prepareGuests } from "./image.js";
-import type { MachineName } from "./machines.js";
+import { MACHINE_KINDS, type MachineName } from "./machines.js";
 import { MissingError } from "./missing.js";
 
 const MINUTE_MS = 60_000;
@@ -15,7 +15,7 @@ const LINES_BEFORE_COMPLAINT = 10;
 
 /** The built test files of a machine that the filters let through, relative to the project. */
 export function testFiles(root: string, machine: MachineName, filters: readonly string[]): readonly string[] {
-  const folder = join("dist/test/kernel", machine);
+  const folder = join("dist/test/kernel", MACHINE_KINDS[machine].tests);
   if (!existsSync(join(root, folder))) return [];
   return readdirSync(join(root, folder), { recursive: true, encoding: "utf8" })
     .filter((name) => name.endsWith(".test.js"))
