@@ -265,7 +265,7 @@ describe("memory in a container", () => {
     await using device = bindToVfioPci(PCI_DEVICES.edu);
     const group = type1Device(device, false).group.id;
     chmodSync(`/dev/vfio/${group}`, 0o666);
-    const script = new URL("./locked-memory-child.js", import.meta.url).pathname;
+    const script = new URL("../support/locked-memory-child.js", import.meta.url).pathname;
     // The limit is this user's: root may lock what it likes (CAP_IPC_LOCK).
     const { stdout, stderr, status } = spawnSync(
       "sh",
