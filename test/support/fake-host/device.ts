@@ -66,6 +66,8 @@ class FakeClient implements DeviceSide {
   pins: PinService | null = null;
   interrupts = 0;
   mode: RunMode = "stopped";
+  /** Pages that a test wants to stay pinned. */
+  readonly kept = new Set<PageNumber>();
   readonly #port: FakePort;
   readonly #config = Uint8Array.from(POWER_ON_CONFIG);
 
@@ -117,6 +119,7 @@ class FakeClient implements DeviceSide {
 
   async dropPins({ page, pages }: { page: PageNumber; pages: number }): Promise<void> {
     if (this.#port.kind === "pins") this.#port.port.drop(page, pages);
+    for (let i = 0; i < pages; i++) this.kept.delete(page + i);
   }
 
   async facts(): Promise<ShapeFacts> {
@@ -166,7 +169,7 @@ export async function openFakeDevice(
   const { port } = wiring;
   const client = new FakeClient(options, port);
   const device = scripted(await EmulatedVfioDevice.open({ ...wiring, client, port: port.port.port }));
-  const kept = new Set<PageNumber>();
+  const { kept } = client;
 
   async function unpin(page: PageNumber): Promise<void> {
     if (port.kind === "pins") port.port.drop(page, 1);
