@@ -1,11 +1,11 @@
 import { describe, expect, it } from "vitest";
+import { errno } from "../../../test/support/errno.js";
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import type { AccessCallbacks, MapFlags } from "../../host/host.js";
 import { MiB, U64_MAX } from "../../memory/address.js";
 import { createArena } from "../../memory/arena.js";
 import { InFlight } from "../../memory/in-flight.js";
 import { PhysicalMemory } from "../physical-memory.js";
-import { errno } from "./fake-iommu.test.helper.js";
 import { EmulatedIommufd } from "./iommufd.js";
 
 const PAGE = 4096n;

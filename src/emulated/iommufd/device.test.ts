@@ -1,4 +1,6 @@
 import { describe, expect, it } from "vitest";
+import { errno } from "../../../test/support/errno.js";
+import { FakeIommu } from "../../../test/support/fake-host/iommu.js";
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import type { ObjectId } from "../../host/host.js";
 import { MiB, U64_MAX } from "../../memory/address.js";
@@ -6,7 +8,6 @@ import { createArena } from "../../memory/arena.js";
 import { InFlight } from "../../memory/in-flight.js";
 import { UapiError } from "../../uapi/errno.js";
 import { PhysicalMemory } from "../physical-memory.js";
-import { errno, FakeIommu } from "./fake-iommu.test.helper.js";
 import { EmulatedIommufd } from "./iommufd.js";
 
 const PAGE = 4096n;

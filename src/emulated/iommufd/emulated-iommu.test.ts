@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { errno } from "../../../test/support/errno.js";
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import { SharedLog } from "../../bitmap/shared-log.js";
 import { MiB } from "../../memory/address.js";
@@ -6,7 +7,6 @@ import { createArena } from "../../memory/arena.js";
 import { InFlight } from "../../memory/in-flight.js";
 import { PhysicalMemory } from "../physical-memory.js";
 import type { PostedTracker } from "./emulated-iommu.js";
-import { errno } from "./fake-iommu.test.helper.js";
 import { EmulatedIommufd } from "./iommufd.js";
 
 const PAGE = 4096n;

@@ -1,12 +1,13 @@
 import fc from "fast-check";
 import { expect, it } from "vitest";
+import { errno } from "../../../test/support/errno.js";
+import { type FakeDomain, FakeIommu } from "../../../test/support/fake-host/iommu.js";
 import type { ObjectId } from "../../host/host.js";
 import { U64_MAX } from "../../memory/address.js";
 import { createArena } from "../../memory/arena.js";
 import { InFlight } from "../../memory/in-flight.js";
 import type { ErrnoName } from "../../uapi/errno.js";
 import { PhysicalMemory } from "../physical-memory.js";
-import { errno, type FakeDomain, FakeIommu } from "./fake-iommu.test.helper.js";
 import { EmulatedIommufd } from "./iommufd.js";
 
 /*

@@ -1,9 +1,10 @@
 import { describe, expect, it } from "vitest";
+import { errno } from "../../../test/support/errno.js";
+import { FakeIommu } from "../../../test/support/fake-host/iommu.js";
 import { GiB, KiB, MiB, U64_MAX } from "../../memory/address.js";
 import { createArena } from "../../memory/arena.js";
 import { InFlight } from "../../memory/in-flight.js";
 import { PhysicalMemory } from "../physical-memory.js";
-import { errno, FakeIommu } from "./fake-iommu.test.helper.js";
 import { EmulatedIommufd } from "./iommufd.js";
 import { EmulatedMemoryFile } from "./memory-file.js";
 

@@ -3,7 +3,7 @@ import type { DmaFault, ModelInfo } from "../../../src/devices/model.js";
 import { REGION } from "../../../src/devices/pci-model.js";
 import { decodeRecords, encodeRecords } from "../../../src/devices/records.js";
 import type { RunMode } from "../../../src/devices/variant-driver/migration-driver.js";
-import type { IommuDmaPort } from "../../../src/emulated/iommu/dma-port.js";
+import type { Port } from "../../../src/emulated/iommu/iommu.js";
 import type { PostedTracker } from "../../../src/emulated/iommufd/emulated-iommu.js";
 import type { DeviceSide, PinService } from "../../../src/emulated/threads/device-threads.js";
 import { EmulatedVfioDevice } from "../../../src/emulated/vfio/device.js";
@@ -13,6 +13,7 @@ import { fixedBits } from "../../../src/host/pci-shape.js";
 import type { ShapeFacts } from "../../../src/host/shape.js";
 import { iovaOf, PAGE_SIZE, type PageNumber } from "../../../src/memory/address.js";
 import type { MigState } from "../../../src/uapi/vfio.js";
+import type { FakeIommu } from "./iommu.js";
 import { type Script, scripted } from "./scripted.js";
 
 /** What a fake device is made with; each absent part is something that it lacks. */
@@ -28,10 +29,28 @@ export interface FakeDeviceOptions {
   readonly migration?: MigrationSupport | null;
 }
 
-/** A fake device's way to memory. */
-export type FakePort =
-  | { readonly kind: "iommu"; readonly port: IommuDmaPort }
-  | { readonly kind: "pins"; readonly port: PinPort };
+/** A device's port of an IOMMU. What it writes is marked, and stored nowhere. */
+export class FakeIommuPort {
+  readonly kind = "iommu";
+  readonly port: Port;
+  /** The device's own log, while it is on. */
+  log: DmaLog | null = null;
+  readonly #iommu: FakeIommu;
+
+  constructor(iommu: FakeIommu, port: Port) {
+    this.#iommu = iommu;
+    this.port = port;
+  }
+
+  write(page: PageNumber): DmaFault | null {
+    if (!this.#iommu.write(this.port, page)) return "not-mapped";
+    this.log?.mark(page);
+    return null;
+  }
+}
+
+/** A fake device's way to memory: through an IOMMU, or an mdev's to the pages that it has pinned. */
+export type FakePort = FakeIommuPort | { readonly kind: "pins"; readonly pins: PinPort };
 
 const CONFIG_BYTES = 256;
 const STATE_TAG = 1;
@@ -79,7 +98,6 @@ class FakeClient implements DeviceSide {
 
   async setMode(mode: RunMode): Promise<void> {
     this.mode = mode;
-    if (this.#port.kind === "iommu") this.#port.port.p2pQuiesced = mode === "p2p-quiesced";
   }
 
   async save(): Promise<Uint8Array> {
@@ -106,19 +124,19 @@ class FakeClient implements DeviceSide {
   }
 
   get logging(): boolean {
-    return this.#port.kind === "iommu" && this.#port.port.log !== null;
+    return this.#port.kind === "iommu" && this.#port.log !== null;
   }
 
   async setLog(log: PostedDmaLog | null): Promise<void> {
-    if (this.#port.kind === "iommu") this.#port.port.log = log === null ? null : DmaLog.open(log);
+    if (this.#port.kind === "iommu") this.#port.log = log === null ? null : DmaLog.open(log);
   }
 
   async setTracker(tracker: PostedTracker | null): Promise<void> {
-    if (this.#port.kind === "pins") this.#port.port.setTracker(tracker);
+    if (this.#port.kind === "pins") this.#port.pins.setTracker(tracker);
   }
 
   async dropPins({ page, pages }: { page: PageNumber; pages: number }): Promise<void> {
-    if (this.#port.kind === "pins") this.#port.port.drop(page, pages);
+    if (this.#port.kind === "pins") this.#port.pins.drop(page, pages);
     for (let i = 0; i < pages; i++) this.kept.delete(page + i);
   }
 
@@ -168,21 +186,24 @@ export async function openFakeDevice(
 ): Promise<FakeDevice> {
   const { port } = wiring;
   const client = new FakeClient(options, port);
-  const device = scripted(await EmulatedVfioDevice.open({ ...wiring, client, port: port.port.port }));
+  const device = scripted(
+    await EmulatedVfioDevice.open({ ...wiring, client, port: port.kind === "iommu" ? port.port : port.pins.port }),
+  );
   const { kept } = client;
 
   async function unpin(page: PageNumber): Promise<void> {
-    if (port.kind === "pins") port.port.drop(page, 1);
+    if (port.kind === "pins") port.pins.drop(page, 1);
     await client.pins?.unpin({ page, pages: 1 });
   }
 
-  const dma = (page: PageNumber): DmaFault | null => port.port.write(page, 0, WRITTEN, 0, 1);
+  const dma = (page: PageNumber): DmaFault | null =>
+    port.kind === "iommu" ? port.write(page) : port.pins.write(page, 0, WRITTEN, 0, 1);
 
   async function write(page: PageNumber, { keepPinned = false } = {}): Promise<void> {
     if (client.mode !== "running") throw new Error(`${client.id} is not running`);
     const pinned = port.kind === "pins" && !kept.has(page) ? await client.pins?.pin({ page, pages: 1 }) : undefined;
     if (port.kind === "pins" && pinned !== undefined && "runs" in pinned)
-      for (const run of pinned.runs) port.port.add(run);
+      for (const run of pinned.runs) port.pins.add(run);
     const fault = dma(page);
     if (keepPinned) kept.add(page);
     else if (!kept.has(page) && pinned !== undefined) await unpin(page);

@@ -1,47 +1,43 @@
-import type { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
-import type { HwInfo } from "../../host/host.js";
-import { iovaOf, PAGE_SIZE, type PageNumber } from "../../memory/address.js";
-import { type ErrnoName, UapiError } from "../../uapi/errno.js";
-import type { IommuDomain, Port, SystemIommu } from "../iommu/iommu.js";
+import type { DirtyBitmap } from "../../../src/bitmap/dirty-bitmap.js";
+import type { IommuDomain, Port, SystemIommu } from "../../../src/emulated/iommu/iommu.js";
+import type { HwInfo } from "../../../src/host/host.js";
+import { iovaOf, PAGE_SIZE, type PageNumber } from "../../../src/memory/address.js";
+import { UapiError } from "../../../src/uapi/errno.js";
 
-/** The errno that a call is refused with. */
-export async function errno(call: Promise<unknown>): Promise<ErrnoName | "none"> {
-  return call.then(
-    () => "none" as const,
-    (error: { code: ErrnoName }) => error.code,
-  );
-}
-
-/** A system IOMMU in a few lines: one Map of pages per domain, and leaves of 4 KiB. */
+/** A system IOMMU in a few lines: one Map of pages per domain. Its leaves are of 4 KiB, unless it has larger ones, too. */
 export class FakeIommu implements SystemIommu {
   readonly dirtyTracking: boolean;
   readonly aperture: { first: PageNumber; last: PageNumber };
   readonly reserved: { first: PageNumber; last: PageNumber }[];
+  /** Leaf sizes in bytes, ascending. */
+  readonly pageSizes: readonly number[];
   /** Where each port points; null after a detach. */
   readonly attached = new Map<Port, FakeDomain | null>();
   readonly domains: FakeDomain[] = [];
   /** What the next attach of a port does instead. */
   refusal: Error | null = null;
 
-  constructor(options: Partial<Pick<FakeIommu, "dirtyTracking" | "aperture" | "reserved">> = {}) {
+  constructor(options: Partial<Pick<FakeIommu, "dirtyTracking" | "aperture" | "reserved" | "pageSizes">> = {}) {
     this.dirtyTracking = options.dirtyTracking ?? true;
     this.aperture = options.aperture ?? { first: 0, last: 2 ** 36 - 1 };
+    this.pageSizes = options.pageSizes ?? [PAGE_SIZE];
     this.reserved = options.reserved ?? [{ first: 0xfee00, last: 0xfeeff }];
   }
 
   hwInfo(): HwInfo {
-    return { dirtyTracking: this.dirtyTracking, type: "amd", pageSizes: [PAGE_SIZE], data: new Uint8Array(16) };
+    return { dirtyTracking: this.dirtyTracking, type: "amd", pageSizes: [...this.pageSizes], data: new Uint8Array(16) };
   }
 
   allocDomain({ dirtyTracking }: { dirtyTracking: boolean }): FakeDomain {
-    const domain = new FakeDomain(dirtyTracking);
+    const domain = new FakeDomain(this, dirtyTracking);
     this.domains.push(domain);
     return domain;
   }
 
   async attach(port: Port, domain: IommuDomain | null): Promise<void> {
     if (this.refusal !== null) throw this.refusal;
-    if (domain !== null && (!(domain instanceof FakeDomain) || (domain.dirtyTracking && !this.dirtyTracking))) {
+    const fits = domain === null || (domain instanceof FakeDomain && domain.iommu === this);
+    if (!fits || (domain?.dirtyTracking === true && !this.dirtyTracking)) {
       throw new UapiError("EINVAL", { syscall: "attach", attempted: "attach a domain that doesn't fit" });
     }
     this.attached.get(port)?.ports.delete(port);
@@ -55,17 +51,25 @@ export class FakeIommu implements SystemIommu {
   }
 }
 
+/** What is clean or dirty as a whole. */
+interface FakeLeaf {
+  readonly first: PageNumber;
+  readonly pages: number;
+  dirty: boolean;
+}
+
 export interface FakeEntry {
   readonly frame: PageNumber;
   readonly readable: boolean;
   readonly writeable: boolean;
   readonly hugePages: boolean;
-  dirty: boolean;
+  readonly leaf: FakeLeaf;
 }
 
 export class FakeDomain implements IommuDomain {
+  readonly iommu: FakeIommu;
   readonly dirtyTracking: boolean;
-  readonly pageSizes = [PAGE_SIZE];
+  readonly pageSizes: readonly number[];
   readonly ports = new Set<Port>();
   readonly entries = new Map<PageNumber, FakeEntry>();
   tracking = false;
@@ -73,8 +77,10 @@ export class FakeDomain implements IommuDomain {
   /** Pages that it can hold: beyond, ENOMEM. */
   capacity = Number.POSITIVE_INFINITY;
 
-  constructor(dirtyTracking: boolean) {
+  constructor(iommu: FakeIommu, dirtyTracking: boolean) {
+    this.iommu = iommu;
     this.dirtyTracking = dirtyTracking;
+    this.pageSizes = iommu.pageSizes;
   }
 
   map(args: {
@@ -89,10 +95,21 @@ export class FakeDomain implements IommuDomain {
     if (this.entries.size + pages > this.capacity) {
       throw new UapiError("ENOMEM", { syscall: "map", attempted: "map beyond the fake's capacity" });
     }
-    for (let i = 0; i < pages; i++) {
-      if (this.entries.has(page + i)) throw new Error(`page ${page + i} is mapped already`);
-      this.entries.set(page + i, { frame: frame + i, readable, writeable, hugePages, dirty: false });
+    for (let done = 0; done < pages; ) {
+      const leaf = this.#leafFor(page + done, frame + done, hugePages ? pages - done : 1);
+      for (const end = done + leaf.pages; done < end; done++) {
+        if (this.entries.has(page + done)) throw new Error(`page ${page + done} is mapped already`);
+        this.entries.set(page + done, { frame: frame + done, readable, writeable, hugePages, leaf });
+      }
     }
+  }
+
+  /** The largest leaf that page and frame are aligned to, of at most so many pages. */
+  #leafFor(page: PageNumber, frame: PageNumber, most: number): FakeLeaf {
+    const fitting = this.pageSizes
+      .map((bytes) => bytes / PAGE_SIZE)
+      .findLast((pages) => pages <= most && page % pages === 0 && frame % pages === 0);
+    return { first: page, pages: fitting ?? 1, dirty: false };
   }
 
   async unmap({ page, pages }: { page: PageNumber; pages: number }): Promise<void> {
@@ -103,7 +120,7 @@ export class FakeDomain implements IommuDomain {
   }
 
   async setDirtyTracking(on: boolean): Promise<void> {
-    if (on) for (const entry of this.entries.values()) entry.dirty = false;
+    if (on) for (const { leaf } of this.entries.values()) leaf.dirty = false;
     this.tracking = on;
   }
 
@@ -114,20 +131,25 @@ export class FakeDomain implements IommuDomain {
     clear: boolean;
   }): Promise<{ leafSizes: readonly number[] }> {
     const { page, pages, into, clear } = args;
-    for (let p = page; p < page + pages; p++) {
-      const entry = this.entries.get(p);
-      if (entry === undefined) break;
-      if (!entry.dirty) continue;
-      into.set(Number((iovaOf(p) - into.iova) / BigInt(into.granule)));
-      if (clear) entry.dirty = false;
+    const leafSizes = new Set<number>();
+    for (let next = page; next < page + pages; ) {
+      const leaf = this.entries.get(next)?.leaf;
+      if (leaf === undefined) break;
+      leafSizes.add(leaf.pages * PAGE_SIZE);
+      const end = leaf.first + leaf.pages;
+      // A bit for each page that was asked for; cleaned is all of the leaf.
+      for (; next < Math.min(end, page + pages); next++) {
+        if (leaf.dirty) into.set(Number((iovaOf(next) - into.iova) / BigInt(into.granule)));
+      }
+      if (clear) leaf.dirty = false;
     }
-    return { leafSizes: [PAGE_SIZE] };
+    return { leafSizes: [...leafSizes] };
   }
 
   write(page: PageNumber): boolean {
     const entry = this.entries.get(page);
     if (!entry?.writeable) return false;
-    if (this.tracking) entry.dirty = true;
+    if (this.tracking) entry.leaf.dirty = true;
     return true;
   }
 
