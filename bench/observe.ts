@@ -7,7 +7,7 @@ import { setTimeout } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import type { CDPSession } from "playwright-core";
 import { RamBitmap } from "../src/bitmap/ram-bitmap.js";
-import { ReadRecorder } from "../src/cli/record-run.js";
+import { ReadRecorder } from "../src/cli/kept/record-run.js";
 import { type Comparison, comparePairs, interleave, type Summary, summarize } from "../src/evidence/statistics.js";
 import { GiB } from "../src/memory/address.js";
 import { createGuestMemory } from "../src/memory/guest-memory.js";

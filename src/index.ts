@@ -106,10 +106,11 @@ export type {
   PredictedOutcome,
   RoundReport,
 } from "./migration/report.js";
-export type { MigrateOptions, MigrationHooks, SourceTransport, Undecided } from "./migration/source.js";
+export type { MigrateOptions, MigrationHooks, SourceTransport } from "./migration/source.js";
 export { loadCredentials, type TlsCredentials, type TlsSide } from "./migration/transport/credentials.js";
 export { type Endpoint, formatEndpoint, parseEndpoint } from "./migration/transport/endpoint.js";
 export type { Listener } from "./migration/transport/listener.js";
+export type { Undecided } from "./migration/undecided.js";
 export { type WatchOptions, watch } from "./observe/watch.js";
 export type {
   Answer,

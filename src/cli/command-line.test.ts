@@ -258,7 +258,7 @@ describe.skipIf(process.platform !== "linux" || existsSync("/dev/iommu"))("this 
 describe("certs", () => {
   it("makes a set that a destination can listen with, and does not overwrite it", async () => {
     const certs = join(folder, "certs");
-    const made = await run("certs", certs, "--host", "localhost", "--json");
+    const made = await run("certs", certs, "--name", "localhost", "--json");
     expect(made.code).toBe(0);
     expect(JSON.parse(made.stdout).files).toContain(join(certs, "server-key.pem"));
 

@@ -8,15 +8,16 @@ import { SERVABLE_MODELS } from "../devices/servable-models.js";
 import { parseScenario } from "../scenario/scenario.js";
 import { DEFAULT_POLICY } from "../tracking/choice.js";
 import { parseSize } from "../units.js";
-import { linkOf } from "./bench/link.js";
-import { commandLine } from "./program.js";
+import { linkOf } from "./input/option-scenario-default.js";
+import { allCommands, commandLine } from "./program.js";
 
 const program = commandLine({ version: "0", models: SERVABLE_MODELS });
-const commands = program.commands.flatMap((each) => [each, ...each.commands]);
+const commands = allCommands(program).map(({ command }) => command);
 
 /** Defaults that describe what happens, and cannot be typed. */
 const DESCRIBED = [
   "$XDG_DATA_HOME/dirtmap/evidence.db, or below ~/.local/share",
+  "$XDG_STATE_HOME/dirtmap, or ~/.local/state/dirtmap",
   "a second process on this machine",
   "all",
   "all on a VFIO driver",

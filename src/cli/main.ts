@@ -5,8 +5,8 @@ import { printError, printFailure } from "./output.js";
 import { commandLine } from "./program.js";
 
 /*
- * The command line's entry. Commands declare their options here and load what they need once they run, so that
- * `--help` and a mistyped option are answered at once.
+ * The command line's entry. Commands are declared by light modules; the module that runs one is loaded once it is
+ * called. So `--help` and a mistyped option are answered at once.
  */
 
 // What goes wrong outside of a command's own work: in a callback, or before a command is chosen.
@@ -18,8 +18,8 @@ process.on("uncaughtException", (error) => {
 const manifest = new URL("../../../package.json", import.meta.url);
 const { version } = JSON.parse(readFileSync(manifest, "utf8")) as { version: string };
 
-// Its help lists the models, which take a while to load.
-const models = process.argv[2] === "device" ? (await import("../devices/servable-models.js")).SERVABLE_MODELS : [];
+// The help of `device` lists the models, which take a while to load.
+const models = process.argv.includes("device") ? (await import("../devices/servable-models.js")).SERVABLE_MODELS : [];
 const program = commandLine({ version, models });
 
 try {

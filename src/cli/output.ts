@@ -1,24 +1,20 @@
 import { DirtmapError } from "../errors.js";
 import { safeJson, safeLines, safeStrings, safeText } from "../safe-text.js";
-import { EXIT_CODES, exitCodeOfError } from "./exit-codes.js";
+import { EXIT_CODES } from "./exit-codes.js";
 
 /*
- * What every command does the same: results on standard output, everything else on standard error, the exit code, and
- * Ctrl-C. Nothing else writes to either stream (test/surface/seams.test.ts), so that what comes from elsewhere is made safe
+ * What every command does the same: results on standard output, everything else on standard error. Nothing else writes to either stream (test/surface/seams.test.ts), so that what comes from elsewhere is made safe
  * here, once, and a stream that takes no more is noticed here.
  */
 
 /** Raised when what `--json` prints changes so that a reader of the old could misread it. */
 export const SCHEMA_VERSION = 1;
 
-/** After a command is done, how long what it left running may keep the process. */
-const LINGER_MS = 3000;
-
 /** Of a pipe whose reader has gone, and of a terminal that was closed: no failure of ours, and nobody is left to tell. */
 const NOBODY_READS = ["EPIPE", "EIO", "ENXIO"];
 
-/** Aborted when whoever read standard output has gone away (`| head`). */
-const readerGone = new AbortController();
+/** Aborted when nobody reads standard output any more (`| head`). */
+export const readerGone = new AbortController();
 
 /** Why standard output took no more; undefined while it does. */
 let outputFailure: NodeJS.ErrnoException | undefined;
@@ -95,6 +91,18 @@ export function noteEvent(event: { event: string } & Record<string, unknown>): v
   err.write(`${safeJson({ schemaVersion: SCHEMA_VERSION, ...event })}\n`);
 }
 
+/** Tells of events as they happen: with `--json` as results, a line each, else as notes. */
+export function tellEvent({
+  json,
+}: {
+  json: boolean;
+}): (event: { event: string } & Record<string, unknown>, text: string) => void {
+  return (event, text) => {
+    if (json) printResult(event, { json, text: () => text });
+    else note(text);
+  };
+}
+
 /** Writes text that Dirtmap made, to be used as it is: options, XML, JSON. */
 export function printText(text: string): void {
   out.write(`${safeLines(text)}\n`);
@@ -149,68 +157,4 @@ function isSystemError(error: unknown): error is NodeJS.ErrnoException & { code:
 /** True where colours may be used on a stream: a terminal, and nobody said NO_COLOR (no-color.org). */
 export function mayColor(stream: { isTTY?: boolean }): boolean {
   return stream.isTTY === true && !process.env.NO_COLOR && process.env.TERM !== "dumb";
-}
-
-/** What an interrupt (Ctrl-C, SIGTERM, SIGHUP) does while something must not be cancelled. */
-export interface Holding {
-  /** Tells the user why nothing was cancelled, and what would end the wait. */
-  first(): void;
-  /** Tells the user what is lost; then the process ends. */
-  forced(): void;
-}
-
-/** The interrupts of a command. */
-export interface Interrupts {
-  /** From now on the first interrupt cancels nothing, and the second forces. Disposing ends that. */
-  hold(holding: Holding): Disposable;
-}
-
-/**
- * Runs a command's work: with a signal that Ctrl-C (SIGINT), SIGTERM and SIGHUP abort, of which a second one forces; and
- * sets the exit code that the work returns, or that its error means.
- * @param onInterrupt tells the user what the first Ctrl-C did
- * @param endsWithReader the signal is aborted also when nobody reads standard output any more
- */
-export async function runCommand(
-  { json, onInterrupt, endsWithReader = false }: { json: boolean; onInterrupt?: () => void; endsWithReader?: boolean },
-  work: (signal: AbortSignal, interrupts: Interrupts) => Promise<number>,
-): Promise<void> {
-  const interrupted = new AbortController();
-  let held: { readonly holding: Holding; warned: boolean } | undefined;
-  const interrupts: Interrupts = {
-    hold: (holding) => {
-      const mine = { holding, warned: false };
-      held = mine;
-      return {
-        [Symbol.dispose]: () => {
-          if (held === mine) held = undefined;
-        },
-      };
-    },
-  };
-  const interrupt = () => {
-    if (held !== undefined && !held.warned) {
-      held.warned = true;
-      held.holding.first();
-      return;
-    }
-    held?.holding.forced();
-    if (held !== undefined || interrupted.signal.aborted) process.exit(EXIT_CODES.cancelled.code);
-    interrupted.abort();
-    if (onInterrupt === undefined) warn("stopping; Ctrl-C once more forces");
-    else onInterrupt();
-  };
-  const signals = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
-  for (const name of signals) process.on(name, interrupt);
-  if (endsWithReader) readerGone.signal.addEventListener("abort", () => interrupted.abort());
-  try {
-    process.exitCode = await work(interrupted.signal, interrupts);
-  } catch (error) {
-    process.exitCode = exitCodeOfError(error);
-    if (process.exitCode === EXIT_CODES.cancelled.code) warn("cancelled");
-    else printFailure(error, { json });
-  } finally {
-    for (const name of signals) process.off(name, interrupt);
-    setTimeout(() => process.exit(), LINGER_MS).unref();
-  }
 }

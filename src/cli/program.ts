@@ -1,43 +1,29 @@
 import { Command } from "commander";
 import type { ServableModel } from "../devices/servable.js";
-import { addBench } from "./commands/bench.js";
-import { addCerts } from "./commands/certs.js";
-import { addAbort, addResume } from "./commands/decide.js";
-import { addDevice } from "./commands/device.js";
-import { addList } from "./commands/list.js";
-import { addMigrate } from "./commands/migrate.js";
-import { addPlan } from "./commands/plan.js";
-import { addPredict } from "./commands/predict.js";
-import { addProbe } from "./commands/probe.js";
-import { addReceive } from "./commands/receive.js";
-import { addRecommend } from "./commands/recommend.js";
-import { addRecord } from "./commands/record.js";
-import { addReplay } from "./commands/replay.js";
-import { addScenarios } from "./commands/scenarios.js";
-import { addServe } from "./commands/serve.js";
-import { addTop } from "./commands/top.js";
+import { declareAbort } from "./commands/abort.js";
+import { declareBenchDesigns } from "./commands/bench/designs.js";
+import { declareBenchTrackers } from "./commands/bench/trackers.js";
+import { declareBench } from "./commands/bench.js";
+import { declareCerts } from "./commands/certs.js";
+import { declareDeviceResume } from "./commands/device/resume.js";
+import { declareDeviceStatus } from "./commands/device/status.js";
+import { declareDevice } from "./commands/device.js";
+import { declareList } from "./commands/list.js";
+import { declareMigrate } from "./commands/migrate.js";
+import { declarePlan } from "./commands/plan.js";
+import { declarePredict } from "./commands/predict.js";
+import { declareProbe } from "./commands/probe.js";
+import { declareReceive } from "./commands/receive.js";
+import { declareRecommend } from "./commands/recommend.js";
+import { declareRecord } from "./commands/record.js";
+import { declareReplay } from "./commands/replay.js";
+import { declareResume } from "./commands/resume.js";
+import { declareScenarios } from "./commands/scenarios.js";
+import { declareServe } from "./commands/serve.js";
+import { declareTop } from "./commands/top.js";
 import { exitCodesHelp } from "./exit-codes.js";
+import { addRenamed } from "./input/options/renamed.js";
 import { err, out } from "./output.js";
-
-/** All commands, each with what it adds to the program. `device` is added apart: its help lists models. */
-const COMMANDS = [
-  addMigrate,
-  addReceive,
-  addPlan,
-  addProbe,
-  addPredict,
-  addRecord,
-  addServe,
-  addBench,
-  addRecommend,
-  addReplay,
-  addTop,
-  addScenarios,
-  addCerts,
-  addList,
-  addResume,
-  addAbort,
-];
 
 /** Help is Dirtmap's own text; what is wrong with a command line is told by the caller, on one line. */
 const OUTPUT = {
@@ -46,6 +32,9 @@ const OUTPUT = {
   outputError: () => {},
 };
 
+/** Declares a command below another. */
+type Declare = (parent: Command) => Command;
+
 /**
  * The command line. What is wrong with one is thrown as commander's error, and printed by the caller.
  * @param models that can be served: the help of `dirtmap device` lists them
@@ -53,14 +42,54 @@ const OUTPUT = {
 export function commandLine({ version, models }: { version: string; models: readonly ServableModel[] }): Command {
   const program = new Command("dirtmap")
     .description(
-      "Live-migrates virtual machines with passed-through devices, each tracked by the dirty tracker that suits it.",
+      "live-migrate virtual machines with passed-through devices, each tracked by the dirty tracker that suits it",
     )
     .version(version, "-V, --version")
     .addHelpText("after", `\n${exitCodesHelp()}`);
-  for (const add of COMMANDS) add(program);
-  addDevice(program, models);
-  for (const command of [program, ...program.commands.flatMap((each) => [each, ...each.commands])]) {
+  /** All commands, in the order of the help; each with those below it. */
+  const commands: readonly (readonly [Declare, ...Declare[]])[] = [
+    [declareMigrate],
+    [declareReceive],
+    [declarePlan],
+    [declareProbe],
+    [declarePredict],
+    [declareRecord],
+    [declareServe],
+    [declareBench, declareBenchTrackers, declareBenchDesigns],
+    [declareRecommend],
+    [declareReplay],
+    [declareTop],
+    [declareScenarios],
+    [declareCerts],
+    [declareList],
+    [declareResume],
+    [declareAbort],
+    [(parent) => declareDevice(parent, models), declareDeviceStatus, declareDeviceResume],
+  ];
+  for (const [declare, ...below] of commands) {
+    const command = declare(program);
+    for (const declareBelow of below) declareBelow(command);
+  }
+  for (const { path, command } of allCommands(program)) {
+    addRenamed(command, path);
     command.exitOverride().configureOutput(OUTPUT);
   }
   return program;
+}
+
+/** A command, and the words by which it is called after `dirtmap`; none for the program itself. */
+export interface NamedCommand {
+  readonly path: string;
+  readonly command: Command;
+  /** It only holds others: `dirtmap`, `dirtmap bench`. */
+  readonly isGroup: boolean;
+}
+
+/** Lists the program and all commands below it. */
+export function allCommands(program: Command, path = ""): NamedCommand[] {
+  const isGroup = program.commands.length > 0 && program.registeredArguments.length === 0;
+  return [
+    { path, command: program, isGroup },
+    ...program.commands.flatMap((command) => allCommands(command, `${path} ${command.name()}`.trim())),
+  ];
 }

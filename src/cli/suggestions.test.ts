@@ -1,15 +1,14 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import type { Command } from "commander";
 import { describe, expect, it } from "vitest";
 import { ASSUMED_LINK } from "../evidence/predict/link.js";
 import { type Observation, predict } from "../evidence/predict/predict.js";
 import { fakeBenchmark, fakeDevice } from "../evidence/recommend/fake-benchmark.test.helper.js";
 import { MiB } from "../memory/address.js";
 import { parseDuration } from "../units.js";
-import { benchCommand, followCommand } from "./bench/bench-command.js";
-import { commandLine } from "./program.js";
+import { allCommands, commandLine } from "./program.js";
+import { benchCommand, followCommand } from "./text/commands-to-type.js";
 
 /*
  * Whatever Dirtmap prints to be typed is a command line that it takes.
@@ -19,23 +18,15 @@ import { commandLine } from "./program.js";
 function parse(words: readonly string[]): string {
   const program = commandLine({ version: "0", models: [] });
   let ran = "";
-  const all = [program, ...program.commands.flatMap((each) => [each, ...each.commands])];
-  for (const command of all) {
+  for (const { path, command, isGroup } of allCommands(program)) {
     command.configureOutput({ writeOut: () => {}, writeErr: () => {} });
-    // `bench` and the program itself only hold others; `device` takes a model, too.
-    if (command.commands.length > 0 && command.registeredArguments.length === 0) continue;
+    if (isGroup) continue;
     command.action(() => {
-      ran = nameOf(command);
+      ran = path;
     });
   }
   program.parse(words, { from: "user" });
   return ran;
-}
-
-function nameOf(command: Command): string {
-  return command.parent?.parent === null || command.parent === null
-    ? command.name()
-    : `${nameOf(command.parent)} ${command.name()}`;
 }
 
 /** The words of a command as a shell splits it. */
@@ -46,13 +37,12 @@ function wordsOf(command: string): string[] {
 /** Stands for what the reader knows: a word in capitals is a value of that option. */
 const VALUES: Readonly<Record<string, string>> = { "--to": "tls://HOST:1", "--host": "vfio-user:PATH" };
 
+/** The commands of the program itself. */
+const NAMES = commandLine({ version: "0", models: [] }).commands.map((command) => command.name());
+
 /** Commands in a text: each up to what a sentence, a shell, or a quotation ends it with. */
 function commandsIn(text: string): string[] {
-  return [
-    ...text.matchAll(
-      /(?:npx )?dirtmap ((?:migrate|receive|plan|probe|predict|record|serve|bench|recommend|replay|top|scenarios|certs|resume|abort|device)\b[^`|&;>)\n\\]*)/g,
-    ),
-  ]
+  return [...text.matchAll(new RegExp(`(?:npx )?dirtmap ((?:${NAMES.join("|")})\\b[^\`|&;>)\\n\\\\]*)`, "g"))]
     .map(([, command]) => command.split(/ {2,}|, | #| measures| makes| takes| has | and | or |: | tells|"/)[0].trim())
     .filter((command) => !command.includes("…"))
     .map((command) => command.replace(/[.,:]$/, ""));
@@ -63,8 +53,8 @@ const ROOT = fileURLToPath(new URL("../../../", import.meta.url));
 
 /** String literals of all sources that name one of our commands, with where they stand. */
 const LITERALS = readdirSync(SOURCE, { recursive: true, encoding: "utf8" })
-  // What bench-command.ts makes is tried below, with all that it is made of.
-  .filter((file) => file.endsWith(".ts") && !file.includes(".test.") && !file.endsWith("bench-command.ts"))
+  // What commands-to-type.ts makes is tried below, with all that it is made of.
+  .filter((file) => file.endsWith(".ts") && !file.includes(".test.") && !file.endsWith("commands-to-type.ts"))
   .flatMap((file) => {
     const text = readFileSync(join(SOURCE, file), "utf8").replaceAll(/\/\*[\s\S]*?\*\/|^\s*\/\/.*$/gm, "");
     // What is filled in is a value; right behind a word it is more options.

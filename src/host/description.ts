@@ -5,13 +5,20 @@ import type { Platform } from "../memory/guest-memory.js";
 /*
  * The description of a machine: what a scenario says of it, and what a source tells its destination. It is checked with
  * this schema wherever it comes from.
+ *
+ * The texts of `describe` and `meta` are the fields' contract. docs/scenarios.md is made from them (`npm run docs:scenarios`),
+ * and messages about a missing field quote them. A quantity's unit is that of the checked value: bytes, milliseconds. Scenarios
+ * write it with a unit of their own (scenario/quantities.ts).
  */
 
 const id = z.string().regex(/^[a-z0-9][a-z0-9._-]{0,31}$/, "lower-case letters, digits, '.', '_' and '-', at most 32");
+/** The longest path of a UNIX socket (sun_path), without its terminating NUL. */
+const socketPath = z.string().min(1).max(107);
+const filePath = z.string().min(1).max(4096);
 
 /*
  * Bounds of what a description can ask for: it may come from another machine. What this one has room for is looked at before
- * anything is allocated, too (cli/request.ts).
+ * anything is allocated, too (cli/sites/emulated/check-memory.ts).
  */
 /** As many as a PCI bus has functions. */
 export const MAX_DEVICES = 256;
@@ -20,131 +27,191 @@ const MAX_IOMMUS = 64;
 /** More than the largest machines of clouds have: 32 TiB. */
 const MAX_MEMORY = 2 ** 45;
 
-/** Bytes of RAM. */
 const memory = z
   .int()
   .min(2 ** 22)
-  .max(MAX_MEMORY);
+  .max(MAX_MEMORY)
+  .describe("guest RAM");
+
+/** Unit of a rate. */
+const MB_PER_S = "MB/s (10^6 bytes per second)";
 
 /** The page-table formats of the emulated system IOMMU, and an IOMMU without dirty tracking. */
 export const IOMMU_FORMATS = ["amd-v1", "vtd-ss", "arm-s1"] as const;
 
 const iommu = z.strictObject({
-  id,
-  format: z.enum(IOMMU_FORMATS),
-  /** false: an IOMMU that can't track (older hardware). */
-  dirtyTracking: z.boolean().default(true),
-  /** Entries of each device's IOTLB. */
-  iotlb: z.int().min(1).max(65536).default(256),
+  id: id.describe("name of the IOMMU, unique in the machine"),
+  format: z.enum(IOMMU_FORMATS).describe("format of its page tables"),
+  dirtyTracking: z.boolean().default(true).describe("false: the IOMMU has no dirty bits, like older hardware"),
+  iotlb: z.int().min(1).max(65536).default(256).meta({ description: "size of each device's IOTLB", unit: "entries" }),
 });
 
-/** How much DMA a device's workload does, and where in guest memory. */
-const load = z.strictObject({
-  /** Megabytes (10^6) per second that the device writes; 0: idle. */
-  rate: z.number().min(0).max(100_000).default(50),
-  /** Size of its buffers in guest memory: what it can dirty over and over. */
-  footprint: z
-    .int()
-    .min(4096)
-    .max(2 ** 40),
-});
-
-const common = {
-  id,
-  load,
-  /** The P2P table's row: devices that this one writes to over P2P. */
-  p2pTargets: z.array(id).max(MAX_DEVICES).default([]),
-  /** It runs in another process, which serves it at this vfio-user socket. */
-  socket: z.string().min(1).max(107).optional(),
-  /** The socket of the device that takes over from it where the machine is migrated to. */
-  destinationSocket: z.string().min(1).max(107).optional(),
-  /** It runs in another process, which is started for it, at both ends. */
-  serve: z.boolean().optional(),
-  /** Of a device in another process, auto (the default): it maps the guest's memory; messages: it asks for every read and write. */
-  dma: z.enum(["auto", "messages"]).optional(),
-};
-
-/** Of a device with a file. */
-const filed = {
-  /** A folder that the file must lie in, links followed: a destination's, of what it lets a source name. */
-  within: z.string().min(1).max(4096).optional(),
-};
-
-/** Of devices in this process: the IOMMU that they are behind. */
-const behind = { iommu: id.optional() };
-
-const dmaLogging = z.strictObject({
-  /** Page sizes that its log supports, in bytes. */
-  pageSizes: z
-    .array(z.int().min(4096))
-    .min(1)
-    .max(64)
-    .default([4096, 65536, 2 * 2 ** 20]),
-  maxRanges: z.int().min(1).max(1024).default(8),
-  addressWidth: z.int().min(32).max(64).default(52),
-  readableWhen: z.enum(["always", "quiesced"]).default("always"),
-});
-
-const device = z.discriminatedUnion("model", [
-  z.strictObject({ model: z.literal("mlx5"), ...common, ...behind, dmaLogging: dmaLogging.prefault({}) }),
-  z.strictObject({ model: z.literal("nic"), ...common, ...behind }),
-  z.strictObject({
-    model: z.literal("blk"),
-    ...common,
-    ...behind,
-    /** The file behind the disk; absent: one is made in the temporary directory from the seed. */
-    file: z.string().min(1).max(4096).optional(),
-    ...filed,
-  }),
-  z.strictObject({
-    model: z.literal("vgpu"),
-    ...common,
-    /** The mdev's hardware can mark a tracker shared with other mdevs. */
-    sharedTracker: z.boolean().default(false),
-    /** Bytes of video memory behind a BAR: what peers write to. */
-    vram: z
+const load = z
+  .strictObject({
+    rate: z
+      .number()
+      .min(0)
+      .max(100_000)
+      .default(50)
+      .meta({ description: "rate at which the device writes guest memory; 0: idle", unit: MB_PER_S }),
+    footprint: z
       .int()
       .min(4096)
-      .max(2 ** 30)
-      .default(16 * 2 ** 20),
-  }),
-  z.strictObject({
-    model: z.literal("replay"),
-    ...common,
-    ...behind,
-    /** What it writes, and when, its trace says. */
-    load: z
-      .strictObject({ rate: z.number().min(0).max(0), footprint: z.number().min(0).max(0) })
-      .prefault({ rate: 0, footprint: 0 }),
-    /** The file of the trace. */
-    trace: z.string().min(1).max(4096),
-    ...filed,
-    /** Whose writes of the trace, as it names them. Default: the device's id. */
-    owner: z.string().min(1).max(256).optional(),
-    dmaLogging: dmaLogging.prefault({}),
-  }),
-  z.strictObject({
-    model: z.literal("nvme"),
-    ...common,
-    ...behind,
-    /** The raw file with the disk's contents, which the destination must reach, too; absent: one is made. */
-    file: z.string().min(1).max(4096).optional(),
-    ...filed,
-  }),
-  z.strictObject({
-    model: z.literal("dma-engine"),
-    ...common,
-    ...behind,
-    /** Bytes of its BAR 2, doorbells and local memory: a power of two. */
-    memory: z
+      .max(2 ** 40)
+      .describe(
+        "size of its buffers in guest memory, which it writes over and over; at least 1M for nvme and dma-engine",
+      ),
+  })
+  .describe("the device's workload");
+
+const common = {
+  id: id.describe("name of the device, unique in the machine"),
+  load,
+  p2pTargets: z
+    .array(id)
+    .max(MAX_DEVICES)
+    .default([])
+    .describe("devices that this one writes to over P2P: its row of the P2P table"),
+  socket: socketPath
+    .optional()
+    .describe("vfio-user socket at which another process serves the device; relative to the scenario's file"),
+  destinationSocket: socketPath
+    .optional()
+    .describe("socket of the device that takes over, for a migration without --to; requires socket"),
+  serve: z
+    .boolean()
+    .optional()
+    .describe("true: a process is started for the device at each end; excludes socket and iommu"),
+  dma: z
+    .enum(["auto", "messages"])
+    .optional()
+    .describe(
+      "DMA of a device in another process: auto (used if absent) maps guest memory, messages asks for every read and write",
+    ),
+};
+
+const filed = {
+  within: filePath.optional().describe("folder that the file must lie in, with links followed; absent: any"),
+};
+
+const behind = {
+  iommu: id
+    .optional()
+    .describe("IOMMU that the device is behind; required for a device in this process, refused for others"),
+};
+
+const dmaLogging = z
+  .strictObject({
+    pageSizes: z
+      .array(z.int().min(4096))
+      .min(1)
+      .max(64)
+      .default([4096, 65536, 2 * 2 ** 20])
+      .describe("granules that the log supports"),
+    maxRanges: z
       .int()
-      .min(32 * 2 ** 10)
-      .max(2 ** 28)
-      .refine((bytes) => Number.isInteger(Math.log2(bytes)), "a power of two")
-      .default(2 ** 20),
-  }),
-  /** Whatever someone else's server serves at its socket. */
-  z.strictObject({ model: z.literal("vfio-user"), ...common }),
+      .min(1)
+      .max(1024)
+      .default(8)
+      .meta({ description: "most ranges that the log covers at a time", unit: "ranges" }),
+    addressWidth: z
+      .int()
+      .min(32)
+      .max(64)
+      .default(52)
+      .meta({ description: "width of the IOVAs that the log can cover", unit: "bits" }),
+    readableWhen: z
+      .enum(["always", "quiesced"])
+      .default("always")
+      .describe("when the log can be read; quiesced: only after the device stopped its DMA"),
+  })
+  .describe("limits of the device's DMA log");
+
+const device = z.discriminatedUnion("model", [
+  z
+    .strictObject({ model: z.literal("mlx5"), ...common, ...behind, dmaLogging: dmaLogging.prefault({}) })
+    .describe("a NIC's virtual function that logs its own DMA"),
+  z.strictObject({ model: z.literal("nic"), ...common, ...behind }).describe("a NIC without a log"),
+  z
+    .strictObject({
+      model: z.literal("blk"),
+      ...common,
+      ...behind,
+      file: filePath.optional().describe("file that the disk reads; absent: one is made from the seed"),
+      ...filed,
+    })
+    .describe("a disk without a log, which reads a file into guest memory over and over"),
+  z
+    .strictObject({
+      model: z.literal("vgpu"),
+      ...common,
+      sharedTracker: z
+        .boolean()
+        .default(false)
+        .describe("true: its hardware can mark a tracker that several mdevs share"),
+      vram: z
+        .int()
+        .min(4096)
+        .max(2 ** 30)
+        .default(16 * 2 ** 20)
+        .describe("video memory behind a BAR, which peers write to"),
+    })
+    .describe("an mdev that knows which pages it has pinned"),
+  z
+    .strictObject({
+      model: z.literal("replay"),
+      ...common,
+      ...behind,
+      load: z
+        .strictObject({
+          rate: z
+            .number()
+            .min(0)
+            .max(0)
+            .meta({ description: "always 0: the trace says what it writes", unit: MB_PER_S }),
+          footprint: z.number().min(0).max(0).describe("always 0: the trace says where it writes"),
+        })
+        .prefault({ rate: 0, footprint: 0 })
+        .describe("may be left out"),
+      trace: filePath.describe("trace that it replays, relative to the scenario's file"),
+      ...filed,
+      owner: z
+        .string()
+        .min(1)
+        .max(256)
+        .optional()
+        .describe("owner of the replayed writes in the trace; absent: the id"),
+      dmaLogging: dmaLogging.prefault({}),
+    })
+    .describe("a device that writes what a trace recorded, when the trace has it; its load is left out"),
+  z
+    .strictObject({
+      model: z.literal("nvme"),
+      ...common,
+      ...behind,
+      file: filePath
+        .optional()
+        .describe("raw file with the disk's contents, which the destination must reach as well; absent: one is made"),
+      ...filed,
+    })
+    .describe("an NVMe disk, driven by a driver on the vCPUs"),
+  z
+    .strictObject({
+      model: z.literal("dma-engine"),
+      ...common,
+      ...behind,
+      memory: z
+        .int()
+        .min(32 * 2 ** 10)
+        .max(2 ** 28)
+        .refine((bytes) => Number.isInteger(Math.log2(bytes)), "a power of two")
+        .default(2 ** 20)
+        .describe("size of BAR 2 (doorbells and local memory), a power of two"),
+    })
+    .describe("a DMA engine, driven by a driver on the vCPUs"),
+  z
+    .strictObject({ model: z.literal("vfio-user"), ...common })
+    .describe("a device of another program's server; requires socket"),
 ]);
 
 /** Bytes: more than any driver's rings, and buffers for as many requests as it keeps open. */
@@ -243,29 +310,43 @@ function drivenProblems(
 /** Checks the description of an emulated machine, and fills in what it leaves out. */
 export const machineSchema = z
   .strictObject({
-    /** Bytes of RAM. */
     memory,
-    vcpus: z.strictObject({
-      count: z.int().min(0).max(64).default(2),
-      /** Megabytes (10^6) per second that each writes. */
-      rate: z.number().min(0).max(100_000).default(20),
-      /** Bytes of guest memory that each writes to. */
-      footprint: z
-        .int()
-        .min(4096)
-        .max(2 ** 40)
-        .default(16 * 2 ** 20),
-    }),
-    /** Share of RAM that is filled with random data at the start; the rest is zero. */
-    fill: z.number().min(0).max(1).default(0.5),
-    /** Of the fill, and of disks that are made. */
-    seed: z.int().min(0).max(0xffffffff).default(1),
-    iommus: z.array(iommu).max(MAX_IOMMUS).default([]),
-    devices: z.array(device).max(MAX_DEVICES),
-    /** Threads that devices are spread over. */
-    deviceThreads: z.int().min(1).max(16).default(1),
-    /** P2P: the firmware table (p2pTargets), all pairs, or none. */
-    p2p: z.enum(["all", "none", "table"]).default("table"),
+    vcpus: z
+      .strictObject({
+        count: z.int().min(0).max(64).default(2).describe("number of vCPUs; nvme and dma-engine need at least one"),
+        rate: z
+          .number()
+          .min(0)
+          .max(100_000)
+          .default(20)
+          .meta({ description: "rate at which each vCPU writes guest memory; 0: idle", unit: MB_PER_S }),
+        footprint: z
+          .int()
+          .min(4096)
+          .max(2 ** 40)
+          .default(16 * 2 ** 20)
+          .describe("size of the guest memory that each vCPU writes over and over"),
+      })
+      .describe("the vCPUs and their workload"),
+    fill: z
+      .number()
+      .min(0)
+      .max(1)
+      .default(0.5)
+      .describe("share of RAM that holds random data at the start; the rest is zero"),
+    seed: z.int().min(0).max(0xffffffff).default(1).describe("seed of that data, and of the disks that are made"),
+    iommus: z.array(iommu).max(MAX_IOMMUS).default([]).describe("system IOMMUs; arm-s1 excludes the other formats"),
+    devices: z.array(device).max(MAX_DEVICES).describe("passed-through devices"),
+    deviceThreads: z
+      .int()
+      .min(1)
+      .max(16)
+      .default(1)
+      .meta({ description: "threads over which the devices in this process are spread", unit: "threads" }),
+    p2p: z
+      .enum(["all", "none", "table"])
+      .default("table")
+      .describe("peer-to-peer DMA that the machine allows: every pair, none, or the table of p2pTargets"),
   })
   .superRefine((machine, context) => {
     const seen = new Set<string>();
@@ -300,7 +381,6 @@ export const machineSchema = z
  */
 export const passthroughSchema = z.strictObject({
   kind: z.literal("passthrough"),
-  /** Bytes of RAM. */
   memory,
   platform: z.enum(["pc", "virt"]),
   vcpus: z.int().min(0).max(4096),

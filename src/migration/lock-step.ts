@@ -1,15 +1,9 @@
 import { DirtmapError, explain, UsageError } from "../errors.js";
-import type {
-  AttachedDevice,
-  DataStream,
-  HandoverNotice,
-  Machine,
-  MigrationSupport,
-  SavingStream,
-} from "../host/host.js";
+import type { AttachedDevice, DataStream, HandoverNotice, MigrationSupport, SavingStream } from "../host/host.js";
 import type { MigState } from "../uapi/vfio.js";
 import { within } from "./deadline.js";
 import { DeviceError } from "./device-error.js";
+import type { MovedMachine } from "./memory-mover.js";
 
 /*
  * Takes all devices of a machine through the migration states together. Devices write into each other: so all reach the
@@ -26,7 +20,7 @@ export interface MigratableDevice extends Pick<AttachedDevice, "id" | "vfio"> {
  * @throws UsageError `CANNOT_MIGRATE` for a device that can't, or for two that can't be stopped without one of them
  * writing into the other after it has stopped
  */
-export async function migratableDevices(machine: Machine): Promise<MigratableDevice[]> {
+export async function migratableDevices(machine: MovedMachine): Promise<MigratableDevice[]> {
   const devices: MigratableDevice[] = [];
   for (const device of machine.devices) {
     const support = await device.vfio.migration().catch((cause: unknown) => {

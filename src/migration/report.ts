@@ -7,7 +7,8 @@ export type MigrationResult = "completed" | "cancelled" | "failed" | "indetermin
 export interface DeviceReport {
   readonly id: string;
   readonly model: string;
-  readonly tracker: TrackerKind;
+  /** `vmm`: the VMM that moves the memory finds out by itself what the device has written. */
+  readonly tracker: TrackerKind | "vmm";
   /** Bytes per dirty bit; null for a tracker without bits (`everything`) or where tracking never started. */
   readonly granule: number | null;
   readonly reason: string;
@@ -107,7 +108,8 @@ export interface MigrationReport {
   readonly phases: readonly { readonly phase: string; readonly ms: number }[];
   readonly rounds: readonly RoundReport[];
   readonly devices: readonly DeviceReport[];
-  readonly design: "split" | "type1" | "aggregated" | "iterating";
+  /** `vmm`: the VMM that moves the memory tracks it, too. */
+  readonly design: "split" | "type1" | "aggregated" | "iterating" | "vmm";
   readonly policy: string;
   /** null: the memories were not compared. */
   readonly memory: MemoryComparison | null;

@@ -38,6 +38,7 @@ export class RoundSequence {
   }
 }
 
-function unexpected(what: string): DirtmapError {
+/** The error for a message about a round that is out of turn. */
+export function unexpected(what: string): DirtmapError {
   return new DirtmapError(what, { code: "UNEXPECTED_MESSAGE", remedy: "use the same version on both sides" });
 }

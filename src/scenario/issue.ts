@@ -1,4 +1,4 @@
-import type { z } from "zod";
+import { z } from "zod";
 import { suggest } from "../nearest.js";
 import { formatSize } from "../observe/format.js";
 import { safeText } from "../safe-text.js";
@@ -23,7 +23,7 @@ export function issueText(
     }
     case "invalid_type":
       if (found === undefined || found === null)
-        return { path, text: `is missing; ${article(issue.expected)} goes here` };
+        return { path, text: missing(issue.expected, schemaAt(schema, root, path)) };
       return { path, text: `must be ${article(issue.expected)}, not ${show(found)}` };
     case "invalid_value":
       return { path, text: notOneOf(found, issue.values.map(String)) };
@@ -43,6 +43,11 @@ export function issueText(
 function notOneOf(found: unknown, allowed: readonly string[]): string {
   if (found === undefined) return `is missing; one of ${allowed.join(", ")} goes here`;
   return `${show(found)} is not known; ${suggest(String(found), allowed)}`;
+}
+
+function missing(expected: string, schema: z.core.$ZodType | undefined): string {
+  const description = schema === undefined ? undefined : z.globalRegistry.get(schema)?.description;
+  return `is missing; ${article(expected)} goes here${description === undefined ? "" : `: ${description}`}`;
 }
 
 function article(type: string): string {
@@ -65,20 +70,25 @@ function valueAt(root: unknown, path: readonly PropertyKey[]): unknown {
   return path.reduce<unknown>((value, part) => (value as Record<PropertyKey, unknown> | undefined)?.[part], root);
 }
 
-/** The field names that a schema knows at a path; where a union decides by a field, those of the variant in `root`. */
+/** The field names that a schema knows at a path; if a union decides by a field, those of the variant in `root`. */
 function fieldsAt(schema: z.core.$ZodType, root: unknown, path: readonly PropertyKey[]): string[] {
-  let at = schema;
+  const at = schemaAt(schema, root, path);
+  if (at === undefined) return [];
+  const { def } = (variantOf(at, valueAt(root, path)) as z.core.$ZodTypes)._zod;
+  return def.type === "object" ? Object.keys(def.shape) : [];
+}
+
+/** The schema of the value at a path; if a union decides by a field, that of the variant in `root`. */
+function schemaAt(schema: z.core.$ZodType, root: unknown, path: readonly PropertyKey[]): z.core.$ZodType | undefined {
+  let at: z.core.$ZodType | undefined = schema;
   let value = root;
-  for (const part of [...path, undefined]) {
-    at = variantOf(at, value);
-    const { def } = (at as z.core.$ZodTypes)._zod;
-    if (part === undefined) return def.type === "object" ? Object.keys(def.shape) : [];
-    if (def.type === "object") at = def.shape[String(part)];
-    else if (def.type === "array") at = def.element;
-    else return [];
-    value = (value as Record<PropertyKey, unknown>)[part];
+  for (const part of path) {
+    if (at === undefined) return undefined;
+    const { def }: z.core.$ZodTypes["_zod"] = (variantOf(at, value) as z.core.$ZodTypes)._zod;
+    at = def.type === "object" ? def.shape[String(part)] : def.type === "array" ? def.element : undefined;
+    value = (value as Record<PropertyKey, unknown> | undefined)?.[part];
   }
-  return [];
+  return at;
 }
 
 /** The schema inside defaults and options, and the variant of a discriminated union that `value` chooses. */

@@ -81,7 +81,12 @@ describe("a malformed scenario is refused with file, line, column and field", ()
       "memmory:",
       /^s\.yaml:3:3: machine\.memmory: there is no such field; did you mean 'memory'\? .*\(and 1 more problem\)$/,
     ],
-    ["a missing field", "memory: 256M", "fill: 1", /^s\.yaml:2:1: machine\.memory: is missing; a number goes here$/],
+    [
+      "a missing field",
+      "memory: 256M",
+      "fill: 1",
+      /^s\.yaml:2:1: machine\.memory: is missing; a number goes here: guest RAM$/,
+    ],
     [
       "a field too many",
       "format: amd-v1",

@@ -51,43 +51,62 @@ const MAX_VALUES = 1 << 16;
 const MAX_PROBLEMS = 10;
 
 const migrationSchema = z.strictObject({
-  /** An order, or `measured:FILE`; a path in it is relative to the scenario. */
   policy: z
-    .union([z.enum(POLICY_ORDERS), z.custom<`${typeof MEASURED}${string}`>((value) => isFileOf(value))], {
-      error: `write ${POLICY_ORDERS.join(", ")}, or ${MEASURED}FILE`,
-    })
-    .default(DEFAULTS.policy),
-  /** What happens to a device without a benchmark: refuse, or an order to follow. */
-  unmeasured: z.enum(UNMEASURED).default(DEFAULTS.unmeasured),
-  /** Per device: the tracker that it gets whatever the policy says. */
-  trackers: z.record(z.string(), z.enum(DEVICE_TRACKERS)).default({}),
-  /** Per device: bytes per dirty bit. */
-  granules: z.record(z.string(), z.int().min(1)).default({}),
-  domain: z.enum(DOMAINS).default(DEFAULTS.domain),
-  untracked: z.enum(UNTRACKED).default(DEFAULTS.untracked),
-  /** Per device: what happens to it if it has no tracker. */
-  untrackedDevices: z.record(z.string(), z.enum(UNTRACKED)).default({}),
-  design: z.enum(DESIGNS).default(DEFAULTS.design),
-  /** Milliseconds. */
-  downtimeLimit: z.number().min(DOWNTIME_LIMIT_MS.min).max(DOWNTIME_LIMIT_MS.max).default(DEFAULTS.downtimeLimitMs),
-  /** Bytes per second; absent: no limit. */
-  bandwidth: z.number().min(1).optional(),
-  channels: z.int().min(1).max(MAX_CHANNELS).default(DEFAULTS.channels),
-  /** Milliseconds that the workload runs on at the destination before its stamps are checked. */
-  runAfter: z.number().min(0).max(3_600_000).default(DEFAULTS.runAfterMs),
+    .union(
+      [z.enum(POLICY_ORDERS), z.templateLiteral([MEASURED, z.string().min(1)]).meta({ title: `${MEASURED}FILE` })],
+      { error: `write ${POLICY_ORDERS.join(", ")}, or ${MEASURED}FILE` },
+    )
+    .default(DEFAULTS.policy)
+    .describe("order in which trackers are considered, or a file that `dirtmap recommend` or `bench trackers` wrote"),
+  unmeasured: z
+    .enum(UNMEASURED)
+    .default(DEFAULTS.unmeasured)
+    .describe("with a measured policy: order for devices that the file does not have, or refuse them"),
+  trackers: z
+    .record(z.string(), z.enum(DEVICE_TRACKERS))
+    .default({})
+    .describe("tracker per device, whatever the policy says"),
+  granules: z.record(z.string(), z.int().min(1)).default({}).describe("size that one dirty bit stands for, per device"),
+  domain: z
+    .enum(DOMAINS)
+    .default(DEFAULTS.domain)
+    .describe("HWPTs of the devices that the IOMMU tracks: one each, or shared"),
+  untracked: z
+    .enum(UNTRACKED)
+    .default(DEFAULTS.untracked)
+    .describe("devices without a tracker: count everything they may write, suspend them, or refuse to migrate"),
+  untrackedDevices: z.record(z.string(), z.enum(UNTRACKED)).default({}).describe("the same, per device"),
+  design: z
+    .enum(DESIGNS)
+    .default(DEFAULTS.design)
+    .describe("where the trackers' answers are merged: in userspace (split), or in the kernel in one of three ways"),
+  downtimeLimit: z
+    .number()
+    .min(DOWNTIME_LIMIT_MS.min)
+    .max(DOWNTIME_LIMIT_MS.max)
+    .default(DEFAULTS.downtimeLimitMs)
+    .describe("expected downtime at which the machine may be stopped"),
+  bandwidth: z.number().min(1).optional().describe("limit of the link; absent: unlimited"),
+  channels: z
+    .int()
+    .min(1)
+    .max(MAX_CHANNELS)
+    .default(DEFAULTS.channels)
+    .meta({ description: "connections that pages travel over", unit: "connections" }),
+  runAfter: z
+    .number()
+    .min(0)
+    .max(3_600_000)
+    .default(DEFAULTS.runAfterMs)
+    .describe("time that the workload runs at the destination before it is checked"),
 });
 
-/** `measured:` with a file behind it. */
-function isFileOf(value: unknown): boolean {
-  return typeof value === "string" && isMeasured(value) && value.length > MEASURED.length;
-}
-
-const scenarioSchema = z
+/** Checks a scenario whose quantities are numbers already, and fills in what it leaves out. */
+export const scenarioSchema = z
   .strictObject({
-    /** One line on what it shows, for `dirtmap scenarios`. */
-    summary: z.string().max(200).default(""),
-    machine: machineSchema,
-    migration: migrationSchema.prefault({}),
+    summary: z.string().max(200).default("").describe("one line for `dirtmap scenarios`"),
+    machine: machineSchema.describe("the machine and its workload"),
+    migration: migrationSchema.prefault({}).describe("how to migrate it; options of the command line override it"),
   })
   .superRefine((scenario, context) => {
     const devices = scenario.machine.devices.map(({ id }) => id);

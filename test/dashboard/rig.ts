@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import sqlite from "node-sqlite3-wasm";
 import { type Browser, chromium } from "playwright-core";
-import { evidenceIn } from "../../src/cli/commands/serve.js";
+import { evidenceIn } from "../../src/cli/run/serve.js";
 import { type NewBenchmark, type NewRun, openStore } from "../../src/evidence/store/store.js";
 import { type MigrationEvent, publish } from "../../src/migration/events.js";
 import { type PublishedFeed, publishFeed } from "../../src/observe/feed/publish.js";

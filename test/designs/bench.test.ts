@@ -14,7 +14,8 @@ import {
   readDesignsResult,
   resultText,
 } from "../../src/evidence/designs/result.js";
-import { population, WORKLOADS, type WorkloadName } from "../../src/evidence/designs/workloads.js";
+import { WORKLOADS, type WorkloadName } from "../../src/evidence/designs/workload-names.js";
+import { population } from "../../src/evidence/designs/workloads.js";
 import type { MachineDescription } from "../../src/host/description.js";
 import { MiB, PAGE_SIZE } from "../../src/memory/address.js";
 import { loadScenario } from "../../src/scenario/scenario.js";

@@ -1,5 +1,5 @@
 import { readdirSync, readFileSync } from "node:fs";
-import { join } from "node:path";
+import { dirname, join, normalize } from "node:path";
 import { fileURLToPath } from "node:url";
 
 /** The project's folder. */
@@ -44,6 +44,36 @@ export function commandsOf(text: string): string[] {
 
 /** Commands of Dirtmap's in running text: `dirtmap recommend --check` in backquotes. */
 export function commandsInText(file: string): string[] {
-  const prose = readFileSync(join(ROOT, file), "utf8").replace(/^```[\s\S]*?^```$/gm, "");
-  return [...prose.matchAll(/`((?:npx )?dirtmap [^`]+)`/g)].map(([, command]) => command.replace(/\s+/g, " "));
+  return [...proseOf(file).matchAll(/`((?:npx )?dirtmap [^`]+)`/g)].map(([, command]) => command.replace(/\s+/g, " "));
+}
+
+/** A link to a file of the project. */
+export interface Link {
+  /** Relative to the project's folder. */
+  readonly path: string;
+  /** The anchor of a heading; undefined: the link leads to the file as a whole. */
+  readonly heading: string | undefined;
+}
+
+/** The links of a document that don't leave the project. */
+export function linksOf(file: string): Link[] {
+  return [...proseOf(file).matchAll(/\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)/g)].map(([, path, heading]) => ({
+    path: path === "" ? file : normalize(join(dirname(file), path)),
+    heading,
+  }));
+}
+
+/** The anchors that GitHub gives to a document's headings. */
+export function anchorsOf(file: string): string[] {
+  return [...proseOf(file).matchAll(/^#+ (.+)$/gm)].map(([, heading]) =>
+    heading
+      .toLowerCase()
+      .replace(/[^\w\- ]/g, "")
+      .replaceAll(" ", "-"),
+  );
+}
+
+/** A document without its fenced blocks. */
+function proseOf(file: string): string {
+  return readFileSync(join(ROOT, file), "utf8").replace(/^```[\s\S]*?^```$/gm, "");
 }

@@ -5,7 +5,7 @@
 
 /** Commands that are not run, by how they begin, with the reason. */
 export const NOT_RUN: Readonly<Record<string, string>> = {
-  "npm ci && npm start": "installs packages from the network",
+  "npm ci && npm run build": "installs packages from the network",
   "npm ci && npm test": "installs packages from the network, and is what runs this",
   "npx dirtmap plan --host linux --device 3b:00.1 3b:00.2": "needs these two devices",
   "npx dirtmap plan --host linux --only qemu": "needs a device that is on a VFIO driver",
@@ -20,6 +20,9 @@ export const NOT_RUN: Readonly<Record<string, string>> = {
   "npx dirtmap device status ./mlx5": "needs a device that a migration left; device-control.test.ts has one",
   "npx dirtmap device resume ./mlx5": "needs a device that a migration left; device-control.test.ts has one",
 };
+
+/** Commands whose output needs devices: compared in a guest that has the README's, by test/kernel/pci/readme.test.ts. */
+export const IN_A_GUEST = /^npx dirtmap (probe|plan) --host linux$/;
 
 /** Commands that go on until they are stopped: started before what follows them in a block, once standard error says this. */
 export const SERVICES: readonly { readonly command: RegExp; readonly ready: RegExp }[] = [

@@ -1,17 +1,18 @@
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { parse } from "yaml";
+import { allCommands, commandLine } from "../../src/cli/program.js";
 import { traceHeaderSchema } from "../../src/evidence/trace/format.js";
 import { feedEventSchema, feedHeaderSchema } from "../../src/observe/feed/schema.js";
 import { parseScenario } from "../../src/scenario/scenario.js";
 import { VfioUserHost } from "../../src/vfio-user/client/host.js";
 import { serveDevice } from "../../src/vfio-user/server/server.js";
-import { blocksOf, commandsInText, commandsOf, type DocBlock, documents, ROOT } from "./blocks.js";
-import { FREE_LINES, MEASURES, NOT_RUN, SAID_SINCE_SUBSTITUTED, SUBSTITUTIONS } from "./declared.js";
+import { anchorsOf, blocksOf, commandsInText, commandsOf, type DocBlock, documents, linksOf, ROOT } from "./blocks.js";
+import { IN_A_GUEST, NOT_RUN, SUBSTITUTIONS } from "./declared.js";
 import { Session } from "./session.js";
-import { shapeOf } from "./shape.js";
+import { expectForm, transcriptsOf } from "./transcript.js";
 
 /*
  * The documents do what they say: every command in them runs, every scenario loads, every program compiles and runs, and
@@ -21,6 +22,9 @@ import { shapeOf } from "./shape.js";
 const blocks = documents().flatMap(blocksOf);
 const named = ({ file, line }: DocBlock) => `${file}:${line}`;
 const inLanguage = (...languages: string[]) => blocks.filter(({ language }) => languages.includes(language));
+
+/** The commands of Dirtmap; one below another comes after it. */
+const NAMES = allCommands(commandLine({ version: "0", models: [] })).map(({ path }) => path);
 
 /** Why a command is not run here; undefined: it is. */
 function reasonNotToRun(command: string): string | undefined {
@@ -36,6 +40,16 @@ afterAll(() => session[Symbol.asyncDispose]());
 it("each block says what it is", () => {
   const known = ["sh", "console", "yaml", "json", "ts", "text"];
   expect(blocks.filter(({ language }) => !known.includes(language)).map(named)).toEqual([]);
+});
+
+describe("each link leads to a file, and to a heading of it:", () => {
+  it.each(documents())("%s", (file) => {
+    const broken = linksOf(file).filter(({ path, heading }) => {
+      if (!existsSync(join(ROOT, path))) return true;
+      return heading !== undefined && path.endsWith(".md") && !anchorsOf(path).includes(heading);
+    });
+    expect(broken).toEqual([]);
+  });
 });
 
 describe("each command runs:", () => {
@@ -96,9 +110,10 @@ describe("each option that a document names is one of its command:", () => {
       ...commandsInText(file),
     ];
     for (const written of commands) {
-      const [, name, rest] =
-        /^(?:npx )?dirtmap ((?:bench |device (?=status|resume))?[a-z]+)\b([^|]*)/.exec(written) ?? [];
-      if (name === undefined) continue;
+      const [, words] = /^(?:npx )?dirtmap ([a-z][^|]*)/.exec(written) ?? [];
+      if (words === undefined) continue;
+      const name = NAMES.findLast((path) => `${words} `.startsWith(`${path} `)) ?? "";
+      const rest = words.slice(name.length);
       expect(helpOf(name), `\`${written}\``).toContain(`Usage: dirtmap ${name}`);
       for (const [option] of rest.matchAll(/(?<=\s)--[a-z-]+/g))
         expect(helpOf(name), `\`${written}\``).toContain(option);
@@ -108,19 +123,10 @@ describe("each option that a document names is one of its command:", () => {
 
 describe("each output has the form of today's:", () => {
   for (const block of inLanguage("console")) {
-    for (const part of block.text.split(/^\$ /m).slice(1)) {
-      const [command] = part.split("\n", 1);
+    for (const transcript of transcriptsOf(block.text).filter(({ command }) => !IN_A_GUEST.test(command))) {
+      const { command } = transcript;
       it(`${named(block)}: ${command}`, { timeout: 300_000 }, async () => {
-        const look = { free: FREE_LINES, rowCells: MEASURES.test(command) ? 2 : Number.POSITIVE_INFINITY };
-        const written = shapeOf(part.slice(command.length).replace(SAID_SINCE_SUBSTITUTED, ""), look);
-        const shown = shapeOf((await session.run(command)).replace(SAID_SINCE_SUBSTITUTED, ""), look);
-        if (!written.includes("…")) expect(shown).toEqual(written);
-        let from = 0;
-        for (const line of written.filter((each) => each !== "…")) {
-          const found = shown.indexOf(line, from);
-          expect(found, `${line}\nis not in, or not in this order in\n${shown.join("\n")}`).toBeGreaterThanOrEqual(0);
-          from = found;
-        }
+        expectForm(await session.run(command), transcript);
       });
     }
   }

@@ -2,7 +2,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { servedSite } from "../../src/cli/bench/served-site.js";
+import { servedSite } from "../../src/cli/sites/vfio-user/bench-machine.js";
 import { benchTrackers } from "../../src/evidence/trackers/bench.js";
 import { readBenchmark } from "../../src/evidence/trackers/file.js";
 import type { TrackerBenchmark } from "../../src/evidence/trackers/result.js";

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { emulatedSite } from "../../src/cli/bench/emulated-site.js";
+import { emulatedSite } from "../../src/cli/sites/emulated/bench-machine.js";
 import { recommend } from "../../src/evidence/recommend/recommend.js";
 import { benchTrackers } from "../../src/evidence/trackers/bench.js";
 import type { BenchMachine, BenchSite } from "../../src/evidence/trackers/site.js";

@@ -5,7 +5,7 @@ import type { MigrationPhase } from "../../src/migration/events.js";
 import { Journal, readJournal } from "../../src/migration/journal.js";
 import { listJournals } from "../../src/migration/journals.js";
 import type { MigrationReport } from "../../src/migration/report.js";
-import type { Undecided } from "../../src/migration/source.js";
+import type { Undecided } from "../../src/migration/undecided.js";
 import { DEFAULT_POLICY } from "../../src/tracking/choice.js";
 import { statesOf } from "../support/journal-states.js";
 import { type Hearing, type Loopback, loopback } from "./loopback.js";
@@ -629,12 +629,22 @@ describe("a message of the handover at the wrong time", () => {
   it.each([-1, 1])("PREPARE for another round, %d off, is refused by the destination", async (off) => {
     const pair = await started({
       destinationHears: (message) => [
-        message.type === "PREPARE" ? { ...message, round: message.round + off } : message,
+        message.type === "PREPARE" ? { ...message, round: (message.round ?? 0) + off } : message,
       ],
     });
     const report = await pair.migrate();
     expectSourceRuns(pair, report, "failed", "UNEXPECTED_MESSAGE");
     expect(report.error?.message).toMatch(/round \d+ is to be the last, and \d+ was/);
+    expect(await pair.received).toMatchObject({ outcome: "discarded" });
+  });
+
+  it("PREPARE that names no round is refused by a destination that took rounds", async () => {
+    const pair = await started({
+      destinationHears: (message) => [message.type === "PREPARE" ? { type: "PREPARE" } : message],
+    });
+    const report = await pair.migrate();
+    expectSourceRuns(pair, report, "failed", "UNEXPECTED_MESSAGE");
+    expect(report.error?.message).toContain("PREPARE names no round");
     expect(await pair.received).toMatchObject({ outcome: "discarded" });
   });
 

@@ -33,7 +33,7 @@ async function read(socket: Socket): Promise<Buffer> {
   return Buffer.concat(parts);
 }
 
-describe("a source of version 1 of the migration protocol", () => {
+describe.each([1, 2])("a source of version %i of the migration protocol", (version) => {
   it("is told to be upgraded, in words that it understands", async () => {
     const refused: unknown[] = [];
     await using listener = await listen({
@@ -45,13 +45,13 @@ describe("a source of version 1 of the migration protocol", () => {
     const socket = connect(listener.endpoint.port, "127.0.0.1");
     // It waits for the destination's first byte before it says anything.
     await new Promise((resolve) => socket.once("readable", resolve));
-    socket.write(fixture("stream-v1/control-to-destination.bin"));
+    socket.write(fixture(`stream-v${version}/control-to-destination.bin`));
     socket.end();
     const said: ControlMessage[] = [];
     for (const { body } of new FrameReader(0, ["CONTROL"]).push(await read(socket))) said.push(decodeMessage(body));
     const told = {
       code: "INCOMPATIBLE",
-      message: "the source speaks version 1 of the migration protocol, and the destination version 2",
+      message: `the source speaks version ${version} of the migration protocol, and the destination version 3`,
       remedy: "upgrade Dirtmap at the source",
     };
     expect(said).toEqual([{ type: "PING" }, { type: "REFUSE", ...told }]);
@@ -59,7 +59,7 @@ describe("a source of version 1 of the migration protocol", () => {
   });
 });
 
-describe("a destination of version 1 of the migration protocol", () => {
+describe.each([1, 2])("a destination of version %i of the migration protocol", (version) => {
   it("is said to need an upgrade, before anything is offered to it", async () => {
     let heard = Buffer.alloc(0);
     const server = createServer((socket) => {
@@ -68,14 +68,14 @@ describe("a destination of version 1 of the migration protocol", () => {
         .on("data", (bytes: Buffer) => {
           heard = Buffer.concat([heard, bytes]);
         });
-      socket.write(fixture("stream-v1/control-to-source.bin"));
+      socket.write(fixture(`stream-v${version}/control-to-source.bin`));
     });
     await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
     try {
       const { port } = server.address() as { port: number };
       await expect(connectControl({ endpoint: { scheme: "tcp", host: "127.0.0.1", port } })).rejects.toMatchObject({
         code: "INCOMPATIBLE",
-        message: "the destination speaks version 1 of the migration protocol, and the source version 2",
+        message: `the destination speaks version ${version} of the migration protocol, and the source version 3`,
         remedy: "upgrade Dirtmap at the destination",
       });
       expect(heard.toString("latin1")).not.toContain("HELLO");

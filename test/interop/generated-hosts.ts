@@ -1,7 +1,7 @@
 import { existsSync, rmSync } from "node:fs";
 import { release } from "node:os";
-import { type Behaviour, fakeHost } from "../../src/cli/linux/fake-host.test.helper.js";
-import { type HostPlan, planHost } from "../../src/cli/linux/plan-host.js";
+import { type Behaviour, fakeHost } from "../../src/cli/sites/linux/fake-host.test.helper.js";
+import { type HostPlan, planHost } from "../../src/cli/sites/linux/plan.js";
 import { UsageError } from "../../src/errors.js";
 import { FakeSystem } from "../../src/linux/fake-system.test.helper.js";
 import { findDevices } from "../../src/linux/sysfs/find.js";

@@ -1,6 +1,6 @@
 import { chooseTrackers, probeMachine } from "dirtmap";
 import { createEmulatedMachine } from "dirtmap/emulated";
-import { readRequest } from "../../src/cli/request.js";
+import { readScenario } from "../../src/cli/input/scenario.js";
 import { vmmDevices } from "../../src/vmm-options/fake-devices.test.helper.js";
 import type { VmmAddress, VmmDevice } from "../../src/vmm-options/vmm-device.js";
 
@@ -19,7 +19,7 @@ export function caseDevices(name: CaseName): Promise<VmmDevice[]> {
 
 async function probeCase(name: CaseName): Promise<VmmDevice[]> {
   if (name === "all-options") return allOptions();
-  const { description, policy } = readRequest({ scenario: name });
+  const { description, policy } = readScenario({ scenario: name });
   await using machine = await createEmulatedMachine(description, { paused: true });
   const capabilities = await probeMachine(machine);
   return chooseTrackers(capabilities, policy).map((choice, index) => ({

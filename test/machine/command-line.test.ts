@@ -144,7 +144,7 @@ describe("a source that is killed", () => {
         "tcp://127.0.0.1:0",
         "--journal",
         root,
-        "--files",
+        "--shared-folder",
         root,
         "--json",
       );

@@ -96,7 +96,7 @@ describe("`dirtmap receive`", () => {
     "opens a source's own file in the folder that its operator gives, and nothing by a link out of it",
     LONG,
     async () => {
-      const { child, address } = await receive("--files", path("shared"));
+      const { child, address } = await receive("--shared-folder", path("shared"));
       await using _child = child;
       const refusals = [
         await refused(scenario("link", disk(path("shared/link.img"))), address),
@@ -129,9 +129,9 @@ describe("`dirtmap receive`", () => {
 });
 
 it("a folder that is none is refused before anything is listened at", LONG, async () => {
-  await using child = new Child(PROGRAM, "receive", "--listen", "tcp://127.0.0.1:0", "--files", path("none"));
+  await using child = new Child(PROGRAM, "receive", "--listen", "tcp://127.0.0.1:0", "--shared-folder", path("none"));
   expect(await child.ended).toBe(EXIT_CODES.usage.code);
-  expect(child.errors).toMatch(/--files .*none: it is no folder/);
+  expect(child.errors).toMatch(/--shared-folder .*none: it is no folder/);
 });
 
 it("the destination on this machine opens what the scenario names, without an option", LONG, async () => {

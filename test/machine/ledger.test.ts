@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { openMachine } from "../../src/cli/hosts.js";
+import { openMachine } from "../../src/cli/sites/hosts.js";
 import type { StampTrail } from "../../src/devices/stamp.js";
 import type { EmulatedMachine } from "../../src/emulated/machine.js";
 import { drivenModel, type MachineDescription, machineSchema } from "../../src/host/description.js";

@@ -2,7 +2,7 @@ import { mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { openMachine } from "../../src/cli/hosts.js";
+import { openMachine } from "../../src/cli/sites/hosts.js";
 import type { MachineDescription } from "../../src/host/description.js";
 import { MiB } from "../../src/memory/address.js";
 import type { ReceiveOptions } from "../../src/migration/destination.js";

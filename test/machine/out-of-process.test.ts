@@ -2,8 +2,9 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { openMachine } from "../../src/cli/hosts.js";
-import { type DeviceProcess, startDeviceProcess } from "../../src/cli/vfio-user/device-process.js";
+import { openMachine } from "../../src/cli/sites/hosts.js";
+import type { OwnProcess } from "../../src/cli/sites/own-process.js";
+import { startDeviceProcess } from "../../src/cli/sites/vfio-user/device-process.js";
 import type { MachineDescription } from "../../src/host/description.js";
 import { VfioUserHost } from "../../src/vfio-user/client/host.js";
 import { reworded, says } from "../support/frame-proxy.js";
@@ -27,17 +28,17 @@ function served(name: string): MachineDescription {
 
 /** Has a control client stop the device that is served at a socket. */
 /** Starts the process of its source's device, and of its destination's. */
-async function startBoth({ devices: [vf], seed }: MachineDescription): Promise<DeviceProcess[]> {
+async function startBoth({ devices: [vf], seed }: MachineDescription): Promise<OwnProcess<true>[]> {
   const sockets = [vf.socket ?? "", vf.destinationSocket ?? ""];
   return Promise.all(sockets.map((socket) => startDeviceProcess(vf, { socket, seed })));
 }
 
-async function end(processes: readonly DeviceProcess[]): Promise<void> {
+async function end(processes: readonly OwnProcess<true>[]): Promise<void> {
   for (const process of processes) await process[Symbol.asyncDispose]();
 }
 
 /** Ends it without a word, as a crash does. */
-function kill({ pid }: DeviceProcess): void {
+function kill({ pid }: OwnProcess<true>): void {
   if (pid !== undefined) process.kill(pid, "SIGKILL");
 }
 

@@ -94,7 +94,7 @@ describe("from the command line", () => {
   });
 
   it("a migration that does not converge ends with an exit code of its own", async () => {
-    const hopeless = ["--tracker", "vf0=everything", "--downtime-limit", "1ms", "--observe", "200ms", "--no-store"];
+    const hopeless = ["--tracker", "vf0=everything", "--downtime-limit", "1ms", "--duration", "200ms", "--no-store"];
     await using predictor = new Child(PROGRAM, "predict", "--scenario", scenario, ...hopeless, "--json");
     expect(await predictor.said("converges")).toMatchObject({ converges: false });
     expect(await predictor.ended).toBe(EXIT_CODES.notConverging.code);

@@ -1,5 +1,5 @@
 import { afterEach, describe, expect, it } from "vitest";
-import { withDisks } from "../../src/cli/disks.js";
+import { withDisks } from "../../src/cli/sites/emulated/disks.js";
 import type { EmulatedMachine } from "../../src/emulated/machine.js";
 import type { MachineDescription } from "../../src/host/description.js";
 import { machineOf, VF } from "../support/machines.js";

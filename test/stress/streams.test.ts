@@ -197,7 +197,7 @@ function sinkRun(random: Random): string {
 
 const CONVERSATION: readonly ControlMessage[] = [
   { type: "PING" },
-  { type: "ACCEPT", software: "a test", token: TOKEN },
+  { type: "ACCEPT", software: "a test", mover: { kind: "dirtmap", token: TOKEN } },
   { type: "ROUND_BEGIN", round: 0, phase: "pre-copy", pages: 12 },
   { type: "DEVICE_STATE", device: "dev0", chunk: 0, last: true, data: Uint8Array.of(1, 2, 3) },
   { type: "ROUND_END", round: 0, pages: 12, zeroPages: 2, bytes: 41_000 },

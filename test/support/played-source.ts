@@ -151,16 +151,16 @@ export class PlayedSource implements AsyncDisposable {
       type: "HELLO",
       protocol: PROTOCOL_VERSION,
       software: "a test",
-      machine,
-      shape,
-      channels,
       migration,
-      verify: "after",
+      mover: { kind: "dirtmap", machine, channels, verify: "after" },
+      shape,
       runAfterMs: 0,
     });
     const answer = await this.control.receive();
-    if (answer.type !== "ACCEPT") throw new Error(`the destination said ${JSON.stringify(answer)}`);
-    return answer.token;
+    if (answer.type !== "ACCEPT" || answer.mover.kind !== "dirtmap") {
+      throw new Error(`the destination said ${JSON.stringify(answer)}`);
+    }
+    return answer.mover.token;
   }
 
   /** Another connection, not yet introduced. */

@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, describe, expect, it } from "vitest";
-import { undecidedLines } from "../../src/cli/undecided.js";
+import { undecidedLines } from "../../src/cli/text/undecided-text.js";
 import { DirtmapError } from "../../src/errors.js";
 import { readDesignsResult } from "../../src/evidence/designs/result.js";
 import { fakeBenchmark, fakeDevice } from "../../src/evidence/recommend/fake-benchmark.test.helper.js";

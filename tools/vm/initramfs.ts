@@ -8,7 +8,7 @@ import { packagesNeeded } from "./packages.js";
 export const GUEST_PROJECT = "/app";
 
 /** What of the project the guest gets, besides its packages; sources, since vitest shows where in them a test failed. */
-const PROJECT_PARTS = ["package.json", "bin", "dist", "scenarios", "src", "test", "bench"];
+const PROJECT_PARTS = ["package.json", "README.md", "bin", "dist", "scenarios", "src", "test", "bench"];
 
 /** Packages for development that tests need as they run; the others only build or lint. */
 const TEST_PACKAGES = ["vitest", "fast-check"];

@@ -1,44 +1,37 @@
 import type { Command } from "commander";
 import { DEFAULTS } from "../../defaults.js";
-import { EXIT_CODES } from "../exit-codes.js";
-import { wholeNumber } from "../options.js";
-import { printResult, runCommand } from "../output.js";
+import { orElse, wholeNumber } from "../input/options/values.js";
+import { runBy } from "../run-command.js";
 
-interface CertsOptions {
-  readonly host?: readonly string[];
+export interface CertsInput {
+  readonly folder: string;
+  readonly name?: readonly string[];
   readonly days: number;
   readonly json?: boolean;
 }
 
+const NOTES = `
+The source needs ca.pem, client.pem and client-key.pem; the destination ca.pem, server.pem and server-key.pem.
+Only you can read the keys. Existing files are not overwritten.
+
+Examples:
+  dirtmap certs
+  dirtmap certs /tmp/certs --name dst.example.com 10.0.0.7 --days 7
+  dirtmap receive --listen tls://0.0.0.0:7700 --tls-folder certs
+  dirtmap migrate --to tls://dst.example.com:7700 --tls-folder certs`;
+
 /** `dirtmap certs`: a set of certificates for trying TLS out. */
-export function addCerts(program: Command): void {
-  program
+export function declareCerts(program: Command): Command {
+  const command = program
     .command("certs")
-    .description("Makes a CA and a certificate for each side, for trying TLS out")
-    .argument("[folder]", "where the files go; made if it is not there", DEFAULTS.certificateFolder)
+    .description("make a CA, and a certificate for each side, for trying TLS out")
+    .argument("[folder]", "write the files here; the folder is made if need be", DEFAULTS.certificateFolder)
     .option(
-      "--host <name...>",
-      `names and addresses of the destination (default: ${DEFAULTS.certificateHosts.join(" ")})`,
+      "--name <name...>",
+      `issue the destination's certificate for these names and addresses${orElse(DEFAULTS.certificateHosts.join(" "))}`,
     )
-    .option("--days <number>", "days until they expire", wholeNumber(1, 3650), DEFAULTS.certificateDays)
+    .option("--days <number>", "let them expire after this many days", wholeNumber(1, 3650), DEFAULTS.certificateDays)
     .option("--json", "print the result as JSON")
-    .addHelpText(
-      "after",
-      "\nThe source needs ca.pem, client.pem and client-key.pem; the destination ca.pem, server.pem and server-key.pem.\n" +
-        "Keys are written readable for you alone. Files that are there already are not overwritten.\n\n" +
-        "Examples:\n  dirtmap certs\n  dirtmap certs /tmp/certs --host dst.example.com 10.0.0.7 --days 7\n" +
-        "  dirtmap receive --listen tls://0.0.0.0:7700 --tls-folder certs\n" +
-        "  dirtmap migrate --to tls://dst.example.com:7700 --tls-folder certs",
-    )
-    .action((folder: string, { host, days, json = false }: CertsOptions) =>
-      runCommand({ json }, async () => {
-        const { makeCertificates, writeCertificates } = await import("../../certs/certs.js");
-        const files = await writeCertificates(
-          folder,
-          await makeCertificates({ hosts: host ?? DEFAULTS.certificateHosts, days }),
-        );
-        printResult({ folder, files }, { json, text: (safe) => safe.files.join("\n") });
-        return EXIT_CODES.done.code;
-      }),
-    );
+    .addHelpText("after", NOTES);
+  return runBy<CertsInput>(command, () => import("../run/certs.js"));
 }

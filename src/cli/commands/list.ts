@@ -1,42 +1,30 @@
 import type { Command } from "commander";
-import { EXIT_CODES } from "../exit-codes.js";
-import { runCommand } from "../output.js";
+import { addJournalOption, type JournalOption } from "../input/options/places.js";
+import { runBy } from "../run-command.js";
 
-interface ListOptions {
-  readonly journal?: string;
+export interface ListInput extends JournalOption {
   readonly all?: boolean;
   readonly json?: boolean;
 }
 
-const EXAMPLES = `
+const NOTES = `
 Examples:
   dirtmap list
   dirtmap list --all
   dirtmap list --journal /var/lib/dirtmap --json | jq -r '.migrations[] | select(.standing == "waits") | .commands[]'
 
-Both sides of a migration keep a journal. Those that are over are removed after 30 days, when a migration starts or this
-command runs; never one that may still need a decision, whose process lives or can't be seen from here, or that can't be
-read.
+Both sides of a migration keep a journal. A journal of a migration that is over is removed after 30 days, when a migration
+starts or this command runs. A journal stays if it may still need a decision, if its process lives or can't be seen from
+here, or if it can't be read.
 `;
 
 /** `dirtmap list`: the migrations of a journal folder, and what they wait for. */
-export function addList(program: Command): void {
-  program
-    .command("list")
-    .description("Lists migrations that wait for a decision, or go on, by their journals")
-    .option("--journal <folder>", "where migrations keep their journals, if not in the default place")
-    .option("--all", "list those that are over, too")
+export function declareList(program: Command): Command {
+  const command = addJournalOption(
+    program.command("list").description("list the migrations that go on, or wait for a decision, by their journals"),
+  )
+    .option("--all", "list migrations that are over, too")
     .option("--json", "print the result as JSON")
-    .addHelpText("after", EXAMPLES)
-    .action(({ journal, all = false, json = false }: ListOptions) =>
-      runCommand({ json }, async () => {
-        const [{ tidyUp }, { printJournals }] = await Promise.all([
-          import("../tidy.js"),
-          import("../print-journals.js"),
-        ]);
-        await tidyUp(journal);
-        printJournals(journal, { show: all ? () => true : ({ standing }) => standing !== "over", json });
-        return EXIT_CODES.done.code;
-      }),
-    );
+    .addHelpText("after", NOTES);
+  return runBy<ListInput>(command, () => import("../run/list.js"));
 }

@@ -1,10 +1,13 @@
-import { resolve } from "node:path";
 import type { Command } from "commander";
 import { DEFAULTS } from "../../defaults.js";
-import { EXIT_CODES, exitCodesHelp } from "../exit-codes.js";
-import { addPolicyOptions, type PolicyOptions } from "../options.js";
-import { runCommand } from "../output.js";
-import { addViewOptions, type TopOptions } from "./top.js";
+import { exitCodesHelp } from "../exit-codes.js";
+import { addPolicyOptions, type PolicyOptions } from "../input/options/policy.js";
+import { addViewOptions, type ViewOptions } from "../input/options/watch.js";
+import { runBy } from "../run-command.js";
+
+export interface ReplayInput extends PolicyOptions, ViewOptions {
+  readonly trace: string;
+}
 
 const NOTES = `
 Examples:
@@ -14,30 +17,20 @@ Examples:
   dirtmap plan --scenario production.dtrc
   dirtmap predict --trace production.dtrc --bandwidth 10Gbit
 
-The machine has as much memory as the recorded one had, and a device for each owner of the trace, which writes the pages that it
-dirtied, when it did, over and over. It can be given wherever a scenario can; a scenario's devices can replay traces too
-(model: replay, trace: FILE, owner: vf0).
+The machine has as much memory as the recorded one had, and a device for each owner in the trace. Each device writes the
+pages that its owner dirtied, at the times at which it did, over and over. A trace can be given to every command that takes
+a scenario, and a scenario's devices can replay traces, too (model: replay, trace: FILE, owner: vf0).
 `;
 
 /** `dirtmap replay`: a machine that does what a trace says, and what its trackers see of it. */
-export function addReplay(program: Command): void {
+export function declareReplay(program: Command): Command {
   const command = program
-    .command("replay <trace>")
-    .description("Runs a machine that dirties memory as a trace has it, and shows what its trackers see");
-  addViewOptions(addPolicyOptions(command))
-    .addHelpText("after", `${NOTES}\n${exitCodesHelp()}`)
-    .action((trace: string, options: PolicyOptions & Pick<TopOptions, "interval" | "duration" | "once" | "json">) =>
-      runCommand({ json: options.json === true, onInterrupt: () => {}, endsWithReader: true }, async (signal) => {
-        const [{ showScenario }, { traceScenario }] = await Promise.all([
-          import("../top.js"),
-          import("../../scenario/trace.js"),
-        ]);
-        const path = resolve(trace);
-        // Another file would be taken for a scenario.
-        traceScenario(path);
-        const tooLarge = "replay it on a machine with more memory, or predict from it (dirtmap predict --trace FILE)";
-        await showScenario({ ...options, host: DEFAULTS.host, scenario: path }, signal, tooLarge);
-        return EXIT_CODES.done.code;
-      }),
-    );
+    .command("replay")
+    .argument("<trace>", "the trace that `dirtmap record` wrote")
+    .description("run a machine that dirties memory as a trace says, and show what its trackers see");
+  addViewOptions(addPolicyOptions(command), DEFAULTS.viewIntervalMs).addHelpText(
+    "after",
+    `${NOTES}\n${exitCodesHelp()}`,
+  );
+  return runBy<ReplayInput>(command, () => import("../run/replay.js"));
 }

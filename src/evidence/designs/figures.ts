@@ -5,7 +5,7 @@ import type { ScaleKind } from "../plot/scale.js";
 import type { FigureBlock } from "../report/document.js";
 import { curve, LINK } from "./crossings.js";
 import { type CrossingRow, type DesignsResult, MEASURES } from "./result.js";
-import type { WorkloadName } from "./workloads.js";
+import type { WorkloadName } from "./workload-names.js";
 
 type Measure = CrossingRow["measure"];
 

@@ -5,7 +5,8 @@ import type { Policy } from "../../tracking/choice.js";
 import { TRACKING_DESIGNS, type TrackingDesign } from "../../tracking/choice.js";
 import { interleave, summarize } from "../statistics.js";
 import type { MigrationRow } from "./result.js";
-import { population, type WorkloadName } from "./workloads.js";
+import type { WorkloadName } from "./workload-names.js";
+import { population } from "./workloads.js";
 
 /*
  * What becomes of a design's answers: whole migrations, of machines whose devices write all the time, to another process.

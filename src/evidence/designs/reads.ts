@@ -11,7 +11,8 @@ import { BitmapMeter, collectGarbage } from "./bitmap-meter.js";
 import { Bursts, type ScriptedMachine } from "./bursts.js";
 import { CallMeter } from "./call-meter.js";
 import type { ReadRow } from "./result.js";
-import { type Population, population, type WorkloadName } from "./workloads.js";
+import type { WorkloadName } from "./workload-names.js";
+import { type Population, population } from "./workloads.js";
 
 /*
  * What a read of the trackers costs in each design. The devices write a known set of pages, stop, and are read: so the

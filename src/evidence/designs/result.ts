@@ -5,7 +5,7 @@ import { readTextInput } from "../../sys/input-file.js";
 import { TRACKING_DESIGNS } from "../../tracking/choice.js";
 import { machineReportSchema } from "../machine.js";
 import { summarySchema } from "../statistics.js";
-import { WORKLOADS } from "./workloads.js";
+import { WORKLOADS } from "./workload-names.js";
 
 /*
  * What `dirtmap bench designs --json` prints and --output keeps: its form, which is checked where it is read again.

@@ -1,25 +1,12 @@
 import { type MachineDescription, machineSchema } from "../../host/description.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 import { DEFAULT_POLICY, type Policy } from "../../tracking/choice.js";
+import type { WorkloadName } from "./workload-names.js";
 
 /*
  * The workloads on which the designs are compared: the mailing list thread's cases and pairs, each repeated until it has as
  * many devices as are asked for, and what the thread calls the only kind of shared tracker.
  */
-
-export const WORKLOADS = ["a", "b", "c", "A", "B", "mdevs", "shared-mdevs"] as const;
-export type WorkloadName = (typeof WORKLOADS)[number];
-
-/** What a workload is, in a line. */
-export const WORKLOAD_TEXT: Readonly<Record<WorkloadName, string>> = {
-  a: "the thread's case a: mlx5 VFs and NICs in one domain, the VFs' trackers and the system IOMMU's both on",
-  b: "the thread's case b: mlx5 VFs, only their own trackers on",
-  c: "the thread's case c: mlx5 VFs tracked, and NICs that nothing tracks suspended",
-  A: "the thread's pair A: mlx5 VFs with their own trackers, vGPUs with page pinning",
-  B: "the thread's pair B: mlx5 VFs with their own trackers, NICs with the system IOMMU's, a domain each",
-  mdevs: "vGPUs alone, each with page pinning",
-  "shared-mdevs": "vGPUs alone, all of which mark one tracker that the emulated-IOMMU object holds",
-};
 
 /** How large the machine is that a workload runs on. */
 export interface PopulationOptions {

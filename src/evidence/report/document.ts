@@ -38,6 +38,6 @@ export interface FigureBlock {
 }
 
 /** True where a table's column holds text rather than quantities. */
-export function isLeft({ left = [0] }: TableBlock, column: number): boolean {
+export function isLeft({ left = [0] }: Pick<TableBlock, "left">, column: number): boolean {
   return left.includes(column);
 }

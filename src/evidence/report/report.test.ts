@@ -7,7 +7,8 @@ import { barChart } from "../plot/bar-chart.js";
 import type { Block, ReportDocument } from "./document.js";
 import { htmlReport } from "./html.js";
 import { markdownReport } from "./markdown.js";
-import { reportPath, writeReport } from "./write-report.js";
+import { reportPath } from "./report-path.js";
+import { writeReport } from "./write-report.js";
 
 const folder = mkdtempSync(join(tmpdir(), "dirtmap-report-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));

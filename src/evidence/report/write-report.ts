@@ -1,24 +1,9 @@
 import { basename, dirname, extname, join } from "node:path";
-import { UsageError } from "../../errors.js";
 import { writeOutput } from "../../sys/output-file.js";
 import type { ReportDocument } from "./document.js";
 import { htmlReport } from "./html.js";
 import { markdownReport } from "./markdown.js";
-
-/** The forms that a report can have, by the end of its file's name. */
-const FORMS = [".md", ".html"];
-
-/**
- * Checks the name of a report's file, before anything is measured for it.
- * @throws UsageError `BAD_OPTION`
- */
-export function reportPath(path: string): string {
-  if (FORMS.includes(extname(path).toLowerCase())) return path;
-  throw new UsageError(`'${path}' is neither Markdown nor HTML`, {
-    code: "BAD_OPTION",
-    remedy: `end its name in ${FORMS.join(" or ")}`,
-  });
-}
+import { reportPath } from "./report-path.js";
 
 /**
  * Writes a report: one HTML file, or Markdown with a file for each figure beside it (`report.md`, `report-NAME.svg`).

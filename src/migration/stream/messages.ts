@@ -18,16 +18,17 @@ import { MAX_CHANNELS } from "../data-plane.js";
  *   (durably gives up)  GO ─────────────▶
  *                  ◀───────────────────   RUNNING, or RUN_FAILED: it may have run for a moment
  *                  ◀───────────────────   DIGESTS …, REPORT
- * DIGESTS come right after READY where HELLO says `verify: before`. Either side may say ABORT before GO; from the
- * destination it means that the machine is discarded, durably, and never ran, and it may answer GO. PING is the
- * connection's own: both sides send it when they have nothing to say.
+ * If something else than Dirtmap moves the memory (HELLO's `mover`), there are no rounds and no DIGESTS. DIGESTS come right
+ * after READY if HELLO says `verify: before`. Either side may say ABORT before GO; from the destination it means that the
+ * machine is discarded, durably, and never ran, and it may answer GO. PING is the connection's own: both sides send it when they
+ * have nothing to say.
  */
 
 /**
  * Raised when messages change incompatibly. Every CONTROL frame carries its sender's version in its header, before
  * anything in it is read. Version 1 wrote 0 there.
  */
-export const PROTOCOL_VERSION = 2;
+export const PROTOCOL_VERSION = 3;
 
 /** Bytes of device state, or of a digest table, that one message may carry: the writer cuts longer ones. */
 export const MAX_MESSAGE_DATA = 1 << 20;
@@ -47,30 +48,53 @@ const problemSchema = z.strictObject(problem);
 /** What has gone wrong, as one side tells the other. */
 export type Problem = z.output<typeof problemSchema>;
 
+/** What HELLO says about who moves the memory. A destination where something else moves it refuses. */
+const moverOffer = z.discriminatedUnion("kind", [
+  z.strictObject({
+    kind: z.literal("dirtmap"),
+    /** The machine to build. Paths in it say how the source names things, and not what to open. */
+    machine: z.union([machineSchema, passthroughSchema]),
+    /** Page channels that will be opened. */
+    channels: z.int().min(1).max(MAX_CHANNELS),
+    /** When the page digests are compared: before GO, or after RUNNING, off the critical path. */
+    verify: z.enum(["before", "after"]),
+  }),
+  /** QEMU's own migration stream moves memory and vCPUs, between QEMUs that the operators have started. */
+  z.strictObject({ kind: z.literal("qemu") }),
+]);
+
+/** What ACCEPT says to that: of the same kind. */
+const moverAnswer = z.discriminatedUnion("kind", [
+  z.strictObject({
+    kind: z.literal("dirtmap"),
+    /** What each channel must show to be taken for this migration's: 32 bytes, hex. */
+    token: z.string().regex(/^[0-9a-f]{64}$/, "32 bytes in hexadecimal"),
+  }),
+  z.strictObject({ kind: z.literal("qemu") }),
+]);
+
+/** Who moves the memory of a machine. */
+export type MoverKind = z.output<typeof moverOffer>["kind"];
+/** What HELLO says about a kind of mover. */
+export type MoverOffer<Kind extends MoverKind = MoverKind> = Extract<z.output<typeof moverOffer>, { kind: Kind }>;
+/** What ACCEPT answers a kind of mover. */
+export type MoverAnswer<Kind extends MoverKind = MoverKind> = Extract<z.output<typeof moverAnswer>, { kind: Kind }>;
+
 const heads = [
   z.strictObject({
     type: z.literal("HELLO"),
     protocol: z.int(),
     /** Name and version of the sending software, for messages. */
     software: z.string().max(128),
-    /** What is to be built. Paths in it say how the source names things, and not what to open. */
-    machine: z.union([machineSchema, passthroughSchema]),
-    /** What the guest can tell its machine by: the destination's must be the same. */
-    shape: machineShapeSchema,
-    channels: z.int().min(1).max(MAX_CHANNELS),
     /** The id that both journals are kept under. */
     migration: z.string().regex(/^[0-9a-z-]{1,64}$/, "lower-case letters, digits and '-', at most 64"),
-    /** When the page digests are compared: before GO, or after RUNNING, off the critical path. */
-    verify: z.enum(["before", "after"]),
+    mover: moverOffer,
+    /** What the guest can tell its machine by: the destination's must be the same. */
+    shape: machineShapeSchema,
     /** How long the workload is to run on before the destination checks it and reports. */
     runAfterMs: z.int().min(0).max(86_400_000),
   }),
-  z.strictObject({
-    type: z.literal("ACCEPT"),
-    software: z.string().max(128),
-    /** What each channel must show to be taken for this migration's: 32 bytes, hex. */
-    token: z.string().regex(/^[0-9a-f]{64}$/, "32 bytes in hexadecimal"),
-  }),
+  z.strictObject({ type: z.literal("ACCEPT"), software: z.string().max(128), mover: moverAnswer }),
   z.strictObject({ type: z.literal("REFUSE"), ...problem }),
   z.strictObject({
     type: z.literal("ROUND_BEGIN"),
@@ -89,16 +113,17 @@ const heads = [
   /** Has every device taken what was sent of its state so far? */
   z.strictObject({ type: z.literal("CHECK_STATE"), round }),
   z.strictObject({ type: z.literal("STATE_TAKEN"), round }),
+  /** State of the guest beside memory and devices: the vCPUs', or what an outside mover has to restore itself. */
   z.strictObject({ type: z.literal("VCPU_STATE") }),
   z.strictObject({
     type: z.literal("PREPARE"),
-    /** The last round whose pages must be in memory. */
-    round,
+    /** The last round whose pages must be in memory; absent: there are no rounds. */
+    round: round.optional(),
   }),
   z.strictObject({
     type: z.literal("READY"),
-    /** SHA-256 over the destination's table of page digests: rootDigest() of verification.ts. */
-    rootDigest,
+    /** SHA-256 over the destination's table of page digests: rootDigest() of verification.ts; absent: it has none. */
+    rootDigest: rootDigest.optional(),
   }),
   z.strictObject({ type: z.literal("GO") }),
   z.strictObject({

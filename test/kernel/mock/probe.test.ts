@@ -1,7 +1,7 @@
 import { existsSync } from "node:fs";
 import { expect, test } from "vitest";
-import { probeHost } from "../../../src/cli/linux/probe-host.js";
-import { hostText } from "../../../src/cli/linux/probe-text.js";
+import { probeHost } from "../../../src/cli/sites/linux/probe.js";
+import { hostText } from "../../../src/cli/text/linux-probe-text.js";
 import { LinuxHost } from "../../../src/linux/host.js";
 import { dirtmap } from "../../support/program.js";
 import { createMtty } from "../support/vfio-devices.js";

@@ -1,7 +1,7 @@
 import { execFileSync } from "node:child_process";
 import { describe, expect, test } from "vitest";
-import { planHost } from "../../../src/cli/linux/plan-host.js";
-import { probeHost } from "../../../src/cli/linux/probe-host.js";
+import { planHost } from "../../../src/cli/sites/linux/plan.js";
+import { probeHost } from "../../../src/cli/sites/linux/probe.js";
 import { LinuxHost } from "../../../src/linux/host.js";
 import type { LinuxDevice } from "../../../src/linux/sysfs/device.js";
 import { DEFAULT_POLICY } from "../../../src/tracking/choice.js";

@@ -43,8 +43,7 @@ export function bindToVfioPci(address: string): TestDevice {
 }
 
 /** Makes an mdev of the mtty sample driver: a serial port with a migration state machine. */
-export function createMtty(): TestDevice {
-  const uuid = randomUUID();
+export function createMtty(uuid: string = randomUUID()): TestDevice {
   writeFileSync("/sys/class/mdev_bus/mtty/mdev_supported_types/mtty-1/create", uuid);
   const sysfs = join("/sys/bus/mdev/devices", uuid);
   return {

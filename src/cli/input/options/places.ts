@@ -1,0 +1,46 @@
+import type { Command } from "commander";
+import { reportPath } from "../../../evidence/report/report-path.js";
+import { argument } from "./values.js";
+
+/*
+ * Where things are kept: the store, journals, reports.
+ */
+
+/** Where runs and benchmarks are kept; `store` is false with `--no-store`. */
+export interface StoreOption {
+  readonly store?: string | false;
+}
+
+/**
+ * Adds `--store PATH`.
+ * @param optional also `--no-store`, for commands that do something else in the first place
+ */
+export function addStoreOption(command: Command, { optional = false } = {}): Command {
+  const where = "$XDG_DATA_HOME/dirtmap/evidence.db, or below ~/.local/share";
+  command.option("--store <path>", `keep runs and benchmarks in this file (default: ${where})`);
+  return optional ? command.option("--no-store", "keep nothing") : command;
+}
+
+/** Where the records of who may run a machine are kept. */
+export interface JournalOption {
+  readonly journal?: string;
+}
+
+/** Adds `--journal`. */
+export function addJournalOption(command: Command): Command {
+  const where = "$XDG_STATE_HOME/dirtmap, or ~/.local/state/dirtmap";
+  return command.option(
+    "--journal <folder>",
+    `keep the record of who may run a machine in this folder (default: ${where})`,
+  );
+}
+
+/** Where a report with plots is written. */
+export interface ReportOption {
+  readonly report?: string;
+}
+
+/** Adds `--report`. */
+export function addReportOption(command: Command): Command {
+  return command.option("--report <file>", "write a report with plots: FILE.md or FILE.html", argument(reportPath));
+}

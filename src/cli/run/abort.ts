@@ -1,0 +1,3 @@
+import { deciding } from "./shared/decide.js";
+
+export const run = deciding("abort");

@@ -1,0 +1,79 @@
+import { DirtmapError, explain } from "../../errors.js";
+import { receive } from "../../migration/destination.js";
+import { acceptedSource } from "../../migration/network.js";
+import type { ControlConnection } from "../../migration/stream/control-connection.js";
+import { formatEndpoint } from "../../migration/transport/endpoint.js";
+import { type Listener, listen } from "../../migration/transport/listener.js";
+import { formatMs } from "../../observe/format.js";
+import type { ReceiveInput } from "../commands/receive.js";
+import { EXIT_CODES } from "../exit-codes.js";
+import { readEndpoint } from "../input/endpoint.js";
+import { grantedFolder, withGranted } from "../input/granted.js";
+import { tidyUp } from "../kept/tidy.js";
+import { tellEvent } from "../output.js";
+import { type Run, untilAborted } from "../run-command.js";
+import { checkMemory } from "../sites/emulated/check-memory.js";
+import { type EmulatedMachine, openMachine } from "../sites/hosts.js";
+
+export const run: Run<ReceiveInput> = async (input, { signal }) => {
+  const { json = false, once = false } = input;
+  const tell = tellEvent({ json });
+  const { endpoint, credentials } = await readEndpoint(input.listen, "server", input);
+  await tidyUp(input.journal);
+  const grants = {
+    files: input.file ?? {},
+    sockets: input.socket ?? {},
+    folder: input.sharedFolder === undefined ? undefined : grantedFolder(input.sharedFolder),
+  };
+  const onRefused = (error: unknown) =>
+    tell({ event: "refused", message: explain(error) }, `turned away: ${explain(error)}`);
+  await using listener = await listen({ endpoint, credentials, onRefused });
+  const address = formatEndpoint(listener.endpoint);
+  tell({ event: "listening", address }, `listening on ${address}`);
+  for (;;) {
+    const control = await nextSource(listener, signal, input.wait);
+    let machine: EmulatedMachine | undefined;
+    const result = await receive({
+      source: acceptedSource(listener, control, onRefused),
+      createMachine: async (description, named) => {
+        checkMemory(description, "destination");
+        const granted = withGranted(description, named, grants);
+        machine = await openMachine(granted, { paused: true, side: "destination" });
+        return machine;
+      },
+      audit: async () => (await machine?.audit()) ?? { stamps: null, written: {} },
+      signal,
+      ...(input.journal === undefined ? {} : { journalDirectory: input.journal }),
+    });
+    const { outcome: event, migration } = result;
+    if (!("machine" in result)) {
+      tell({ event, migration, message: explain(result.error) }, `${event}: ${explain(result.error)}`);
+      // Something that never said what it brings was no migration.
+      if (once && migration !== null) return EXIT_CODES.failed.code;
+      continue;
+    }
+    await using _machine = result.machine;
+    if (result.outcome === "run-failed") {
+      tell({ event, migration, message: explain(result.error) }, `it does not run: ${explain(result.error)}`);
+      return EXIT_CODES.failed.code;
+    }
+    tell({ event, migration }, `migration ${migration}: the machine runs here`);
+    if (once) return EXIT_CODES.done.code;
+    listener.occupy(`the machine of migration ${migration}, which runs here`);
+    await untilAborted(signal);
+    return EXIT_CODES.done.code;
+  }
+};
+
+/** @throws DirtmapError `NO_SOURCE` when the time is over; the signal's reason */
+async function nextSource(listener: Listener, signal: AbortSignal, waitMs?: number): Promise<ControlConnection> {
+  if (waitMs === undefined) return await listener.acceptControl(signal);
+  const late = new DirtmapError(`no source came within ${formatMs(waitMs)}`, { code: "NO_SOURCE" });
+  const over = new AbortController();
+  const timer = setTimeout(() => over.abort(late), waitMs);
+  try {
+    return await listener.acceptControl(AbortSignal.any([signal, over.signal]));
+  } finally {
+    clearTimeout(timer);
+  }
+}

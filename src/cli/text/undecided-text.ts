@@ -1,0 +1,52 @@
+import type { Undecided } from "../../migration/undecided.js";
+import { formatMs } from "../../observe/format.js";
+import { safeStrings } from "../../safe-text.js";
+
+/*
+ * What `dirtmap migrate` says while it waits for a decision, on standard error: for people, and with `--json` as one event
+ * in a line of its own. Standard output stays the report's.
+ */
+
+/** What the operator has to know, and what they may type: safe lines. */
+export function undecidedLines(undecided: Undecided): string[] {
+  const { destination, why, resume, abort, until } = safeStrings(undecided);
+  return [
+    `NOT CONFIRMED: the source has given the machine up and said GO, and ${destination} has not said that it runs: ${why}.`,
+    "The source stays paused and waits for a decision. Look at the destination, for example with `dirtmap list` there.",
+    `  If it does not run there, and never will:  ${resume}`,
+    `  If it runs there:                          ${abort}`,
+    until === null
+      ? "It waits until told. If its process ends before, its memory is gone."
+      : `If nobody has decided by ${until.toISOString()}, this process ends with exit code 3, and the source's memory with it.`,
+  ];
+}
+
+/** The same as an event. */
+export function undecidedEvent({ until, ...undecided }: Undecided) {
+  return { event: "undecided", ...undecided, until: until?.toISOString() ?? null, pid: process.pid };
+}
+
+/** What an interrupt does once the machine is given up, and the destination may still answer. */
+export function handingOver(runningMs: number, note: (text: string) => void): { first(): void; forced(): void } {
+  return {
+    first: () =>
+      note(
+        `the machine is being handed over, which can't be cancelled: the destination has ${formatMs(runningMs)} to say that it runs; once more forces, and the source's memory is gone`,
+      ),
+    forced: () => note("forced: the source's memory is gone; the machine runs at the destination, or nowhere"),
+  };
+}
+
+/** What an interrupt does while a decision is waited for. */
+export function waitingForDecision(
+  { resume, abort, destination }: Undecided,
+  note: (text: string) => void,
+): { first(): void; forced(): void } {
+  return {
+    first: () =>
+      note(
+        `still waiting for a decision: \`${resume}\` or \`${abort}\`. Once more forces: the process ends, and the source's memory is gone`,
+      ),
+    forced: () => note(`forced: the source's memory is gone; the machine runs at ${destination}, or nowhere`),
+  };
+}

@@ -1,0 +1,15 @@
+import { join } from "node:path";
+import { ROOT } from "../blocks.js";
+import { scenarioReference } from "./reference.js";
+
+/** The document that the reference is part of. */
+export const SCENARIOS_DOC = join(ROOT, "docs/scenarios.md");
+
+const BEGIN = "<!-- The rest is made from the schema by `npm run docs:scenarios`. -->\n";
+
+/** The document with today's reference. @throws Error if it has lost the mark before it */
+export function withReference(text: string): string {
+  const begin = text.indexOf(BEGIN);
+  if (begin === -1) throw new Error(`docs/scenarios.md lacks the line ${BEGIN}`);
+  return `${text.slice(0, begin + BEGIN.length)}\n${scenarioReference()}\n`;
+}
