@@ -1,7 +1,7 @@
 import { z } from "zod";
-import { formatSize } from "../../../src/observe/format.js";
-import { QUANTITIES } from "../../../src/scenario/quantities.js";
-import { scenarioSchema } from "../../../src/scenario/scenario.js";
+import { formatSize } from "../../src/observe/format.js";
+import { QUANTITIES } from "../../src/scenario/quantities.js";
+import { scenarioSchema } from "../../src/scenario/scenario.js";
 
 /*
  * The tables of docs/scenarios.md: every field of a scenario, from the schema that checks it. A field's text, range and default

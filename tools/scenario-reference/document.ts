@@ -1,9 +1,8 @@
-import { join } from "node:path";
-import { ROOT } from "../blocks.js";
+import { fileURLToPath } from "node:url";
 import { scenarioReference } from "./reference.js";
 
 /** The document that the reference is part of. */
-export const SCENARIOS_DOC = join(ROOT, "docs/scenarios.md");
+export const SCENARIOS_DOC = fileURLToPath(new URL("../../../docs/scenarios.md", import.meta.url));
 
 const BEGIN = "<!-- The rest is made from the schema by `npm run docs:scenarios`. -->\n";
 
