@@ -53,7 +53,8 @@ export class FakeIommuPort {
 export type FakePort = FakeIommuPort | { readonly kind: "pins"; readonly pins: PinPort };
 
 const CONFIG_BYTES = 256;
-const STATE_TAG = 1;
+/** Tags of its state's records. */
+const TAG = { CONFIG: 1, STATE: 2 } as const;
 
 /** The head of a configuration space: a vendor and a device that no list of ids has. */
 const POWER_ON_CONFIG = Uint8Array.from({ length: CONFIG_BYTES }, (_, at) => [0xfa, 0xce, 0xde, 0xad][at] ?? 0);
@@ -87,6 +88,7 @@ class FakeClient implements DeviceSide {
   mode: RunMode = "stopped";
   /** Pages that a test wants to stay pinned. */
   readonly kept = new Set<PageNumber>();
+  readonly contents: FakeContents = { state: new Uint8Array(0), facts: {} };
   readonly #port: FakePort;
   readonly #config = Uint8Array.from(POWER_ON_CONFIG);
 
@@ -101,11 +103,16 @@ class FakeClient implements DeviceSide {
   }
 
   async save(): Promise<Uint8Array> {
-    return encodeRecords([{ tag: STATE_TAG, optional: false, data: Uint8Array.from(this.#config) }]);
+    return encodeRecords([
+      { tag: TAG.CONFIG, optional: false, data: Uint8Array.from(this.#config) },
+      { tag: TAG.STATE, optional: false, data: this.contents.state },
+    ]);
   }
 
   async load(state: Uint8Array): Promise<void> {
-    this.#config.set(decodeRecords(state)[0].data);
+    const [config, own] = decodeRecords(state);
+    this.#config.set(config.data);
+    this.contents.state = Uint8Array.from(own.data);
   }
 
   async reset(): Promise<void> {
@@ -141,7 +148,7 @@ class FakeClient implements DeviceSide {
   }
 
   async facts(): Promise<ShapeFacts> {
-    return {};
+    return this.contents.facts;
   }
 
   async counters(): Promise<Record<string, number>> {
@@ -155,11 +162,20 @@ class FakeClient implements DeviceSide {
   async remove(): Promise<void> {}
 }
 
+/** What is in a fake device. */
+export interface FakeContents {
+  /** What moves with its state, besides its configuration space: whole words of four bytes. */
+  state: Uint8Array;
+  /** What a guest can tell it by, besides what every device has. */
+  facts: ShapeFacts;
+}
+
 /** What a test can do with a fake device besides what anybody can. */
 export interface FakeDeviceSide {
   readonly script: Script<EmulatedVfioDevice>;
   /** Its id in the iommufd that it is bound to. */
   readonly deviceId: ObjectId;
+  readonly contents: FakeContents;
   /** Its own log is on. */
   readonly logging: boolean;
   /** The states that it was asked for and went to, from RUNNING on. */
@@ -211,6 +227,7 @@ export async function openFakeDevice(
   }
 
   const side = {
+    contents: client.contents,
     dma,
     write,
     async unpin(): Promise<void> {

@@ -16,6 +16,10 @@ export class FakeVcpus implements Vcpus {
   readonly #dirty = new Set<PageNumber>();
   #logging = false;
 
+  get logging(): boolean {
+    return this.#logging;
+  }
+
   write(page: PageNumber): void {
     if (this.#logging) this.#dirty.add(page);
   }
@@ -25,7 +29,7 @@ export class FakeVcpus implements Vcpus {
   async saveState(): Promise<Uint8Array> {
     return new Uint8Array(0);
   }
-  async loadState(): Promise<void> {}
+  async loadState(_state: Uint8Array): Promise<void> {}
 
   async startDirtyLog(): Promise<void> {
     if (this.#logging) throw new UapiError("EINVAL", { syscall: "fake", attempted: "start the dirty log again" });
