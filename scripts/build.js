@@ -62,7 +62,7 @@ run(programOf("typescript", "tsc"), ["--build", root]);
 // The page: its modules are served as they are compiled, beside what they import from elsewhere; there is no bundler.
 const page = join(root, "dist/web");
 const uplot = dirname(require.resolve("uplot/package.json"));
-mkdirSync(join(page, "vendor"), { recursive: true });
+mkdirSync(page, { recursive: true });
 for (const name of readdirSync(join(root, "web"))) {
   if (/\.(html|css|svg)$/.test(name)) copyFileSync(join(root, "web", name), join(page, name));
 }
@@ -71,11 +71,17 @@ for (const [from, to] of [
   [join(uplot, "dist/uPlot.d.ts"), "vendor/uplot.d.ts"],
   [join(uplot, "dist/uPlot.min.css"), "vendor/uplot.css"],
   [join(uplot, "LICENSE"), "vendor/uplot.LICENSE"],
-  [join(root, "dist/src/observe/format.js"), "format.js"],
-  [join(root, "dist/src/observe/format.d.ts"), "format.d.ts"],
-  [join(root, "dist/src/observe/conditions.js"), "conditions.js"],
-  [join(root, "dist/src/observe/conditions.d.ts"), "conditions.d.ts"],
+  // What it shares with the rest lies as it does there; none of these imports anything but another one of them.
+  ...[
+    "memory/address",
+    "migration/report",
+    "observe/conditions",
+    "observe/format",
+    "observe/run-state",
+    "tracking/owner",
+  ].map((name) => [join(root, `dist/src/${name}.js`), `src/${name}.js`]),
 ]) {
+  mkdirSync(dirname(join(page, to)), { recursive: true });
   copyFileSync(from, join(page, to));
 }
 run(programOf("typescript", "tsc"), ["-p", join(root, "web/tsconfig.json")]);

@@ -135,6 +135,7 @@ export {
 export { openDesign } from "./tracking/designs.js";
 export type { DirtyRead, DirtySource } from "./tracking/dirty-source.js";
 export { Ledger, type OwnerCounts } from "./tracking/ledger.js";
+export { deviceOwner, type Owner, ownerLabel, ownerName, parseOwner } from "./tracking/owner.js";
 export { openPeek, type PeekedOwner } from "./tracking/peek.js";
 export { chooseTrackers } from "./tracking/policy.js";
 export { probeDevice, probeMachine } from "./tracking/probe.js";

@@ -1,6 +1,6 @@
 /*
- * The server's answers. It is this page's own server, of the same version; what a run's process or the store says is
- * checked there, and what is of any shape (a report) is read with care here.
+ * The server's answers. It is this page's own server, of the same version, and what a run's process or the store says is
+ * checked there, by the schemas that the types are made of.
  */
 
 /** What the server refused, in its own words. */
@@ -27,25 +27,4 @@ export async function get<T>(path: string, signal: AbortSignal): Promise<T> {
   if (response.status === 401) location.assign("/login.html");
   const { code = "UNKNOWN", message = response.statusText, remedy } = body.error ?? {};
   throw new Refused(code, remedy === undefined ? message : `${message}; ${remedy}`);
-}
-
-/** A list's entry of a run that is over. */
-export interface RunSummary {
-  readonly id: number;
-  readonly kind: string;
-  readonly name: string;
-  readonly scenario: string;
-  readonly host: string;
-  readonly startedAt: string;
-  readonly result: string;
-  readonly totalMs: number | null;
-  readonly downtimeMs: number | null;
-}
-
-export interface BenchmarkSummary {
-  readonly id: number;
-  readonly kind: string;
-  readonly host: string;
-  readonly scenario: string;
-  readonly takenAt: string;
 }

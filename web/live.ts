@@ -1,5 +1,5 @@
 import { get } from "./api.js";
-import { type FeedEvent, type FeedHeader, RunModel } from "./run-model.js";
+import { type FeedEvent, type RunHeader, RunModel } from "./run-model.js";
 
 /*
  * The runs in progress, as the server tells of them. Events come as they come; views are told once a frame.
@@ -37,7 +37,7 @@ export class Live {
       get("/api/live", new AbortController().signal).catch(() => {});
     };
     source.addEventListener("begin", ({ data }) => {
-      const header = JSON.parse(data) as FeedHeader;
+      const header = JSON.parse(data) as RunHeader;
       this.runs.set(header.run, { model: new RunModel(header) });
       this.#changed();
     });

@@ -33,6 +33,15 @@ describe("help", () => {
     for (const command of COMMANDS) expect(stdout).toMatch(new RegExp(`^  ${command} `, "m"));
   });
 
+  it.each([
+    ["device", "--help"],
+    ["help", "device"],
+  ])("of a device lists the models: dirtmap %s %s", async (...args) => {
+    const { code, stdout } = await run(...args);
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/^Models, and their options:\n {2}mlx5 /m);
+  });
+
   it("is what a bare call prints, as wrong usage", async () => {
     const { code, stderr } = await run();
     expect(code).toBe(2);
@@ -81,7 +90,7 @@ describe("wrong usage is refused in one line that says what would work, with exi
       ["migrate", "--bandwidth", "0"],
       /'0' is not a bandwidth; write bytes per second as 500M/,
     ],
-    ["too many channels", ["migrate", "--channels", "99"], /'99' is not possible; give 1 to 16/],
+    ["too many channels", ["migrate", "--channels", "99"], /'99' is out of range; give 1 to 16/],
     [
       "an unknown mode",
       ["migrate", "--untracked", "vf0=suspnd"],
@@ -118,6 +127,7 @@ describe("wrong usage is refused in one line that says what would work, with exi
       ["receive", "--listen", "tls://127.0.0.1:0", "--tls-folder", join(folder, "none")],
       /can't be read: ENOENT/,
     ],
+    ["a device of a view, which shows all", ["top", "--device", "3b:00.1"], /unknown option '--device'/],
     ["an unknown host", ["probe", "--host", "linus"], /there is no host 'linus'; did you mean 'linux'\?/],
     [
       "a scenario's option for this machine",

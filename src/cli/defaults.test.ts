@@ -22,7 +22,6 @@ const DESCRIBED = [
   "all",
   "all on a VFIO driver",
   "all that can be measured",
-  "none",
   "on a terminal until told",
   "only this user",
   "the model's",

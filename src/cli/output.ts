@@ -13,7 +13,7 @@ export const SCHEMA_VERSION = 1;
 /** Of a pipe whose reader has gone, and of a terminal that was closed: no failure of ours, and nobody is left to tell. */
 const NOBODY_READS = ["EPIPE", "EIO", "ENXIO"];
 
-/** Aborted when nobody reads standard output any more (`| head`). */
+/** Aborted when nobody reads standard output any longer (`| head`). */
 export const readerGone = new AbortController();
 
 /** Why standard output took no more; undefined while it does. */

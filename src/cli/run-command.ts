@@ -25,7 +25,7 @@ export interface Interrupts {
   tellFirst(tell: () => void): void;
   /** From now on the first interrupt cancels nothing, and the second forces. Disposing ends that. */
   hold(holding: Holding): Disposable;
-  /** From now on the signal is aborted also when nobody reads standard output any more. */
+  /** From now on the signal is aborted also when nobody reads standard output any longer. */
   endWithReader(): void;
 }
 
@@ -71,7 +71,7 @@ async function runInterruptibly(
 ): Promise<void> {
   const interrupted = new AbortController();
   let held: { readonly holding: Holding; warned: boolean } | undefined;
-  let tell = () => warn("stopping; Ctrl-C once more forces");
+  let tell = () => warn("stopping; a second Ctrl-C forces");
   const interrupts: Interrupts = {
     tellFirst: (instead) => {
       tell = instead;

@@ -2,7 +2,6 @@ import { randomInt } from "node:crypto";
 import { UsageError } from "../errors.js";
 import { PAGE_SIZE } from "../memory/address.js";
 import { DMA_ENGINE } from "./dma-engine/dma-engine.js";
-import { createSharedMemory } from "./memory-file.js";
 import type { DeviceModel } from "./model.js";
 import { createWorkloadModel, type WorkloadDescription } from "./models.js";
 import { NVME } from "./nvme/nvme.js";
@@ -14,6 +13,7 @@ import {
   textOption,
   WITHIN,
 } from "./servable.js";
+import { createSharedMemory } from "./shared-memory.js";
 
 /*
  * The models that can be served. To add one: make it a ServableModel beside its file, and name it in the list.

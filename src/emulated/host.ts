@@ -1,16 +1,16 @@
 import { type MachineDescription, type ModelledDescription, runsHere } from "../host/description.js";
 import type { DeviceSummary, Host } from "../host/host.js";
 import type { ReplaySchedule } from "../host/replay-schedule.js";
+import type { Port } from "../iommufd/system-iommu.js";
 import type { Arena } from "../memory/arena.js";
 import { createArena } from "../memory/arena.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
 import { InFlight } from "../memory/in-flight.js";
 import { UapiError } from "../uapi/errno.js";
-import type { Port } from "./iommu/iommu.js";
 import { P2pMatrix } from "./iommu/p2p-matrix.js";
 import { PortCounters } from "./iommu/port-counters.js";
 import { EmulatedSystemIommu } from "./iommu/system-iommu.js";
-import { EmulatedIommufd } from "./iommufd/iommufd.js";
+import { EmulatedIommufd } from "./iommufd.js";
 import { deviceMemoryBytes, type WorkloadLayout } from "./layout.js";
 import { PhysicalMemory } from "./physical-memory.js";
 import type { PostedDevice } from "./threads/device-protocol.js";
@@ -70,7 +70,13 @@ export class EmulatedHost implements Host {
     this.iommus = new Map(
       description.iommus.map(({ id, format, dirtyTracking }) => [
         id,
-        new EmulatedSystemIommu({ format, dirtyTracking, ports: Math.max(1, devices), inFlight: this.inFlight }),
+        new EmulatedSystemIommu({
+          format,
+          dirtyTracking,
+          ports: Math.max(1, devices),
+          inFlight: this.inFlight,
+          physical: this.physical,
+        }),
       ]),
     );
     description.devices.forEach((device, port) => {
@@ -174,7 +180,7 @@ export class EmulatedHost implements Host {
             }
           : {
               kind: "iommu",
-              wiring: iommu.wiring(port, { physical: this.physical, p2p: this.p2p, counters, iotlb }),
+              wiring: iommu.wiring(port, { p2p: this.p2p, counters, iotlb }),
             },
       hold: holds?.get(description.id)?.words ?? null,
     };

@@ -25,13 +25,9 @@ export {
   predict,
   predictedOutcome,
 } from "./predict/predict.js";
-export { type Margin, type RecommendedDevice, recommend } from "./recommend/recommend.js";
-export {
-  measuredChoices,
-  type Recommendation,
-  recommendationOf,
-  writeRecommendation,
-} from "./recommend/recommendation.js";
+export { recommend } from "./recommend/recommend.js";
+export { measuredChoices, recommendationOf, writeRecommendation } from "./recommend/recommendation.js";
+export type { Margin, Recommendation, RecommendedDevice } from "./recommend/result.js";
 export type { Block, FigureBlock, ReportDocument, TableBlock } from "./report/document.js";
 export { htmlReport } from "./report/html.js";
 export { markdownReport } from "./report/markdown.js";

@@ -1,33 +1,6 @@
 import { readFileSync } from "node:fs";
 import { availableParallelism, cpus, loadavg, release, totalmem, type } from "node:os";
-import { z } from "zod";
-
-const text = z.string().max(256);
-
-/** A {@link MachineReport} that is read again. */
-export const machineReportSchema = z.object({
-  cpu: text,
-  cores: z.int().min(1),
-  memoryBytes: z.int().min(0),
-  node: text,
-  kernel: text,
-  load: z.number().min(0),
-  stealShare: z.number().min(0).max(1).nullable(),
-});
-
-/** The machine that figures were taken on, and how much of it others took meanwhile. */
-export interface MachineReport {
-  readonly cpu: string;
-  readonly cores: number;
-  readonly memoryBytes: number;
-  readonly node: string;
-  /** Of this machine: `Linux 7.2.13`. */
-  readonly kernel: string;
-  /** Load average of the last minute, at the end. */
-  readonly load: number;
-  /** Share of processor time that the hypervisor gave to others while the benches ran; null where /proc can't tell. */
-  readonly stealShare: number | null;
-}
+import type { MachineReport } from "../machine-report.js";
 
 /** Begins to watch; the answer describes the machine from then to the call. */
 export function watchMachine(): () => MachineReport {

@@ -1,4 +1,5 @@
 import { z } from "zod";
+import type { Immutable } from "../immutable.js";
 
 /*
  * How few and noisy measurements are spoken of: by their middle and their spread, and, where two ways are compared, by what
@@ -7,26 +8,13 @@ import { z } from "zod";
 
 const amount = z.number().min(0);
 
-/** A {@link Summary} that is read again. */
-export const summarySchema = z.strictObject({
-  count: z.int().min(1),
-  median: amount,
-  min: amount,
-  max: amount,
-  q1: amount,
-  q3: amount,
-});
+/** A {@link Summary}, and how one from elsewhere is checked. */
+export const summarySchema = z
+  .strictObject({ count: z.int().min(1), median: amount, min: amount, max: amount, q1: amount, q3: amount })
+  .describe("the middle and the spread of a few measurements; between the quartiles q1 and q3 lies the middle half");
 
 /** The middle and the spread of a few measurements. */
-export interface Summary {
-  readonly count: number;
-  readonly median: number;
-  readonly min: number;
-  readonly max: number;
-  /** First and third quartile: the middle half lies between them. */
-  readonly q1: number;
-  readonly q3: number;
-}
+export type Summary = Immutable<z.output<typeof summarySchema>>;
 
 /** @param values at least one */
 export function summarize(values: readonly number[]): Summary {
@@ -80,19 +68,26 @@ export async function interleave<T>(
   return results;
 }
 
+/** A {@link Comparison}, and how one from elsewhere is checked. */
+export const comparisonSchema = z
+  .object({
+    pairs: z.int().min(1),
+    ratio: amount.describe("the median of what the second is of the first, pair by pair"),
+    low: amount.describe(
+      "the true ratio is no less with 95 % confidence, as far as so few pairs tell (percentile bootstrap)",
+    ),
+    high: amount.describe("nor is it more"),
+    p: z
+      .number()
+      .min(0)
+      .max(1)
+      .describe("how probable as one-sided a result is if neither were the greater (two-sided sign test)"),
+    decides: z.boolean().describe("the pairs decide which is the greater; false: that needs a longer measurement"),
+  })
+  .describe("what pairs of measurements, taken one after the other, say of one way against another");
+
 /** What pairs of measurements, taken one after the other, say of one way against another. */
-export interface Comparison {
-  readonly pairs: number;
-  /** The median of what `b` is of `a`, pair by pair. */
-  readonly ratio: number;
-  /** The true ratio lies between these with 95 % confidence, as far as so few pairs tell (percentile bootstrap). */
-  readonly low: number;
-  readonly high: number;
-  /** How probable it is that as one-sided a result came about if neither way were the greater (two-sided sign test). */
-  readonly p: number;
-  /** True: the pairs decide which is the greater. False: they don't, and who needs to know must measure longer. */
-  readonly decides: boolean;
-}
+export type Comparison = Immutable<z.output<typeof comparisonSchema>>;
 
 /** The error that is accepted: in one of twenty comparisons of equals. */
 const SIGNIFICANCE = 0.05;

@@ -94,3 +94,30 @@ export class IntervalMap<K extends number | bigint, V> {
     return low;
   }
 }
+
+/** A part of an entry of an {@link IntervalMap}. */
+export interface IntervalPart<V> {
+  readonly value: V;
+  readonly start: bigint;
+  /** Inclusive. */
+  readonly last: bigint;
+  /** How far behind the entry's start it begins. */
+  readonly skipped: bigint;
+}
+
+/** What entries hold of [start, last], from `start` on up to the first key that none has; `whole` if there is none. */
+export function contiguousParts<V>(
+  map: IntervalMap<bigint, V>,
+  start: bigint,
+  last: bigint,
+): { parts: IntervalPart<V>[]; whole: boolean } {
+  const parts: IntervalPart<V>[] = [];
+  let expected = start;
+  for (const entry of map.in(start, last)) {
+    if (entry.start > expected) break;
+    const end = entry.last < last ? entry.last : last;
+    parts.push({ value: entry.value, start: expected, last: end, skipped: expected - entry.start });
+    expected = end + 1n;
+  }
+  return { parts, whole: expected > last };
+}

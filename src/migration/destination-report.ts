@@ -1,24 +1,12 @@
-import { z } from "zod";
 import { DirtmapError } from "../errors.js";
 import type { DestinationReport } from "./report.js";
+import { destinationReportSchema } from "./report-schema.js";
 
 /*
  * What the destination tells after the workload has run on: it comes from outside, so it is checked.
  */
 
-const owner = z.string().max(64);
-const count = z.int().min(0);
-
-const findings = z.strictObject({
-  checked: count,
-  problems: z.array(z.strictObject({ owner, kind: z.string().max(64), count })).max(4096),
-});
-
-const auditSchema = z.strictObject({
-  stamps: findings.nullable(),
-  requests: findings.optional(),
-  written: z.record(owner, count),
-});
+const auditSchema = destinationReportSchema.omit({ resumeMs: true });
 
 /** What {@link ReceiveOptions.audit} finds at the destination: stamps, and how much was written there. */
 export type Audit = Omit<DestinationReport, "resumeMs">;

@@ -7,7 +7,7 @@ import {
   type RunConditions,
 } from "./conditions.js";
 import { CONDITIONS } from "./conditions.test.helper.js";
-import { conditionsSchema } from "./server/conditions-schema.js";
+import { runConditionsSchema } from "./conditions-schema.js";
 
 /** What two runs differ in. */
 function differing(left: KnownConditions, right: KnownConditions): string[] {
@@ -50,9 +50,9 @@ describe("the conditions of a run", () => {
   });
 
   it("are read back as they were kept, and nothing else is taken for them", () => {
-    expect(conditionsSchema.parse(JSON.parse(JSON.stringify(CONDITIONS)))).toEqual(CONDITIONS);
+    expect(runConditionsSchema.parse(JSON.parse(JSON.stringify(CONDITIONS)))).toEqual(CONDITIONS);
     for (const other of [null, {}, { ...CONDITIONS, channels: "2" }, { ...CONDITIONS, machine: null }]) {
-      expect(conditionsSchema.safeParse(other).success).toBe(false);
+      expect(runConditionsSchema.safeParse(other).success).toBe(false);
     }
   });
 });

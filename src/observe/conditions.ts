@@ -1,3 +1,6 @@
+import type { z } from "zod";
+import type { Immutable } from "../immutable.js";
+import type { runConditionsSchema } from "./conditions-schema.js";
 import { formatMs, formatRate, formatShare, formatSize } from "./format.js";
 
 /*
@@ -5,51 +8,8 @@ import { formatMs, formatRate, formatShare, formatSize } from "./format.js";
  * nothing but how quantities are written.
  */
 
-/** What a run's figures depend on besides its scenario. */
-export interface RunConditions {
-  /** Dirtmap and its version. */
-  readonly software: string;
-  /** Whose devices: `emulated`, `linux`, `vfio-user`; several, if one machine had devices of several. */
-  readonly hosts: readonly string[];
-  readonly memoryBytes: number;
-  readonly design: string;
-  readonly policy: RunPolicy;
-  readonly transport: {
-    readonly scheme: string;
-    /** The destination was another process on this machine. */
-    readonly local: boolean;
-  };
-  /** Bytes per second; null: no limit. */
-  readonly bandwidth: number | null;
-  readonly channels: number;
-  readonly downtimeLimitMs: number;
-  readonly maxRounds: number;
-  /** When the two memories were compared: `after` the destination ran, or `before`. */
-  readonly verify: string;
-  readonly runAfterMs: number;
-  /** The machine that the source ran on. */
-  readonly machine: {
-    readonly cpu: string;
-    readonly cores: number;
-    readonly memoryBytes: number;
-    readonly node: string;
-    readonly kernel: string;
-    readonly load: number;
-    readonly stealShare: number | null;
-  };
-}
-
-/** What the operator wanted of trackers. */
-export interface RunPolicy {
-  readonly order: string;
-  /** The file of measurements that went before the order; null: none did. */
-  readonly measured: string | null;
-  readonly trackers: Readonly<Record<string, string>>;
-  readonly granules: Readonly<Record<string, number>>;
-  readonly domain: string;
-  readonly untracked: string;
-  readonly untrackedDevices: Readonly<Record<string, string>>;
-}
+/** What a run's figures depend on besides its scenario; conditions-schema.ts describes each field. */
+export type RunConditions = Immutable<z.output<typeof runConditionsSchema>>;
 
 /** What is known of a run's conditions: all, or of a run that an older Dirtmap kept what its report says. */
 export type KnownConditions = { readonly [Name in keyof RunConditions]?: RunConditions[Name] | undefined };
@@ -131,7 +91,7 @@ const CONDITIONS: readonly Condition[] = [
   condition("Load", "machine", loadText, similarLoad),
 ];
 
-function policyText(policy: RunPolicy): string {
+function policyText(policy: RunConditions["policy"]): string {
   const { order, measured, trackers, granules, domain, untracked, untrackedDevices } = policy;
   const perDevice = (named: Readonly<Record<string, string>>) =>
     Object.entries(named).map(([device, value]) => `${device}=${value}`);

@@ -4,10 +4,10 @@ import type { RoundReport } from "../migration/report.js";
 import { LiveView, type LiveViewOptions } from "./live-view.js";
 
 const DEVICES = [
-  { id: "vf0", tracker: "device" },
-  { id: "nic0", tracker: "iommu" },
-  { id: "disk0", tracker: "iommu" },
-] as const;
+  { id: "vf0", model: "mlx5", tracker: "device", granule: 4096 },
+  { id: "nic0", model: "nic", tracker: "iommu", granule: 4096 },
+  { id: "disk0", model: "blk", tracker: "iommu", granule: 4096 },
+];
 
 const round = (number: number, values: Partial<RoundReport> = {}): MigrationEvent => ({
   type: "round",
@@ -27,7 +27,7 @@ const round = (number: number, values: Partial<RoundReport> = {}): MigrationEven
   },
 });
 
-const progress = (rates: Record<string, number>): Extract<MigrationEvent, { type: "progress" }> => ({
+const PROGRESS: Extract<MigrationEvent, { type: "progress" }> = {
   type: "progress",
   atMs: 400,
   round: 1,
@@ -35,7 +35,21 @@ const progress = (rates: Record<string, number>): Extract<MigrationEvent, { type
   remainingBytes: 2 ** 20,
   bytesPerSecond: 800 * 2 ** 20,
   expectedDowntimeMs: 12,
-  dirtyBytesPerSecond: rates,
+  dirtyBytesPerSecond: {},
+};
+
+/** A read in which each owner dirtied so many bytes in a second. */
+const read = (rates: Record<string, number>): MigrationEvent => ({
+  type: "read",
+  atMs: 400,
+  round: 0,
+  elapsedMs: 1000,
+  owners: Object.fromEntries(
+    Object.entries(rates).map(([owner, rate]) => {
+      const reported = rate / 4096;
+      return [owner, { reported, exclusive: reported, readMs: 1, heat: [reported] }];
+    }),
+  ),
 });
 
 /** A terminal: what its screen shows after all that was written to it. */
@@ -96,7 +110,8 @@ describe("the live view", () => {
     const screen = new Screen(true);
     watch(screen);
     publish({ type: "phase", phase: "pre-copy", atMs: 1 });
-    publish(progress({ vf0: 30 * 2 ** 20, nic0: 10 * 2 ** 20 }));
+    publish(read({ vf0: 30 * 2 ** 20, nic0: 10 * 2 ** 20 }));
+    publish(PROGRESS);
     const [head, bar, columns, vf0, nic0, disk0] = screen.lines;
     expect(head).toBe("pre-copy · round 1 · remaining 1M · throughput 800M/s");
     expect(bar.trim()).toBe(`${"█".repeat(9)}░░░ 75 % of this round · expected downtime 12 ms (limit 50 ms)`);
@@ -110,7 +125,7 @@ describe("the live view", () => {
     const screen = new Screen(true);
     watch(screen);
     for (let n = 0; n < 10; n++) {
-      publish(progress({ vf0: 1000 }));
+      publish(PROGRESS);
       publish(round(n));
     }
     expect(screen.text.match(/throughput/g)).toHaveLength(1);
@@ -122,7 +137,7 @@ describe("the live view", () => {
   it("shows a domain as one row, and its devices no more", () => {
     const screen = new Screen(true);
     watch(screen);
-    publish(progress({ vf0: 1000, "nic0+disk0": 3000, cpu: 0 }));
+    publish(read({ vf0: 4096, "domain:nic0+disk0": 8192, cpu: 0 }));
     expect(screen.text).toMatch(/nic0\+disk0 +iommu +/);
     expect(screen.text).not.toMatch(/^ *nic0 /m);
     expect(screen.text).toMatch(/cpu +cpu +0B\/s +░{20} +0 %/);
@@ -131,7 +146,7 @@ describe("the live view", () => {
   it("is not displaced by the ^C that the terminal echoes", () => {
     const screen = new Screen(true);
     const shown = watch(screen);
-    publish(progress({ vf0: 1000 }));
+    publish(PROGRESS);
     screen.write("^C");
     shown.note("cancelling");
     expect(screen.lines[0]).toBe("cancelling");
@@ -140,7 +155,7 @@ describe("the live view", () => {
   it("keeps notes above the block", () => {
     const screen = new Screen(true);
     watch(screen).note("cancelling");
-    publish(progress({ vf0: 1000 }));
+    publish(PROGRESS);
     expect(screen.lines[0]).toBe("cancelling");
     expect(screen.lines[1]).toMatch(/^connecting/);
   });
@@ -148,7 +163,8 @@ describe("the live view", () => {
   it("fits a terminal of 80 columns", () => {
     const screen = new Screen(true, 80);
     watch(screen);
-    publish({ ...progress({ "domain:nic0+disk0": 999 * 2 ** 20, vf0: 999 * 2 ** 20 }), expectedDowntimeMs: 59_994 });
+    publish(read({ "domain:nic0+disk0": 999 * 2 ** 20, vf0: 999 * 2 ** 20 }));
+    publish({ ...PROGRESS, expectedDowntimeMs: 59_994 });
     expect(screen.text).toContain("expected downtime 59.99 s (limit 50 ms)");
     expect(screen.text).toContain("of this round");
     expect(screen.text).toMatch(/50 %$/m);
@@ -157,7 +173,7 @@ describe("the live view", () => {
   it("never writes a line longer than the terminal is wide", () => {
     const screen = new Screen(true, 40);
     watch(screen);
-    publish(progress({ vf0: 1000 }));
+    publish(PROGRESS);
     expect(screen.lines.filter((line) => line.length >= 40)).toEqual([]);
   });
 
@@ -165,7 +181,7 @@ describe("the live view", () => {
     const screen = new Screen(false);
     watch(screen);
     publish({ type: "phase", phase: "pre-copy", atMs: 1 });
-    publish(progress({ vf0: 1000 }));
+    publish(PROGRESS);
     publish(round(0));
     publish(round(1, { phase: "stop-copy", pages: 12, bytes: 49152, remaining: 0 }));
     expect(screen.raw).not.toContain("\x1b");

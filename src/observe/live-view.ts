@@ -1,8 +1,9 @@
 import { type MigrationEvent, type MigrationPhase, migrationEvents } from "../migration/events.js";
 import type { RoundReport } from "../migration/report.js";
 import { safeStrings, safeText } from "../safe-text.js";
-import type { TrackerKind } from "../tracking/tracker.js";
+import { ownerLabel, parseOwner } from "../tracking/owner.js";
 import { formatCount, formatMs, formatRate, formatShare, formatSize } from "./format.js";
+import { afterEvent, ownersRead, type RunDevice, type RunState, startOfRun } from "./run-state.js";
 import { table } from "./table.js";
 
 /*
@@ -29,70 +30,22 @@ export interface LiveViewOptions {
   /** ANSI colours, on a terminal. */
   readonly color: boolean;
   /** The machine's devices with the trackers that were chosen for them. */
-  readonly devices: readonly { readonly id: string; readonly tracker: TrackerKind }[];
+  readonly devices: readonly RunDevice[];
   readonly downtimeLimitMs: number;
 }
 
-/** What is known of a running migration; made of its events alone. */
-export interface LiveState {
-  readonly phase: MigrationPhase;
-  readonly round: number | null;
-  readonly sentBytes: number;
-  readonly remainingBytes: number | null;
-  readonly bytesPerSecond: number;
-  readonly expectedDowntimeMs: number | null;
-  /** Bytes dirtied per second, by tracker owner. */
-  readonly dirtyRates: Readonly<Record<string, number>>;
-}
-
-export const NOTHING_YET: LiveState = {
-  phase: "connecting",
-  round: null,
-  sentBytes: 0,
-  remainingBytes: null,
-  bytesPerSecond: 0,
-  expectedDowntimeMs: null,
-  dirtyRates: {},
-};
-
-/** The state after an event. Pure. */
-export function afterEvent(state: LiveState, event: MigrationEvent): LiveState {
-  switch (event.type) {
-    case "phase":
-      return { ...state, phase: event.phase };
-    case "round":
-      return { ...state, round: event.round.round, remainingBytes: event.round.remaining };
-    case "progress":
-      return {
-        ...state,
-        round: event.round,
-        sentBytes: event.sentBytes,
-        remainingBytes: event.remainingBytes,
-        bytesPerSecond: event.bytesPerSecond,
-        expectedDowntimeMs: event.expectedDowntimeMs,
-        dirtyRates: event.dirtyBytesPerSecond,
-      };
-    case "read":
-      return state;
-  }
-}
-
 /** The block's lines, without colours; at most `columns` characters each. */
-export function blockLines(
-  state: LiveState,
-  { devices, downtimeLimitMs }: Pick<LiveViewOptions, "devices" | "downtimeLimitMs">,
-  columns: number,
-): string[] {
-  const head: string[] = [state.phase];
+export function blockLines(state: RunState, downtimeLimitMs: number, columns: number): string[] {
+  const head: string[] = [state.phase ?? "connecting"];
   if (state.round !== null) head.push(`round ${state.round}`);
   if (state.remainingBytes !== null) head.push(`remaining ${formatSize(state.remainingBytes)}`);
-  if (state.bytesPerSecond > 0) head.push(`throughput ${formatRate(state.bytesPerSecond)}`);
-  const rates = Object.values(state.dirtyRates).reduce((sum, rate) => sum + rate, 0);
-  const rows = owners(state.dirtyRates, devices).map(({ owner, tracker }) => {
-    const rate = state.dirtyRates[owner];
-    if (rate === undefined) return [owner, tracker, "-", "", ""];
-    const share = rates > 0 ? rate / rates : 0;
-    return [owner, tracker, formatRate(rate), bar(share, BAR_CELLS), formatShare(share)];
+  const { bytesPerSecond } = state;
+  if (bytesPerSecond !== null && bytesPerSecond > 0) head.push(`throughput ${formatRate(bytesPerSecond)}`);
+  const all = ownersRead(state).reduce((sum, { last }) => sum + last.bytesPerSecond, 0);
+  const rows = state.owners.map(({ owner, tracker, last }) => {
+    if (last === null) return [ownerLabel(owner), tracker, "-", "", ""];
+    const share = all > 0 ? last.bytesPerSecond / all : 0;
+    return [ownerLabel(owner), tracker, formatRate(last.bytesPerSecond), bar(share, BAR_CELLS), formatShare(share)];
   });
   const body = table(
     [["device", "tracker", "dirty rate", "share"], ...rows],
@@ -105,7 +58,7 @@ export function blockLines(
 /** A line for a round that is over, as it is printed where there is no terminal. */
 export function roundLine(round: RoundReport): string {
   const dirty = Object.entries(round.byDevice).map(
-    ([owner, { reported }]) => `${label(owner)} ${formatCount(reported)}`,
+    ([owner, { reported }]) => `${ownerLabel(parseOwner(owner))} ${formatCount(reported)}`,
   );
   const parts = [
     `round ${round.round} (${round.phase})`,
@@ -121,12 +74,13 @@ export function roundLine(round: RoundReport): string {
 /** Shows a migration until it is disposed. */
 export class LiveView implements Disposable {
   readonly #options: LiveViewOptions;
-  #state = NOTHING_YET;
+  #state: RunState;
   #drawn = 0;
   readonly #listener = (event: unknown) => this.#show(safeStrings(event as MigrationEvent));
 
   constructor(options: LiveViewOptions) {
-    this.#options = { ...options, devices: safeStrings(options.devices) };
+    this.#options = options;
+    this.#state = startOfRun(safeStrings(options.devices));
     migrationEvents.subscribe(this.#listener);
   }
 
@@ -160,7 +114,7 @@ export class LiveView implements Disposable {
   #draw(): void {
     const { stream, color } = this.#options;
     // One column less than there are: in the last one some terminals wrap.
-    const lines = blockLines(this.#state, this.#options, (stream.columns ?? 80) - 1);
+    const lines = blockLines(this.#state, this.#options.downtimeLimitMs, (stream.columns ?? 80) - 1);
     const erase = this.#erase();
     this.#drawn = lines.length;
     const shown = color ? [`\x1b[1m${lines[0]}\x1b[0m`, ...lines.slice(1, -1), `\x1b[2m${lines.at(-1)}\x1b[0m`] : lines;
@@ -175,25 +129,7 @@ export class LiveView implements Disposable {
   }
 }
 
-/** The rows: what the rates name, and devices that no rate names yet. A domain's owner is its devices, joined by '+'. */
-function owners(
-  rates: LiveState["dirtyRates"],
-  devices: LiveViewOptions["devices"],
-): { owner: string; tracker: string }[] {
-  const members = (owner: string) => label(owner).split("+");
-  const covered = new Set(Object.keys(rates).flatMap(members));
-  const waiting = devices.filter(({ id }) => !covered.has(id)).map(({ id }) => id);
-  return [...Object.keys(rates), ...waiting].map((owner) => {
-    const trackers = devices.filter(({ id }) => members(owner).includes(id)).map(({ tracker }) => tracker);
-    return { owner, tracker: trackers.length === 0 ? owner : [...new Set(trackers)].join("+") };
-  });
-}
-
-function label(owner: string): string {
-  return owner.replace(/^domain:/, "");
-}
-
-function progressLine({ sentBytes, remainingBytes, expectedDowntimeMs }: LiveState, limitMs: number): string {
+function progressLine({ sentBytes, remainingBytes, expectedDowntimeMs }: RunState, limitMs: number): string {
   const parts: string[] = [];
   const all = sentBytes + (remainingBytes ?? 0);
   if (remainingBytes !== null && all > 0) {

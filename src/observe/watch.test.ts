@@ -5,6 +5,7 @@ import { createGuestMemory } from "../memory/guest-memory.js";
 import { type MigrationEvent, migrationEvents } from "../migration/events.js";
 import type { DirtyRead, DirtySource } from "../tracking/dirty-source.js";
 import { Ledger } from "../tracking/ledger.js";
+import { deviceOwner } from "../tracking/owner.js";
 import { watch } from "./watch.js";
 
 const memory = createGuestMemory(4 * MiB);
@@ -28,7 +29,7 @@ class FakeSource implements DirtySource {
     this.reads++;
     const pages = new RamBitmap(memory);
     pages.addPages(0, this.reads);
-    const entry = { owner: "vf0", pages, readMs: 0.5 };
+    const entry = { owner: deviceOwner("vf0"), pages, readMs: 0.5 };
     return {
       dirty: pages,
       always: null,

@@ -3,11 +3,12 @@
  * imports imports nothing.
  */
 
+import { POLICY_ORDERS } from "../tracking/choice.js";
+
 export { MAX_CHANNELS } from "../migration/data-plane.js";
 export { DOWNTIME_LIMIT_MS } from "../migration/limits.js";
-export { DEVICE_TRACKERS, TRACKING_DESIGNS as DESIGNS, UNTRACKED } from "../tracking/choice.js";
+export { DEVICE_TRACKERS, POLICY_ORDERS, TRACKING_DESIGNS as DESIGNS, UNTRACKED } from "../tracking/choice.js";
 
-export const POLICY_ORDERS = ["iommu-first", "device-first"] as const;
 /** Before the name of a file: the policy is what was measured. */
 export const MEASURED = "measured:";
 /** What happens to a device that was not measured: refuse, or an order to follow. */

@@ -8,6 +8,7 @@ import {
   type TraceHeader,
 } from "../evidence/trace/format.js";
 import { readStart } from "../sys/input-file.js";
+import { ownerLabel, parseOwner } from "../tracking/owner.js";
 
 /** What a trace's file is called, so that it can be given where a scenario can. */
 const TRACE_SUFFIX = ".dtrc";
@@ -52,10 +53,12 @@ export function traceScenario(path: string): TraceScenario {
 }
 
 /** A device's id that says which owner it stands for: `cpu` is `vcpus`, `domain:nic0+disk0` is `nic0-disk0`. */
-function deviceIdOf(owner: string): string {
-  if (owner === "cpu") return "vcpus";
-  const id = owner
-    .replace(/^domain:/, "")
+function deviceIdOf(name: string): string {
+  const owner = parseOwner(name);
+  if (owner.kind === "cpu") return "vcpus";
+  // No device may be called as the owner itself is.
+  if (owner.kind === "container") return "devices";
+  const id = ownerLabel(owner)
     .toLowerCase()
     .replaceAll(/[^a-z0-9._-]/g, "-")
     .slice(0, 32);

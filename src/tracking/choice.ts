@@ -20,7 +20,9 @@ export const TRACKING_DESIGNS = ["split", "type1", "aggregated", "iterating"] as
 export type TrackingDesign = (typeof TRACKING_DESIGNS)[number];
 
 /** Whom to ask first. */
-export type PolicyOrder = "iommu-first" | "device-first";
+export const POLICY_ORDERS = ["iommu-first", "device-first"] as const;
+/** Whom to ask first. */
+export type PolicyOrder = (typeof POLICY_ORDERS)[number];
 
 /** What was measured to be best for a device. */
 export interface MeasuredChoice {

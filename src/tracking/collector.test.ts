@@ -2,6 +2,7 @@ import { describe, expect, test, vi } from "vitest";
 import { changesOf, type FakeMachine, fakeMachine, markedPages } from "../../test/support/fake-host/machine.js";
 import { writeableAreas } from "./areas.js";
 import { Collector, type CollectorHooks } from "./collector.js";
+import { deviceOwner } from "./owner.js";
 import type { DirtyTracker } from "./tracker.js";
 import { cpuTracker } from "./trackers/cpu.js";
 import { deviceTracker } from "./trackers/device.js";
@@ -25,7 +26,7 @@ async function ownDomain(machine: FakeMachine, id: string): Promise<DirtyTracker
   const { deviceId } = machine.device(id);
   const hwpt = await iommufd.allocHwpt({ device: deviceId, ioas, dirtyTracking: true });
   await machine.device(id).attach(hwpt);
-  return iommuTracker({ iommufd, hwpt, owner: id });
+  return iommuTracker({ iommufd, hwpt, owner: deviceOwner(id) });
 }
 
 describe("a read", () => {

@@ -5,7 +5,8 @@ import { hex } from "../memory/address.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
 import { addArea, addDirty, type MappedArea, writeableAreas } from "./areas.js";
 import type { DirtyRead } from "./dirty-source.js";
-import { Ledger, ledgerKey, type OwnerPages } from "./ledger.js";
+import { Ledger, type OwnerPages } from "./ledger.js";
+import { ownerName } from "./owner.js";
 import type { DirtyTracker, TrackedRange, TrackingSession } from "./tracker.js";
 import { UndoStack } from "./undo.js";
 
@@ -80,7 +81,7 @@ export class Collector implements AsyncDisposable {
 
   /** Bytes per bit that a tracker was found to have; null for one without bits, or that never ran. */
   granuleOf(owner: string): number | null {
-    return this.#slots.find(({ tracker }) => tracker.owner === owner)?.foundGranule ?? null;
+    return this.#slots.find(({ tracker }) => ownerName(tracker.owner) === owner)?.foundGranule ?? null;
   }
 
   /** Switches all trackers on. @throws what a tracker throws; then all are off again */
@@ -93,7 +94,7 @@ export class Collector implements AsyncDisposable {
         } catch (error) {
           await undo.undoBecauseOf(error);
         }
-        undo.add(`stop the tracker of ${slot.tracker.owner}`, () => stopSlot(slot));
+        undo.add(`stop the tracker of ${ownerName(slot.tracker.owner)}`, () => stopSlot(slot));
       }
     });
   }
@@ -107,14 +108,14 @@ export class Collector implements AsyncDisposable {
       const unread: string[] = [];
       const due = this.#slots.filter(({ session, tracker }) => {
         const readable = quiesced || session?.readableWhen !== "quiesced";
-        if (!readable) unread.push(ledgerKey(tracker.owner));
+        if (!readable) unread.push(ownerName(tracker.owner));
         return readable;
       });
       const readOne = async (slot: Slot) => {
         const from = performance.now();
         slot.pages.clear();
         const error = await this.#collect(slot, slot.pages, { restart: !final });
-        if (error !== null) failures.push({ owner: ledgerKey(slot.tracker.owner), error });
+        if (error !== null) failures.push({ owner: ownerName(slot.tracker.owner), error });
         slot.pages.or(slot.carried);
         slot.carried.clear();
         entries.push({ owner: slot.tracker.owner, pages: slot.pages, readMs: performance.now() - from });
@@ -137,7 +138,7 @@ export class Collector implements AsyncDisposable {
         always = true;
       }
       const byOwner = this.ledger.record(entries);
-      const pagesByOwner = new Map(entries.map(({ owner, pages }) => [ledgerKey(owner), pages]));
+      const pagesByOwner = new Map(entries.map(({ owner, pages }) => [ownerName(owner), pages]));
       const ms = performance.now() - started;
       return { dirty: this.#dirty, always: always ? this.#always : null, byOwner, pagesByOwner, unread, failures, ms };
     });
@@ -197,7 +198,7 @@ export class Collector implements AsyncDisposable {
    */
   startOver(owner: string, { quiesced }: { quiesced: boolean }): Promise<void> {
     return this.#queued(async () => {
-      const slot = this.#slots.find(({ tracker }) => tracker.owner === owner);
+      const slot = this.#slots.find(({ tracker }) => ownerName(tracker.owner) === owner);
       if (slot === undefined) return;
       const failed = quiesced ? await this.#collect(slot, slot.carried, { restart: false }) : null;
       await this.#restart(slot, failed ?? undefined);
@@ -209,7 +210,8 @@ export class Collector implements AsyncDisposable {
   [Symbol.asyncDispose](): Promise<void> {
     return this.#queued(async () => {
       const undo = new UndoStack();
-      for (const slot of this.#slots) undo.add(`stop the tracker of ${slot.tracker.owner}`, () => stopSlot(slot));
+      for (const slot of this.#slots)
+        undo.add(`stop the tracker of ${ownerName(slot.tracker.owner)}`, () => stopSlot(slot));
       await undo.undo();
     });
   }
@@ -236,9 +238,11 @@ export class Collector implements AsyncDisposable {
     try {
       const { session } = slot;
       if (session === null) {
-        throw new DirtmapError(`the tracker of ${slot.tracker.owner} was not started`, { code: "TRACKER_OFF" });
+        throw new DirtmapError(`the tracker of ${ownerName(slot.tracker.owner)} was not started`, {
+          code: "TRACKER_OFF",
+        });
       }
-      await this.#hooks.beforeRead?.(slot.tracker.owner, this.#reads);
+      await this.#hooks.beforeRead?.(ownerName(slot.tracker.owner), this.#reads);
       const { reads, uncovered } = session.plan(areas);
       for (const range of reads) {
         if (only !== undefined && !only.some((area) => overlap(area, range))) continue;
@@ -263,7 +267,7 @@ export class Collector implements AsyncDisposable {
     try {
       await this.#startSlot(slot);
     } catch (cause) {
-      const { owner } = slot.tracker;
+      const owner = ownerName(slot.tracker.owner);
       const why = failure === undefined ? "" : ` after ${explain(failure)}`;
       throw new DirtmapError(`the tracker of ${owner} could not be restarted${why}: ${explain(cause)}`, {
         code: "TRACKER_LOST",

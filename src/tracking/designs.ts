@@ -6,6 +6,7 @@ import { type ArrangedDomain, arrange } from "./arrangement.js";
 import type { TrackerChoice, TrackingDesign, Untracked } from "./choice.js";
 import { Collector, type CollectorHooks, type TrackerRequest } from "./collector.js";
 import type { DirtySource } from "./dirty-source.js";
+import { CONTAINER_OWNER, deviceOwner, type Owner, ownerName } from "./owner.js";
 import type { DirtyTracker } from "./tracker.js";
 import { containerTracker } from "./trackers/container.js";
 import { cpuTracker } from "./trackers/cpu.js";
@@ -49,7 +50,10 @@ async function openSplit(
   const collector = collect(machine, requests, undo, hooks);
   return source(collector, choices, undo, (id) => {
     const shared = arrangement.domains.find(({ dirtyTracking, devices }) => dirtyTracking && devices.includes(id));
-    return collector.granuleOf(id) ?? (shared === undefined ? null : collector.granuleOf(ownerOf(shared)));
+    return (
+      collector.granuleOf(id) ??
+      (shared === undefined ? null : collector.granuleOf(ownerName(ownerOf(shared, choices))))
+    );
   });
 }
 
@@ -79,7 +83,7 @@ async function openContained(
   const collector = collect(machine, requests, undo, hooks);
   return source(collector, choices, undo, (id) => {
     const everything = choices.some(({ device, tracker }) => device === id && tracker === "everything");
-    return everything ? null : collector.granuleOf("container");
+    return everything ? null : collector.granuleOf(ownerName(CONTAINER_OWNER));
   });
 }
 
@@ -123,7 +127,7 @@ export function deviceRequests(
   const requests: TrackerRequest[] = domains
     .filter(({ dirtyTracking }) => dirtyTracking)
     .map((domain) => ({
-      tracker: iommuTracker({ ...domain, hwpt: domain.id, owner: ownerOf(domain) }),
+      tracker: iommuTracker({ ...domain, hwpt: domain.id, owner: ownerOf(domain, choices) }),
       granule: null,
     }));
   for (const { device: id, tracker, granule, suspend } of choices) {
@@ -144,9 +148,14 @@ function ownTracker(device: AttachedDevice, kind: "device" | "pinned" | "everyth
   }
 }
 
-/** The dirty bits of a domain are of all devices that are attached to it, also of one that has a log of its own. */
-function ownerOf({ devices }: ArrangedDomain): string {
-  return devices.join("+");
+/**
+ * The dirty bits of a domain are of all devices that are attached to it, also of one that has a log of its own. Of one that is
+ * alone there the domain's bits are its own, unless it has that log: then there are two owners, which count each.
+ */
+function ownerOf({ devices }: ArrangedDomain, choices: readonly TrackerChoice[]): Owner {
+  const [only] = devices;
+  const isTracker = choices.some(({ device, tracker }) => device === only && tracker === "iommu");
+  return devices.length === 1 && isTracker ? deviceOwner(only) : { kind: "domain", devices };
 }
 
 /** What the operator asks by name. What is left out is not asked for. */

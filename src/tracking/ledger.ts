@@ -1,6 +1,7 @@
 import { popcount32 } from "../bitmap/bits.js";
 import { RamBitmap } from "../bitmap/ram-bitmap.js";
 import type { PageNumber } from "../memory/address.js";
+import { covers, type Owner, ownerName, parseOwner } from "./owner.js";
 
 /** What one tracker reported, in 4 KiB pages of RAM. */
 export interface OwnerCounts {
@@ -13,19 +14,14 @@ export interface OwnerCounts {
 
 /** The pages that one tracker reported in one read. */
 export interface OwnerPages {
-  readonly owner: string;
+  readonly owner: Owner;
   readonly pages: RamBitmap;
   readonly readMs: number;
 }
 
-/** The name of a tracker's owner in the ledger and in reports: devices that share a domain are named as the domain. */
-export function ledgerKey(owner: string): string {
-  return owner.includes("+") ? `domain:${owner}` : owner;
-}
-
 /**
- * Who reported what, read by read. A domain that devices share is one owner: the dirty bits belong to it, and there is
- * no share per device.
+ * Who reported what, read by read, by the names of owners. A domain that devices share is one owner: the dirty bits
+ * belong to it, and there is no share per device.
  */
 export class Ledger {
   readonly #reads: Readonly<Record<string, OwnerCounts>>[] = [];
@@ -41,7 +37,7 @@ export class Ledger {
   record(entries: readonly OwnerPages[]): Readonly<Record<string, OwnerCounts>> {
     const tally = { reported: entries.map(() => 0), shared: entries.map(() => 0) };
     const ever = entries.map(({ owner, pages }) => {
-      const key = ledgerKey(owner);
+      const key = ownerName(owner);
       const known = this.#ever.get(key) ?? new RamBitmap(pages.memory);
       this.#ever.set(key, known);
       return known;
@@ -55,7 +51,7 @@ export class Ledger {
     const counts: Record<string, OwnerCounts> = {};
     entries.forEach(({ owner, readMs }, index) => {
       const reported = tally.reported[index];
-      counts[ledgerKey(owner)] = { reported, exclusive: reported - tally.shared[index], readMs };
+      counts[ownerName(owner)] = { reported, exclusive: reported - tally.shared[index], readMs };
     });
     this.#reads.push(counts);
     return counts;
@@ -94,7 +90,7 @@ export class Ledger {
       return { pagesReported: own.reported, pagesExclusive: own.exclusive, readMs: own.readMs };
     }
     for (const [key, { readMs }] of Object.entries(totals)) {
-      if (key === "container" || (key.startsWith("domain:") && key.slice("domain:".length).split("+").includes(id))) {
+      if (covers(parseOwner(key), id)) {
         return { pagesReported: null, pagesExclusive: null, readMs };
       }
     }

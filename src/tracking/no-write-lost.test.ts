@@ -3,6 +3,7 @@ import { expect, test } from "vitest";
 import { fakeMachine, markedPages } from "../../test/support/fake-host/machine.js";
 import { type MappedArea, writeableAreas } from "./areas.js";
 import { Collector } from "./collector.js";
+import { deviceOwner } from "./owner.js";
 import { cpuTracker } from "./trackers/cpu.js";
 import { deviceTracker } from "./trackers/device.js";
 import { iommuTracker } from "./trackers/iommu.js";
@@ -71,7 +72,7 @@ test("each read names every page that was written since the one before, whatever
       await using collector = new Collector(memory, [
         { tracker: cpuTracker(machine.vcpus), granule: null },
         { tracker: deviceTracker(mlx), granule },
-        { tracker: iommuTracker({ iommufd, hwpt, owner: "nic0" }), granule: null },
+        { tracker: iommuTracker({ iommufd, hwpt, owner: deviceOwner("nic0") }), granule: null },
         { tracker: pinnedTracker(vgpu), granule: null },
       ]);
       await collector.start();

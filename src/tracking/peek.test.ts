@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { fakeMachine, markedPages } from "../../test/support/fake-host/machine.js";
 import { writeableAreas } from "./areas.js";
+import { deviceOwner } from "./owner.js";
 import { openPeek } from "./peek.js";
 import { iommuTracker } from "./trackers/iommu.js";
 
@@ -11,8 +12,8 @@ async function tracked() {
   const hwpt = await iommufd.allocHwpt({ device: nic.deviceId, ioas, dirtyTracking: true });
   await nic.attach(hwpt);
   const ranges = writeableAreas(memory);
-  const reader = await iommuTracker({ iommufd, hwpt, owner: "nic0" }).start({ ranges });
-  const peek = openPeek(memory, [{ owner: "nic0", tracker: "iommu", iommufd, hwpt }]);
+  const reader = await iommuTracker({ iommufd, hwpt, owner: deviceOwner("nic0") }).start({ ranges });
+  const peek = openPeek(memory, [{ owner: deviceOwner("nic0"), tracker: "iommu", iommufd, hwpt }]);
   return { nic, reader, peek, ranges };
 }
 
@@ -45,7 +46,7 @@ describe("looking at an HWPT that somebody else reads", () => {
     "refuses the tracker '%s', whose bits a look would take",
     async (tracker) => {
       const { memory, iommufd } = await fakeMachine([]);
-      expect(() => openPeek(memory, [{ owner: "x0", tracker, iommufd, hwpt: 1 }])).toThrow(
+      expect(() => openPeek(memory, [{ owner: deviceOwner("x0"), tracker, iommufd, hwpt: 1 }])).toThrow(
         expect.objectContaining({ code: "WOULD_STEAL_BITS", remedy: expect.stringContaining("feed") }),
       );
     },

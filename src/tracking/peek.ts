@@ -6,13 +6,14 @@ import { PAGE_SIZE } from "../memory/address.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
 import { addDirty, type MappedArea, writeableAreas } from "./areas.js";
 import type { DirtyRead, DirtySource } from "./dirty-source.js";
-import { Ledger, ledgerKey } from "./ledger.js";
+import { Ledger, type OwnerPages } from "./ledger.js";
+import { type Owner, ownerName } from "./owner.js";
 import type { TrackerKind } from "./tracker.js";
 
 /** Whose bits are looked at: somebody else switched tracking on, and reads them. */
 export interface PeekedOwner {
-  /** The devices of the HWPT, joined by '+'. */
-  readonly owner: string;
+  /** The device of the HWPT, or the devices that share it. */
+  readonly owner: Owner;
   /** What its owner follows it with. Only `iommu`, of an HWPT, can be looked at. */
   readonly tracker: TrackerKind | "type1" | "emulated-iommu";
   readonly iommufd: Iommufd;
@@ -33,7 +34,7 @@ export function openPeek(
 ): DirtySource {
   for (const { owner, tracker } of owners) {
     if (tracker === "iommu") continue;
-    throw new UsageError(`looking at the tracker of ${owner} ('${tracker}') would take its reader's bits`, {
+    throw new UsageError(`looking at the tracker of ${ownerName(owner)} ('${tracker}') would take its reader's bits`, {
       code: "WOULD_STEAL_BITS",
       remedy: "follow the feed of its reader: dirtmap top --run ID",
     });
@@ -69,7 +70,7 @@ class PeekingSource implements DirtySource {
   async read(): Promise<DirtyRead> {
     const started = performance.now();
     const dirty = new RamBitmap(this.#memory);
-    const entries = [];
+    const entries: OwnerPages[] = [];
     for (const owner of this.#owners) {
       const from = performance.now();
       await this.#look(owner);
@@ -82,7 +83,7 @@ class PeekingSource implements DirtySource {
       dirty,
       always: null,
       byOwner: this.ledger.record(entries),
-      pagesByOwner: new Map(entries.map(({ owner, pages }) => [ledgerKey(owner), pages])),
+      pagesByOwner: new Map(entries.map(({ owner, pages }) => [ownerName(owner), pages])),
       unread: [],
       failures: [],
       ms: performance.now() - started,

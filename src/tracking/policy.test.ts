@@ -145,8 +145,13 @@ describe("what can't be asked for", () => {
     expect(error).toMatchObject({ code: "TRACKER_LACKING", remedy: "nic0 has: iommu, everything" });
   });
 
-  test("a device named as one of the ledger's own owners", () => {
-    expect(refusal([device("cpu", { iommu: true })], {}).message).toContain("'cpu' is taken");
+  test("a device named as an owner that is no device, or so that a domain's name would read as other devices", () => {
+    for (const id of ["cpu", "container", "domain:nic0", "nic0+disk0"]) {
+      const { message, remedy } = refusal([device(id, { iommu: true })], {});
+      expect(message).toContain(`'${id}' would read as the name of another owner`);
+      expect(remedy).toBe("rename the device");
+    }
+    expect(refusal([nic0, nic0], {}).message).toContain("'nic0' is taken");
   });
 });
 

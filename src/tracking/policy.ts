@@ -2,9 +2,7 @@ import { UsageError } from "../errors.js";
 import { isPowerOfTwo, PAGE_SIZE } from "../memory/address.js";
 import type { Answer, DeviceCapabilities } from "./capabilities.js";
 import type { DeviceTracker, DomainChoice, MeasuredChoice, Policy, TrackerChoice, Untracked } from "./choice.js";
-
-/** Names that the ledger gives to owners that are no devices. */
-const RESERVED_IDS = ["cpu", "container"];
+import { isDeviceId } from "./owner.js";
 
 /** Trackers with bits, each with who is asked for them. */
 const BITS = { iommu: "the iommu_domain", device: "the device", pinned: "the mdev" } as const;
@@ -34,10 +32,10 @@ function checkDevices(probed: readonly DeviceCapabilities[], policy: Policy): vo
       remedy: ids.length === 0 ? "the machine has no devices" : `there are: ${[...ids].sort().join(", ")}`,
     });
   }
-  const bad = ids.find((id, index) => RESERVED_IDS.includes(id) || ids.indexOf(id) !== index);
-  if (bad !== undefined) {
-    throw new UsageError(`the device id '${bad}' is taken`, { code: "UNKNOWN_DEVICE", remedy: "rename the device" });
-  }
+  const bad = ids.find((id, index) => !isDeviceId(id) || ids.indexOf(id) !== index);
+  if (bad === undefined) return;
+  const why = isDeviceId(bad) ? "is taken" : "would read as the name of another owner of dirty pages";
+  throw new UsageError(`the device id '${bad}' ${why}`, { code: "UNKNOWN_DEVICE", remedy: "rename the device" });
 }
 
 function chooseOne(device: DeviceCapabilities, policy: Policy): TrackerChoice {

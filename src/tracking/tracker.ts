@@ -1,5 +1,6 @@
 import type { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
 import type { IovaStretch } from "../bitmap/ranges.js";
+import type { Owner } from "./owner.js";
 
 /** The sources of dirty bits. */
 export const TRACKER_KINDS = ["iommu", "device", "pinned", "cpu", "everything"] as const;
@@ -13,8 +14,7 @@ export type TrackedRange = IovaStretch;
 export interface DirtyTracker {
   /** `container`: one of the rival designs, in which the kernel merges what its trackers say. */
   readonly kind: TrackerKind | "container";
-  /** What it tracks, for messages and the ledger: a device's id, several joined by '+', `cpu` or `container`. */
-  readonly owner: string;
+  readonly owner: Owner;
   /**
    * Switches tracking on. From its resolution on, each write inside the ranges is reported by a later read.
    * @param ranges mapped areas, each as it was mapped, sorted, at least one
@@ -36,7 +36,6 @@ export interface ReadPlan {
 /** Tracking that is on. Disposing switches it off. */
 export interface TrackingSession extends AsyncDisposable {
   readonly kind: TrackerKind | "container";
-  readonly owner: string;
   /** Bytes per bit, known once tracking runs; for `iommu`, the largest leaf found, once it was read. */
   readonly granule: number;
   /** `quiesced`: read only when the owner does no DMA. */

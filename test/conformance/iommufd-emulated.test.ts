@@ -1,6 +1,6 @@
-import { EmulatedIommufd } from "../../src/emulated/iommufd/iommufd.js";
-import { EmulatedMemoryFile } from "../../src/emulated/iommufd/memory-file.js";
+import { EmulatedIommufd } from "../../src/emulated/iommufd.js";
 import type { ObjectId } from "../../src/host/host.js";
+import { ArenaFile } from "../../src/iommufd/arena-file.js";
 import { MiB, pageOf } from "../../src/memory/address.js";
 import { createArena } from "../../src/memory/arena.js";
 import { TestBench } from "../support/iommu.js";
@@ -10,7 +10,7 @@ const PORTS = 4;
 
 iommufdConformance("emulated host", async (): Promise<IommufdFixture> => {
   const bench = new TestBench({ format: "amd-v1", ports: PORTS, ramBytes: 64 * MiB });
-  const weak = new TestBench({ format: "amd-v1", ports: PORTS, dirtyTracking: false });
+  const weak = new TestBench({ format: "amd-v1", ports: PORTS, dirtyTracking: false, physical: bench.physical });
   const iommufd = new EmulatedIommufd({ physical: bench.physical, inFlight: bench.inFlight });
   let ports = 0;
   return {
@@ -42,7 +42,7 @@ iommufdConformance("emulated host", async (): Promise<IommufdFixture> => {
     async openFile(bytes) {
       const arena = createArena(bytes);
       bench.physical.register(arena, { kind: "ram" });
-      return new EmulatedMemoryFile(arena, bytes);
+      return new ArenaFile({ arena, offset: 0, length: bytes });
     },
 
     async allocLargeHwpt({ device, ioas }) {

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll } from "vitest";
 import { PCI_COMMAND, PCI_COMMAND_MASTER, REGION } from "../../src/devices/pci-model.js";
 import type { ObjectId, VfioDevice } from "../../src/host/host.js";
+import { ArenaFile } from "../../src/iommufd/arena-file.js";
 import { type Iova, MiB } from "../../src/memory/address.js";
 import { DmaMemory } from "../../src/memory/dma-memory.js";
 import type { DmaTarget } from "../../src/vfio-user/client/connection.js";
@@ -11,7 +12,6 @@ import { VfioUserDevice } from "../../src/vfio-user/client/device.js";
 import type { DmaMapping, MappedDevice } from "../../src/vfio-user/client/dma-mappings.js";
 import { VfioUserHost } from "../../src/vfio-user/client/host.js";
 import { VfioUserIommufd } from "../../src/vfio-user/client/iommufd.js";
-import { VfioUserMemoryFile } from "../../src/vfio-user/client/memory-file.js";
 import { type DeviceServer, serveDevice } from "../../src/vfio-user/server/server.js";
 import { type FixtureDevice, type IommufdFixture, iommufdConformance } from "./iommufd.js";
 import { MAPPED, type VfioBench, type VfioFixture, vfioConformance } from "./vfio.js";
@@ -104,7 +104,7 @@ class FakeDevice implements MappedDevice {
   }
 }
 
-iommufdConformance("stand-in before vfio-user devices", async (): Promise<IommufdFixture> => {
+iommufdConformance("vfio-user host", async (): Promise<IommufdFixture> => {
   const iommufd = new VfioUserIommufd();
   const memory = DmaMemory.allocate(4 * MiB, { kind: "memfd" });
   return {
@@ -113,7 +113,7 @@ iommufdConformance("stand-in before vfio-user devices", async (): Promise<Iommuf
 
     async addDevice(pt, { dirtyTracking = true } = {}): Promise<FixtureDevice> {
       const device = new FakeDevice(dirtyTracking);
-      const id = iommufd.bindDevice(device);
+      const id = iommufd.bindServed(device);
       let hwpt: ObjectId = await iommufd.attachDevice(id, pt);
       return {
         id,
@@ -132,7 +132,7 @@ iommufdConformance("stand-in before vfio-user devices", async (): Promise<Iommuf
       };
     },
 
-    openFile: async (bytes) => VfioUserMemoryFile.create(bytes),
+    openFile: async (bytes) => new ArenaFile({ arena: memory.arena, offset: memory.offset, length: bytes }),
     allocLargeHwpt: null,
 
     async [Symbol.asyncDispose]() {

@@ -1,8 +1,11 @@
+import { fakeBenchmark, fakeDevice } from "../../src/evidence/recommend/fake-benchmark.test.helper.js";
 import type { NewBenchmark, NewRun } from "../../src/evidence/store/store.js";
 import type { MigrationEvent, ReadEvent } from "../../src/migration/events.js";
+import { fakeReport } from "../../src/migration/fake-report.test.helper.js";
+import type { MigrationReport } from "../../src/migration/report.js";
 import type { RunConditions } from "../../src/observe/conditions.js";
 import { CONDITIONS } from "../../src/observe/conditions.test.helper.js";
-import type { FeedHeader } from "../../src/observe/feed/schema.js";
+import type { RunHeader } from "../../src/observe/feed/schema.js";
 
 /* Runs and benchmarks to show: made up, of the shape of real ones. */
 
@@ -10,7 +13,7 @@ const BUCKETS = 256;
 const MEMORY = 2 ** 30;
 
 /** A header of a machine with so many devices. */
-export function header(run: string, devices: number, scenario = "mixed"): Omit<FeedHeader, "schemaVersion"> {
+export function header(run: string, devices: number, scenario = "mixed"): RunHeader {
   const models = ["mlx5", "nic", "blk", "vgpu"];
   const trackers = ["device", "iommu", "iommu", "pinned"];
   return {
@@ -88,7 +91,7 @@ export function pastRun(
   name: string,
   more: {
     scenario?: string;
-    result?: string;
+    result?: MigrationReport["result"];
     rounds?: number;
     downtimeMs?: number | null;
     conditions?: Partial<RunConditions>;
@@ -104,9 +107,8 @@ export function pastRun(
     host: "emulated",
     startedAt: "2026-01-02T03:04:05.000Z",
     result,
-    header: { schemaVersion: 1, ...header(name, 4, scenario) },
-    report: {
-      schemaVersion: 1,
+    header: header(name, 4, scenario),
+    report: fakeReport({
       migration: name,
       result,
       verified: result === "completed",
@@ -124,10 +126,10 @@ export function pastRun(
         { phase: "auditing", ms: 575 },
       ],
       rounds: events.flatMap((event) => (event.type === "round" ? [event.round] : [])),
-      devices: ["mlx5", "nic", "blk", "vgpu"].map((model, i) => ({
+      devices: (["device", "iommu", "iommu", "pinned"] as const).map((tracker, i) => ({
         id: `dev${i}`,
-        model,
-        tracker: ["device", "iommu", "iommu", "pinned"][i],
+        model: ["mlx5", "nic", "blk", "vgpu"][i],
+        tracker,
         granule: 4096,
         reason: "iommu-first: the iommu_domain is asked first, and has dirty bits in its page table (amd)",
         alternatives: [],
@@ -136,69 +138,29 @@ export function pastRun(
         readMs: 5 + i,
         suspendedMs: 0,
       })),
-      design: "split",
-      policy: "iommu-first",
       predicted: { converges: true, rounds: 5, downtimeMs: 66, movingMs: 1100, inTheWay: [], observedMs: 500 },
       warnings: result === "completed" ? [] : ["the log of dev0 can be read only once it is stopped"],
       ...(result === "completed"
         ? {}
         : { error: { code: "CANCELLED", message: "the migration was cancelled; the source goes on running" } }),
-    },
+    }),
     reads,
     conditions: { ...CONDITIONS, ...more.conditions },
   };
 }
 
+const RESULT = fakeBenchmark([
+  fakeDevice("dev0", [
+    { tracker: "device", readMs: [1.5] },
+    { tracker: "iommu", granule: 2 ** 31, readMs: [0.3], names: 51.2 },
+  ]),
+]);
+
 export const BENCHMARK: NewBenchmark = {
   kind: "trackers",
   host: "emulated",
   scenario: "mixed",
-  machine: { cpu: "a processor", cores: 2, node: "20.20.2" },
-  takenAt: "2026-01-02T03:04:05.000Z",
-  result: {
-    schemaVersion: 1,
-    kind: "trackers",
-    measures: "the model of a host in this process, not hardware",
-    devices: [
-      {
-        id: "dev0",
-        model: "mlx5",
-        trackers: [
-          {
-            tracker: "device",
-            granule: 4096,
-            foundGranule: 4096,
-            problem: null,
-            start: { median: 0.4 },
-            reads: [{ memoryBytes: 2 ** 30, ms: { median: 1.5 } }],
-            precision: [{ writtenPages: 100, reportedPages: 100 }],
-          },
-          {
-            tracker: "iommu",
-            granule: 2 ** 31,
-            foundGranule: 2 ** 21,
-            problem: null,
-            start: { median: 2.5 },
-            reads: [{ memoryBytes: 2 ** 30, ms: { median: 0.3 } }],
-            precision: [{ writtenPages: 100, reportedPages: 5120 }],
-          },
-        ],
-      },
-    ],
-  },
-};
-
-export const RECOMMENDATION = {
-  devices: [
-    {
-      id: "dev0",
-      model: "mlx5",
-      tracker: "device",
-      granule: 4096,
-      domain: "per-device",
-      figures: { downtimeMs: 41, readMs: 1.5 },
-      margin: { over: { tracker: "iommu", granule: 2 ** 31 }, text: "would have more downtime: 95 ms against 41 ms" },
-      reason: "'device' at 4K, since 'iommu' at 2G would have more downtime: 95 ms against 41 ms",
-    },
-  ],
+  machine: RESULT.machine,
+  takenAt: RESULT.takenAt,
+  result: RESULT,
 };

@@ -3,7 +3,7 @@ import { createRequire } from "node:module";
 import type { Browser, BrowserContextOptions, Locator, Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { publish } from "../../src/migration/events.js";
-import { BENCHMARK, header, OWNERS, pastRun, RECOMMENDATION, read, story } from "./evidence.js";
+import { BENCHMARK, header, OWNERS, pastRun, read, story } from "./evidence.js";
 import { chromiumPath, openBrowser, Rig } from "./rig.js";
 
 /* The page in a browser: every view, also in a narrow window and in the dark, by keyboard, and checked by axe. */
@@ -47,11 +47,7 @@ describe.skipIf(chromiumPath === undefined)("the dashboard's page", () => {
   let rig: Rig;
   let empty: Rig;
   beforeAll(async () => {
-    [browser, rig, empty] = await Promise.all([
-      openBrowser(),
-      Rig.start({ recommend: () => RECOMMENDATION }),
-      Rig.start(),
-    ]);
+    [browser, rig, empty] = await Promise.all([openBrowser(), Rig.start(), Rig.start()]);
     rig.keep(
       pastRun("past0001"),
       pastRun("past0002", { scenario: "nic-pair", rounds: 9, downtimeMs: 210, conditions: { bandwidth: 1e9 } }),

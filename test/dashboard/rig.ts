@@ -4,11 +4,11 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import sqlite from "node-sqlite3-wasm";
 import { type Browser, chromium } from "playwright-core";
-import { evidenceIn } from "../../src/cli/run/serve.js";
+import { evidenceIn } from "../../src/cli/kept/dashboard-evidence.js";
 import { type NewBenchmark, type NewRun, openStore } from "../../src/evidence/store/store.js";
 import { type MigrationEvent, publish } from "../../src/migration/events.js";
 import { type PublishedFeed, publishFeed } from "../../src/observe/feed/publish.js";
-import type { FeedHeader } from "../../src/observe/feed/schema.js";
+import type { RunHeader } from "../../src/observe/feed/schema.js";
 import { type DashboardServer, type ServeOptions, serveDashboard } from "../../src/observe/server/server.js";
 
 /* A dashboard with evidence of its own, and runs in progress that tests tell the story of. */
@@ -77,10 +77,7 @@ export class Rig implements AsyncDisposable {
   }
 
   /** A run begins, and tells this. */
-  async begin(
-    header: Omit<FeedHeader, "schemaVersion">,
-    events: readonly MigrationEvent[] = [],
-  ): Promise<PublishedFeed> {
+  async begin(header: RunHeader, events: readonly MigrationEvent[] = []): Promise<PublishedFeed> {
     const feed = await publishFeed(header, { folder: this.feeds });
     this.#open.push(feed);
     for (const event of events) publish(event);

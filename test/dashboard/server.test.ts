@@ -3,19 +3,24 @@ import { request } from "node:http";
 import { connect, createServer } from "node:net";
 import { setTimeout } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { evidenceIn } from "../../src/cli/kept/dashboard-evidence.js";
+import { type NewRun, openStore } from "../../src/evidence/store/store.js";
 import { publish } from "../../src/migration/events.js";
 import { CONDITIONS } from "../../src/observe/conditions.test.helper.js";
 import { parseMetrics } from "../../src/observe/metrics/parse.test.helper.js";
-import { API_SCHEMAS } from "../../src/observe/server/api-schema.js";
+import { API_DOCUMENTS, apiSchemas, errorSchema } from "../../src/observe/server/api-schema.js";
 import { OPERATIONS } from "../../src/observe/server/openapi.js";
-import { BENCHMARK, header, OWNERS, pastRun, RECOMMENDATION, read, story } from "./evidence.js";
+import { BENCHMARK, header, OWNERS, pastRun, read, story } from "./evidence.js";
 import { Rig } from "./rig.js";
 
 const TOKEN = "0123456789abcdef0123456789abcdef";
 
+const { schemas: documents } = evidenceIn(() => openStore("/nowhere"));
+const schemas = apiSchemas(documents);
+
 let rig: Rig;
 beforeAll(async () => {
-  rig = await Rig.start({ recommend: () => RECOMMENDATION, heartbeatMs: 100 });
+  rig = await Rig.start({ heartbeatMs: 100 });
   rig.keep(pastRun("past0001"), pastRun("past0002"), pastRun("past0003", { result: "cancelled", downtimeMs: null }));
   rig.keepBenchmark(BENCHMARK);
 });
@@ -65,7 +70,7 @@ async function eventsUntil(
 
 describe("the API", () => {
   it("describes itself, and each path that it describes answers as described", async () => {
-    const document = (await (await get("/api")).json()) as { openapi: string; paths: Record<string, unknown> };
+    const document = (await (await get("/api")).json()) as ApiDocument;
     expect(document.openapi).toBe("3.1.0");
     expect(Object.keys(document.paths)).toEqual(OPERATIONS.map(({ path }) => path));
     await using _feed = await rig.begin(header("api00001", 4), story(3));
@@ -78,9 +83,58 @@ describe("the API", () => {
         expect(response.headers.get("content-type")).toContain(answer.contentType);
         continue;
       }
-      const { error } = API_SCHEMAS[answer].safeParse(await response.json());
+      const { error } = schemas[answer].safeParse(await response.json());
       expect([path, error]).toEqual([path, undefined]);
     }
+  });
+
+  it("names every field of every document, and leaves none open", async () => {
+    const { components } = (await (await get("/api")).json()) as ApiDocument;
+    expect(Object.keys(components.schemas).sort()).toEqual(
+      [...Object.keys(API_DOCUMENTS), ...Object.keys(schemas)].sort(),
+    );
+    expect(openParts(components.schemas)).toEqual([]);
+    const text = JSON.stringify(components.schemas);
+    for (const field of ["verified", "byDevice", "suspendedMs", "heat", "precision", "crossings", "roundAtLeastMs"]) {
+      expect(text).toContain(`"${field}":{`);
+    }
+    for (const [, name] of text.matchAll(/"\$ref":"#\/components\/schemas\/(\w+)"/g)) {
+      expect(components.schemas).toHaveProperty(name);
+    }
+  });
+
+  it("gives the whole of what is kept: report, reads, benchmark and recommendation", async () => {
+    const { report, reads } = pastRun("past0001");
+    expect(await (await get("/api/runs/1")).json()).toMatchObject({
+      run: { header: header("past0001", 4), report, reads },
+    });
+    expect(await (await get("/api/benchmarks/1")).json()).toMatchObject({ benchmark: { result: BENCHMARK.result } });
+    expect(await (await get("/api/recommendation")).json()).toMatchObject({
+      recommendation: { kind: "recommendation", devices: [{ id: "dev0", tracker: "device", margin: { over: {} } }] },
+    });
+  });
+
+  it("gives what an older Dirtmap kept as far as it goes, and null for what has another form", async () => {
+    await using old = await Rig.start();
+    const { memory, predicted, ...less } = pastRun("past0001").report;
+    const alien = {
+      header: { run: 5 },
+      report: { totalMs: 1, downtimeMs: null, rounds: "many" },
+      reads: [{ heat: "all" }],
+      conditions: {},
+    };
+    const anothers = alien as unknown as Partial<NewRun>;
+    const [older, other] = old.keep(
+      { ...pastRun("past0001"), report: less as never },
+      { ...pastRun("past0002"), ...anothers },
+    );
+    const benchmark = old.keepBenchmark({ ...BENCHMARK, machine: {} as never, result: { kind: "trackers" } as never });
+    const ask = async (path: string) => (await fetch(new URL(path, old.url))).json();
+    expect(await ask(`/api/runs/${older}`)).toMatchObject({ run: { report: less } });
+    expect(await ask(`/api/runs/${other}`)).toMatchObject({
+      run: { name: "past0002", header: null, report: null, reads: [], conditions: null },
+    });
+    expect(await ask(`/api/benchmarks/${benchmark}`)).toMatchObject({ benchmark: { machine: null, result: null } });
   });
 
   it("gives runs page by page", async () => {
@@ -105,7 +159,7 @@ describe("the API", () => {
   ])("says in one line what is wrong with %s", async (path, status, message) => {
     const response = await get(path);
     expect(response.status).toBe(status);
-    const { error } = API_SCHEMAS.Error.parse(await response.json());
+    const { error } = errorSchema.parse(await response.json());
     expect(`${error.message}; ${error.remedy}`).toMatch(message);
   });
 
@@ -220,7 +274,7 @@ describe("a dashboard with a token", () => {
     expect((await ask("/login.html")).status).toBe(200);
     const wrong = await ask("/api/runs", { headers: { authorization: `Bearer ${TOKEN.replace("0", "1")}` } });
     expect(wrong.headers.get("www-authenticate")).toBe("Bearer");
-    expect(API_SCHEMAS.Error.parse(await wrong.json()).error).toMatchObject({
+    expect(errorSchema.parse(await wrong.json()).error).toMatchObject({
       code: "WRONG_TOKEN",
       remedy: expect.stringMatching(/--token-file/),
     });
@@ -254,6 +308,21 @@ describe("a dashboard that can't be served", () => {
     );
   });
 });
+
+interface ApiDocument {
+  readonly openapi: string;
+  readonly paths: Readonly<Record<string, unknown>>;
+  readonly components: { readonly schemas: Readonly<Record<string, unknown>> };
+}
+
+/** Where a schema says nothing of what may stand there: `{}`, but for a description. */
+function openParts(schema: unknown, path = ""): string[] {
+  if (typeof schema !== "object" || schema === null) return [];
+  if (Array.isArray(schema)) return schema.flatMap((part, index) => openParts(part, `${path}/${index}`));
+  const isSchema = /\/(items|additionalProperties|properties\/[^/]+|anyOf\/\d+|oneOf\/\d+)$/.test(path);
+  if (isSchema && Object.keys(schema).every((key) => key === "description")) return [path];
+  return Object.entries(schema).flatMap(([key, part]) => openParts(part, `${path}/${key}`));
+}
 
 /** A request with headers that fetch doesn't let through. */
 async function raw(

@@ -1,14 +1,14 @@
 import { DirtyBitmap } from "../../src/bitmap/dirty-bitmap.js";
 import { IommuDmaPort } from "../../src/emulated/iommu/dma-port.js";
 import type { EmulatedDomain } from "../../src/emulated/iommu/domain.js";
-import type { IommuDomain, Port, SystemIommu } from "../../src/emulated/iommu/iommu.js";
 import { P2pMatrix } from "../../src/emulated/iommu/p2p-matrix.js";
 import { PortCounters } from "../../src/emulated/iommu/port-counters.js";
 import { EmulatedSystemIommu } from "../../src/emulated/iommu/system-iommu.js";
-import { EmulatedIommufd } from "../../src/emulated/iommufd/iommufd.js";
-import { CPU_PAGES } from "../../src/emulated/iommufd/iova-allocator.js";
+import { EmulatedIommufd } from "../../src/emulated/iommufd.js";
 import { PhysicalMemory } from "../../src/emulated/physical-memory.js";
 import type { ObjectId } from "../../src/host/host.js";
+import { CPU_PAGES } from "../../src/iommufd/iova-allocator.js";
+import type { DomainMapping, IommuDomain, Port, SystemIommu } from "../../src/iommufd/system-iommu.js";
 import { GiB, iovaOf, MiB, PAGE_SIZE, pageOf, TiB } from "../../src/memory/address.js";
 import { type Arena, createArena } from "../../src/memory/arena.js";
 import { InFlight } from "../../src/memory/in-flight.js";
@@ -16,6 +16,7 @@ import { UapiError } from "../../src/uapi/errno.js";
 import { type Leaf, linuxMarks, setMarks } from "./linux-marks.js";
 import { MEMORY_BYTES, type MockKind } from "./mock-kind.js";
 import type { Rig } from "./side.js";
+import { SoftwareRig } from "./software-rig.js";
 import { larger, Units } from "./units.js";
 
 /** Devices that a sequence can have at once, and the port whose writes stand for theirs. */
@@ -50,6 +51,7 @@ export class EmulatedMock implements AsyncDisposable {
       dirtyTracking: true,
       ports: DEVICES + 1,
       inFlight: this.inFlight,
+      physical: this.physical,
       tableBytes: 32 * MiB,
       reading: "here",
       aperture: { first: pageOf(this.units.in(kind.first)), last: pageOf(this.units.lastIn(kind.last)) },
@@ -57,7 +59,6 @@ export class EmulatedMock implements AsyncDisposable {
       ...(kind.leafSizes === null ? {} : { leafSizes: kind.leafSizes.map((size) => this.units.bytesIn(size)) }),
     });
     const wiring = this.iommu.wiring(WRITER, {
-      physical: this.physical,
       p2p: P2pMatrix.allocate(DEVICES + 1),
       counters: PortCounters.allocate(),
       iotlb: 16,
@@ -75,66 +76,34 @@ export class EmulatedMock implements AsyncDisposable {
 }
 
 /** One iommufd of an {@link EmulatedMock}, and the devices that are bound to it. */
-class EmulatedRig implements Rig {
+class EmulatedRig extends SoftwareRig<MockDomain> {
   readonly iommufd: EmulatedIommufd;
   readonly units: Units;
   readonly memory: Rig["memory"];
-  readonly ioPage = PAGE_SIZE;
   readonly #mock: EmulatedMock;
   readonly #tracking: DeviceIommu;
   readonly #plain: DeviceIommu;
-  /** The domains of HWPTs, by id. */
-  readonly #domains = new Map<ObjectId, MockDomain>();
-  readonly #ports = new Map<ObjectId, Port>();
-  #made: MockDomain | null = null;
 
   constructor(mock: EmulatedMock) {
+    super(DEVICES);
     const { physical, inFlight, units } = mock;
     this.#mock = mock;
     this.units = units;
     const cpuPages = { size: units.in(CPU_PAGES.size), huge: units.in(CPU_PAGES.huge) };
     this.iommufd = new EmulatedIommufd({ physical, inFlight, cpuPages });
     this.memory = { arena: mock.ram, offset: 0, length: mock.ram.bytes };
-    const made = (domain: MockDomain) => {
-      this.#made = domain;
-    };
+    const made = (domain: MockDomain) => this.made(domain);
     this.#tracking = new DeviceIommu(mock.iommu, true, Number(cpuPages.size), made);
     this.#plain = new DeviceIommu(mock.iommu, false, Number(cpuPages.size), made);
   }
 
-  async addDevice(pt: ObjectId, dirtyTracking: boolean): Promise<{ device: ObjectId; hwpt: ObjectId }> {
-    const used = new Set(this.#ports.values());
-    let port = 0;
-    while (used.has(port)) port++;
-    if (port >= DEVICES) throw new Error(`a sequence has up to ${DEVICES} devices`);
-    const iommu = dirtyTracking ? this.#tracking : this.#plain;
-    const device = await this.iommufd.bindDevice({ port, iommu, mdev: null });
-    try {
-      const hwpt = await this.#making(() => this.iommufd.attachDevice(device, pt));
-      this.#ports.set(device, port);
-      return { device, hwpt };
-    } catch (error) {
-      await this.iommufd.unbindDevice(device);
-      throw error;
-    }
-  }
-
-  replace(device: ObjectId, pt: ObjectId): Promise<ObjectId> {
-    return this.#making(() => this.iommufd.attachDevice(device, pt));
-  }
-
-  async removeDevice(device: ObjectId): Promise<void> {
-    await this.iommufd.unbindDevice(device);
-    this.#ports.delete(device);
-  }
-
-  allocHwpt({ device, ioas, dirtyTracking }: Parameters<Rig["allocHwpt"]>[0]): Promise<ObjectId> {
-    return this.#making(() => this.iommufd.allocHwpt({ device, ioas, dirtyTracking }));
+  protected iommuOf(dirtyTracking: boolean): SystemIommu {
+    return dirtyTracking ? this.#tracking : this.#plain;
   }
 
   async mark(hwpt: ObjectId, granules: DirtyBitmap): Promise<void> {
     const call = { syscall: "DMA", attempted: `write through HWPT ${hwpt}` };
-    const domain = this.#domains.get(hwpt);
+    const domain = this.domains.get(hwpt);
     if (domain === undefined || domain.disposed) throw new UapiError("ENOENT", call);
     const { iommu, writer } = this.#mock;
     await iommu.attach(WRITER, domain.inner);
@@ -187,15 +156,10 @@ class EmulatedRig implements Rig {
     return linuxMarks(leaf, read, leaf.size < second ? this.units.in(KERNEL_ENTRY) : second);
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
-    for (const device of [...this.#ports.keys()]) await this.removeDevice(device);
-    await this.iommufd[Symbol.asyncDispose]();
-  }
-
   /** The dirty leaves in a range, up to the first hole; none where such a range can't be read. */
   async #dirtyLeaves(hwpt: ObjectId, { iova, length }: { iova: bigint; length: bigint }): Promise<Leaf[]> {
     const leaves: Leaf[] = [];
-    const known = this.#domains.get(hwpt);
+    const known = this.domains.get(hwpt);
     if (known === undefined || known.disposed || !known.dirtyTracking) return leaves;
     if (length <= 0n || length > BigInt(GiB) || iova > BigInt(64 * TiB)) return leaves;
     const domain = known.inner;
@@ -215,14 +179,6 @@ class EmulatedRig implements Rig {
       leaves.push({ start: iovaOf(page) - (iovaOf(page) % size), size });
     }
     return leaves;
-  }
-
-  /** Notes which HWPT a domain that is made meanwhile belongs to. */
-  async #making(work: () => Promise<ObjectId>): Promise<ObjectId> {
-    this.#made = null;
-    const id = await work();
-    if (this.#made !== null) this.#domains.set(id, this.#made);
-    return id;
   }
 }
 
@@ -249,6 +205,9 @@ class DeviceIommu implements SystemIommu {
   }
 
   allocDomain(options: { dirtyTracking: boolean }): MockDomain {
+    if (options.dirtyTracking && !this.dirtyTracking) {
+      throw new UapiError("EOPNOTSUPP", { syscall: "alloc", attempted: "make a domain for an IOMMU that can't track" });
+    }
     const domain = new MockDomain(this.#inner.allocDomain(options), this.#cpuPage);
     this.#made(domain);
     return domain;
@@ -285,14 +244,13 @@ class MockDomain implements IommuDomain {
     return this.inner.ports;
   }
 
-  map(args: Parameters<IommuDomain["map"]>[0]): void {
-    const step = this.#cpuPage / PAGE_SIZE;
-    if (args.hugePages || step === 1) {
-      this.inner.map(args);
-      return;
-    }
-    for (let i = 0; i < args.pages; i += step) {
-      this.inner.map({ ...args, page: args.page + i, frame: args.frame + i, pages: step, hugePages: true });
+  async map(mapping: DomainMapping): Promise<void> {
+    const length = this.#cpuPage;
+    if (mapping.hugePages || length === PAGE_SIZE) return this.inner.map(mapping);
+    const { page, memory, ...rest } = mapping;
+    for (let done = 0; done < memory.length; done += length) {
+      const piece = { arena: memory.arena, offset: memory.offset + done, length };
+      await this.inner.map({ ...rest, page: page + done / PAGE_SIZE, memory: piece, hugePages: true });
     }
   }
 

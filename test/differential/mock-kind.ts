@@ -2,7 +2,7 @@ import { MiB } from "../../src/memory/address.js";
 
 /** Which of the mock IOMMU's page tables a sequence uses. In the kernel's units. */
 export interface MockKind {
-  readonly name: "default" | "huge";
+  readonly name: "default" | "huge" | "pages";
   /** Size of the smallest IOMMU page that mappings are aligned to. */
   readonly ioPage: number;
   /** null: any power of two from the smallest on. */
@@ -32,6 +32,16 @@ export const HUGE_KIND: MockKind = {
   first: 0n,
   last: (1n << 38n) - 1n,
   automatic: false,
+};
+
+/** What the emulated host and the vfio-user host have in common, and no mock: leaves of one page in 48 bits. */
+export const PAGES_KIND: MockKind = {
+  name: "pages",
+  ioPage: 4096,
+  leafSizes: [4096],
+  first: 0n,
+  last: (1n << 48n) - 1n,
+  automatic: true,
 };
 
 /** Memory that a sequence maps, in the kernel's bytes: one page of hugetlbfs, which is physically contiguous. */

@@ -57,12 +57,13 @@ export const MUTANTS: readonly Mutant[] = [
   ],
 ];
 
-/** The same host, but with what it reports itself, instead of what Linux would have. */
+/** The same host, but with what it reports itself, instead of what Linux would have; and asked what Linux can't be asked. */
 export function unadjusted(rig: Rig): Rig {
   return withOverrides(rig, {
     getDirtyBitmap: async (hwpt, query) => {
       await rig.iommufd.getDirtyBitmap(hwpt, query);
     },
+    hangsLinux: async () => false,
   });
 }
 

@@ -221,7 +221,7 @@ describe("dirtmap recommend", () => {
     const gone = path("gone.json");
     writeFileSync(gone, JSON.stringify(part));
     expect(await refused("recommend", "--from", gone)).toMatch(
-      /scenario nic-pair has no 'gpu0' any more, which was measured; .*--no-check/,
+      /scenario nic-pair no longer has 'gpu0', which was measured; .*--no-check/,
     );
     expect((await run("recommend", "--from", gone, "--no-check")).code).toBe(0);
     const changed = path("changed.json");

@@ -1,7 +1,7 @@
 import { closeSync } from "node:fs";
-import { createSharedMemory } from "../../src/devices/memory-file.js";
 import type { DeviceContext, DeviceModel, MappableRegion, ModelInfo } from "../../src/devices/model.js";
 import { decodeRecords, encodeRecords } from "../../src/devices/records.js";
+import { createSharedMemory } from "../../src/devices/shared-memory.js";
 import { iovaOf, PAGE_SIZE } from "../../src/memory/address.js";
 import type { ServedDevice } from "../../src/vfio-user/server/served-device.js";
 

@@ -131,7 +131,7 @@ describe("`dirtmap receive`", () => {
 it("a folder that is none is refused before anything is listened at", LONG, async () => {
   await using child = new Child(PROGRAM, "receive", "--listen", "tcp://127.0.0.1:0", "--shared-folder", path("none"));
   expect(await child.ended).toBe(EXIT_CODES.usage.code);
-  expect(child.errors).toMatch(/--shared-folder .*none: it is no folder/);
+  expect(child.errors).toMatch(/--shared-folder .*none: it is not a folder/);
 });
 
 it("the destination on this machine opens what the scenario names, without an option", LONG, async () => {

@@ -5,10 +5,10 @@ import type { EmulatedMachine } from "../../src/emulated/machine.js";
 import { drivenModel, type MachineDescription, machineSchema } from "../../src/host/description.js";
 import type { PageNumber } from "../../src/memory/address.js";
 import type { GuestMemory } from "../../src/memory/guest-memory.js";
-import { membersOf } from "../../src/observe/top/state.js";
 import { loadScenario, scenarioNames } from "../../src/scenario/scenario.js";
 import { DEFAULT_POLICY } from "../../src/tracking/choice.js";
 import { openDesign } from "../../src/tracking/designs.js";
+import { covers, parseOwner } from "../../src/tracking/owner.js";
 import { chooseTrackers } from "../../src/tracking/policy.js";
 import { probeMachine } from "../../src/tracking/probe.js";
 import { pause } from "../support/machines.js";
@@ -39,7 +39,7 @@ function placeOf({ regions }: GuestMemory, page: PageNumber): [arena: number, ar
 
 /** Which owner follows a writer: a vCPU is `cpu`, a device itself or the domain that it shares. */
 function follows(owner: string, writer: string): boolean {
-  return writer.startsWith("vcpu") ? owner === "cpu" : membersOf(owner).includes(writer);
+  return writer.startsWith("vcpu") ? owner === "cpu" : covers(parseOwner(owner), writer);
 }
 
 /** Units written between two looks. */

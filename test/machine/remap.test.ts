@@ -2,6 +2,7 @@ import { expect, it } from "vitest";
 import type { RamBitmap } from "../../src/bitmap/ram-bitmap.js";
 import { iovaOf, PAGE_SIZE } from "../../src/memory/address.js";
 import { Collector } from "../../src/tracking/collector.js";
+import { deviceOwner } from "../../src/tracking/owner.js";
 import { deviceTracker } from "../../src/tracking/trackers/device.js";
 import { iommuTracker } from "../../src/tracking/trackers/iommu.js";
 import { machineOf, NIC, pause, VF } from "../support/machines.js";
@@ -49,7 +50,9 @@ it.each([
     const hwpt = await iommufd.allocHwpt({ device: deviceId, ioas, dirtyTracking: kind === "system IOMMU" });
     await vfio.attach(hwpt);
     const tracker =
-      kind === "device" ? deviceTracker(vfio) : iommuTracker({ iommufd, hwpt, owner: "nic0", type: "hwpt" });
+      kind === "device"
+        ? deviceTracker(vfio)
+        : iommuTracker({ iommufd, hwpt, owner: deviceOwner("nic0"), type: "hwpt" });
     await using collector = new Collector(memory, [{ tracker, granule: null }], {
       areas: [{ ...range, guestPage: a }],
     });

@@ -83,6 +83,15 @@ describe("on one HWPT for several devices", () => {
     expect(Object.keys(byOwner)).toEqual(expect.not.arrayContaining(["nic0", "disk0"]));
   });
 
+  it("a device that has a log of its own, and is alone on a domain, is counted by each of the two", async () => {
+    const iommus = ["iommu0", "iommu1"].map((id) => ({ id, format: "amd-v1" as const }));
+    await using rig = await Rig.start(machineOf([NIC, { ...VF, iommu: "iommu1" }], { iommus }));
+    const { byOwner, written } = await track(rig.source, { domain: "shared", trackers: { vf0: "device" } });
+    const pages = written("vf0").size;
+    expect(byOwner.vf0).toMatchObject({ reported: pages, exclusive: 0 });
+    expect(byOwner["domain:vf0"]).toMatchObject({ reported: pages, exclusive: 0 });
+  });
+
   it("no device has a share in the report, and the machine is moved whole", async () => {
     await using rig = await Rig.start(machineOf([NIC, DISK]));
     const moved = await rig.migrate({ policy: { domain: "shared" } });

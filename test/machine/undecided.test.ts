@@ -81,7 +81,7 @@ describe("a handover that is not confirmed, without a terminal, in quiet,", { ti
     expect(until).toBe(null);
     expect(pid).toBe(source.process.pid);
     source.kill("SIGHUP");
-    await source.complained(/still waiting for a decision: `dirtmap resume .*Once more forces/);
+    await source.complained(/still waiting for a decision: `dirtmap resume .*A second interrupt forces/);
     expect(await listed()).toMatchObject([
       { migration, side: "source", state: "given-up", standing: "waits", pid, alive: true, commands: [resume, {}] },
     ]);

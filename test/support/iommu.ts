@@ -28,6 +28,8 @@ export interface BenchOptions {
   readonly iotlb?: number;
   readonly reading?: ReadingPlace;
   readonly inFlight?: InFlight;
+  /** Of another bench whose memory this one's IOMMU reaches, too. */
+  readonly physical?: PhysicalMemory;
   readonly leafSizes?: readonly number[];
   readonly aperture?: EmulatedSystemIommu["aperture"];
   readonly reserved?: EmulatedSystemIommu["reserved"];
@@ -37,7 +39,7 @@ export interface BenchOptions {
 export class TestBench implements AsyncDisposable {
   readonly ram: Arena;
   readonly bar: Arena;
-  readonly physical = new PhysicalMemory();
+  readonly physical: PhysicalMemory;
   readonly inFlight: InFlight;
   readonly p2p: P2pMatrix;
   readonly iommu: EmulatedSystemIommu;
@@ -47,6 +49,7 @@ export class TestBench implements AsyncDisposable {
     const ports = options.ports ?? 2;
     this.ram = createArena(options.ramBytes ?? 4 * 2 ** 20);
     this.bar = createArena(options.barBytes ?? 2 ** 16);
+    this.physical = options.physical ?? new PhysicalMemory();
     this.physical.register(this.ram, { kind: "ram" });
     this.physical.register(this.bar, { kind: "bar", port: ports - 1 });
     this.inFlight = options.inFlight ?? InFlight.allocate(ports);
@@ -57,6 +60,7 @@ export class TestBench implements AsyncDisposable {
       dirtyTracking: options.dirtyTracking ?? true,
       ports,
       inFlight: this.inFlight,
+      physical: this.physical,
       tableBytes: options.tableBytes ?? 16 * 2 ** 20,
       reading: options.reading ?? "here",
       ...(options.leafSizes === undefined ? {} : { leafSizes: options.leafSizes }),
@@ -68,7 +72,6 @@ export class TestBench implements AsyncDisposable {
   /** What a device thread is posted. */
   wiring(port: number): DmaWiring {
     return this.iommu.wiring(port, {
-      physical: this.physical,
       p2p: this.p2p,
       counters: PortCounters.allocate(),
       iotlb: this.#iotlb,
@@ -87,7 +90,7 @@ export class TestBench implements AsyncDisposable {
 
   /** Maps pages of RAM, readable and writeable. */
   map(domain: EmulatedDomain, page: PageNumber, ramPage: number, pages: number, hugePages = true): void {
-    domain.map({ page, frame: this.frame(ramPage), pages, readable: true, writeable: true, hugePages });
+    domain.table.map({ page, frame: this.frame(ramPage), pages, readable: true, writeable: true, hugePages });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -200,14 +200,14 @@ describe("what a file says is safe where it is shown:", () => {
     const trace = fileURLToPath(new URL("../../../test/fixtures/trace-v1.dtrc", import.meta.url));
     await shown(["predict", "--trace", trace, "--run", write("report.json", report)]);
     await shown(["predict", "--trace", trace, "--run", write("no-report.json", { ...report, result: HOSTILE })]);
-    const bad = { kind: "trackers", host: HOSTILE, scenario: HOSTILE, takenAt: HOSTILE, machine: {} };
+    const bad = { kind: "trackers", host: HOSTILE, scenario: HOSTILE, takenAt: HOSTILE };
     {
       using store = openStore(at("store.db"));
       const benchmark = fakeBenchmark([fakeDevice("a", [{ tracker: "iommu" }])], {
         host: HOSTILE,
         scenario: HOSTILE.slice(0, 200),
       });
-      store.saveBenchmark({ ...bad, result: benchmark });
+      store.saveBenchmark({ ...bad, machine: benchmark.machine, result: benchmark });
     }
     await shown(["recommend", "--store", at("store.db")]);
     await shown(["predict", "--trace", trace, "--store", write("no-store.db", HOSTILE)]);

@@ -48,8 +48,8 @@ export const CORE: readonly Part[] = [
   },
   {
     name: "logs of devices and mdevs: DMA logging",
-    files: ["devices/variant-driver/dma-logging", "emulated/iommufd/pin-log"],
-    stages: [["src/emulated/vfio/dma-logging"], ["src/emulated/iommufd/access", "test/conformance/vfio-emulated"]],
+    files: ["devices/variant-driver/dma-logging", "iommufd/pin-log"],
+    stages: [["src/emulated/vfio/dma-logging"], ["src/iommufd/access", "test/conformance/vfio-emulated"]],
   },
   {
     name: "logs of devices and mdevs: pages written by messages",
@@ -63,11 +63,17 @@ export const CORE: readonly Part[] = [
   },
   {
     name: "page tables and their dirty bits",
-    files: ["emulated/iommu/scan", "emulated/iommu/walker", "emulated/iommu/domain", "emulated/iommu/dma-port"],
+    files: [
+      "emulated/iommu/scan",
+      "emulated/iommu/walker",
+      "emulated/iommu/domain",
+      "emulated/iommu/dma-port",
+      "emulated/iommu/iotlb",
+    ],
     stages: [
       ["src/emulated/iommu/system-iommu"],
       ["src/emulated/iommu/page-table", "src/emulated/iommu/drain"],
-      ["src/emulated/iommufd/page-tables", "test/conformance/iommufd-emulated"],
+      ["src/emulated/iommufd", "test/conformance/iommufd-emulated"],
     ],
   },
   {

@@ -14,7 +14,7 @@ export const EQUIVALENT: Readonly<Record<string, string>> = {
   // Logs of devices and mdevs.
   "devices/dma-log:f35c5d8ef4":
     "Unless the bitmap begins at 0, the bit isn't where it should be, and the log takes the way through a bitmap of its own: only slower.",
-  "emulated/iommufd/pin-log:ff2a577b5a": "Runs are merged more often than they need to be: only slower.",
+  "iommufd/pin-log:ff2a577b5a": "Runs are merged more often than they need to be: only slower.",
   "vfio-user/client/written-pages:24e23c4ccf": "Clean words are looked at bit by bit: only slower.",
   "vfio-user/client/written-pages:c69d6d2f7e": "Clean words but the first are looked at bit by bit: only slower.",
   "vfio-user/client/written-pages:ece8e75d5f": "Clean words are looked at bit by bit: only slower.",
@@ -24,7 +24,7 @@ export const EQUIVALENT: Readonly<Record<string, string>> = {
   "emulated/iommu/scan:06c1762cfc": "An entry that isn't sized has one replica, and the run ends where it ended.",
   "emulated/iommu/scan:7ce1e321d7":
     "Only a read of all pages leaps over holes. It comes to each hole at a multiple of the entry's reach, so that nothing is subtracted.",
-  "emulated/iommu/dma-port:86a729b6b2":
+  "emulated/iommu/iotlb:86a729b6b2":
     "An entry of the IOTLB without its tag is never hit, and each DMA is translated: only slower.",
   "emulated/iommu/walker:cf53202975": "The address is looked at only after a walk that succeeded, which sets it.",
 

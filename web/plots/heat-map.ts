@@ -1,6 +1,8 @@
 import { h, setText } from "../dom.js";
-import { formatCount, formatMs, formatShare, formatSize } from "../format.js";
-import { PAGE_SIZE, type ReadColumn, type RunModel } from "../run-model.js";
+import type { ReadColumn, RunModel } from "../run-model.js";
+import { PAGE_SIZE } from "../src/memory/address.js";
+import { formatCount, formatMs, formatShare, formatSize } from "../src/observe/format.js";
+import { ownerLabel } from "../src/tracking/owner.js";
 import { heatScale, onThemeChange } from "./theme.js";
 
 /*
@@ -148,11 +150,13 @@ export class HeatMap {
   }
 
   #listOwners(): void {
-    if (this.#select.options.length === this.#model.owners.size + 1) return;
+    const { ownersRead } = this.#model;
+    if (this.#select.options.length === ownersRead.length + 1) return;
     const chosen = this.#select.value;
-    const owners = [...this.#model.owners.values()].map(({ key, label, tracker }) =>
-      h("option", { value: key }, label === tracker ? label : `${label} (${tracker})`),
-    );
+    const owners = ownersRead.map(({ name, owner, tracker }) => {
+      const label = ownerLabel(owner);
+      return h("option", { value: name }, label === tracker ? label : `${label} (${tracker})`);
+    });
     this.#select.replaceChildren(h("option", { value: ALL }, "all trackers"), ...owners);
     this.#select.value = chosen;
   }
@@ -229,13 +233,12 @@ function nameOf({ round }: ReadColumn): string {
   return round === null ? "read" : `round ${round}`;
 }
 
-function heatOf(column: ReadColumn | undefined, owner: string): Float32Array {
-  const none = new Float32Array(0);
-  if (column === undefined) return none;
-  return owner === ALL ? column.sum : (column.owners.get(owner)?.heat ?? none);
+function heatOf(column: ReadColumn | undefined, owner: string): readonly number[] {
+  if (column === undefined) return [];
+  return owner === ALL ? column.sum : (column.owners.get(owner)?.heat ?? []);
 }
 
-function maxOf(heat: Float32Array): number {
+function maxOf(heat: readonly number[]): number {
   let max = 0;
   for (let i = 0; i < heat.length; i++) if ((heat[i] ?? 0) > max) max = heat[i] ?? 0;
   return max;

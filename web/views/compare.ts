@@ -1,16 +1,18 @@
-import { get, type RunSummary } from "../api.js";
-import { type ComparedCondition, compareConditions, NOT_RECORDED } from "../conditions.js";
+import { get } from "../api.js";
 import { type Column, dataTable, emptyState, h, section } from "../dom.js";
-import { formatCount, formatMs, formatSize } from "../format.js";
 import { HeatMap } from "../plots/heat-map.js";
 import { LineChart } from "../plots/line-chart.js";
-import { conditionsOf, modelOf, type Owner, type PastRun, type RunModel } from "../run-model.js";
+import { conditionsOf, modelOf, type OwnerState, type PastRun, type RunModel } from "../run-model.js";
+import { type ComparedCondition, compareConditions, NOT_RECORDED } from "../src/observe/conditions.js";
+import { formatCount, formatMs, formatSize } from "../src/observe/format.js";
+import type { PastRunSummary } from "../src/observe/server/api-schema.js";
+import { ownerLabel, parseOwner } from "../src/tracking/owner.js";
 import { badge, type Shown, signed, timeOf, type ViewContext } from "./view.js";
 
 /** Two runs side by side. */
 export async function compareView({ signal, parameters }: ViewContext): Promise<Shown> {
   const [a, b] = parameters;
-  const { runs } = await get<{ runs: RunSummary[] }>("/api/runs?limit=1000", signal);
+  const { runs } = await get<{ runs: PastRunSummary[] }>("/api/runs?limit=1000", signal);
   const content = h("div", {}, h("h1", {}, "Compare two runs"));
   if (runs.length < 2) {
     content.append(
@@ -53,7 +55,7 @@ export async function compareView({ signal, parameters }: ViewContext): Promise<
   return { title: `Runs ${first} and ${second}`, content };
 }
 
-function choice(runs: readonly RunSummary[], first: number, second: number): HTMLElement {
+function choice(runs: readonly PastRunSummary[], first: number, second: number): HTMLElement {
   const select = (name: string, chosen: number) =>
     h(
       "label",
@@ -123,11 +125,11 @@ function figuresTable(left: PastRun, right: PastRun): HTMLElement {
     ["Result", badge(left.result), badge(right.result), ""],
     ["When", timeOf(left.startedAt), timeOf(right.startedAt), ""],
     amount("Downtime", ({ downtimeMs }) => downtimeMs, formatMs),
-    amount("Predicted downtime", ({ report }) => report.predicted?.downtimeMs, formatMs),
+    amount("Predicted downtime", ({ report }) => report?.predicted?.downtimeMs, formatMs),
     amount("Total", ({ totalMs }) => totalMs, formatMs),
-    amount("Sent", ({ report }) => report.bytes, formatSize),
-    amount("Rounds", ({ report }) => report.rounds?.length, formatCount),
-    amount("Reading trackers", ({ report }) => report.devices?.reduce((sum, { readMs }) => sum + readMs, 0), formatMs),
+    amount("Sent", ({ report }) => report?.bytes, formatSize),
+    amount("Rounds", ({ report }) => report?.rounds?.length, formatCount),
+    amount("Reading trackers", ({ report }) => report?.devices?.reduce((sum, { readMs }) => sum + readMs, 0), formatMs),
   ];
   const columns: Column<Row>[] = [
     { title: "Figure", cell: ([name]) => name },
@@ -158,17 +160,29 @@ function leftOverChart(
 }
 
 function devicesTable(models: readonly [RunModel, RunModel], [a, b]: readonly [PastRun, PastRun]): HTMLElement {
-  const keys = [...new Set(models.flatMap((model) => [...model.owners.keys()]))];
-  const rows = keys.map((key) => ({ key, left: models[0].owners.get(key), right: models[1].owners.get(key) }));
-  const of = (owner: Owner | undefined, what: (owner: Owner) => string) => (owner === undefined ? "–" : what(owner));
+  const [left, right] = models.map(({ state }) => new Map(state.owners.map((owner) => [owner.name, owner])));
+  const names = new Set(models.flatMap(({ state }) => state.owners.map(({ name }) => name)));
+  const rows = [...names].map((name) => ({ name, left: left?.get(name), right: right?.get(name) }));
+  const of = (owner: OwnerState | undefined, what: (owner: OwnerState) => string) =>
+    owner === undefined ? "–" : what(owner);
+  const figure = (owner: OwnerState | undefined, what: (total: OwnerState["total"]) => string) =>
+    owner === undefined || owner.total.reads === 0 ? "–" : what(owner.total);
   const columns: Column<(typeof rows)[number]>[] = [
-    { title: "Device", cell: ({ key, left, right }) => (left ?? right)?.label ?? key },
+    { title: "Device", cell: ({ name }) => ownerLabel(parseOwner(name)) },
     { title: `Tracker, ${a.id}`, cell: ({ left }) => of(left, ({ tracker }) => tracker) },
     { title: `Tracker, ${b.id}`, cell: ({ right }) => of(right, ({ tracker }) => tracker) },
-    { title: `Pages, ${a.id}`, numeric: true, cell: ({ left }) => of(left, ({ reported }) => formatCount(reported)) },
-    { title: `Pages, ${b.id}`, numeric: true, cell: ({ right }) => of(right, ({ reported }) => formatCount(reported)) },
-    { title: `Reading, ${a.id}`, numeric: true, cell: ({ left }) => of(left, ({ readMs }) => formatMs(readMs)) },
-    { title: `Reading, ${b.id}`, numeric: true, cell: ({ right }) => of(right, ({ readMs }) => formatMs(readMs)) },
+    {
+      title: `Pages, ${a.id}`,
+      numeric: true,
+      cell: ({ left }) => figure(left, ({ reported }) => formatCount(reported)),
+    },
+    {
+      title: `Pages, ${b.id}`,
+      numeric: true,
+      cell: ({ right }) => figure(right, ({ reported }) => formatCount(reported)),
+    },
+    { title: `Reading, ${a.id}`, numeric: true, cell: ({ left }) => figure(left, ({ readMs }) => formatMs(readMs)) },
+    { title: `Reading, ${b.id}`, numeric: true, cell: ({ right }) => figure(right, ({ readMs }) => formatMs(readMs)) },
   ];
   return dataTable("Devices of both runs", columns, rows);
 }

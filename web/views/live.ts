@@ -1,8 +1,8 @@
 import { emptyState, h, section, setText, tile } from "../dom.js";
-import { formatMs, formatRate, formatShare, formatSize } from "../format.js";
 import type { LiveRun } from "../live.js";
 import { HeatMap } from "../plots/heat-map.js";
 import type { RunModel } from "../run-model.js";
+import { formatMs, formatRate, formatShare, formatSize } from "../src/observe/format.js";
 import { OwnersTable, RateChart, RoundsChart } from "./parts.js";
 import { badge, type Shown, timeOf, type ViewContext } from "./view.js";
 
@@ -94,16 +94,16 @@ class RunFigures {
   }
 
   draw(): void {
-    const { phase, progress, rounds, header } = this.#model;
+    const { phase, state, header } = this.#model;
+    const { round, sentBytes, remainingBytes, bytesPerSecond, expectedDowntimeMs } = state;
     setText(this.phase, phase);
-    setText(this.#round, String(progress?.round ?? rounds.at(-1)?.round ?? "–"));
-    setText(this.#remaining, progress === null ? "–" : formatSize(progress.remainingBytes));
-    setText(this.#throughput, progress === null ? "–" : formatRate(progress.bytesPerSecond));
-    const expected = progress?.expectedDowntimeMs ?? null;
-    setText(this.#downtime, expected === null ? "–" : formatMs(expected));
+    setText(this.#round, round === null ? "–" : String(round));
+    setText(this.#remaining, remainingBytes === null ? "–" : formatSize(remainingBytes));
+    setText(this.#throughput, bytesPerSecond === null ? "–" : formatRate(bytesPerSecond));
+    setText(this.#downtime, expectedDowntimeMs === null ? "–" : formatMs(expectedDowntimeMs));
     setText(this.#limit, header.downtimeLimitMs === undefined ? "" : `limit ${formatMs(header.downtimeLimitMs)}`);
-    const all = (progress?.sentBytes ?? 0) + (progress?.remainingBytes ?? 0);
-    const share = progress === null || all === 0 ? 0 : progress.sentBytes / all;
+    const all = sentBytes + (remainingBytes ?? 0);
+    const share = all === 0 ? 0 : sentBytes / all;
     this.#bar.value = share;
     setText(this.#share, `${formatShare(share)} sent`);
   }
@@ -188,7 +188,9 @@ function makeLive(content: HTMLElement, run: LiveRun, signal: AbortSignal): () =
     isOver = over;
     setText(
       lost,
-      model.lost === 0 ? "" : `${model.lost} events were left out: they came faster than they could be shown.`,
+      model.state.lost === 0
+        ? ""
+        : `${model.state.lost} events were left out: they came faster than they could be shown.`,
     );
     figures.draw();
     rounds.draw();

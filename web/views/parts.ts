@@ -1,8 +1,10 @@
 import { type Column, dataTable, h, setText } from "../dom.js";
-import { formatCount, formatMs, formatRate, formatShare, formatSize } from "../format.js";
 import { type Line, LineChart, type LineData } from "../plots/line-chart.js";
 import { SERIES_COLORS } from "../plots/theme.js";
-import { type Owner, PAGE_SIZE, type RoundReport, type RunModel, rateOf } from "../run-model.js";
+import { type OwnerState, type RoundReport, type RunModel, rateOf } from "../run-model.js";
+import { PAGE_SIZE } from "../src/memory/address.js";
+import { formatCount, formatMs, formatRate, formatShare, formatSize } from "../src/observe/format.js";
+import { ownerLabel } from "../src/tracking/owner.js";
 
 /*
  * The parts that views of a run share: rounds, devices, dirty rates.
@@ -19,8 +21,8 @@ export class RateChart {
   readonly #signal: AbortSignal;
   #chart: LineChart | null = null;
   #owners = "";
-  #top: Owner[] = [];
-  #rest: Owner[] = [];
+  #top: OwnerState[] = [];
+  #rest: OwnerState[] = [];
   /** Draws, now and then; at once if that is asked for. */
   readonly draw = paced(CHART_MS, () => this.#draw());
 
@@ -30,26 +32,26 @@ export class RateChart {
   }
 
   #draw(): void {
-    const { columns, owners } = this.#model;
-    this.#choose([...owners.values()]);
+    const { columns, ownersRead } = this.#model;
+    this.#choose(ownersRead);
     const x = columns.map(({ atMs }) => atMs / 1000);
-    const lines = this.#top.map(({ key }) => columns.map((column) => rateOf(column, key)));
-    const rest = columns.map((column) => this.#rest.reduce((sum, { key }) => sum + rateOf(column, key), 0));
+    const lines = this.#top.map(({ name }) => columns.map((column) => rateOf(column, name)));
+    const rest = columns.map((column) => this.#rest.reduce((sum, { name }) => sum + rateOf(column, name), 0));
     const data: LineData = [x, ...lines, ...(this.#rest.length === 0 ? [] : [rest])];
     this.#chart?.draw(data);
   }
 
   /** Decides once who gets a line, and again when there are more owners. */
-  #choose(owners: Owner[]): void {
-    const names = owners.map(({ key }) => key).join("\n");
+  #choose(owners: OwnerState[]): void {
+    const names = owners.map(({ name }) => name).join("\n");
     if (names === this.#owners) return;
     this.#owners = names;
     const fits = owners.length <= SERIES_COLORS ? owners.length : SERIES_COLORS - 1;
-    const ranked = [...owners].sort((a, b) => b.reported - a.reported);
+    const ranked = [...owners].sort((a, b) => b.total.reported - a.total.reported);
     this.#top = ranked.slice(0, fits);
     this.#rest = ranked.slice(fits);
-    const lines: Line[] = this.#top.map(({ label }, index) => ({
-      label,
+    const lines: Line[] = this.#top.map(({ owner }, index) => ({
+      label: ownerLabel(owner),
       color: `series-${index}`,
       ...(index < 4 ? {} : { dash: [6, 4] }),
     }));
@@ -119,13 +121,13 @@ function roundsTable(rounds: readonly RoundReport[]): HTMLElement {
   return dataTable("Rounds", columns, rounds);
 }
 
-/** A row per tracker's owner, kept up to date in place. */
+/** A row per tracker's owner, and per device that no tracker told of, kept up to date in place. */
 export class OwnersTable {
   readonly element: HTMLElement;
   readonly #model: RunModel;
   #rows = new Map<
     string,
-    { owner: Owner; cells: Record<"rate" | "share" | "reported" | "exclusive" | "reading", HTMLElement> }
+    { owner: OwnerState; cells: Record<"rate" | "share" | "reported" | "exclusive" | "reading", HTMLElement> }
   >();
   /** Brings it up to date, now and then; at once if that is asked for. */
   readonly draw = paced(TABLE_MS, () => this.#draw());
@@ -136,33 +138,34 @@ export class OwnersTable {
   }
 
   #draw(): void {
-    const { owners, columns } = this.#model;
-    if (owners.size !== this.#rows.size) this.#make();
-    const last = columns.at(-1);
-    const all = [...owners.values()].reduce((sum, { reported }) => sum + reported, 0);
-    for (const { owner, cells } of this.#rows.values()) {
-      const share = all > 0 ? owner.reported / all : 0;
-      setText(cells.rate, last === undefined ? "" : formatRate(rateOf(last, owner.key)));
+    const { owners } = this.#model.state;
+    if (owners.length !== this.#rows.size || !owners.every(({ name }) => this.#rows.has(name))) this.#make();
+    const all = owners.reduce((sum, { total }) => sum + total.reported, 0);
+    for (const { name, last, total } of owners) {
+      const cells = this.#rows.get(name)?.cells;
+      if (cells === undefined || total.reads === 0) continue;
+      const share = all > 0 ? total.reported / all : 0;
+      setText(cells.rate, last === null ? "–" : formatRate(last.bytesPerSecond));
       setText(cells.share.lastElementChild ?? cells.share, formatShare(share));
       (cells.share.firstElementChild as HTMLElement).style.setProperty("--share", String(share));
-      setText(cells.reported, formatCount(owner.reported));
-      setText(cells.exclusive, formatCount(owner.exclusive));
-      setText(cells.reading, formatMs(owner.readMs / Math.max(1, owner.reads)));
+      setText(cells.reported, formatCount(total.reported));
+      setText(cells.exclusive, formatCount(total.exclusive));
+      setText(cells.reading, formatMs(total.readMs / total.reads));
     }
   }
 
   #make(): void {
-    const owners = [...this.#model.owners.values()];
     this.#rows = new Map(
-      owners.map((owner) => {
+      this.#model.state.owners.map((owner) => {
         const share = h("span", { class: "share" }, h("span", { class: "bar" }), h("span"));
-        const cells = { rate: h("span"), share, reported: h("span"), exclusive: h("span"), reading: h("span") };
-        return [owner.key, { owner, cells }];
+        const none = () => h("span", {}, "–");
+        const cells = { rate: none(), share, reported: none(), exclusive: none(), reading: none() };
+        return [owner.name, { owner, cells }];
       }),
     );
     const rows = [...this.#rows.values()];
     const columns: Column<(typeof rows)[number]>[] = [
-      { title: "Device", cell: ({ owner }) => owner.label },
+      { title: "Device", cell: ({ owner }) => ownerLabel(owner.owner) },
       { title: "Model", cell: ({ owner }) => owner.model || "–" },
       { title: "Tracker", cell: ({ owner }) => owner.tracker },
       {
@@ -189,25 +192,26 @@ export class OwnersTable {
 /** What the trackers cost: time of reading, of the time of the run, and per page. */
 export function costTable(model: RunModel): HTMLElement {
   const seconds = model.columns.reduce((sum, column) => sum + column.seconds, 0);
-  const columns: Column<Owner>[] = [
-    { title: "Device", cell: ({ label }) => label },
+  const columns: Column<OwnerState>[] = [
+    { title: "Device", cell: ({ owner }) => ownerLabel(owner) },
     { title: "Tracker", cell: ({ tracker }) => tracker },
-    { title: "Reads", numeric: true, cell: ({ reads }) => formatCount(reads) },
-    { title: "Reading", hint: "all reads together", numeric: true, cell: ({ readMs }) => formatMs(readMs) },
+    { title: "Reads", numeric: true, cell: ({ total }) => formatCount(total.reads) },
+    { title: "Reading", hint: "all reads together", numeric: true, cell: ({ total }) => formatMs(total.readMs) },
     {
       title: "Of the time",
       hint: "while trackers were on",
       numeric: true,
-      cell: ({ readMs }) => (seconds > 0 ? `${((readMs / 1000 / seconds) * 100).toFixed(1)} %` : "–"),
+      cell: ({ total }) => (seconds > 0 ? `${((total.readMs / 1000 / seconds) * 100).toFixed(1)} %` : "–"),
     },
     {
       title: "Per dirty MB",
       hint: "reading, per 10⁶ bytes that were reported",
       numeric: true,
-      cell: ({ readMs, reported }) => (reported > 0 ? formatMs(readMs / ((reported * PAGE_SIZE) / 1e6)) : "–"),
+      cell: ({ total: { readMs, reported } }) =>
+        reported > 0 ? formatMs(readMs / ((reported * PAGE_SIZE) / 1e6)) : "–",
     },
   ];
-  return dataTable("What the trackers cost", columns, [...model.owners.values()]);
+  return dataTable("What the trackers cost", columns, model.ownersRead);
 }
 
 /** Lets something through at most so often. What was held back comes at the end of the pause. */

@@ -1,9 +1,10 @@
 import { get } from "../api.js";
-import { type ConditionRow, conditionRows } from "../conditions.js";
 import { type Column, dataTable, h, section, tile } from "../dom.js";
-import { formatCount, formatMs, formatSize } from "../format.js";
 import { HeatMap } from "../plots/heat-map.js";
 import { conditionsOf, modelOf, type PastRun, type RunModel } from "../run-model.js";
+import { movingMs } from "../src/migration/report.js";
+import { type ConditionRow, conditionRows } from "../src/observe/conditions.js";
+import { formatCount, formatMs, formatSize } from "../src/observe/format.js";
 import { costTable, OwnersTable, RateChart, RoundsChart } from "./parts.js";
 import { badge, type Shown, signed, timeOf, type ViewContext } from "./view.js";
 
@@ -11,7 +12,7 @@ import { badge, type Shown, signed, timeOf, type ViewContext } from "./view.js";
 export async function pastRunView({ signal, parameters }: ViewContext): Promise<Shown> {
   const { run } = await get<{ run: PastRun }>(`/api/runs/${parameters[0]}`, signal);
   const model = modelOf(run);
-  const { report } = run;
+  const report = run.report ?? {};
   const charts = [new RoundsChart(model, signal), new RateChart(model, signal)] as const;
   const heat = new HeatMap(model, signal);
   const owners = new OwnersTable(model);
@@ -59,8 +60,8 @@ export async function pastRunView({ signal, parameters }: ViewContext): Promise<
 }
 
 function figures({ report, totalMs, downtimeMs, header }: PastRun): HTMLElement {
-  const limit = header.downtimeLimitMs;
-  const verified = report.verified;
+  const limit = header?.downtimeLimitMs;
+  const verified = report?.verified;
   return h(
     "dl",
     { class: "tiles" },
@@ -72,22 +73,21 @@ function figures({ report, totalMs, downtimeMs, header }: PastRun): HTMLElement 
     tile("Total", totalMs === null ? "–" : formatMs(totalMs)),
     tile(
       "Sent",
-      report.bytes === undefined ? "–" : formatSize(report.bytes),
-      report.rounds && `${report.rounds.length} rounds`,
+      report?.bytes === undefined ? "–" : formatSize(report.bytes),
+      report?.rounds && `${report.rounds.length} rounds`,
     ),
     tile(
       "Verified",
       verified === true ? "yes" : verified === false ? "differs" : "no",
       verified === true ? "no write was lost" : null,
     ),
-    tile("Memory", formatSize(header.memoryBytes)),
+    tile("Memory", header === null ? "–" : formatSize(header.memoryBytes)),
   );
 }
 
 function predictedTable({ report, downtimeMs }: PastRun): HTMLElement {
-  const { predicted, rounds = [], phases: took = [] } = report;
-  const moving = took.filter(({ phase }) => ["pre-copy", "pausing", "stop-copy", "handover"].includes(phase));
-  const movingMs = moving.reduce((sum, { ms }) => sum + ms, 0);
+  const { predicted, rounds = [], phases = [] } = report ?? {};
+  const actualMs = movingMs({ phases });
   const ms = (value: number | null | undefined) => (value == null ? "–" : formatMs(value));
   const rows: [string, string, string, string][] = [
     ["Converges", predicted?.converges === true ? "yes" : "no", downtimeMs === null ? "no" : "yes", ""],
@@ -98,7 +98,7 @@ function predictedTable({ report, downtimeMs }: PastRun): HTMLElement {
       signed(rounds.length - (predicted?.rounds ?? 0), ""),
     ],
     ["Downtime", ms(predicted?.downtimeMs), ms(downtimeMs), off(predicted?.downtimeMs, downtimeMs)],
-    ["First page to running", ms(predicted?.movingMs), ms(movingMs), off(predicted?.movingMs, movingMs)],
+    ["First page to running", ms(predicted?.movingMs), ms(actualMs), off(predicted?.movingMs, actualMs)],
   ];
   const columns: Column<[string, string, string, string]>[] = [
     { title: "Figure", cell: ([name]) => name },
@@ -116,7 +116,7 @@ function off(predicted: number | null | undefined, actual: number | null): strin
 
 /** The phases as a strip, and as a list. */
 function phases(model: RunModel, { report }: PastRun): HTMLElement {
-  const took = report.phases ?? [];
+  const took = report?.phases ?? [];
   const strip = h("div", { class: "phases", "aria-hidden": "true" });
   took.forEach(({ phase, ms }, index) => {
     const part = h("span", { title: `${phase}: ${formatMs(ms)}`, class: isDowntime(phase) ? "downtime" : null });
@@ -136,7 +136,7 @@ function isDowntime(phase: string): boolean {
 }
 
 function reasons({ report }: PastRun): HTMLElement | false {
-  const devices = report.devices ?? [];
+  const devices = report?.devices ?? [];
   if (devices.length === 0) return false;
   const columns: Column<(typeof devices)[number]>[] = [
     { title: "Device", cell: ({ id }) => id },

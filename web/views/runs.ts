@@ -1,6 +1,7 @@
-import { get, type RunSummary } from "../api.js";
+import { get } from "../api.js";
 import { type Column, dataTable, emptyState, h } from "../dom.js";
-import { formatMs } from "../format.js";
+import { formatMs } from "../src/observe/format.js";
+import type { PastRunSummary } from "../src/observe/server/api-schema.js";
 import { badge, type Shown, timeOf, type ViewContext } from "./view.js";
 
 /** Runs of a page of the list. */
@@ -8,7 +9,7 @@ const PAGE = 100;
 
 /** Runs that are over, the newest first; two of them can be chosen to compare. */
 export async function runsView({ signal }: ViewContext): Promise<Shown> {
-  const { runs } = await get<{ runs: RunSummary[] }>(`/api/runs?limit=${PAGE}`, signal);
+  const { runs } = await get<{ runs: PastRunSummary[] }>(`/api/runs?limit=${PAGE}`, signal);
   const content = h("div", {}, h("h1", {}, "Runs"));
   if (runs.length === 0) {
     content.append(
@@ -42,7 +43,7 @@ export async function runsView({ signal }: ViewContext): Promise<Shown> {
   const table = dataTable("Runs that are over", columns(choose), runs);
   let oldest = runs.at(-1)?.id ?? 0;
   more.addEventListener("click", async () => {
-    const { runs: older } = await get<{ runs: RunSummary[] }>(`/api/runs?limit=${PAGE}&before=${oldest}`, signal);
+    const { runs: older } = await get<{ runs: PastRunSummary[] }>(`/api/runs?limit=${PAGE}&before=${oldest}`, signal);
     oldest = older.at(-1)?.id ?? 0;
     more.hidden = older.length < PAGE;
     const rows = dataTable("", columns(choose), older).querySelectorAll("tbody tr");
@@ -61,7 +62,7 @@ function comparison(chosen: ReadonlySet<number>): string {
   return `#/compare/${a}/${b}`;
 }
 
-function columns(choose: (id: number) => (event: Event) => void): Column<RunSummary>[] {
+function columns(choose: (id: number) => (event: Event) => void): Column<PastRunSummary>[] {
   return [
     { title: "Run", cell: ({ id, scenario }) => h("a", { href: `#/runs/${id}` }, `${id} ${scenario}`) },
     { title: "Result", cell: ({ result }) => badge(result) },

@@ -37,7 +37,7 @@ export function declareDevice(program: Command, models: readonly ServableModel[]
     .command("device")
     .description("serve a device to another process (QEMU, a migration) over a vfio-user socket")
     .argument("<model>", "the model of the device; see below")
-    .option("--socket <path>", "listen for the client here, and for those who control it at PATH.control (required)")
+    .option("--socket <path>", "listen for the client here, and for control connections at PATH.control (required)")
     .option("--socket-group <group>", "let a group connect, too, by name or number (default: only this user)")
     .option(
       "--option <name=value...>",

@@ -1,13 +1,13 @@
 import type { Command } from "commander";
 import { DEFAULTS } from "../../defaults.js";
 import { exitCodesHelp } from "../exit-codes.js";
-import { addHostOptions, type HostOptions } from "../input/options/host.js";
+import { addHostOption, type HostOptions } from "../input/options/host.js";
 import { addMachineOptions, type MachineOptions } from "../input/options/machine.js";
 import { addPolicyOptions, type PolicyOptions } from "../input/options/policy.js";
 import { addViewOptions, type ViewOptions } from "../input/options/watch.js";
 import { runBy } from "../run-command.js";
 
-export interface TopInput extends HostOptions, MachineOptions, PolicyOptions, ViewOptions {
+export interface TopInput extends Omit<HostOptions, "device">, MachineOptions, PolicyOptions, ViewOptions {
   readonly run?: string;
 }
 
@@ -28,7 +28,7 @@ its VMM, and there is no way in from outside. A VMM that is written with Dirtmap
 /** `dirtmap top`: who dirties how much, live. */
 export function declareTop(program: Command): Command {
   const command = program.command("top").description("show live which devices dirty how much memory, and where");
-  addHostOptions(addPolicyOptions(addMachineOptions(command)), "none").option(
+  addHostOption(addPolicyOptions(addMachineOptions(command))).option(
     "--run <id>",
     "follow this run that is under way (default: the newest)",
   );

@@ -73,7 +73,7 @@ export function grantedFolder(folder: string): string {
   // Where an opened file lies is read from /proc.
   if (process.platform !== "linux") throw refuse("needs Linux", "name files by device: --file DEV=FILE");
   if (statSync(folder, { throwIfNoEntry: false })?.isDirectory() === true) return folder;
-  throw refuse("it is no folder", "name the folder that has the machines' files");
+  throw refuse("it is not a folder", "name the folder that has the machines' files");
 }
 
 /** What the destination on this machine may open: the operator is the same, and has named it all. */

@@ -3,18 +3,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { openStore } from "../../evidence/store/store.js";
+import { fakeReport } from "../../migration/fake-report.test.helper.js";
 import { pastReports, readReports } from "./past-reports.js";
 
 const folder = mkdtempSync(join(tmpdir(), "dirtmap-reports-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-const report = (downtimeMs: number) => ({
-  schemaVersion: 1,
-  result: "completed",
-  downtimeMs,
-  phases: [{ phase: "pre-copy", ms: 10 }],
-  rounds: [],
-});
+const report = (downtimeMs: number) => fakeReport({ downtimeMs });
 
 describe("earlier migrations' reports", () => {
   it("are read from files, and what is none is refused in one line", () => {

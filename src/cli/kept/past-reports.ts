@@ -1,6 +1,6 @@
-import { z } from "zod";
 import { UsageError } from "../../errors.js";
 import type { MigrationReport } from "../../migration/report.js";
+import { migrationReportSchema } from "../../migration/report-schema.js";
 import { readTextInput } from "../../sys/input-file.js";
 import type { StoreOption } from "../input/options/places.js";
 import { openStoreOf } from "./store.js";
@@ -8,29 +8,13 @@ import { openStoreOf } from "./store.js";
 /** A report is a few kilobytes; what is much longer is another kind of file. */
 const MAX_REPORT_BYTES = 1 << 24;
 
-const ms = z.number().min(0).max(1e9);
-const count = z.int().min(0);
-
 /** What is used of a report. */
-const schema = z.looseObject({
-  schemaVersion: z.literal(1),
-  result: z.enum(["completed", "cancelled", "failed", "indeterminate"]),
-  downtimeMs: ms.nullable(),
-  phases: z.array(z.looseObject({ phase: z.string(), ms })).max(64),
-  rounds: z
-    .array(
-      z.looseObject({
-        round: count,
-        phase: z.enum(["pre-copy", "stop-copy"]),
-        pages: count,
-        zeroPages: count,
-        bytes: count,
-        ms,
-        remaining: count,
-        byDevice: z.record(z.string(), z.looseObject({ reported: count, exclusive: count, readMs: ms })),
-      }),
-    )
-    .max(100_000),
+const schema = migrationReportSchema.pick({
+  schemaVersion: true,
+  result: true,
+  downtimeMs: true,
+  phases: true,
+  rounds: true,
 });
 
 type PastReport = Pick<MigrationReport, "result" | "rounds" | "phases" | "downtimeMs">;
@@ -84,7 +68,7 @@ export function pastReports(option: StoreOption, scenario: string | null): PastR
 }
 
 function notOne(file: string, why: string, cause?: unknown): UsageError {
-  return new UsageError(`${file} is no migration's report: ${why}`, {
+  return new UsageError(`${file} is not the report of a migration: ${why}`, {
     code: "BAD_REPORT",
     remedy: "give a file that `dirtmap migrate --json` wrote",
     cause,

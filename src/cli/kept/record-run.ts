@@ -4,7 +4,7 @@ import { type MigrationEvent, migrationEvents, type ReadEvent } from "../../migr
 import { newMigrationId } from "../../migration/journal.js";
 import type { MigrationReport } from "../../migration/report.js";
 import type { RunConditions } from "../../observe/conditions.js";
-import type { FeedHeader } from "../../observe/feed/schema.js";
+import type { RunHeader } from "../../observe/feed/schema.js";
 import type { TrackerChoice } from "../../tracking/choice.js";
 import type { StoreOption } from "../input/options/places.js";
 import { openStoreOf } from "./store.js";
@@ -16,9 +16,6 @@ import { openStoreOf } from "./store.js";
 
 /** Reads that are kept of a run; of a longer one every second, every fourth … */
 const MAX_READS = 2000;
-
-/** How a run's feed and its record in the store describe it. */
-export type RunHeader = Omit<FeedHeader, "schemaVersion">;
 
 /** The header of a migration. */
 export function migrationHeader(
@@ -54,12 +51,13 @@ function headerOf(
     scenario,
     host: "emulated",
     startedAt: startedAt.toISOString(),
-    devices: choices.map(({ device, tracker, granule, domain }) => ({
+    devices: choices.map(({ device, tracker, granule, domain, suspend }) => ({
       id: device,
       model: devices.find((described) => described.id === device)?.model ?? "",
       tracker,
       granule,
       domain: domain?.key ?? null,
+      ...(suspend ? { suspended: true } : {}),
     })),
     memoryBytes: memory,
   };

@@ -34,7 +34,7 @@ import { predictMachine } from "./shared/predict-machine.js";
 export const run: Run<MigrateInput> = async (input, { signal, interrupts }) => {
   const { json = false, quiet = false } = input;
   let note = tell;
-  interrupts.tellFirst(() => note("cancelling: the source goes on running; Ctrl-C once more forces"));
+  interrupts.tellFirst(() => note("cancelling: the source goes on running; a second Ctrl-C forces"));
   // All that may be wrong with what was asked for is found out before anything is started.
   const asked = readScenario(input);
   const { scenario, policy, design, settings } = asked;
@@ -56,22 +56,17 @@ export const run: Run<MigrateInput> = async (input, { signal, interrupts }) => {
     remote === undefined ? await startLocalDestination(signal, grantsOf(description), input.journal) : undefined;
   const destination = remote ?? (await readEndpoint(local?.ready ?? "", "client", input));
   const downtimeLimitMs = settings.downtimeLimit;
-  using view = quiet
-    ? undefined
-    : new LiveView({
-        stream: err,
-        color: mayColor(err),
-        devices: choices.map(({ device, tracker }) => ({ id: device, tracker })),
-        downtimeLimitMs,
-      });
-  if (view !== undefined) note = (text) => view.note(text);
-
   const migration = newMigrationId();
   const header = migrationHeader(
     { id: migration, scenario, startedAt: new Date(), downtimeLimitMs },
     description,
     choices,
   );
+  using view = quiet
+    ? undefined
+    : new LiveView({ stream: err, color: mayColor(err), devices: header.devices, downtimeLimitMs });
+  if (view !== undefined) note = (text) => view.note(text);
+
   await using _feed = input.feed ? await publishFeed(header).catch(noted(note)) : undefined;
   // Where nobody listens, the migration counts nothing for it.
   using recorder = store.store === false && input.report === undefined ? undefined : new ReadRecorder();

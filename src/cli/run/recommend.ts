@@ -1,6 +1,7 @@
 import { DEFAULTS } from "../../defaults.js";
 import { UsageError } from "../../errors.js";
-import { type Recommendation, recommendationOf, writeRecommendation } from "../../evidence/recommend/recommendation.js";
+import { recommendationOf, writeRecommendation } from "../../evidence/recommend/recommendation.js";
+import type { Recommendation } from "../../evidence/recommend/result.js";
 import { checkBenchmark, readBenchmark } from "../../evidence/trackers/file.js";
 import type { TrackerBenchmark } from "../../evidence/trackers/result.js";
 import { safeStrings } from "../../safe-text.js";

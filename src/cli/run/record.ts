@@ -9,7 +9,7 @@ import { openMachine } from "../sites/hosts.js";
 import { observeMachine } from "./shared/observe-machine.js";
 
 export const run: Run<RecordInput> = async ({ json = false, output, ...input }, { signal, interrupts }) => {
-  interrupts.tellFirst(() => warn("ending the recording; Ctrl-C once more forces"));
+  interrupts.tellFirst(() => warn("ending the recording; a second Ctrl-C forces"));
   const { scenario, description, policy, design } = readScenario(input);
   checkMemory(description, 1);
   await using machine = await openMachine(description);

@@ -49,7 +49,7 @@ async function showFeed(options: TopInput, signal: AbortSignal): Promise<void> {
   for await (const event of feed) {
     view.show(event);
     // What was told before comes at once; the view is of now only after a while.
-    if (options.once === true && view.state.reads > 0 && performance.now() - startedAt >= options.interval) break;
+    if (options.once === true && view.state.run.reads > 0 && performance.now() - startedAt >= options.interval) break;
   }
   view.finish();
 }
@@ -74,9 +74,9 @@ async function showServed(sockets: readonly string[], options: ViewOptions, sign
     for (const device of devices) {
       const counters = await device.serverCounters();
       if (counters?.dma === undefined) {
-        throw new UsageError(`the server of ${device.id} tells no counters`, {
+        throw new UsageError(`the server of ${device.id} has no counters`, {
           code: "NO_COUNTERS",
-          remedy: "only Dirtmap's own servers do (`dirtmap device`); its log belongs to whoever started it",
+          remedy: "only Dirtmap's own servers do (`dirtmap device`); the log belongs to the client that started it",
         });
       }
       const { log, dma, model } = counters;

@@ -1,6 +1,6 @@
 import { UsageError } from "../../errors.js";
-import type { Recommendation } from "../../evidence/recommend/recommendation.js";
 import { measuredChoices } from "../../evidence/recommend/recommendation.js";
+import type { Recommendation } from "../../evidence/recommend/result.js";
 import { scenarioNames } from "../../scenario/scenario.js";
 import type { DeviceCapabilities } from "../../tracking/capabilities.js";
 import { DEFAULT_POLICY } from "../../tracking/choice.js";
@@ -63,7 +63,7 @@ async function checkLinux(
 function checkThere({ devices, host, scenario }: Recommendation, there: readonly string[], where: string): void {
   const gone = devices.find(({ id }) => !there.includes(id));
   if (gone === undefined) return;
-  throw new UsageError(`${where} has no '${gone.id}' any more, which was measured`, {
+  throw new UsageError(`${where} no longer has '${gone.id}', which was measured`, {
     code: "DEVICE_GONE",
     remedy: `measure again (${benchCommand({ host, scenario })}), or recommend without looking at the machine (--no-check)`,
   });

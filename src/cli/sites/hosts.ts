@@ -14,8 +14,8 @@ export type { EmulatedMachine } from "../../emulated/machine.js";
 const emulated = () => import("./emulated/open.js");
 
 /**
- * Builds the machine on the emulated host. A disk without a file gets one that is gone with the machine; who migrates it names
- * files that both sides reach ({@link withDisks}).
+ * Builds the machine on the emulated host. A disk without a file gets one that is gone with the machine. To be
+ * migrated, a machine has disks with files that both sides reach (emulated/disks.ts).
  * @param options.paused its vCPUs and devices are not started: what a destination needs
  * @param options.side whose sockets are meant, of devices that run in other processes; default: the source's
  * @throws UsageError `MEMORY_DOES_NOT_FIT` and others, for a description that can't be built

@@ -1,5 +1,6 @@
 import type { Outcome, OwnerPrediction, Prediction, WhatIf } from "../../evidence/predict/predict.js";
 import { formatCount, formatMs, formatRate, formatSize } from "../../observe/format.js";
+import { ownerLabel, parseOwner } from "../../tracking/owner.js";
 import { tableLines } from "./table-text.js";
 
 /** A prediction for people: the outcome first, then its rounds, then whoever writes. Ends without a newline. */
@@ -45,7 +46,7 @@ function outcomeWords({ rounds, downtimeMs, movingMs }: Outcome): string {
 
 function ownersTable(owners: readonly OwnerPrediction[]): string[] {
   const rows = owners.map(({ owner, tracker, everything, bytesPerSecond, workingSetBytes, suspended, halved }) => [
-    owner.replace(/^domain:/, ""),
+    ownerLabel(parseOwner(owner)),
     tracker,
     everything ? "-" : formatRate(bytesPerSecond),
     formatSize(workingSetBytes),

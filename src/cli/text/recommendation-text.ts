@@ -1,5 +1,4 @@
-import type { JudgedFigures, RecommendedDevice } from "../../evidence/recommend/recommend.js";
-import type { Recommendation } from "../../evidence/recommend/recommendation.js";
+import type { JudgedFigures, Recommendation, RecommendedDevice } from "../../evidence/recommend/result.js";
 import { formatMs, formatRate, formatSize } from "../../observe/format.js";
 import { tableLines } from "./table-text.js";
 

@@ -42,7 +42,7 @@ export function trackersTables(benchmark: TrackerBenchmark, link: Link): Omit<Ta
   const rate = formatRate(link.bandwidth);
   const limit = formatMs(link.downtimeLimitMs);
   return [
-    { caption: "cost to who reads, cost to the device, exactness", left: NAMES, ...costTable(devices, memoryBytes) },
+    { caption: "cost to the reader, cost to the device, exactness", left: NAMES, ...costTable(devices, memoryBytes) },
     { caption: "a read & clear, by address space and by share of dirty pages", left: NAMES, ...readTable(devices) },
     {
       caption: `a migration of ${formatSize(memoryBytes)} in which the device is all that writes, over ${rate}, downtime limit ${limit} (an estimate)`,

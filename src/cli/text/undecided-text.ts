@@ -16,7 +16,7 @@ export function undecidedLines(undecided: Undecided): string[] {
     `  If it does not run there, and never will:  ${resume}`,
     `  If it runs there:                          ${abort}`,
     until === null
-      ? "It waits until told. If its process ends before, its memory is gone."
+      ? "It waits until someone decides. If its process ends first, its memory is gone."
       : `If nobody has decided by ${until.toISOString()}, this process ends with exit code 3, and the source's memory with it.`,
   ];
 }
@@ -31,7 +31,7 @@ export function handingOver(runningMs: number, note: (text: string) => void): { 
   return {
     first: () =>
       note(
-        `the machine is being handed over, which can't be cancelled: the destination has ${formatMs(runningMs)} to say that it runs; once more forces, and the source's memory is gone`,
+        `the machine is being handed over, which can't be cancelled: the destination has ${formatMs(runningMs)} to say that it runs; a second interrupt forces, and the source's memory is gone`,
       ),
     forced: () => note("forced: the source's memory is gone; the machine runs at the destination, or nowhere"),
   };
@@ -45,7 +45,7 @@ export function waitingForDecision(
   return {
     first: () =>
       note(
-        `still waiting for a decision: \`${resume}\` or \`${abort}\`. Once more forces: the process ends, and the source's memory is gone`,
+        `still waiting for a decision: \`${resume}\` or \`${abort}\`. A second interrupt forces: the process ends, and the source's memory is gone`,
       ),
     forced: () => note(`forced: the source's memory is gone; the machine runs at ${destination}, or nowhere`),
   };

@@ -3,11 +3,11 @@ import { UsageError } from "../../errors.js";
 import { isPowerOfTwo, KiB, MiB } from "../../memory/address.js";
 import { VFIO_PCI_IRQ_INDEX, VFIO_PCI_REGION_INDEX } from "../../uapi/vfio.js";
 import { DeviceMemory } from "../device-memory.js";
-import { createSharedMemory } from "../memory-file.js";
 import type { DeviceContext, DeviceModel, MappableRegion, ModelInfo } from "../model.js";
 import { PCI_CONFIG_BYTES, PciConfig } from "../pci-config.js";
 import { badState, decodeRecords, encodeRecords } from "../records.js";
 import { numberOption, type ServableModel } from "../servable.js";
+import { createSharedMemory } from "../shared-memory.js";
 import { ENGINE_STATE_BYTES, Engine } from "./engine.js";
 import {
   BAR0_BYTES,

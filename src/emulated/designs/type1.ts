@@ -1,9 +1,9 @@
 import type { ContainerMember, ContainerTracking } from "../../host/designs.js";
 import type { BitmapQuery } from "../../host/host.js";
+import type { PinLog } from "../../iommufd/pin-log.js";
 import { iovaOf, PAGE_SIZE } from "../../memory/address.js";
 import type { GuestMemory } from "../../memory/guest-memory.js";
-import { EmulatedIommufd } from "../iommufd/iommufd.js";
-import type { PinLog } from "../iommufd/pin-log.js";
+import { EmulatedIommufd } from "../iommufd.js";
 import type { PhysicalMemory } from "../physical-memory.js";
 import { Type1Container } from "../type1/container.js";
 

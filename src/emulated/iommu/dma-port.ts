@@ -1,6 +1,7 @@
 import type { DmaLog } from "../../devices/dma-log.js";
 import type { DmaFault, DmaPort } from "../../devices/model.js";
 import type { IommuFormatName } from "../../host/description.js";
+import type { Port } from "../../iommufd/system-iommu.js";
 import { PAGE_SIZE, type PageNumber } from "../../memory/address.js";
 import { openArena } from "../../memory/arena.js";
 import { Copier } from "../../memory/copier.js";
@@ -9,7 +10,7 @@ import { type PhysicalArena, PhysicalMemory } from "../physical-memory.js";
 import { EventLog } from "./event-log.js";
 import { type PageTableFormat, READ, WRITE } from "./format.js";
 import { FORMATS } from "./formats.js";
-import type { Port } from "./iommu.js";
+import { Iotlb, LOGGED, PEER, RECORDED } from "./iotlb.js";
 import { P2pMatrix } from "./p2p-matrix.js";
 import { PortCounters } from "./port-counters.js";
 import { Walker } from "./walker.js";
@@ -39,20 +40,12 @@ export interface DmaHooks {
   readonly beforeRecord?: () => void;
 }
 
-/** Flags of an IOTLB entry, beside READ and WRITE: the write is recorded in the leaf, or needs no recording. */
-const RECORDED = 4;
-/** The page is in another device's BAR. */
-const PEER = 8;
-/** The page is marked in the device's own log. */
-const LOGGED = 16;
-
 /**
  * A device's way to memory through the system IOMMU, on the device's thread.
  *
  * Each DMA is bracketed by its in-flight words: whoever invalidates raises the flush generation, and then waits for the
  * DMA that began before. One that begins later finds the generation moved, drops its IOTLB and reads its device-table
- * entry anew. The IOTLB is direct-mapped and holds 4 KiB translations, also of larger leaves; it remembers that a leaf is
- * dirty already, which is why clearing a dirty bit needs the flush.
+ * entry anew.
  */
 export class IommuDmaPort implements DmaPort {
   readonly port: Port;
@@ -78,14 +71,8 @@ export class IommuDmaPort implements DmaPort {
   #updates = false;
   /** What an entry's flags must have for a write. */
   #writeFlags = WRITE;
-  /** The generation that the IOTLB and the device-table entry were read under. */
-  #generation = 0;
-  readonly #mask: number;
-  readonly #tags: Float64Array;
-  readonly #generations: Int32Array;
-  readonly #flags: Uint8Array;
-  readonly #arenas: Uint32Array;
-  readonly #offsets: Uint32Array;
+  /** Its generation is also the one that the device-table entry was read under. */
+  readonly #iotlb: Iotlb;
 
   constructor(wiring: DmaWiring, hooks: DmaHooks = {}) {
     this.port = wiring.port;
@@ -101,13 +88,7 @@ export class IommuDmaPort implements DmaPort {
     this.#events = new EventLog(wiring.events);
     this.#walker = new Walker(this.#format, this.#words, hooks.beforeRecord);
     this.#afterTranslate = hooks.afterTranslate;
-    const entries = 2 ** Math.floor(Math.log2(Math.max(1, wiring.iotlb)));
-    this.#mask = entries - 1;
-    this.#tags = new Float64Array(entries).fill(-1);
-    this.#generations = new Int32Array(entries);
-    this.#flags = new Uint8Array(entries);
-    this.#arenas = new Uint32Array(entries);
-    this.#offsets = new Uint32Array(entries);
+    this.#iotlb = new Iotlb(wiring.iotlb);
     this.#load(this.#inFlight.begin(this.port));
     this.#inFlight.end(this.port);
   }
@@ -119,23 +100,22 @@ export class IommuDmaPort implements DmaPort {
 
   set log(log: DmaLog | null) {
     this.#log = log;
-    for (let slot = 0; slot < this.#flags.length; slot++) this.#flags[slot] &= ~LOGGED;
+    this.#iotlb.clearFlag(LOGGED);
   }
 
   write(page: PageNumber, offset: number, source: Uint8Array, from: number, bytes: number): DmaFault | null {
     checkSpan(offset, source, from, bytes);
-    const slot = page & this.#mask;
+    const iotlb = this.#iotlb;
+    const slot = iotlb.slotOf(page);
     this.#begin();
-    const need = this.#writeFlags;
-    const hit =
-      this.#tags[slot] === page && this.#generations[slot] === this.#generation && (this.#flags[slot] & need) === need;
+    const hit = iotlb.hits(slot, page, this.#writeFlags);
     const fault = hit ? this.#mayReach(slot) : this.#translate(slot, page, true);
     if (fault === null) {
       this.#afterTranslate?.(page);
-      this.#copier.copy(this.#memories[this.#arenas[slot]], this.#offsets[slot] + offset, source, from, bytes);
-      if (this.#log !== null && (this.#flags[slot] & LOGGED) === 0) {
+      this.#copier.copy(this.#memories[iotlb.arenas[slot]], iotlb.offsets[slot] + offset, source, from, bytes);
+      if (this.#log !== null && (iotlb.flags[slot] & LOGGED) === 0) {
         this.#log.mark(page);
-        this.#flags[slot] |= LOGGED;
+        iotlb.flags[slot] |= LOGGED;
       }
     }
     this.#inFlight.end(this.port);
@@ -146,14 +126,14 @@ export class IommuDmaPort implements DmaPort {
 
   read(page: PageNumber, offset: number, target: Uint8Array, to: number, bytes: number): DmaFault | null {
     checkSpan(offset, target, to, bytes);
-    const slot = page & this.#mask;
+    const iotlb = this.#iotlb;
+    const slot = iotlb.slotOf(page);
     this.#begin();
-    const hit =
-      this.#tags[slot] === page && this.#generations[slot] === this.#generation && (this.#flags[slot] & READ) !== 0;
+    const hit = iotlb.hits(slot, page, READ);
     const fault = hit ? this.#mayReach(slot) : this.#translate(slot, page, false);
     if (fault === null) {
       this.#afterTranslate?.(page);
-      this.#copier.copy(target, to, this.#memories[this.#arenas[slot]], this.#offsets[slot] + offset, bytes);
+      this.#copier.copy(target, to, this.#memories[iotlb.arenas[slot]], iotlb.offsets[slot] + offset, bytes);
     }
     this.#inFlight.end(this.port);
     if (fault === null) this.counters.countRead(bytes);
@@ -164,18 +144,18 @@ export class IommuDmaPort implements DmaPort {
   /** A DMA begins: what was cached under another flush generation is gone. */
   #begin(): void {
     const generation = this.#inFlight.begin(this.port);
-    if (generation !== this.#generation) this.#load(generation);
+    if (generation !== this.#iotlb.generation) this.#load(generation);
   }
 
   #load(generation: number): void {
-    this.#generation = generation;
+    this.#iotlb.generation = generation;
     const { root, updates } = this.#format.loadDeviceEntry(this.#words, this.#deviceEntry);
     this.#root = root;
     this.#updates = updates;
     this.#writeFlags = updates ? WRITE | RECORDED : WRITE;
   }
 
-  /** Walks, and fills the IOTLB's slot. */
+  /** Walks, and fills the page's slot of the IOTLB. */
   #translate(slot: number, page: PageNumber, write: boolean): DmaFault | null {
     if (this.#root === 0) return "detached";
     const walker = this.#walker;
@@ -186,17 +166,14 @@ export class IommuDmaPort implements DmaPort {
     if (memory === undefined || walker.addressLow + PAGE_SIZE > memory.length) return "not-mapped";
     const owner = this.#owners[walker.addressHigh];
     if (owner >= 0 && owner !== this.port && !this.#p2p.allowed(this.port, owner)) return "p2p-refused";
-    this.#tags[slot] = page;
-    this.#generations[slot] = this.#generation;
-    this.#arenas[slot] = walker.addressHigh;
-    this.#offsets[slot] = walker.addressLow;
-    this.#flags[slot] =
-      walker.permissions | (write || !this.#updates ? RECORDED : 0) | (owner >= 0 && owner !== this.port ? PEER : 0);
+    const recorded = write || !this.#updates ? RECORDED : 0;
+    const peer = owner >= 0 && owner !== this.port ? PEER : 0;
+    this.#iotlb.fill(slot, page, walker.addressHigh, walker.addressLow, walker.permissions | recorded | peer);
     return this.#mayReach(slot);
   }
 
   #mayReach(slot: number): DmaFault | null {
-    return this.p2pQuiesced && (this.#flags[slot] & PEER) !== 0 ? "p2p-refused" : null;
+    return this.p2pQuiesced && (this.#iotlb.flags[slot] & PEER) !== 0 ? "p2p-refused" : null;
   }
 
   #report(page: PageNumber, write: boolean, fault: DmaFault): void {

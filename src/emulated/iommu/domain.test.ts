@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { bitmapOf } from "../../../test/support/iommu.js";
 import type { InFlight } from "../../memory/in-flight.js";
+import { PhysicalMemory } from "../physical-memory.js";
 import { EmulatedDomain } from "./domain.js";
 import { LAST_PAGE } from "./format.js";
 import { FORMATS } from "./formats.js";
@@ -23,6 +24,7 @@ function domain() {
     { ...table, map: note("map"), remove: note("remove"), release: note("release") } as unknown as PageTable,
     true,
     {
+      physical: new PhysicalMemory(),
       inFlight: { invalidate: () => slowly("flush") } as unknown as InFlight,
       reader: {
         scan: async (_format: unknown, request: ScanRequest) => {

@@ -1,16 +1,19 @@
 import type { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
+import type { DomainMapping, IommuDomain, Port } from "../../iommufd/system-iommu.js";
 import { hex, PAGE_SIZE, type PageNumber } from "../../memory/address.js";
 import type { InFlight } from "../../memory/in-flight.js";
 import { Lock } from "../../threads/lock.js";
 import { UapiError } from "../../uapi/errno.js";
+import type { PhysicalMemory } from "../physical-memory.js";
 import { leafSizesOf, targetOf } from "./dirty-target.js";
 import { LAST_PAGE } from "./format.js";
-import type { IommuDomain, Port } from "./iommu.js";
-import type { Mapping, PageTable } from "./page-table.js";
+import type { PageTable } from "./page-table.js";
 import type { DirtyReader } from "./reader.js";
 
 /** What a domain needs of the IOMMU that made it. */
 export interface DomainHardware {
+  /** Where memory lies that it maps. */
+  readonly physical: PhysicalMemory;
   readonly inFlight: InFlight;
   readonly reader: DirtyReader;
   /** Switches recording on or off in a port's device-table entry. */
@@ -46,8 +49,9 @@ export class EmulatedDomain implements IommuDomain {
     return this.#tracking || (this.dirtyTracking && this.table.format.alwaysUpdates);
   }
 
-  map(mapping: Mapping): void {
-    this.table.map(mapping);
+  async map({ page, memory, ...rest }: DomainMapping): Promise<void> {
+    const frame = this.#hardware.physical.frameOf(memory.arena, memory.offset);
+    this.table.map({ page, frame, pages: memory.length / PAGE_SIZE, ...rest });
   }
 
   unmap({ page, pages, into }: { page: PageNumber; pages: number; into?: DirtyBitmap }): Promise<void> {

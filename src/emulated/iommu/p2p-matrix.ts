@@ -1,5 +1,5 @@
+import type { Port } from "../../iommufd/system-iommu.js";
 import type { InFlight } from "../../memory/in-flight.js";
-import type { Port } from "./iommu.js";
 
 /**
  * Who may write into whose BARs, in shared memory: directed, since a device is often a target and rarely an initiator.

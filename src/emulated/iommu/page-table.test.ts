@@ -73,10 +73,10 @@ describe.each(ALL_FORMATS)("an I/O page table in format %s", (format) => {
             const args = { page: BASE + action.page, frame: ramPage, pages, readable: true, writeable, hugePages };
             const taken = Array.from({ length: pages }, (_, i) => model.has(action.page + i)).includes(true);
             if (taken) {
-              expect(() => domain.map(args)).toThrowError(/EEXIST/);
+              expect(() => domain.table.map(args)).toThrowError(/EEXIST/);
               continue;
             }
-            domain.map(args);
+            domain.table.map(args);
             mappings.push({ page: action.page, pages });
             for (let at = 0; at < pages; ) {
               const page = action.page + at;
@@ -169,7 +169,7 @@ describe.each(ALL_FORMATS)("an I/O page table in format %s", (format) => {
     const { tables } = domain.table;
     let error: unknown;
     try {
-      domain.map({ page: 0, frame: 0, pages: 2 ** 16, readable: true, writeable: true, hugePages: false });
+      domain.table.map({ page: 0, frame: 0, pages: 2 ** 16, readable: true, writeable: true, hugePages: false });
     } catch (caught) {
       error = caught;
     }

@@ -131,7 +131,7 @@ describe.each(ALL_FORMATS)("the emulated IOMMU with %s", (format) => {
     const port = bench.port(0);
     expect(write(port, 0x100)).toBe("detached");
     const domain = bench.iommu.allocDomain({ dirtyTracking: true });
-    domain.map({ page: 0x100, frame: 0, pages: 1, readable: true, writeable: false, hugePages: true });
+    domain.table.map({ page: 0x100, frame: 0, pages: 1, readable: true, writeable: false, hugePages: true });
     await bench.iommu.attach(0, domain);
     await domain.setDirtyTracking(true);
     expect(write(port, 0x101)).toBe("not-mapped");
@@ -155,7 +155,7 @@ describe.each(ALL_FORMATS)("the emulated IOMMU with %s", (format) => {
   it("keeps a read from a page that is mapped for writing only, except on Arm, where stage 1 has no such page", async () => {
     await using bench = new TestBench({ format });
     const domain = bench.iommu.allocDomain({ dirtyTracking: true });
-    domain.map({ page: 0x100, frame: 0, pages: 4, readable: false, writeable: true, hugePages: false });
+    domain.table.map({ page: 0x100, frame: 0, pages: 4, readable: false, writeable: true, hugePages: false });
     await bench.iommu.attach(0, domain);
     await domain.setDirtyTracking(true);
     const port = bench.port(0);
@@ -302,7 +302,7 @@ describe.each(ALL_FORMATS)("the emulated IOMMU with %s", (format) => {
     await using bench = new TestBench({ format });
     const domain = bench.iommu.allocDomain({ dirtyTracking: true });
     const frame = bench.physical.frameOf(bench.bar, 0);
-    domain.map({ page: 0x200, frame, pages: 4, readable: true, writeable: true, hugePages: false });
+    domain.table.map({ page: 0x200, frame, pages: 4, readable: true, writeable: true, hugePages: false });
     bench.map(domain, 0x100, 0, 4, false);
     await bench.iommu.attach(0, domain);
     await bench.iommu.attach(1, domain);
@@ -330,7 +330,7 @@ describe.each(ALL_FORMATS)("the emulated IOMMU with %s", (format) => {
     bench.physical.register(bar, { kind: "bar", port: 0 });
     const domain = bench.iommu.allocDomain({ dirtyTracking: true });
     const frame = bench.physical.frameOf(bar, 0);
-    domain.map({ page: 0x200, frame, pages: 1, readable: true, writeable: true, hugePages: false });
+    domain.table.map({ page: 0x200, frame, pages: 1, readable: true, writeable: true, hugePages: false });
     await bench.iommu.attach(0, domain);
     await bench.iommu.attach(1, domain);
     const initiator = bench.port(1);

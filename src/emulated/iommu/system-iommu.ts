@@ -1,5 +1,6 @@
 import type { IommuFormatName } from "../../host/description.js";
 import type { HwInfo } from "../../host/host.js";
+import type { IommuDomain, Port, SystemIommu } from "../../iommufd/system-iommu.js";
 import { RESULT_BYTES } from "../../kernels/ioptes.js";
 import { type Kernels, loadKernels } from "../../kernels/kernels.js";
 import { GiB } from "../../memory/address.js";
@@ -13,7 +14,6 @@ import { EmulatedDomain } from "./domain.js";
 import { EventLog, type IommuFault } from "./event-log.js";
 import { LAST_PAGE, type PageTableFormat, TABLE_BYTES } from "./format.js";
 import { FORMATS } from "./formats.js";
-import type { IommuDomain, Port, SystemIommu } from "./iommu.js";
 import type { P2pMatrix } from "./p2p-matrix.js";
 import { PageTable } from "./page-table.js";
 import type { PortCounters } from "./port-counters.js";
@@ -36,6 +36,8 @@ export interface EmulatedSystemIommuOptions {
   /** Ports of the whole host: device-table entries are indexed by port. */
   readonly ports: number;
   readonly inFlight: InFlight;
+  /** What it translates to. */
+  readonly physical: PhysicalMemory;
   /** Room for page tables in bytes: 2 GiB per TiB that is mapped at 4 KiB, at most 4 GiB. */
   readonly tableBytes?: number;
   readonly reading?: ReadingPlace;
@@ -62,6 +64,7 @@ export class EmulatedSystemIommu implements SystemIommu, AsyncDisposable {
   readonly #tables: TablePages;
   readonly #reader: DirtyReader;
   readonly #inFlight: InFlight;
+  readonly #physical: PhysicalMemory;
   readonly #events = EventLog.allocate(EVENT_LOG_CAPACITY);
   readonly #attached = new Map<Port, EmulatedDomain>();
   readonly #domains = new WeakSet<IommuDomain>();
@@ -69,13 +72,14 @@ export class EmulatedSystemIommu implements SystemIommu, AsyncDisposable {
 
   /** @throws UsageError `MEMORY_DOES_NOT_FIT` */
   constructor(options: EmulatedSystemIommuOptions) {
-    const { format, dirtyTracking, ports, inFlight, tableBytes, reading, leafSizes } = options;
+    const { format, dirtyTracking, ports, inFlight, physical, tableBytes, reading, leafSizes } = options;
     this.format = FORMATS[format];
     this.#leafShifts = this.format.leafShifts.filter((shift) => leafSizes?.includes(2 ** shift) ?? true);
     this.aperture = options.aperture ?? { first: 0, last: LAST_PAGE };
     this.dirtyTracking = dirtyTracking;
     this.reserved = options.reserved ?? this.format.reserved;
     this.#inFlight = inFlight;
+    this.#physical = physical;
     this.#arena = createArena(tableBytes ?? DEFAULT_TABLE_BYTES);
     this.#kernels = loadKernels(this.#arena.memory);
     const deviceTable = Math.ceil((ports * this.format.deviceEntryBytes) / TABLE_BYTES) * TABLE_BYTES;
@@ -110,6 +114,7 @@ export class EmulatedSystemIommu implements SystemIommu, AsyncDisposable {
     });
     const domain: EmulatedDomain = new EmulatedDomain(table, dirtyTracking, {
       inFlight: this.#inFlight,
+      physical: this.#physical,
       reader: this.#reader,
       // A port that is on its way to another domain has that one's setting already.
       setUpdates: (port, on) => {
@@ -156,17 +161,14 @@ export class EmulatedSystemIommu implements SystemIommu, AsyncDisposable {
   }
 
   /** What a device thread needs for an {@link IommuDmaPort} behind this IOMMU. Post it. */
-  wiring(
-    port: Port,
-    args: { physical: PhysicalMemory; p2p: P2pMatrix; counters: PortCounters; iotlb: number },
-  ): DmaWiring {
+  wiring(port: Port, args: { p2p: P2pMatrix; counters: PortCounters; iotlb: number }): DmaWiring {
     return {
       format: this.format.name,
       tables: this.#arena.memory,
       deviceEntry: this.#entry(port),
       port,
       inFlight: this.#inFlight.words,
-      physical: args.physical.posted(),
+      physical: this.#physical.posted(),
       p2p: args.p2p.words,
       events: this.#events.words,
       counters: args.counters.values,

@@ -5,10 +5,10 @@ import type { StampTrail } from "../../devices/stamp.js";
 import type { RunMode } from "../../devices/variant-driver/migration-driver.js";
 import type { ModelledDescription } from "../../host/description.js";
 import type { ShapeFacts } from "../../host/shape.js";
+import type { PostedTracker } from "../../iommufd/emulated-iommu.js";
 import type { PageNumber } from "../../memory/address.js";
 import type { Moved } from "../../threads/rpc.js";
 import type { DmaWiring } from "../iommu/dma-port.js";
-import type { PostedTracker } from "../iommufd/emulated-iommu.js";
 import type { PinnedRun, PinWiring } from "../vfio/pin-port.js";
 
 /*

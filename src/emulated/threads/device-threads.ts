@@ -6,11 +6,11 @@ import type { StampTrail } from "../../devices/stamp.js";
 import type { RunMode } from "../../devices/variant-driver/migration-driver.js";
 import { DirtmapError } from "../../errors.js";
 import type { ShapeFacts } from "../../host/shape.js";
+import type { PostedTracker } from "../../iommufd/emulated-iommu.js";
 import type { PageNumber } from "../../memory/address.js";
 import { endThread } from "../../threads/end-thread.js";
 import { RpcClient, serve } from "../../threads/rpc.js";
 import { within } from "../../threads/within.js";
-import type { PostedTracker } from "../iommufd/emulated-iommu.js";
 import type { DeviceOperations, HostOperations, PostedDevice } from "./device-protocol.js";
 
 /** Who pins memory for an mdev, on the main thread: its driver. */

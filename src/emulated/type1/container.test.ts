@@ -2,9 +2,9 @@ import { describe, expect, it } from "vitest";
 import { errno } from "../../../test/support/errno.js";
 import { FakeIommu } from "../../../test/support/fake-host/iommu.js";
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
+import { PinLog } from "../../iommufd/pin-log.js";
 import { MiB } from "../../memory/address.js";
 import { createArena } from "../../memory/arena.js";
-import { PinLog } from "../iommufd/pin-log.js";
 import { PhysicalMemory } from "../physical-memory.js";
 import { Type1Container } from "./container.js";
 

@@ -2,13 +2,13 @@ import type { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import type { AccessCallbacks, MemorySpan } from "../../host/host.js";
 import { type Call, lastOf, refuse } from "../../host/iommufd-checks.js";
 import type { Type1Iommu } from "../../host/type1.js";
+import { answered } from "../../iommufd/ioas.js";
+import { PinLog } from "../../iommufd/pin-log.js";
+import type { IommuDomain, Port, SystemIommu } from "../../iommufd/system-iommu.js";
 import { hex, type Iova, iovaOf, PAGE_SIZE, type PageNumber, pageOf, U64_MAX } from "../../memory/address.js";
 import { type Interval, IntervalMap } from "../../memory/interval-map.js";
+import { RwLock } from "../../threads/rw-lock.js";
 import { isErrno } from "../../uapi/errno.js";
-import type { IommuDomain, Port, SystemIommu } from "../iommu/iommu.js";
-import { answered } from "../iommufd/ioas.js";
-import { PinLog } from "../iommufd/pin-log.js";
-import { RwLock } from "../iommufd/rw-lock.js";
 import type { PhysicalMemory } from "../physical-memory.js";
 
 /** Mappings that one container holds, unless vfio_iommu_type1's parameter dma_entry_limit says otherwise. */
@@ -145,13 +145,13 @@ export class Type1Container implements Type1Iommu {
       if (this.#dmas.size >= this.#maxMappings) refuse("ENOSPC", call, "map in fewer, larger pieces");
       if (!this.#isValid(first, end)) refuse("EINVAL", call, "an IOMMU can't translate these IOVAs");
       if (this.#tracking && end - first >= MAX_BITMAP_PAGES) refuse("EINVAL", call, "map less than 2^31 pages at once");
-      const frame = this.#physical.frameOf(span.arena, span.offset);
-      if (frame < 0 || span.offset + span.length > span.arena.bytes) refuse("EFAULT", call);
+      if (this.#physical.frameOf(span.arena, span.offset) < 0 || span.offset + span.length > span.arena.bytes)
+        refuse("EFAULT", call);
       const dma = { span, readable, writeable, pins: 0, allDirty: false };
       const done: IommuDomain[] = [];
       try {
         for (const domain of this.#domains.keys()) {
-          this.#mapInto(domain, first, dma);
+          await this.#mapInto(domain, first, dma);
           done.push(domain);
         }
       } catch (error) {
@@ -338,7 +338,7 @@ export class Type1Container implements Type1Iommu {
     }
     const domain = iommu.allocDomain({ dirtyTracking: false });
     try {
-      for (const { start, value } of this.#dmas) this.#mapInto(domain, start, value);
+      for (const { start, value } of this.#dmas) await this.#mapInto(domain, start, value);
       await iommu.attach(port, domain);
     } catch (error) {
       domain.dispose();
@@ -357,9 +357,8 @@ export class Type1Container implements Type1Iommu {
     domain.dispose();
   }
 
-  #mapInto(domain: IommuDomain, page: PageNumber, { span, readable, writeable }: Dma): void {
-    const frame = this.#physical.frameOf(span.arena, span.offset);
-    domain.map({ page, frame, pages: span.length / PAGE_SIZE, readable, writeable, hugePages: true });
+  #mapInto(domain: IommuDomain, page: PageNumber, { span, readable, writeable }: Dma): Promise<void> {
+    return domain.map({ page, memory: span, readable, writeable, hugePages: true });
   }
 
   #isValid(first: PageNumber, last: PageNumber): boolean {

@@ -10,7 +10,7 @@ import { InFlight } from "../../memory/in-flight.js";
 import { P2pMatrix } from "../iommu/p2p-matrix.js";
 import { PortCounters } from "../iommu/port-counters.js";
 import { EmulatedSystemIommu } from "../iommu/system-iommu.js";
-import { EmulatedIommufd } from "../iommufd/iommufd.js";
+import { EmulatedIommufd } from "../iommufd.js";
 import { deviceMemoryBytes, layoutWorkload } from "../layout.js";
 import { PhysicalMemory } from "../physical-memory.js";
 import { DeviceThreads } from "../threads/device-threads.js";
@@ -121,7 +121,7 @@ export async function openBench(
     return { arena, bytes };
   });
   const layout = layoutWorkload(description, memory.regions);
-  const iommu = new EmulatedSystemIommu({ format: "amd-v1", dirtyTracking: true, ports, inFlight });
+  const iommu = new EmulatedSystemIommu({ format: "amd-v1", dirtyTracking: true, ports, inFlight, physical });
   const p2p = P2pMatrix.allocate(ports);
   const iommufd = new EmulatedIommufd({ physical, inFlight });
   const ioas = await iommufd.allocIoas();
@@ -160,7 +160,7 @@ export async function openBench(
               kind: "pins",
               wiring: { port, inFlight: inFlight.words, physical: physical.posted(), counters: counters.values },
             }
-          : { kind: "iommu", wiring: iommu.wiring(port, { physical, p2p, counters, iotlb: 64 }) },
+          : { kind: "iommu", wiring: iommu.wiring(port, { p2p, counters, iotlb: 64 }) },
       hold: hold.words,
     });
     const opened = await EmulatedVfioDevice.open({

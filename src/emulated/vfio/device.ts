@@ -19,12 +19,12 @@ import type {
 } from "../../host/host.js";
 import { refuse } from "../../host/iommufd-checks.js";
 import { type DeviceShape, shapeOf } from "../../host/shape.js";
+import type { IommufdAccess } from "../../iommufd/access.js";
+import type { Port, SystemIommu } from "../../iommufd/system-iommu.js";
 import { type Iova, MiB, PAGE_SIZE } from "../../memory/address.js";
 import type { InFlight } from "../../memory/in-flight.js";
 import type { DeviceFeature, MigState } from "../../uapi/vfio.js";
-import type { Port, SystemIommu } from "../iommu/iommu.js";
-import type { EmulatedAccess } from "../iommufd/access.js";
-import { EmulatedIommufd } from "../iommufd/iommufd.js";
+import { EmulatedIommufd } from "../iommufd.js";
 import type { PhysicalMemory } from "../physical-memory.js";
 import type { DeviceSide } from "../threads/device-threads.js";
 import { MdevPins, pinLogSource } from "./mdev-pins.js";
@@ -67,7 +67,7 @@ export class EmulatedVfioDevice implements WorkloadDevice {
   #bound: {
     readonly iommufd: EmulatedIommufd;
     readonly id: ObjectId;
-    readonly access: EmulatedAccess | undefined;
+    readonly access: IommufdAccess | undefined;
   } | null = null;
   #open = true;
 
@@ -128,7 +128,7 @@ export class EmulatedVfioDevice implements WorkloadDevice {
         ? { sharedTracker: { setTracker: this.#client.setTracker.bind(this.#client) } }
         : {}),
     };
-    const id = await iommufd.bindDevice({ port: this.port, iommu: this.#iommu, mdev: mdev ? binding : null });
+    const id = iommufd.bindDevice({ port: this.port, iommu: this.#iommu, mdev: mdev ? binding : null });
     const access = mdev ? iommufd.accessOf(id) : undefined;
     this.#bound = { iommufd, id, access };
     if (access !== undefined) this.#client.pins = new MdevPins(access, this.#physical);

@@ -1,8 +1,8 @@
 import type { LogSource } from "../../devices/variant-driver/dma-logging.js";
+import type { IommufdAccess } from "../../iommufd/access.js";
+import type { PinLog } from "../../iommufd/pin-log.js";
 import { iovaOf, PAGE_SIZE, pageOf } from "../../memory/address.js";
 import { isErrno } from "../../uapi/errno.js";
-import type { EmulatedAccess } from "../iommufd/access.js";
-import type { PinLog } from "../iommufd/pin-log.js";
 import type { PhysicalMemory } from "../physical-memory.js";
 import type { DeviceSide, PinService } from "../threads/device-threads.js";
 import { pinnedRuns } from "./pin-port.js";
@@ -12,13 +12,13 @@ import { pinnedRuns } from "./pin-port.js";
  * be unmapped. What is held here is what the access has pinned; the device's own table is never larger.
  */
 export class MdevPins implements PinService {
-  readonly #access: EmulatedAccess;
+  readonly #access: IommufdAccess;
   readonly #physical: PhysicalMemory;
   readonly #held = new Map<string, { page: number; pages: number }>();
   /** Raised whenever pins are taken back: a device that learns of a pin from before must not use it. */
   #epoch = 0;
 
-  constructor(access: EmulatedAccess, physical: PhysicalMemory) {
+  constructor(access: IommufdAccess, physical: PhysicalMemory) {
     this.#access = access;
     this.#physical = physical;
   }

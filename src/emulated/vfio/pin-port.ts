@@ -1,11 +1,11 @@
 import { SharedLog } from "../../bitmap/shared-log.js";
 import type { DmaFault, DmaPort } from "../../devices/model.js";
+import type { PostedTracker } from "../../iommufd/emulated-iommu.js";
+import type { Port } from "../../iommufd/system-iommu.js";
 import { PAGE_SHIFT, PAGE_SIZE, type PageNumber } from "../../memory/address.js";
 import { Copier } from "../../memory/copier.js";
 import { InFlight } from "../../memory/in-flight.js";
-import type { Port } from "../iommu/iommu.js";
 import { PortCounters } from "../iommu/port-counters.js";
-import type { PostedTracker } from "../iommufd/emulated-iommu.js";
 import { FRAMES_PER_ARENA, type PhysicalArena, PhysicalMemory } from "../physical-memory.js";
 
 /** What a device thread is posted for an mdev's port. */

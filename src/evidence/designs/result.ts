@@ -1,9 +1,9 @@
 import { z } from "zod";
 import { explain, UsageError } from "../../errors.js";
+import { machineReportSchema } from "../../machine-report.js";
 import { safeJson } from "../../safe-text.js";
 import { readTextInput } from "../../sys/input-file.js";
 import { TRACKING_DESIGNS } from "../../tracking/choice.js";
-import { machineReportSchema } from "../machine.js";
 import { summarySchema } from "../statistics.js";
 import { WORKLOADS } from "./workload-names.js";
 
@@ -100,7 +100,7 @@ const crossing = z.strictObject({
   decidedLast: z.boolean(),
 });
 
-const resultSchema = z.object({
+export const designsResultSchema = z.object({
   schemaVersion: z.literal(1),
   kind: z.literal("designs"),
   /** What was measured: never hardware. */
@@ -143,7 +143,7 @@ export type CrossingRow = Readonly<z.output<typeof crossing>>;
 export type CallCounts = Readonly<z.output<typeof calls>>;
 export type BitmapMemory = Readonly<z.output<typeof memory>>;
 /** What was measured of the designs. */
-export type DesignsResult = Readonly<z.output<typeof resultSchema>>;
+export type DesignsResult = Readonly<z.output<typeof designsResultSchema>>;
 
 /** Results are some hundred kilobytes. */
 const MAX_FILE_BYTES = 64 * 2 ** 20;
@@ -167,7 +167,7 @@ export function readDesignsResult(path: string): DesignsResult {
     if (error instanceof UsageError) throw error;
     return refuse(explain(error), error);
   }
-  const parsed = resultSchema.safeParse(value);
+  const parsed = designsResultSchema.safeParse(value);
   if (parsed.success) return parsed.data;
   const [issue] = parsed.error.issues;
   return refuse(`${issue.path.join(".") || "the whole"}: ${issue.message}`);

@@ -1,6 +1,7 @@
 import { size } from "../../tracking/policy.js";
 import type { BenchedDevice } from "../trackers/result.js";
-import type { Contender, Margin, RecommendedDevice, TrackerAt } from "./recommend.js";
+import type { Contender } from "./recommend.js";
+import type { Margin, RecommendedDevice, TrackerAt } from "./result.js";
 
 /*
  * Recommendations in words.

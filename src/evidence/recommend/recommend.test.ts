@@ -5,7 +5,8 @@ import { comparePairs, summarize } from "../statistics.js";
 import { checkBenchmark } from "../trackers/file.js";
 import { type FakeTracker, fakeBenchmark, fakeDevice, fakeTracker, MEMORY } from "./fake-benchmark.test.helper.js";
 import { marginText } from "./reason.js";
-import { type RecommendedDevice, recommend } from "./recommend.js";
+import { recommend } from "./recommend.js";
+import type { RecommendedDevice } from "./result.js";
 
 const LINK = { bandwidth: 1e9, downtimeLimitMs: 100 };
 

@@ -1,12 +1,13 @@
 import { DEFAULTS } from "../../defaults.js";
 import { PAGE_SIZE } from "../../memory/address.js";
-import type { DeviceTracker, PolicyOrder } from "../../tracking/choice.js";
+import type { PolicyOrder } from "../../tracking/choice.js";
 import { valueAt } from "../curve.js";
 import { type Summary, summarize } from "../statistics.js";
 import { estimateMigration, type Link, readCurve } from "../trackers/estimate.js";
 import type { BenchedDevice, SharingFigures, TrackerBenchmark, TrackerFigures } from "../trackers/result.js";
 import { classesOf, compareClasses, firstDifference } from "./rank.js";
 import { marginText, reasonText } from "./reason.js";
+import type { Criterion, JudgedFigures, Margin, RecommendedDevice, TrackerAt } from "./result.js";
 
 /*
  * Which tracker, granule and domain each device should get, from what was measured: a pure function of the benchmark, the
@@ -18,73 +19,6 @@ import { marginText, reasonText } from "./reason.js";
  * Compared is what is certain: the time of a read that nothing disturbed, the loss of DMA that all pairs bear out. What disturbs a
  * measurement only adds to it, so that a disturbed tracker is not taken for a slow one.
  */
-
-/** By what a tracker was preferred. `order`: by nothing that was measured. */
-export const CRITERIA = ["converges", "downtime", "total", "dma", "round", "order"] as const;
-export type Criterion = (typeof CRITERIA)[number];
-
-/** The figures that a tracker is judged by. null: it was not, or could not be, measured. */
-export interface JudgedFigures {
-  /** The machine can be stopped within the downtime limit. */
-  readonly converges: boolean | null;
-  readonly rounds: number | null;
-  readonly totalMs: number | null;
-  readonly downtimeMs: number | null;
-  /** Both, had nothing disturbed the reads. */
-  readonly totalAtLeastMs: number | null;
-  readonly downtimeAtLeastMs: number | null;
-  /** Share of its DMA writes that the device loses while it is tracked; below 0, it gained. */
-  readonly dmaLoss: number | null;
-  /** The loss lies between these with 95 % confidence. */
-  readonly dmaLossRange: readonly [low: number, high: number] | null;
-  /** What is certain of it: 0 where the measurement does not tell whether it is a loss at all. */
-  readonly dmaLossAtLeast: number | null;
-  /** Milliseconds of a read at the device's work. */
-  readonly readMs: number | null;
-  /** The same, with the time of sending what the read names though nobody wrote it: what a round pays for the tracker. */
-  readonly roundMs: number | null;
-  /** The same, had nothing disturbed the read. */
-  readonly roundAtLeastMs: number | null;
-  /** Pages named over pages written. */
-  readonly precision: number | null;
-}
-
-/** A tracker at a granule. */
-export interface TrackerAt {
-  readonly tracker: DeviceTracker;
-  readonly granule: number | null;
-}
-
-/** What is recommended, against another tracker of the device. */
-export interface Margin {
-  readonly over: TrackerAt;
-  /** The first criterion by which the two can be told apart. */
-  readonly by: Criterion;
-  /**
-   * What is certain of both by that criterion, in milliseconds or, for `dma`, as a share: `figure` is the lesser. For `converges`,
-   * the downtimes. null for `order`, and if not known.
-   */
-  readonly figure: number | null;
-  readonly overFigure: number | null;
-  /** What speaks against the other, as a clause whose subject it is. */
-  readonly text: string;
-}
-
-/** What is recommended for one device. */
-export interface RecommendedDevice {
-  readonly id: string;
-  readonly model: string;
-  readonly tracker: DeviceTracker;
-  readonly granule: number | null;
-  /** null: the tracker needs no domain. */
-  readonly domain: "per-device" | "shared" | null;
-  readonly figures: JudgedFigures;
-  /** Against the second best. null: there is no other tracker. */
-  readonly margin: Margin | null;
-  /** Against all others, the nearest first, with the figures of each. */
-  readonly alternatives: readonly (Margin & { readonly figures: JudgedFigures })[];
-  readonly reason: string;
-}
 
 /** A tracker of a device with all that it is judged by. */
 export interface Contender extends TrackerAt {

@@ -1,34 +1,17 @@
 import { z } from "zod";
 import { DEFAULTS } from "../../defaults.js";
 import { UsageError } from "../../errors.js";
-import { DEVICE_TRACKERS, type MeasuredChoices, type PolicyOrder } from "../../tracking/choice.js";
+import type { MeasuredChoices, PolicyOrder } from "../../tracking/choice.js";
 import { readJson, writeJson } from "../json-file.js";
 import type { Link } from "../trackers/estimate.js";
 import { checkBenchmark } from "../trackers/file.js";
 import type { TrackerBenchmark } from "../trackers/result.js";
-import { type RecommendedDevice, recommend } from "./recommend.js";
+import { recommend } from "./recommend.js";
+import { followedSchema, RECOMMENDATION_VERSION, type Recommendation, type RecommendedDevice } from "./result.js";
 
 /*
  * A recommendation as a file, and as a policy.
  */
-
-/** Raised when the file changes so that a reader of the old could misread it. */
-export const RECOMMENDATION_VERSION = 1;
-
-/** What `dirtmap recommend --output FILE` writes. */
-export interface Recommendation {
-  readonly schemaVersion: typeof RECOMMENDATION_VERSION;
-  readonly kind: "recommendation";
-  /** When the benchmark was taken: ISO 8601, UTC. */
-  readonly takenAt: string;
-  readonly host: string;
-  readonly scenario: string | null;
-  /** The migration that it is for. */
-  readonly link: Link;
-  /** Whom ties went to. */
-  readonly order: PolicyOrder;
-  readonly devices: readonly RecommendedDevice[];
-}
 
 /** Makes a recommendation of a benchmark. */
 export function recommendationOf(benchmark: TrackerBenchmark, link: Link, order: PolicyOrder): Recommendation {
@@ -44,24 +27,6 @@ export function recommendationOf(benchmark: TrackerBenchmark, link: Link, order:
     devices: recommend(benchmark, link, order),
   };
 }
-
-/** What a policy needs of a recommendation's file; the figures beside it are for people. */
-const schema = z.object({
-  schemaVersion: z.literal(RECOMMENDATION_VERSION),
-  kind: z.literal("recommendation"),
-  devices: z
-    .array(
-      z.object({
-        id: z.string().min(1).max(256),
-        model: z.string().min(1).max(256),
-        tracker: z.enum(DEVICE_TRACKERS),
-        granule: z.int().min(1).nullable(),
-        domain: z.enum(["per-device", "shared"]).nullable(),
-        reason: z.string().max(4096),
-      }),
-    )
-    .max(1024),
-});
 
 /** A recommendation as what a policy follows. */
 export function measuredChoices(
@@ -104,7 +69,7 @@ export function readMeasured(
       },
     );
   }
-  const parsed = schema.safeParse(value);
+  const parsed = followedSchema.safeParse(value);
   if (parsed.success) return measuredChoices(parsed.data.devices, { from: path, unmeasured });
   const [{ path: field, message }] = parsed.error.issues;
   throw new UsageError(`${path} is a damaged recommendation: ${field.map(String).join(".") || "it"}: ${message}`, {

@@ -16,6 +16,8 @@ import { fileURLToPath } from "node:url";
 import fc from "fast-check";
 import sqlite from "node-sqlite3-wasm";
 import { afterAll, beforeEach, describe, expect, it } from "vitest";
+import { fakeReport } from "../../migration/fake-report.test.helper.js";
+import { fakeBenchmark, fakeDevice } from "../recommend/fake-benchmark.test.helper.js";
 import { MIGRATIONS, STORE_VERSION } from "./schema.js";
 import { defaultStorePath, type NewRun, openStore } from "./store.js";
 
@@ -36,17 +38,26 @@ const RUN: NewRun = {
   startedAt: "2026-01-02T03:04:05.000Z",
   result: "completed",
   header: { devices: [{ id: "vf0" }] },
-  report: { totalMs: 12.5, downtimeMs: null, rounds: [] },
-  reads: [{ type: "read", owners: { vf0: { heat: [1, 2, 3] } } }],
+  report: fakeReport({ totalMs: 12.5, downtimeMs: null }),
+  reads: [
+    {
+      type: "read",
+      atMs: 1,
+      round: 0,
+      elapsedMs: 1,
+      owners: { vf0: { reported: 6, exclusive: 6, readMs: 0.5, heat: [1, 2, 3] } },
+    },
+  ],
   conditions: { bandwidth: null, channels: 2 },
 };
+const RESULT = fakeBenchmark([fakeDevice("vf0", [{ tracker: "device" }])]);
 const BENCHMARK = {
   kind: "trackers",
   host: "emulated",
   scenario: "mixed",
-  machine: { cpu: "one" },
+  machine: RESULT.machine,
   takenAt: "2026-01-02T03:04:05.000Z",
-  result: { devices: [] },
+  result: RESULT,
 };
 
 /** A process that has the store's module, and runs this with `store` and `path`. */
@@ -89,7 +100,9 @@ describe("the store", () => {
     fc.assert(
       fc.property(fc.string({ unit: "grapheme" }), fc.jsonValue(), (text, value) => {
         const clean = text.replaceAll("\0", "");
-        const id = store.saveRun({ ...RUN, name: clean, report: { value }, reads: [{ value }] });
+        // What is kept is JSON to the store, whatever its type.
+        const kept = { report: { ...RUN.report, value }, reads: [{ value } as never] };
+        const id = store.saveRun({ ...RUN, name: clean, ...kept });
         const plain = JSON.parse(JSON.stringify(value));
         expect(store.run(id)).toMatchObject({ name: clean, report: { value: plain }, reads: [{ value: plain }] });
       }),
@@ -141,7 +154,7 @@ describe("a store that several use", () => {
       const store = openStore(path);
       const run = ${JSON.stringify(RUN)};
       for (;;) {
-        const id = store.saveRun({ ...run, report: { ballast: "x".repeat(6e6), end: "whole" } });
+        const id = store.saveRun({ ...run, report: { ...run.report, ballast: "x".repeat(6e6), end: "whole" } });
         process.stdout.write(id + " ");
       }`;
     for (const killAfter of [1, 2, 4]) {
@@ -187,8 +200,8 @@ describe("a file that is no store of this version", () => {
     {
       using store = openStore(path);
       expect(store.runs()).toMatchObject([{ id: 1, name: "0123abcd", totalMs: 12.5, downtimeMs: null }]);
-      const { conditions: _, ...kept } = RUN;
-      expect(store.run(1)).toMatchObject({ header: kept.header, report: kept.report, conditions: null });
+      const report = { totalMs: 12.5, downtimeMs: null, rounds: [] };
+      expect(store.run(1)).toMatchObject({ header: RUN.header, report, conditions: null });
       expect(store.benchmark(1)).toMatchObject({ kind: "trackers", machine: { cpu: "one" } });
       expect(store.saveRun(RUN)).toBe(2);
     }

@@ -4,7 +4,12 @@ import { dirname, join, resolve } from "node:path";
 import { gunzipSync, gzipSync } from "node:zlib";
 import sqlite from "node-sqlite3-wasm";
 import { DirtmapError, UsageError } from "../../errors.js";
+import type { MachineReport } from "../../machine-report.js";
+import type { ReadEvent } from "../../migration/events.js";
+import type { MigrationReport } from "../../migration/report.js";
 import { makeFolder } from "../../sys/output-file.js";
+import type { DesignsResult } from "../designs/result.js";
+import type { TrackerBenchmark } from "../trackers/result.js";
 import { lockDatabase } from "./database-lock.js";
 import { MIGRATIONS, STORE_VERSION } from "./schema.js";
 
@@ -27,15 +32,15 @@ const APPLICATION_ID = 0x44697274;
 /** Rows of a list, unless fewer are asked for. */
 const MAX_ROWS = 1000;
 
-/** A benchmark to be kept. `result` is what the benchmark's own schema says; `machine` describes where it ran. */
+/** A benchmark to be kept. */
 export interface NewBenchmark {
   readonly kind: string;
   readonly host: string;
   readonly scenario: string;
-  readonly machine: object;
+  readonly machine: MachineReport;
   /** ISO 8601, UTC. */
   readonly takenAt: string;
-  readonly result: object;
+  readonly result: TrackerBenchmark | DesignsResult;
 }
 
 export interface BenchmarkSummary extends Omit<NewBenchmark, "result" | "machine"> {
@@ -60,10 +65,9 @@ export interface NewRun {
   readonly result: string;
   /** Its devices and memory, as its live feed says them. */
   readonly header: object;
-  /** A migration's report. */
-  readonly report: object;
+  readonly report: MigrationReport;
   /** Reads of the trackers, in order. */
-  readonly reads: readonly object[];
+  readonly reads: readonly ReadEvent[];
   /** The conditions that its figures depend on: bandwidth, policy, machine … */
   readonly conditions: object;
 }
@@ -153,15 +157,14 @@ export class Store implements Disposable {
 
   /** Keeps a run. Returns its id. @throws DirtmapError `STORE_FAILED` */
   saveRun({ kind, name, scenario, host, startedAt, result, header, report, reads, conditions }: NewRun): number {
-    const { totalMs, downtimeMs } = report as { totalMs?: unknown; downtimeMs?: unknown };
     const values = [kind, name, scenario, host, startedAt, result, json(header), json(report)];
     const columns =
       "kind, name, scenario, host, started_at, result, header, report, reads, total_ms, downtime_ms, conditions";
     return this.#insert(`INSERT INTO run (${columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, [
       ...values,
       gzipSync(json(reads)),
-      numberOrNull(totalMs),
-      numberOrNull(downtimeMs),
+      report.totalMs,
+      report.downtimeMs,
       json(conditions),
     ]);
   }
@@ -298,10 +301,6 @@ function noStore(path: string, cause: unknown): UsageError {
 
 function listed(rows: readonly { readonly id: number }[]): string {
   return rows.length === 0 ? "none yet" : rows.map(({ id }) => id).join(", ");
-}
-
-function numberOrNull(value: unknown): number | null {
-  return typeof value === "number" ? value : null;
 }
 
 function json(value: object): string {

@@ -1,8 +1,9 @@
 import { type PageRuns, runsOf } from "../../bitmap/ram-runs.js";
 import type { Machine } from "../../host/host.js";
+import { PAGE_SIZE } from "../../memory/address.js";
 import type { GuestMemory } from "../../memory/guest-memory.js";
-import type { TrackerChoice } from "../../tracking/choice.js";
 import type { DirtyRead, DirtySource } from "../../tracking/dirty-source.js";
+import { covers, parseOwner, trackerOf } from "../../tracking/owner.js";
 import { isErrno } from "../../uapi/errno.js";
 import type { TraceHeader } from "./format.js";
 import type { TraceInterval } from "./interval.js";
@@ -27,26 +28,19 @@ export function ownersOf(
   source: Pick<DirtySource, "choices" | "granuleOf">,
   read: Pick<DirtyRead, "byOwner" | "unread" | "always">,
 ): TraceHeader["owners"] {
-  const devicesOf = (ids: readonly string[]) =>
-    machine.devices.filter(({ id }) => ids.includes(id)).map(({ id, model }) => ({ id, model }));
-  const granuleOf = (ids: readonly string[]) => (ids.length === 0 ? null : source.granuleOf(ids[0]));
-  return [...Object.keys(read.byOwner), ...read.unread].map((owner) => {
-    if (owner === "cpu") return { owner, tracker: "cpu", granule: 4096, devices: [] };
-    const ids = owner === "container" ? source.choices.map(({ device }) => device) : membersOf(owner);
-    const tracker = owner === "container" ? (read.always === null ? owner : "everything") : trackerOf(source, ids);
-    return { owner, tracker, granule: tracker === "everything" ? null : granuleOf(ids), devices: devicesOf(ids) };
+  // Of bits that are only looked at nobody chose a tracker: they are an HWPT's.
+  const chosen = (id: string) => source.choices.find(({ device }) => device === id)?.tracker ?? "iommu";
+  return [...Object.keys(read.byOwner), ...read.unread].map((name) => {
+    const owner = parseOwner(name);
+    if (owner.kind === "cpu") return { owner: name, tracker: "cpu", granule: PAGE_SIZE, devices: [] };
+    const devices = machine.devices.filter(({ id }) => covers(owner, id)).map(({ id, model }) => ({ id, model }));
+    const all = owner.kind === "container" && read.always !== null;
+    const tracker = all ? "everything" : trackerOf(owner, chosen);
+    // A device of a domain may have a log of its own besides, with another granule.
+    const like = devices.find(({ id }) => chosen(id) === tracker) ?? devices.at(0);
+    const granule = tracker === "everything" || like === undefined ? null : source.granuleOf(like.id);
+    return { owner: name, tracker, granule, devices };
   });
-}
-
-/** The devices that an owner stands for: `domain:nic0+disk0` has two. */
-export function membersOf(owner: string): string[] {
-  return owner.replace(/^domain:/, "").split("+");
-}
-
-function trackerOf({ choices }: { readonly choices: readonly TrackerChoice[] }, ids: readonly string[]): string {
-  // A domain is tracked by the IOMMU, also where one of its devices has a log of its own besides.
-  if (ids.length > 1) return "iommu";
-  return choices.find(({ device }) => device === ids[0])?.tracker ?? "iommu";
 }
 
 /** MIG_DATA_SIZE of all devices that can migrate, together; null where one of them doesn't say. */

@@ -1,121 +1,12 @@
 import { z } from "zod";
 import { UsageError } from "../../errors.js";
-import { DEVICE_TRACKERS } from "../../tracking/choice.js";
 import { readJson, writeJson } from "../json-file.js";
-import { machineReportSchema } from "../machine.js";
-import { summarySchema } from "../statistics.js";
-import { BENCHMARK_VERSION, type TrackerBenchmark } from "./result.js";
+import { BENCHMARK_VERSION, type TrackerBenchmark, trackerBenchmarkSchema } from "./result.js";
 
 /*
  * A benchmark of trackers as a file: JSON, checked field by field wherever it comes from, since a recommendation is made from
  * it and a migration follows the recommendation.
  */
-
-const finite = z.number().min(0);
-const bytes = z.int().min(0);
-const name = z.string().min(1).max(256);
-const text = z.string().max(4096);
-
-const comparison = z.object({
-  pairs: z.int().min(1),
-  ratio: finite,
-  low: finite,
-  high: finite,
-  p: z.number().min(0).max(1),
-  decides: z.boolean(),
-});
-
-const capability = z.discriminatedUnion("available", [
-  z.object({
-    available: z.literal(true),
-    pageSizes: z.array(z.int().min(1)).max(64),
-    readableWhen: z.enum(["always", "quiesced"]),
-    what: text,
-  }),
-  z.object({ available: z.literal(false), why: text }),
-]);
-
-const capabilities = z.object({
-  id: name,
-  model: name,
-  mdev: z.boolean(),
-  flags: z.object({ tracksInternally: z.boolean(), tracksThroughContainer: z.boolean() }),
-  migration: z.object({ stopCopy: z.boolean(), p2p: z.boolean(), preCopy: z.boolean() }).nullable(),
-  iommu: z
-    .object({
-      type: z.enum(["none", "intel-vtd", "arm-smmuv3", "amd", "other"]),
-      dirtyTracking: z.boolean(),
-      pageSizes: z.array(z.int().min(1)).max(64),
-    })
-    .nullable(),
-  trackers: z.object({ iommu: capability, device: capability, pinned: capability, everything: capability }),
-});
-
-const tracker = z.object({
-  tracker: z.enum(DEVICE_TRACKERS),
-  granule: z.int().min(1).nullable(),
-  foundGranule: z.int().min(1).nullable(),
-  readableWhen: z.enum(["always", "quiesced"]),
-  problem: text.nullable(),
-  attach: summarySchema.nullable(),
-  start: summarySchema.nullable(),
-  stop: summarySchema.nullable(),
-  reads: z
-    .array(
-      z.object({
-        memoryBytes: z.int().min(4096),
-        dirtyShare: z.number().min(0).max(1).nullable(),
-        writtenPages: bytes.nullable(),
-        reportedPages: bytes,
-        ms: summarySchema,
-      }),
-    )
-    .max(1000),
-  dma: comparison.nullable(),
-  precision: z.array(z.object({ ms: finite, writtenPages: bytes, reportedPages: bytes })).max(1000),
-});
-
-const schema = z.object({
-  schemaVersion: z.literal(BENCHMARK_VERSION),
-  kind: z.literal("trackers"),
-  takenAt: z.iso.datetime(),
-  quick: z.boolean(),
-  machine: machineReportSchema,
-  host: name,
-  scenario: name.nullable(),
-  measures: text,
-  memoryBytes: z.int().min(4096),
-  devices: z
-    .array(
-      z.object({
-        id: name,
-        model: name,
-        iommuGroup: z.int().min(0).nullable(),
-        capabilities,
-        stateBytes: bytes.nullable(),
-        writes: z
-          .array(z.object({ ms: finite, pages: bytes }))
-          .max(1000)
-          .nullable(),
-        trackers: z.array(tracker).max(256),
-      }),
-    )
-    .max(1024),
-  sharing: z
-    .array(
-      z.object({
-        devices: z.array(name).min(2).max(1024),
-        granule: z.int().min(1).nullable(),
-        domains: z.object({ separate: bytes, shared: bytes }),
-        separateReads: z.array(summarySchema).max(1024),
-        sharedRead: summarySchema,
-        read: comparison,
-        dma: comparison.nullable(),
-      }),
-    )
-    .max(1024),
-  leftOut: z.array(z.object({ id: name, why: text })).max(1024),
-});
 
 /** What to run where there is no benchmark that can be used. */
 const BENCH_AGAIN = "take it again: dirtmap bench trackers --output FILE";
@@ -139,7 +30,7 @@ export function checkBenchmark(value: unknown, from: string): TrackerBenchmark {
       { code: "BENCHMARK_TOO_NEW", remedy: `use the Dirtmap that wrote it, or ${BENCH_AGAIN}` },
     );
   }
-  const parsed = schema.safeParse(value);
+  const parsed = trackerBenchmarkSchema.safeParse(value);
   if (!parsed.success) {
     const [{ path, message }] = parsed.error.issues;
     throw damaged(from, `${path.map(String).join(".") || "it"}: ${message}`);

@@ -17,7 +17,7 @@ import {
   iommu_ioas_unmap,
 } from "../../uapi/iommufd.js";
 import type { Mappings } from "../mappings.js";
-import { LinuxMemoryFile } from "../memory-file.js";
+import { MemfdFile } from "../memfd-file.js";
 import { Command } from "./command.js";
 import { isId, isU64, lastOf, type Operation, refuse } from "./operation.js";
 
@@ -89,7 +89,7 @@ export const MAP_FILE: Operation<MapFileArguments, Iova> = {
       flags: flagsOf(flags),
       ioas_id: ioas,
       // Of a file that another host made there is no descriptor: the kernel's answer to -1 is the right one, EBADF.
-      fd: file instanceof LinuxMemoryFile ? file.fd : -1,
+      fd: file instanceof MemfdFile ? file.fd : -1,
       start: BigInt(range.start),
       length: BigInt(range.length),
       iova: flags.iova ?? 0n,

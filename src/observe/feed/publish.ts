@@ -4,7 +4,7 @@ import { DirtmapError } from "../../errors.js";
 import { type MigrationEvent, migrationEvents } from "../../migration/events.js";
 import { Backlog, lostLine } from "./backlog.js";
 import { defaultFeedFolder, feedSocket, ownFeedFolder } from "./folder.js";
-import { FEED_VERSION, type FeedHeader } from "./schema.js";
+import { FEED_VERSION, type RunHeader } from "./schema.js";
 
 /*
  * The live feed of a process that owns trackers: whoever wants to see asks it, since reading a tracker would take its
@@ -31,7 +31,7 @@ export interface PublishedFeed extends AsyncDisposable {
  * @throws DirtmapError `FEED_FOLDER`, `NO_FEED`: the run itself is none the worse
  */
 export async function publishFeed(
-  header: Omit<FeedHeader, "schemaVersion">,
+  header: RunHeader,
   { folder = defaultFeedFolder() }: { folder?: string } = {},
 ): Promise<PublishedFeed> {
   try {

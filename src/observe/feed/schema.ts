@@ -1,4 +1,6 @@
 import { z } from "zod";
+import type { Immutable } from "../../immutable.js";
+import { migrationEventSchema } from "../../migration/events-schema.js";
 
 /*
  * What travels over a feed, a line of JSON each: first the header, then events. Both ends check with this schema what
@@ -15,99 +17,50 @@ export const MAX_LINE_BYTES = 4 * 2 ** 20;
 export const runIdSchema = z.string().regex(/^[0-9a-z][0-9a-z-]{0,63}$/, "digits, lower-case letters and '-'");
 
 const name = z.string().min(1).max(256);
-/** A tracker's owner: a device, `cpu`, `container`, or `domain:` and the devices that share it. */
-const owner = z.string().min(1).max(16_384);
 const count = z.int().min(0);
-const amount = z.number().min(0);
 
-export const feedHeaderSchema = z.object({
-  schemaVersion: z.literal(FEED_VERSION),
+/** What a run is, and of which devices: the header of its feed, and of what is kept of it. */
+export const runHeaderSchema = z.object({
   run: runIdSchema,
-  /** `migration`, `watch` … */
-  kind: z.string().regex(/^[a-z][a-z-]{0,31}$/),
+  kind: z
+    .string()
+    .regex(/^[a-z][a-z-]{0,31}$/)
+    .describe("`migration`, `watch` …"),
   scenario: name,
   host: name,
-  /** ISO 8601, UTC. */
-  startedAt: z.iso.datetime(),
+  startedAt: z.iso.datetime().describe("ISO 8601, UTC"),
   devices: z
     .array(
       z.object({
         id: name,
         model: z.string().max(64),
         tracker: z.string().max(32),
-        /** Bytes per dirty bit, as asked for; null: the tracker's own choice, or none. */
-        granule: count.nullable(),
-        /** The devices on its HWPT; null: it has none of its own that tracks. */
-        domain: z.string().max(16_384).nullable(),
+        granule: count
+          .nullable()
+          .describe("bytes per dirty bit, as asked for; null: the tracker's own choice, or none"),
+        domain: z
+          .string()
+          .max(16_384)
+          .nullable()
+          .describe("devices of one key are to share an HWPT; null: it needs none"),
+        suspended: z.boolean().exactOptional().describe("stopped for the length of the migration; absent: it runs"),
       }),
     )
     .max(256),
   memoryBytes: count,
-  downtimeLimitMs: amount.exactOptional(),
+  downtimeLimitMs: z.number().min(0).exactOptional(),
 });
 
-const read = z.object({
-  type: z.literal("read"),
-  atMs: amount,
-  round: count.nullable(),
-  elapsedMs: amount,
-  owners: z.record(
-    owner,
-    z.object({ reported: count, exclusive: count, readMs: amount, heat: z.array(count).max(4096) }),
-  ),
-});
-
-const round = z.object({
-  type: z.literal("round"),
-  round: z.object({
-    round: count,
-    phase: z.enum(["pre-copy", "stop-copy"]),
-    pages: count,
-    zeroPages: count,
-    bytes: amount,
-    ms: amount,
-    remaining: amount,
-    byDevice: z.record(owner, z.object({ reported: count, exclusive: count, readMs: amount })),
-  }),
-});
+export const feedHeaderSchema = z.object({ schemaVersion: z.literal(FEED_VERSION), ...runHeaderSchema.shape });
 
 export const feedEventSchema = z.discriminatedUnion("type", [
-  z.object({
-    type: z.literal("phase"),
-    phase: z.enum([
-      "connecting",
-      "suspending",
-      "tracking",
-      "pre-copy",
-      "pausing",
-      "stop-copy",
-      "verifying",
-      "handover",
-      "running-at-destination",
-      "auditing",
-      "completed",
-      "failed",
-      "cancelled",
-      "indeterminate",
-    ]),
-    atMs: amount,
-    text: z.string().max(16_384).exactOptional(),
-  }),
-  round,
-  z.object({
-    type: z.literal("progress"),
-    atMs: amount,
-    round: count,
-    sentBytes: amount,
-    remainingBytes: amount,
-    bytesPerSecond: amount,
-    expectedDowntimeMs: amount.nullable(),
-    dirtyBytesPerSecond: z.record(owner, amount),
-  }),
-  read,
-  /** The reader was too slow: so many events were left out here. */
-  z.object({ type: z.literal("lost"), events: z.int().min(1) }),
+  migrationEventSchema,
+  z
+    .object({ type: z.literal("lost"), events: z.int().min(1) })
+    .describe("the reader was too slow: so many events were left out here"),
 ]);
 
-export type FeedHeader = z.output<typeof feedHeaderSchema>;
-export type FeedEvent = z.output<typeof feedEventSchema>;
+/** What a run is, and of which devices. */
+export type RunHeader = Immutable<z.output<typeof runHeaderSchema>>;
+export type FeedHeader = Immutable<z.output<typeof feedHeaderSchema>>;
+export type FeedEvent = Immutable<z.output<typeof feedEventSchema>>;

@@ -1,8 +1,7 @@
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
-import { PAGE_SIZE } from "../../memory/address.js";
-import type { ReadEvent } from "../../migration/events.js";
 import type { RoundReport } from "../../migration/report.js";
 import type { FeedEvent, FeedHeader } from "../feed/schema.js";
+import { afterEvent, ownersRead, type RunState, startOfRun } from "../run-state.js";
 import { LabelBound } from "./label-bound.js";
 
 /*
@@ -34,8 +33,8 @@ export class RunMetrics {
   readonly registry = new Registry();
   readonly #scenarios = new LabelBound(MAX_SCENARIOS);
   readonly #owners = new Map<string, LabelBound>();
-  /** Per run in progress, the gauges' labels that it set. */
-  readonly #shown = new Map<string, { scenario: string; devices: Set<string> }>();
+  /** Runs in progress, each with what is known of it, and the labels of owners' gauges that it set. */
+  readonly #shown = new Map<string, { scenario: string; state: RunState; devices: Set<string> }>();
 
   readonly #reads = this.#counter("dirtmap_tracker_reads_total", "Reads of a tracker", DEVICE);
   readonly #readSeconds = this.#counter("dirtmap_tracker_read_seconds_total", "Time spent reading a tracker", DEVICE);
@@ -82,34 +81,21 @@ export class RunMetrics {
   /** A run was found in progress. */
   begin(header: FeedHeader): void {
     const scenario = this.#scenarios.label(header.scenario);
-    this.#shown.set(header.run, { scenario, devices: new Set() });
+    this.#shown.set(header.run, { scenario, state: startOfRun(header.devices), devices: new Set() });
     this.#inProgress.set(this.#shown.size);
     this.#memory.set({ scenario }, header.memoryBytes);
     if (header.downtimeLimitMs !== undefined) this.#limit.set({ scenario }, header.downtimeLimitMs / 1000);
   }
 
   /** A followed run told something. */
-  note(header: FeedHeader, event: FeedEvent): void {
-    const scenario = this.#scenarios.label(header.scenario);
-    switch (event.type) {
-      case "read":
-        this.#noteRead(header, scenario, event);
-        return;
-      case "round":
-        this.#noteRound(scenario, event.round);
-        return;
-      case "progress":
-        this.#round.set({ scenario }, event.round);
-        this.#remaining.set({ scenario }, event.remainingBytes);
-        this.#throughput.set({ scenario }, event.bytesPerSecond);
-        if (event.expectedDowntimeMs !== null) this.#expected.set({ scenario }, event.expectedDowntimeMs / 1000);
-        return;
-      case "lost":
-        this.#lost.inc(event.events);
-        return;
-      case "phase":
-        return;
-    }
+  note({ run }: Pick<FeedHeader, "run">, event: FeedEvent): void {
+    const shown = this.#shown.get(run);
+    if (shown === undefined) return;
+    shown.state = afterEvent(shown.state, event);
+    if (event.type === "read") this.#noteRead(shown);
+    if (event.type === "round") this.#noteRound(shown.scenario, event.round);
+    if (event.type === "lost") this.#lost.inc(event.events);
+    this.#show(shown);
   }
 
   /** A followed run is over. @param ended null: nobody knows how */
@@ -128,23 +114,31 @@ export class RunMetrics {
     for (const key of shown.devices) this.#dirtyRate.remove(JSON.parse(key));
   }
 
-  #noteRead(header: FeedHeader, scenario: string, { owners, elapsedMs }: ReadEvent): void {
-    for (const [owner, { reported, exclusive, readMs }] of Object.entries(owners)) {
-      const labels = { scenario, device: this.#ownerLabel(scenario, owner), tracker: trackerOf(header, owner) };
+  /** Brings the gauges of a run up to date. */
+  #show({ scenario, state }: { scenario: string; state: RunState }): void {
+    const { round, remainingBytes, bytesPerSecond, expectedDowntimeMs } = state;
+    if (round !== null) this.#round.set({ scenario }, round);
+    if (remainingBytes !== null) this.#remaining.set({ scenario }, remainingBytes);
+    if (bytesPerSecond !== null) this.#throughput.set({ scenario }, bytesPerSecond);
+    if (expectedDowntimeMs !== null) this.#expected.set({ scenario }, expectedDowntimeMs / 1000);
+  }
+
+  #noteRead({ scenario, state, devices }: { scenario: string; state: RunState; devices: Set<string> }): void {
+    for (const { name, tracker, last } of ownersRead(state)) {
+      const labels = { scenario, device: this.#ownerLabel(scenario, name), tracker };
       this.#reads.inc(labels);
-      this.#readSeconds.inc(labels, readMs / 1000);
-      this.#pages.inc(labels, reported);
-      this.#exclusive.inc(labels, exclusive);
-      this.#dirtyRate.set(labels, (reported * PAGE_SIZE) / (Math.max(elapsedMs, 1) / 1000));
-      this.#shown.get(header.run)?.devices.add(JSON.stringify(labels));
+      this.#readSeconds.inc(labels, last.readMs / 1000);
+      this.#pages.inc(labels, last.reported);
+      this.#exclusive.inc(labels, last.exclusive);
+      this.#dirtyRate.set(labels, last.bytesPerSecond);
+      devices.add(JSON.stringify(labels));
     }
   }
 
-  #noteRound(scenario: string, { phase, pages, bytes, remaining }: RoundReport): void {
+  #noteRound(scenario: string, { phase, pages, bytes }: RoundReport): void {
     this.#rounds.inc({ scenario, phase });
     this.#sentBytes.inc({ scenario }, bytes);
     this.#sentPages.inc({ scenario }, pages);
-    this.#remaining.set({ scenario }, remaining);
   }
 
   #ownerLabel(scenario: string, owner: string): string {
@@ -164,11 +158,4 @@ export class RunMetrics {
   #histogram(name: string, help: string, buckets: number[]): Histogram<"scenario"> {
     return new Histogram({ name, help, labelNames: SCENARIO, buckets, registers: [this.registry] });
   }
-}
-
-/** The tracker of an owner: of devices that share a domain it is the domain's. */
-function trackerOf({ devices }: FeedHeader, owner: string): string {
-  if (owner === "cpu" || owner === "container") return owner;
-  if (owner.startsWith("domain:")) return "iommu";
-  return devices.find(({ id }) => id === owner)?.tracker ?? "unknown";
 }

@@ -1,46 +1,26 @@
+import type { BenchmarkSummary, EvidenceSchemas, PastRun, PastRunSummary } from "./api-schema.js";
+
 /*
- * What the dashboard shows of the past. Whoever starts it says where that is kept; the command line gives it the store.
+ * What the dashboard shows of the past. Whoever starts it says where that is kept, and what form it has; the command line gives
+ * it the store.
  */
 
-/** A list's entry of a run that is over. */
-export interface PastRunSummary {
-  readonly id: number;
-  readonly kind: string;
-  /** How it was called while it ran. */
-  readonly name: string;
-  readonly scenario: string;
-  readonly host: string;
-  readonly startedAt: string;
-  readonly result: string;
-  readonly totalMs: number | null;
-  readonly downtimeMs: number | null;
-}
+/** What is kept, as it was kept: the server checks it. */
+type Kept<Document, Field extends keyof Document> = Omit<Document, Field> & { readonly [Name in Field]: unknown };
 
 /** A run that is over, with what it reported. */
-export interface PastRun extends PastRunSummary {
-  readonly header: unknown;
-  readonly report: unknown;
-  readonly reads: unknown;
-  readonly conditions: unknown;
-}
+export type KeptRun = Kept<PastRun, "header" | "report" | "reads" | "conditions">;
 
-export interface BenchmarkEntry {
-  readonly id: number;
-  readonly kind: string;
-  readonly host: string;
-  readonly scenario: string;
-  readonly takenAt: string;
-}
-
-export interface BenchmarkRecord extends BenchmarkEntry {
-  readonly machine: unknown;
-  readonly result: unknown;
-}
+/** A benchmark, with what it found. */
+export type KeptBenchmark = BenchmarkSummary & { readonly machine: unknown; readonly result: unknown };
 
 /** Where evidence is kept. Its methods throw a DirtmapError: `NO_SUCH_RUN`, `NO_SUCH_BENCHMARK`, `STORE_BUSY` … */
 export interface EvidenceSource {
+  readonly schemas: EvidenceSchemas;
   runs(query: { limit: number; before?: number }): readonly PastRunSummary[];
-  run(id: number): PastRun;
-  benchmarks(query: { limit: number; kind?: string }): readonly BenchmarkEntry[];
-  benchmark(id: number): BenchmarkRecord;
+  run(id: number): KeptRun;
+  benchmarks(query: { limit: number; kind?: string }): readonly BenchmarkSummary[];
+  benchmark(id: number): KeptBenchmark;
+  /** What the newest benchmark speaks for, of the form that {@link schemas} has; null: there is none. */
+  recommendation(): object | null;
 }

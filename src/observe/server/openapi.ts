@@ -1,7 +1,7 @@
 import { z } from "zod";
-import { API_SCHEMAS, API_VERSION, benchmarksQuery, eventsQuery, runsQuery } from "./api-schema.js";
+import { API_DOCUMENTS, API_VERSION, type ApiSchemas, benchmarksQuery, eventsQuery, runsQuery } from "./api-schema.js";
 
-type SchemaName = keyof typeof API_SCHEMAS;
+type SchemaName = keyof ApiSchemas;
 
 interface Operation {
   readonly path: string;
@@ -56,7 +56,7 @@ export const OPERATIONS: readonly Operation[] = [
 ];
 
 /** The API's description as an OpenAPI 3.1 document. */
-export function openApiDocument(): object {
+export function openApiDocument(schemas: ApiSchemas): object {
   const failure = { description: "Refused", content: { "application/json": { schema: reference("Error") } } };
   return {
     openapi: "3.1.0",
@@ -67,9 +67,7 @@ export function openApiDocument(): object {
         "What runs in progress and past runs showed. Read only. Each answer in JSON carries schemaVersion. Where the server has a token, send it as `Authorization: Bearer TOKEN`.",
     },
     components: {
-      schemas: Object.fromEntries(
-        Object.entries(API_SCHEMAS).map(([name, schema]) => [name, z.toJSONSchema(schema, { io: "output" })]),
-      ),
+      schemas: components(schemas),
       securitySchemes: { token: { type: "http", scheme: "bearer" } },
     },
     security: [{}, { token: [] }],
@@ -83,7 +81,7 @@ export function openApiDocument(): object {
               ...(pathParameter === undefined ? [] : [{ ...pathParameter, in: "path", required: true }]),
               ...queryParameters(query),
             ],
-            responses: { "200": success(answer), default: failure },
+            responses: { "200": success(answer, schemas), default: failure },
           },
         },
       ]),
@@ -91,11 +89,25 @@ export function openApiDocument(): object {
   };
 }
 
-function success(answer: Operation["answer"]): object {
+/** The answers, and the documents that they are made of, each once under its name. */
+function components(schemas: ApiSchemas): object {
+  const named = z.registry<{ id: string }>();
+  for (const [id, schema] of Object.entries({ ...API_DOCUMENTS, ...schemas })) named.add(schema, { id });
+  // A check of its own (of `heat`) says itself what it lets through.
+  const made = z.toJSONSchema(named, {
+    io: "output",
+    unrepresentable: "any",
+    uri: (id) => `#/components/schemas/${id}`,
+  });
+  // The dialect is OpenAPI's own, and a component's place is its id.
+  return Object.fromEntries(Object.entries(made.schemas).map(([id, { $schema, $id, ...schema }]) => [id, schema]));
+}
+
+function success(answer: Operation["answer"], schemas: ApiSchemas): object {
   if (typeof answer !== "string") {
     return { description: answer.description, content: { [answer.contentType]: { schema: { type: "string" } } } };
   }
-  const description = API_SCHEMAS[answer].description ?? answer;
+  const description = schemas[answer].description ?? answer;
   return { description, content: { "application/json": { schema: reference(answer) } } };
 }
 

@@ -1,11 +1,20 @@
 import fastify, { type FastifyError, type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
 import type { z } from "zod";
 import { DirtmapError, UsageError } from "../../errors.js";
+import { machineReportSchema } from "../../machine-report.js";
 import { RunMetrics } from "../metrics/metrics.js";
-import { API_VERSION, benchmarksQuery, eventsQuery, runsQuery } from "./api-schema.js";
-import { conditionsSchema } from "./conditions-schema.js";
+import {
+  API_VERSION,
+  apiSchemas,
+  benchmarksQuery,
+  eventsQuery,
+  type PastRun,
+  type PastRunSummary,
+  pastRunSchema,
+  runsQuery,
+} from "./api-schema.js";
 import { EventStreams } from "./event-stream.js";
-import type { EvidenceSource, PastRun, PastRunSummary } from "./evidence-source.js";
+import type { EvidenceSource, KeptBenchmark, KeptRun } from "./evidence-source.js";
 import { Guard, type Verdict } from "./guard.js";
 import { checkExposure, type ListenAddress, urlOf } from "./listen-address.js";
 import { type LiveRun, LiveRuns } from "./live-runs.js";
@@ -39,8 +48,6 @@ export interface ServeOptions {
   /** Needed where others than this machine reach the address. */
   readonly token?: string | undefined;
   readonly evidence: EvidenceSource;
-  /** What the newest benchmark speaks for, as JSON; null: there is none. */
-  readonly recommend?: () => object | null;
   /** Where runs in progress have their feeds. */
   readonly feedFolder: string;
   /** Where the page's files are. */
@@ -99,7 +106,7 @@ export async function serveDashboard(options: ServeOptions): Promise<DashboardSe
       const body = JSON.stringify({ schemaVersion: API_VERSION, ...answer(request) });
       return reply.header("cache-control", "no-store").type("application/json").send(body);
     });
-  const document = openApiDocument();
+  const document = openApiDocument(apiSchemas(evidence.schemas));
   app.get("/api", () => document);
   api("/api/live", () => ({ runs: live.runs.map(({ header }) => header) }));
   api("/api/live/:run", (request) => liveRun(live, (request.params as { run: string }).run));
@@ -107,13 +114,15 @@ export async function serveDashboard(options: ServeOptions): Promise<DashboardSe
     const { limit, before } = parsed(runsQuery, query);
     return { runs: evidence.runs({ limit, ...(before === undefined ? {} : { before }) }) };
   });
-  api("/api/runs/:id", ({ params }) => ({ run: withConditions(evidence.run(storedId(params))) }));
+  api("/api/runs/:id", ({ params }) => ({ run: knownOf(evidence.run(storedId(params))) }));
   api("/api/benchmarks", ({ query }) => {
     const { limit, kind } = parsed(benchmarksQuery, query);
     return { benchmarks: evidence.benchmarks({ limit, ...(kind === undefined ? {} : { kind }) }) };
   });
-  api("/api/benchmarks/:id", ({ params }) => ({ benchmark: evidence.benchmark(storedId(params)) }));
-  api("/api/recommendation", () => ({ recommendation: options.recommend?.() ?? null }));
+  api("/api/benchmarks/:id", ({ params }) => ({
+    benchmark: knownBenchmark(evidence.benchmark(storedId(params)), evidence.schemas.benchmark),
+  }));
+  api("/api/recommendation", () => ({ recommendation: evidence.recommendation() }));
   app.get("/api/events", (request, reply) => {
     const { run } = parsed(eventsQuery, request.query);
     streams.open(reply.raw, HEADERS, run);
@@ -192,9 +201,26 @@ function liveRun(live: LiveRuns, name: string): object {
   });
 }
 
-/** Conditions of another shape than today's are as good as none. */
-function withConditions(run: PastRun): PastRun {
-  return { ...run, conditions: conditionsSchema.safeParse(run.conditions).data ?? null };
+/** A kept run with those of its parts that have a form that is known. */
+function knownOf(run: KeptRun): PastRun {
+  const { header, report, reads, conditions } = pastRunSchema.shape;
+  return {
+    ...run,
+    header: known(header, run.header),
+    report: known(report, run.report),
+    reads: known(reads, run.reads) ?? [],
+    conditions: known(conditions, run.conditions),
+  };
+}
+
+function knownBenchmark(benchmark: KeptBenchmark, schema: z.ZodType): object {
+  const { machine, result } = benchmark;
+  return { ...benchmark, machine: known(machineReportSchema, machine), result: known(schema, result) };
+}
+
+/** null: it is of another form. */
+function known<Schema extends z.ZodType>(schema: Schema, value: unknown): z.output<Schema> | null {
+  return schema.safeParse(value).data ?? null;
 }
 
 /** What was kept of a run that has just ended; null: nothing, or the store can't say. */

@@ -1,6 +1,8 @@
+import { devicesOf, ownerLabel } from "../../tracking/owner.js";
 import { formatMs, formatRate, formatShare, formatSize } from "../format.js";
+import { type OwnerReading, ownersRead } from "../run-state.js";
 import { table } from "../table.js";
-import { byTracker, membersOf, type TopState } from "./state.js";
+import { byTracker, type TopState } from "./state.js";
 
 /** How a view is drawn. */
 export interface TopLook {
@@ -21,34 +23,45 @@ const HEAT_LINES = 4;
 
 /** The lines of a view, at most as many and as long as the look allows (escape sequences don't count). */
 export function topLines(state: TopState, { columns, rows, color }: TopLook): string[] {
-  const { header, owners, written, heat } = state;
+  const { header, run, written, heat } = state;
+  const isRead = run.reads > 0;
   const lines: string[] = [head(state).slice(0, columns)];
-  if (owners.length > 0) lines.push("", ...fitted(ownersTable(state, columns >= STRIP_COLUMNS), columns));
+  if (isRead) lines.push("", ...fitted(ownersTable(state, columns >= STRIP_COLUMNS), columns));
   if (Object.keys(written).length > 0) lines.push("", ...fitted(writtenTable(state), columns));
-  if (owners.length === 0 && Object.keys(written).length === 0)
-    lines.push("", "nothing was read yet".slice(0, columns));
-  if (owners.length > 1) lines.push("", trackersLine(state).slice(0, columns));
+  if (!isRead && Object.keys(written).length === 0) lines.push("", "nothing was read yet".slice(0, columns));
+  if (ownersRead(run).length > 1) lines.push("", trackersLine(state).slice(0, columns));
   if (heat.length > 0) lines.push("", ...heatLines(heat, header.memoryBytes, { columns, color }));
   return lines.slice(0, rows);
 }
 
 /** A line for each read, where there is no terminal. */
-export function topLine(state: TopState): string {
-  const { owners, written, atMs, round } = state;
-  const parts = owners.map(({ owner, bytesPerSecond }) => `${label(owner)} ${formatRate(bytesPerSecond)}`);
+export function topLine({ run, written }: TopState): string {
+  const { atMs, round } = run;
+  const parts = ownersRead(run).map(({ owner, last }) => `${ownerLabel(owner)} ${formatRate(last.bytesPerSecond)}`);
   const counted = Object.entries(written).map(([writer, rate]) => `${writer} ${formatRate(rate)} written`);
   return [formatMs(atMs), ...(round === null ? [] : [`round ${round}`]), ...parts, ...counted].join(" · ");
 }
 
 /** What `--json` prints of a read: one object on a line. */
 export function topJson(state: TopState): object {
-  const { phase, round, atMs, elapsedMs, owners, written, heat, lost } = state;
+  const { run, written, heat } = state;
+  const { phase, round, atMs, elapsedMs, lost } = run;
   return {
     atMs,
     elapsedMs,
     phase,
     round,
-    owners: owners.map((owner) => ({ ...owner, devices: owner.owner === "cpu" ? [] : membersOf(owner.owner) })),
+    owners: ownersRead(run).map(({ name, owner, tracker, granule, peakBytesPerSecond, last }) => ({
+      owner: name,
+      tracker,
+      granule,
+      bytesPerSecond: last.bytesPerSecond,
+      peakBytesPerSecond,
+      exclusive: exclusiveShare(last),
+      readMs: last.readMs,
+      heat: last.heat,
+      devices: devicesOf(owner),
+    })),
     trackers: byTracker(state),
     writtenBytesPerSecond: written,
     heat,
@@ -56,7 +69,8 @@ export function topJson(state: TopState): object {
   };
 }
 
-function head({ header, phase, round, atMs, elapsedMs, reads, lost }: TopState): string {
+function head({ header, run }: TopState): string {
+  const { phase, round, atMs, elapsedMs, reads, lost } = run;
   const parts = [`${header.title} on ${header.host}`, phase ?? "watching"];
   if (round !== null) parts.push(`round ${round}`);
   parts.push(formatMs(atMs));
@@ -65,29 +79,28 @@ function head({ header, phase, round, atMs, elapsedMs, reads, lost }: TopState):
   return parts.join(" · ");
 }
 
-function ownersTable({ owners, header }: TopState, strips: boolean): string[] {
-  const all = owners.reduce((sum, { bytesPerSecond }) => sum + bytesPerSecond, 0);
-  const sorted = owners.toSorted((a, b) => b.bytesPerSecond - a.bytesPerSecond || (a.owner < b.owner ? -1 : 1));
-  const rows = sorted.map(
-    ({ owner, tracker, granule, bytesPerSecond, peakBytesPerSecond, exclusive, readMs, heat }) => {
-      const share = all > 0 ? bytesPerSecond / all : 0;
-      return [
-        label(owner),
-        tracker,
-        granule === null ? "-" : formatSize(granule),
-        formatRate(bytesPerSecond),
-        formatRate(peakBytesPerSecond),
-        `${"█".repeat(Math.round(share * SHARE_CELLS)).padEnd(SHARE_CELLS, "░")} ${formatShare(share).padStart(5)}`,
-        exclusive === null ? "-" : formatShare(exclusive),
-        formatMs(readMs),
-        ...(strips ? [strip(heat, STRIP_CELLS)] : []),
-      ];
-    },
+function ownersTable({ run }: TopState, strips: boolean): string[] {
+  const all = ownersRead(run).reduce((sum, { last }) => sum + last.bytesPerSecond, 0);
+  const rateOf = (last: OwnerReading | null) => last?.bytesPerSecond ?? -1;
+  // Those without a read come last, as they are.
+  const sorted = run.owners.toSorted(
+    (a, b) => rateOf(b.last) - rateOf(a.last) || (a.last === null ? 0 : a.name < b.name ? -1 : 1),
   );
-  const waiting = header.devices.filter(({ id }) => !owners.some(({ owner }) => membersOf(owner).includes(id)));
-  for (const { id, tracker, granule } of waiting) {
-    rows.push([id, tracker, granule === null ? "-" : formatSize(granule), "-"]);
-  }
+  const rows = sorted.map(({ owner, tracker, granule, peakBytesPerSecond, last }) => {
+    const described = [ownerLabel(owner), tracker, granule === null ? "-" : formatSize(granule)];
+    if (last === null) return [...described, "-"];
+    const share = all > 0 ? last.bytesPerSecond / all : 0;
+    const exclusive = exclusiveShare(last);
+    return [
+      ...described,
+      formatRate(last.bytesPerSecond),
+      formatRate(peakBytesPerSecond),
+      `${"█".repeat(Math.round(share * SHARE_CELLS)).padEnd(SHARE_CELLS, "░")} ${formatShare(share).padStart(5)}`,
+      exclusive === null ? "-" : formatShare(exclusive),
+      formatMs(last.readMs),
+      ...(strips ? [strip(last.heat, STRIP_CELLS)] : []),
+    ];
+  });
   return table(
     [
       ["owner", "tracker", "granule", "dirty", "peak", "share", "only it", "read", ...(strips ? ["where"] : [])],
@@ -95,6 +108,11 @@ function ownersTable({ owners, header }: TopState, strips: boolean): string[] {
     ],
     ["left", "left", "right", "right", "right", "left", "right", "right", "left"],
   );
+}
+
+/** Of an owner's pages, the share that no other tracker reported; null where it reported none. */
+function exclusiveShare({ reported, exclusive }: OwnerReading): number | null {
+  return reported === 0 ? null : exclusive / reported;
 }
 
 function writtenTable({ written }: TopState): string[] {
@@ -159,8 +177,4 @@ function merged(heat: readonly number[], cells: number): number[] {
 
 function fitted(lines: readonly string[], columns: number): string[] {
   return lines.map((line) => line.slice(0, columns));
-}
-
-function label(owner: string): string {
-  return owner.replace(/^domain:/, "");
 }

@@ -42,15 +42,14 @@ describe("what top knows", () => {
       read({ vf0: 1000, cpu: 100 }),
       read({ vf0: 500, cpu: 100 }, { elapsedMs: 500, atMs: 1500 }),
     ]);
-    const [vf0, cpu] = state.owners;
+    const [vf0, cpu] = state.run.owners;
     expect(vf0).toMatchObject({
       tracker: "device",
-      bytesPerSecond: 4096e3,
+      last: { bytesPerSecond: 4096e3, exclusive: 250 },
       peakBytesPerSecond: 4096e3,
-      exclusive: 0.5,
     });
-    expect(cpu).toMatchObject({ tracker: "cpu", bytesPerSecond: 819_200, peakBytesPerSecond: 819_200 });
-    expect(state).toMatchObject({ reads: 2, atMs: 1500, elapsedMs: 500 });
+    expect(cpu).toMatchObject({ tracker: "cpu", last: { bytesPerSecond: 819_200 }, peakBytesPerSecond: 819_200 });
+    expect(state.run).toMatchObject({ reads: 2, atMs: 1500, elapsedMs: 500 });
   });
 
   it("is a sum for each kind of tracker; a domain is the IOMMU's", () => {
@@ -76,7 +75,7 @@ describe("what top knows", () => {
       { type: "lost", events: 3 },
       { ...read({ vf0: 1 }), round: 2 },
     ]);
-    expect(state).toMatchObject({ phase: "pre-copy", lost: 7, round: 2 });
+    expect(state.run).toMatchObject({ phase: "pre-copy", lost: 7, round: 2 });
     expect(topLines(state, PLAIN)[0]).toBe(
       "mixed on emulated · pre-copy · round 2 · 1.00 s · last interval 1.00 s · 7 events lost: this reader is too slow",
     );

@@ -2,6 +2,7 @@ import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import type { ContainerTracking } from "../../host/designs.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 import { claimTracker } from "../claims.js";
+import { CONTAINER_OWNER } from "../owner.js";
 import type { DirtyTracker, TrackedRange, TrackingSession } from "../tracker.js";
 import { SessionState, startSession } from "./session.js";
 
@@ -9,7 +10,7 @@ import { SessionState, startSession } from "./session.js";
 export function containerTracker(container: ContainerTracking): DirtyTracker {
   return {
     kind: "container",
-    owner: "container",
+    owner: CONTAINER_OWNER,
     start: async ({ signal }) => {
       const claim = claimTracker(container, "dirty pages", "container");
       return startSession(claim, signal, async () => {
@@ -22,7 +23,6 @@ export function containerTracker(container: ContainerTracking): DirtyTracker {
 
 class ContainerSession implements TrackingSession {
   readonly kind = "container";
-  readonly owner = "container";
   readonly granule = PAGE_SIZE;
   readonly readableWhen: "always" | "quiesced";
   readonly namesAll: boolean;

@@ -2,6 +2,7 @@ import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import type { Vcpus } from "../../host/host.js";
 import { PAGE_SIZE, pageOf } from "../../memory/address.js";
 import { claimTracker } from "../claims.js";
+import { CPU_OWNER } from "../owner.js";
 import type { DirtyTracker, TrackedRange, TrackingSession } from "../tracker.js";
 import { SessionState, startSession } from "./session.js";
 
@@ -9,7 +10,7 @@ import { SessionState, startSession } from "./session.js";
 export function cpuTracker(vcpus: Vcpus): DirtyTracker {
   return {
     kind: "cpu",
-    owner: "cpu",
+    owner: CPU_OWNER,
     start: async ({ signal }) => {
       const claim = claimTracker(vcpus, "dirty log", "cpu");
       return startSession(claim, signal, async () => {
@@ -22,7 +23,6 @@ export function cpuTracker(vcpus: Vcpus): DirtyTracker {
 
 class CpuSession implements TrackingSession {
   readonly kind = "cpu";
-  readonly owner = "cpu";
   readonly granule = PAGE_SIZE;
   readonly readableWhen = "always";
   readonly namesAll = false;

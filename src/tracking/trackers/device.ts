@@ -4,8 +4,8 @@ import { dmaLogTracker } from "./dma-log.js";
 
 /**
  * The log that a device keeps of its own DMA, in its own memory (mlx5's page tracker).
- * @param owner the device's name in its machine
+ * @param id the device's name in its machine
  */
-export function deviceTracker(vfio: VfioDevice, owner = vfio.id): DirtyTracker {
-  return dmaLogTracker(vfio, "device", owner);
+export function deviceTracker(vfio: VfioDevice, id = vfio.id): DirtyTracker {
+  return dmaLogTracker(vfio, "device", id);
 }

@@ -4,6 +4,7 @@ import { type RunningDmaLog, startDmaLog } from "../../host/dma-logging.js";
 import type { VfioDevice } from "../../host/host.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 import { claimTracker } from "../claims.js";
+import { deviceOwner } from "../owner.js";
 import type { DirtyTracker, ReadPlan, TrackedRange, TrackingSession } from "../tracker.js";
 import { SessionState, startSession } from "./session.js";
 
@@ -14,16 +15,16 @@ import { SessionState, startSession } from "./session.js";
  * mapped areas it touches.
  */
 
-export function dmaLogTracker(vfio: VfioDevice, kind: "device" | "pinned", owner: string): DirtyTracker {
+export function dmaLogTracker(vfio: VfioDevice, kind: "device" | "pinned", id: string): DirtyTracker {
   return {
     kind,
-    owner,
+    owner: deviceOwner(id),
     start: async ({ ranges, granule, signal }) => {
-      const claim = claimTracker(vfio, "DMA log", owner);
+      const claim = claimTracker(vfio, "DMA log", id);
       return startSession(claim, signal, async () => {
         const log = await startDmaLog(vfio, ranges, granule);
-        const state = new SessionState(owner, claim, () => vfio.stopDmaLogging());
-        return new DmaLogSession({ vfio, kind, owner, log, state });
+        const state = new SessionState(id, claim, () => vfio.stopDmaLogging());
+        return new DmaLogSession({ vfio, kind, log, state });
       });
     },
   };
@@ -32,22 +33,19 @@ export function dmaLogTracker(vfio: VfioDevice, kind: "device" | "pinned", owner
 interface DmaLogSessionOptions {
   readonly vfio: VfioDevice;
   readonly kind: "device" | "pinned";
-  readonly owner: string;
   readonly log: RunningDmaLog;
   readonly state: SessionState;
 }
 
 class DmaLogSession implements TrackingSession {
   readonly kind: "device" | "pinned";
-  readonly owner: string;
   readonly namesAll = false;
   readonly #vfio: VfioDevice;
   readonly #log: RunningDmaLog;
   readonly #state: SessionState;
 
-  constructor({ vfio, kind, owner, log, state }: DmaLogSessionOptions) {
+  constructor({ vfio, kind, log, state }: DmaLogSessionOptions) {
     this.kind = kind;
-    this.owner = owner;
     this.#vfio = vfio;
     this.#log = log;
     this.#state = state;

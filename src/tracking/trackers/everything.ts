@@ -1,15 +1,16 @@
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import { PAGE_SIZE } from "../../memory/address.js";
+import { deviceOwner } from "../owner.js";
 import type { DirtyTracker, TrackedRange, TrackingSession } from "../tracker.js";
 
 /** No source of dirty bits: all that the device may write counts as dirty, at every read. */
-export function everythingTracker(owner: string): DirtyTracker {
+export function everythingTracker(device: string): DirtyTracker {
   return {
     kind: "everything",
-    owner,
+    owner: deviceOwner(device),
     start: async ({ signal }) => {
       signal?.throwIfAborted();
-      return new EverythingSession(owner);
+      return new EverythingSession();
     },
   };
 }
@@ -19,11 +20,6 @@ class EverythingSession implements TrackingSession {
   readonly granule = PAGE_SIZE;
   readonly readableWhen = "always";
   readonly namesAll = true;
-  readonly owner: string;
-
-  constructor(owner: string) {
-    this.owner = owner;
-  }
 
   plan(areas: readonly TrackedRange[]) {
     return { reads: areas, uncovered: [] };

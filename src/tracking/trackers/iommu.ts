@@ -3,6 +3,7 @@ import type { Iommufd, ObjectId } from "../../host/host.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 import type { DomainChoice } from "../choice.js";
 import { claimTracker } from "../claims.js";
+import { type Owner, ownerName } from "../owner.js";
 import type { DirtyTracker, TrackedRange, TrackingSession } from "../tracker.js";
 import { SessionState, startSession } from "./session.js";
 
@@ -12,8 +13,8 @@ export interface IommuTrackerOptions {
   /** The HWPT, or the emulated IOMMU. */
   readonly hwpt: ObjectId;
   readonly type?: DomainChoice["type"];
-  /** All devices attached to it, joined by '+'. */
-  readonly owner: string;
+  /** The devices that are attached to it. */
+  readonly owner: Owner;
 }
 
 /**
@@ -24,15 +25,16 @@ export interface IommuTrackerOptions {
  * hole in the mapping without saying so. Mappings made while it runs are tracked too.
  */
 export function iommuTracker({ iommufd, hwpt, owner, type = "hwpt" }: IommuTrackerOptions): DirtyTracker {
+  const name = ownerName(owner);
   return {
     kind: "iommu",
     owner,
     start: async ({ signal }) => {
-      const claim = claimTracker(iommufd, `HWPT ${hwpt}`, owner);
+      const claim = claimTracker(iommufd, `HWPT ${hwpt}`, name);
       return startSession(claim, signal, async () => {
         await iommufd.setDirtyTracking(hwpt, true);
-        const state = new SessionState(owner, claim, () => iommufd.setDirtyTracking(hwpt, false));
-        return new IommuSession({ iommufd, hwpt, owner, type, state });
+        const state = new SessionState(name, claim, () => iommufd.setDirtyTracking(hwpt, false));
+        return new IommuSession({ iommufd, hwpt, type, state });
       });
     },
   };
@@ -45,7 +47,6 @@ class IommuSession implements TrackingSession {
   readonly kind = "iommu";
   readonly readableWhen = "always";
   readonly namesAll = false;
-  readonly owner: string;
   /** IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR exists for HWPTs only. */
   readonly peek?: (range: TrackedRange) => Promise<DirtyBitmap>;
   readonly #iommufd: Iommufd;
@@ -53,10 +54,9 @@ class IommuSession implements TrackingSession {
   readonly #state: SessionState;
   #largestLeaf: number | undefined;
 
-  constructor({ iommufd, hwpt, owner, type, state }: Required<IommuTrackerOptions> & { state: SessionState }) {
+  constructor({ iommufd, hwpt, type, state }: Omit<Required<IommuTrackerOptions>, "owner"> & { state: SessionState }) {
     this.#iommufd = iommufd;
     this.#hwpt = hwpt;
-    this.owner = owner;
     this.#state = state;
     if (type === "hwpt") this.peek = (range) => this.#get(range, false);
   }

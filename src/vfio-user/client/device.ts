@@ -121,7 +121,7 @@ export class VfioUserDevice extends FeatureDevice implements WorkloadDevice {
     this.checkOpen(call);
     if (this.#bound !== null) refuse("EINVAL", call, "it is bound already");
     if (!(iommufd instanceof VfioUserIommufd)) return refuse("EINVAL", call, "give an iommufd of the same host");
-    const id = iommufd.bindDevice(this.mappings);
+    const id = iommufd.bindServed(this.mappings);
     this.#bound = { iommufd, id };
     return id;
   }

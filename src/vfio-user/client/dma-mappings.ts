@@ -19,7 +19,7 @@ export interface DmaMapping {
   readonly writeable: boolean;
 }
 
-/** What the stand-in for an iommufd needs of a device: it is told what to map, and its messages are answered. */
+/** What its IOMMU needs of a served device: it is told what to map, and its messages are answered. */
 export interface MappedDevice {
   readonly id: string;
   /** All its DMA goes by messages: we see every write, as an IOMMU would. */

@@ -1,7 +1,7 @@
 import { closeSync } from "node:fs";
-import { createSharedMemory } from "../../devices/memory-file.js";
 import type { DeviceContext, DeviceModel, MappableRegion, ModelInfo } from "../../devices/model.js";
 import { decodeRecords, encodeRecords } from "../../devices/records.js";
+import { createSharedMemory } from "../../devices/shared-memory.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 
 /*

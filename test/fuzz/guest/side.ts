@@ -1,11 +1,11 @@
 import { closeSync, copyFileSync, openSync, writeFileSync } from "node:fs";
 import { DirtyBitmap } from "../../../src/bitmap/dirty-bitmap.js";
 import { loggingRanges } from "../../../src/bitmap/ranges.js";
-import { createSharedMemory } from "../../../src/devices/memory-file.js";
 import type { DeviceModel, DmaFault } from "../../../src/devices/model.js";
 import { createModel } from "../../../src/devices/models.js";
 import { completeOptions, type OptionValue } from "../../../src/devices/servable.js";
 import { SERVABLE_MODELS, servableModel } from "../../../src/devices/servable-models.js";
+import { createSharedMemory } from "../../../src/devices/shared-memory.js";
 import type { ReplaySchedule } from "../../../src/host/replay-schedule.js";
 import { PAGE_SIZE } from "../../../src/memory/address.js";
 import { mapAnonymousOver } from "../../../src/sys/mmap.js";

@@ -29,10 +29,10 @@ const SHOWN = 3;
 
 // Physically contiguous, like an arena of the emulated host: so the choice of leaves can be compared, too.
 const memory = DmaMemory.allocate(MEMORY_BYTES, { kind: "hugetlb", pageBytes: HUGE_2M });
-const mocks = { default: new EmulatedMock(DEFAULT_KIND), huge: new EmulatedMock(HUGE_KIND) };
+const mocks = new Map([DEFAULT_KIND, HUGE_KIND].map((kind) => [kind, new EmulatedMock(kind)]));
 
 afterAll(async () => {
-  for (const mock of Object.values(mocks)) await mock[Symbol.asyncDispose]();
+  for (const mock of mocks.values()) await mock[Symbol.asyncDispose]();
   memory[Symbol.dispose]();
 });
 
@@ -41,7 +41,11 @@ Error.stackTraceLimit = 0;
 
 /** @param mutate what is made of the emulated host */
 function sides(mutate: (rig: Rig) => Rig): MakeSides {
-  return async (kind) => [new Side(mutate(mocks[kind.name].open())), new Side(new KernelRig(kind, memory))];
+  return async (kind) => {
+    const mock = mocks.get(kind);
+    if (mock === undefined) throw new Error(`no mock has ${kind.name} page tables`);
+    return [new Side(mutate(mock.open())), new Side(new KernelRig(kind, memory))];
+  };
 }
 
 function kindOf(seed: number) {

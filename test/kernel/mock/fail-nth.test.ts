@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { DirtyBitmap } from "../../../src/bitmap/dirty-bitmap.js";
 import type { ObjectId } from "../../../src/host/host.js";
 import { LinuxIommufd } from "../../../src/linux/linux-iommufd.js";
-import { LinuxMemoryFile } from "../../../src/linux/memory-file.js";
+import { MemfdFile } from "../../../src/linux/memfd-file.js";
 import { type Iova, KiB, MiB, PAGE_SIZE, U64_MAX } from "../../../src/memory/address.js";
 import { DmaMemory } from "../../../src/memory/dma-memory.js";
 import { holdsOf } from "../../../src/memory/holds.js";
@@ -34,7 +34,7 @@ const BITMAP_LENGTH = 64n << 30n;
 class World implements AsyncDisposable {
   readonly iommufd = LinuxIommufd.open();
   readonly memory = DmaMemory.allocate(LARGE, { kind: "memfd" });
-  readonly file = LinuxMemoryFile.of(this.memory);
+  readonly file = MemfdFile.of(this.memory);
   /** So large that it is memory of its own, to which nobody has written yet: no page is behind it. */
   readonly into = new DirtyBitmap({ iova: IOVA, length: BITMAP_LENGTH, granule: PAGE_SIZE });
   ioas: ObjectId = 0;

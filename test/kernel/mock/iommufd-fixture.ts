@@ -1,7 +1,7 @@
 import { DirtyBitmap } from "../../../src/bitmap/dirty-bitmap.js";
 import type { ObjectId } from "../../../src/host/host.js";
 import { LinuxIommufd } from "../../../src/linux/linux-iommufd.js";
-import { LinuxMemoryFile } from "../../../src/linux/memory-file.js";
+import { MemfdFile } from "../../../src/linux/memfd-file.js";
 import { MiB, PAGE_SIZE } from "../../../src/memory/address.js";
 import { DmaMemory, HUGE_2M } from "../../../src/memory/dma-memory.js";
 import { isErrno } from "../../../src/uapi/errno.js";
@@ -50,7 +50,7 @@ export async function openMockFixture(): Promise<IommufdFixture & { readonly iom
     },
 
     async openFile(bytes) {
-      return LinuxMemoryFile.create(bytes);
+      return MemfdFile.create(bytes);
     },
 
     async allocLargeHwpt({ device, ioas }) {

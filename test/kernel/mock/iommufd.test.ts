@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import { DirtyBitmap } from "../../../src/bitmap/dirty-bitmap.js";
 import { AMD_V1_ENTRIES, completeLeaves } from "../../../src/linux/iommufd/contiguous-leaves.js";
 import { LinuxIommufd } from "../../../src/linux/linux-iommufd.js";
-import { LinuxMemoryFile } from "../../../src/linux/memory-file.js";
+import { MemfdFile } from "../../../src/linux/memfd-file.js";
 import { type Iova, MiB, U64_MAX } from "../../../src/memory/address.js";
 import { type Backing, DmaMemory, HUGE_1G, HUGE_2M } from "../../../src/memory/dma-memory.js";
 import { holdsOf } from "../../../src/memory/holds.js";
@@ -91,7 +91,7 @@ describe("memory handed to the kernel", () => {
     expect((await refusal(iommufd.unmap(ioas, at(0), pages(3)))).code).toBe("ENOENT");
     expect(counts()).toEqual([0, 1, 1]);
     // A file in the way, which the library keeps no hold for, stops the kernel just as well.
-    await using file = LinuxMemoryFile.create(4 * PAGE);
+    await using file = MemfdFile.create(4 * PAGE);
     await iommufd.mapFile(ioas, file, { start: 0, length: 4 * PAGE }, { ...RW, iova: at(8) });
     await iommufd.map(ioas, low, { ...RW, iova: at(12) });
     expect((await refusal(iommufd.unmap(ioas, at(4), pages(6)))).code).toBe("ENOENT");
@@ -141,12 +141,12 @@ describe("memory handed to the kernel", () => {
     const device = await fixture.addDevice(ioas);
     using memory = DmaMemory.allocate(16 * PAGE, { kind: "memfd" });
     memory.bytes[5 * PAGE] = 9;
-    const file = LinuxMemoryFile.of(memory);
+    const file = MemfdFile.of(memory);
     await iommufd.mapFile(ioas, file, { start: 4 * PAGE, length: 8 * PAGE }, { ...RW, iova: BASE });
     await file[Symbol.asyncDispose]();
     checkMap(iommufd.fd, device.hwpt, BASE, { ...memory, offset: memory.offset + 4 * PAGE, length: 8 * PAGE });
     expect(readFileSync(`/proc/self/fd/${memory.fd}`)[5 * PAGE]).toBe(9);
-    expect(() => LinuxMemoryFile.of(fixture.memory as DmaMemory)).toThrow("EBADF");
+    expect(() => MemfdFile.of(fixture.memory as DmaMemory)).toThrow("EBADF");
   });
 
   it("says how many huge pages are missing, and where they are reserved", () => {

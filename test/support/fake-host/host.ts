@@ -1,9 +1,9 @@
 import { PortCounters } from "../../../src/emulated/iommu/port-counters.js";
-import { EmulatedIommufd } from "../../../src/emulated/iommufd/iommufd.js";
-import { EmulatedMemoryFile } from "../../../src/emulated/iommufd/memory-file.js";
+import { EmulatedIommufd } from "../../../src/emulated/iommufd.js";
 import { PhysicalMemory } from "../../../src/emulated/physical-memory.js";
 import { PinPort } from "../../../src/emulated/vfio/pin-port.js";
 import type { DeviceSummary, Host } from "../../../src/host/host.js";
+import { ArenaFile } from "../../../src/iommufd/arena-file.js";
 import { MiB, PAGE_SIZE } from "../../../src/memory/address.js";
 import { type Arena, createArena } from "../../../src/memory/arena.js";
 import { InFlight } from "../../../src/memory/in-flight.js";
@@ -61,10 +61,10 @@ export class FakeHost implements Host {
   }
 
   /** A file of whole pages. */
-  async openFile(bytes: number): Promise<EmulatedMemoryFile> {
+  async openFile(bytes: number): Promise<ArenaFile> {
     const arena = createArena(bytes);
     this.#physical.register(arena, { kind: "ram" });
-    return new EmulatedMemoryFile(arena, bytes);
+    return new ArenaFile({ arena, offset: 0, length: bytes });
   }
 
   async openDevice(id: string): Promise<FakeDevice> {

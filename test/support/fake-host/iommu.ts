@@ -1,8 +1,19 @@
 import type { DirtyBitmap } from "../../../src/bitmap/dirty-bitmap.js";
-import type { IommuDomain, Port, SystemIommu } from "../../../src/emulated/iommu/iommu.js";
 import type { HwInfo } from "../../../src/host/host.js";
+import { SoftwareIommufd } from "../../../src/iommufd/iommufd.js";
+import type { DomainMapping, IommuDomain, Port, SystemIommu } from "../../../src/iommufd/system-iommu.js";
 import { iovaOf, PAGE_SIZE, type PageNumber } from "../../../src/memory/address.js";
+import type { Arena } from "../../../src/memory/arena.js";
+import { InFlight } from "../../../src/memory/in-flight.js";
 import { UapiError } from "../../../src/uapi/errno.js";
+
+/** An iommufd of a host with mdevs, whose devices reach these arenas. */
+export function openIommufd(arenas: readonly Arena[], inFlight = InFlight.allocate(8)): SoftwareIommufd {
+  return new SoftwareIommufd({
+    reaches: ({ memory }) => arenas.some((arena) => arena.memory === memory),
+    mdevs: inFlight,
+  });
+}
 
 /** A system IOMMU in a few lines: one Map of pages per domain. Its leaves are of 4 KiB, unless it has larger ones, too. */
 export class FakeIommu implements SystemIommu {
@@ -29,6 +40,9 @@ export class FakeIommu implements SystemIommu {
   }
 
   allocDomain({ dirtyTracking }: { dirtyTracking: boolean }): FakeDomain {
+    if (dirtyTracking && !this.dirtyTracking) {
+      throw new UapiError("EOPNOTSUPP", { syscall: "alloc", attempted: "make a domain that tracks" });
+    }
     const domain = new FakeDomain(this, dirtyTracking);
     this.domains.push(domain);
     return domain;
@@ -59,7 +73,8 @@ interface FakeLeaf {
 }
 
 export interface FakeEntry {
-  readonly frame: PageNumber;
+  /** In bytes from its arena's start. */
+  readonly offset: number;
   readonly readable: boolean;
   readonly writeable: boolean;
   readonly hugePages: boolean;
@@ -83,33 +98,27 @@ export class FakeDomain implements IommuDomain {
     this.pageSizes = iommu.pageSizes;
   }
 
-  map(args: {
-    page: PageNumber;
-    frame: PageNumber;
-    pages: number;
-    readable: boolean;
-    writeable: boolean;
-    hugePages: boolean;
-  }): void {
-    const { page, frame, pages, readable, writeable, hugePages } = args;
+  async map({ page, memory, ...rest }: DomainMapping): Promise<void> {
+    const pages = memory.length / PAGE_SIZE;
     if (this.entries.size + pages > this.capacity) {
       throw new UapiError("ENOMEM", { syscall: "map", attempted: "map beyond the fake's capacity" });
     }
     for (let done = 0; done < pages; ) {
-      const leaf = this.#leafFor(page + done, frame + done, hugePages ? pages - done : 1);
+      const offset = memory.offset + done * PAGE_SIZE;
+      const leaf = this.#leafFor(page + done, offset, rest.hugePages ? pages - done : 1);
       for (const end = done + leaf.pages; done < end; done++) {
         if (this.entries.has(page + done)) throw new Error(`page ${page + done} is mapped already`);
-        this.entries.set(page + done, { frame: frame + done, readable, writeable, hugePages, leaf });
+        this.entries.set(page + done, { ...rest, offset: memory.offset + done * PAGE_SIZE, leaf });
       }
     }
   }
 
-  /** The largest leaf that page and frame are aligned to, of at most so many pages. */
-  #leafFor(page: PageNumber, frame: PageNumber, most: number): FakeLeaf {
-    const fitting = this.pageSizes
-      .map((bytes) => bytes / PAGE_SIZE)
-      .findLast((pages) => pages <= most && page % pages === 0 && frame % pages === 0);
-    return { first: page, pages: fitting ?? 1, dirty: false };
+  /** The largest leaf that page and memory are aligned to, of at most so many pages. */
+  #leafFor(page: PageNumber, offset: number, most: number): FakeLeaf {
+    const bytes = this.pageSizes.findLast(
+      (size) => size <= most * PAGE_SIZE && (page * PAGE_SIZE) % size === 0 && offset % size === 0,
+    );
+    return { first: page, pages: (bytes ?? PAGE_SIZE) / PAGE_SIZE, dirty: false };
   }
 
   async unmap({ page, pages }: { page: PageNumber; pages: number }): Promise<void> {

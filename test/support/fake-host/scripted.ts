@@ -60,22 +60,30 @@ export class Script<T> {
  */
 export function scripted<T extends object>(target: T): T & { readonly script: Script<T> } {
   const script = new Script<T>();
-  const prototype = Object.getPrototypeOf(target) as object;
-  const wrapper = Object.create(prototype) as Record<PropertyKey, unknown>;
-  for (const name of [...Reflect.ownKeys(target), ...Reflect.ownKeys(prototype)] as (Operation<T> & keyof T)[]) {
-    if ((name as string) === "constructor") continue;
-    const { get, value } =
-      Object.getOwnPropertyDescriptor(target, name) ?? Object.getOwnPropertyDescriptor(prototype, name) ?? {};
+  const wrapper = Object.create(Object.getPrototypeOf(target)) as Record<PropertyKey, unknown>;
+  for (const [name, { value }] of propertiesOf(target)) {
     if (typeof value !== "function") {
-      Object.defineProperty(wrapper, name, { get: () => target[name], enumerable: true, configurable: true });
-    } else if (get === undefined) {
-      const method = value as (...args: unknown[]) => unknown;
-      const isAsync = method.constructor.name === "AsyncFunction";
-      wrapper[name] = (...args: unknown[]) => {
-        const call = () => method.apply(target, args);
-        return isAsync ? script.run(name, args, call) : call();
-      };
+      const get = () => Reflect.get(target, name);
+      Object.defineProperty(wrapper, name, { get, enumerable: true, configurable: true });
+      continue;
     }
+    const isAsync = value.constructor.name === "AsyncFunction";
+    wrapper[name] = (...args: unknown[]) => {
+      const call = () => value.apply(target, args);
+      return isAsync ? script.run(name as Operation<T>, args, call) : call();
+    };
   }
   return Object.assign(wrapper, { script }) as unknown as T & { readonly script: Script<T> };
+}
+
+/** Properties of an object and of its classes; what a class overrides is there once. */
+function propertiesOf(object: object): Map<PropertyKey, PropertyDescriptor> {
+  const properties = new Map<PropertyKey, PropertyDescriptor>();
+  for (let from = object; from !== Object.prototype; from = Object.getPrototypeOf(from) as object) {
+    for (const name of Reflect.ownKeys(from)) {
+      const property = Object.getOwnPropertyDescriptor(from, name);
+      if (name !== "constructor" && property !== undefined && !properties.has(name)) properties.set(name, property);
+    }
+  }
+  return properties;
 }

@@ -99,7 +99,7 @@ function counts(least: number): (text: string) => number[] {
     if (numbers.every((number) => number >= least && number <= MAX_DEVICES)) {
       return [...new Set(numbers)].sort((a, b) => a - b);
     }
-    throw new UsageError(`'${text}' is no list of numbers of devices`, {
+    throw new UsageError(`'${text}' is not a list of numbers of devices`, {
       code: "BAD_OPTION",
       remedy: `give numbers from ${least} to ${MAX_DEVICES}, as 1,8,64`,
     });

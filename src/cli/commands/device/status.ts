@@ -10,7 +10,7 @@ export interface DeviceStatusInput {
 export function declareDeviceStatus(device: Command): Command {
   const command = device
     .command("status")
-    .description("tell what state a served device is in, who moved it there, and what can be done about it")
+    .description("tell what state a served device is in, which client moved it there, and what can be done about it")
     .argument("<socket>", "the path of the device's socket")
     .option("--json", "print the result as JSON")
     .addHelpText("after", "\nExamples:\n  dirtmap device status ./mlx5\n  dirtmap device status ./mlx5 --json");

@@ -28,22 +28,25 @@ function isServed(text: string): text is ServedHost {
   return text.startsWith(SERVED);
 }
 
+/** Adds `--host`. */
+export function addHostOption(command: Command): Command {
+  const hosts = [...HOSTS, `${SERVED}PATH[,PATH…]`];
+  return command.addOption(
+    new Option("--host <host>", `take the devices of a scenario, of this machine, or at sockets: ${hosts.join(", ")}`)
+      .argParser(argument((text) => (isServed(text) ? servedHost(text) : oneOf(HOSTS, "host")(text))))
+      .default(DEFAULTS.host, DEFAULTS.host),
+  );
+}
+
 /**
  * Adds the options of {@link HostOptions}.
  * @param devices the devices of this machine that are meant by default
  */
 export function addHostOptions(command: Command, devices: string): Command {
-  const hosts = [...HOSTS, `${SERVED}PATH[,PATH…]`];
-  return command
-    .addOption(
-      new Option("--host <host>", `take the devices of a scenario, of this machine, or at sockets: ${hosts.join(", ")}`)
-        .argParser(argument((text) => (isServed(text) ? servedHost(text) : oneOf(HOSTS, "host")(text))))
-        .default(DEFAULTS.host, DEFAULTS.host),
-    )
-    .option(
-      "--device <id...>",
-      `take only these devices: 3b:00.1, an mdev's UUID, eth0, nvme0n1, a path in sysfs, libvirt's pci_0000_3b_00_1${orElse(devices)}`,
-    );
+  return addHostOption(command).option(
+    "--device <id...>",
+    `take only these devices: 3b:00.1, an mdev's UUID, eth0, nvme0n1, a path in sysfs, libvirt's pci_0000_3b_00_1${orElse(devices)}`,
+  );
 }
 
 /** @throws UsageError `BAD_OPTION` for a list with nothing in it */

@@ -17,11 +17,11 @@ export interface StoreOption {
  */
 export function addStoreOption(command: Command, { optional = false } = {}): Command {
   const where = "$XDG_DATA_HOME/dirtmap/evidence.db, or below ~/.local/share";
-  command.option("--store <path>", `keep runs and benchmarks in this file (default: ${where})`);
+  command.option("--store <path>", `use this file as the store of runs and benchmarks (default: ${where})`);
   return optional ? command.option("--no-store", "keep nothing") : command;
 }
 
-/** Where the records of who may run a machine are kept. */
+/** Where it is recorded which side may run a machine. */
 export interface JournalOption {
   readonly journal?: string;
 }
@@ -31,7 +31,7 @@ export function addJournalOption(command: Command): Command {
   const where = "$XDG_STATE_HOME/dirtmap, or ~/.local/state/dirtmap";
   return command.option(
     "--journal <folder>",
-    `keep the record of who may run a machine in this folder (default: ${where})`,
+    `use this folder for the records of which side may run a machine (default: ${where})`,
   );
 }
 

@@ -60,7 +60,7 @@ export function addPolicyOptions(command: Command): Command {
       ).argParser(perDevice(oneOf(DEVICE_TRACKERS, "tracker"))),
     )
     .addOption(
-      new Option("--granule <dev=size...>", "track a device by this many bytes per dirty bit: 4K, 2M …").argParser(
+      new Option("--granule <dev=size...>", "track a device with this many bytes per dirty bit: 4K, 2M …").argParser(
         perDevice(parseSize),
       ),
     )
@@ -84,7 +84,7 @@ export function addPolicyOptions(command: Command): Command {
         "--design <design>",
         DESIGNS,
         "design",
-        "choose who merges the trackers' answers",
+        "choose the design that merges the trackers' answers",
         orScenario(DEFAULTS.design),
       ),
     );

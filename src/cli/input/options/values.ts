@@ -34,7 +34,7 @@ export function durationWithin({ min, max }: { min: number; max: number }): (tex
   return argument((text) => {
     const ms = parseDuration(text);
     if (ms >= min && ms <= max) return ms;
-    throw new UsageError(`'${text}' is not possible`, { code: "BAD_OPTION", remedy: `give ${min}ms to ${max}ms` });
+    throw new UsageError(`'${text}' is out of range`, { code: "BAD_OPTION", remedy: `give ${min}ms to ${max}ms` });
   });
 }
 
@@ -51,9 +51,10 @@ export function durationOption(
 /** A whole number in a range, both ends inclusive. */
 export function wholeNumber(min: number, max: number): (text: string) => number {
   return argument((text) => {
-    const value = Number(text);
-    if (/^\d{1,16}$/.test(text) && value >= min && value <= max) return value;
-    throw new UsageError(`'${text}' is not possible`, { code: "BAD_OPTION", remedy: `give ${min} to ${max}` });
+    const value = /^\d{1,16}$/.test(text) ? Number(text) : Number.NaN;
+    if (value >= min && value <= max) return value;
+    const what = Number.isNaN(value) ? "not a whole number" : "out of range";
+    throw new UsageError(`'${text}' is ${what}`, { code: "BAD_OPTION", remedy: `give ${min} to ${max}` });
   });
 }
 
@@ -80,7 +81,7 @@ export function choice<Word extends string>(
 /** Any text but none. */
 export function nonEmpty(text: string): string {
   if (text !== "") return text;
-  throw new UsageError("it is empty", { code: "BAD_OPTION", remedy: "write what is meant" });
+  throw new UsageError("the value is empty", { code: "BAD_OPTION", remedy: "write DEV=VALUE" });
 }
 
 /**

@@ -40,6 +40,6 @@ export function addViewOptions(command: Command, intervalMs: number): Command {
 const DURATION_TEXT = "watch the machine for this long";
 
 function addInterval(command: Command, defaultMs: number): Command {
-  const text = "read the trackers once in this time";
+  const text = "read the trackers at this interval";
   return command.addOption(durationOption("--interval <duration>", text, INTERVAL_MS, defaultMs));
 }

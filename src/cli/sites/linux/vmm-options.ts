@@ -1,5 +1,6 @@
 import { UsageError } from "../../../errors.js";
-import { measuredChoices, type Recommendation } from "../../../evidence/recommend/recommendation.js";
+import { measuredChoices } from "../../../evidence/recommend/recommendation.js";
+import type { Recommendation } from "../../../evidence/recommend/result.js";
 import type { TrackerBenchmark } from "../../../evidence/trackers/result.js";
 import { DEFAULT_POLICY } from "../../../tracking/choice.js";
 import { chooseTrackers } from "../../../tracking/policy.js";

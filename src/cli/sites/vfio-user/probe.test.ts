@@ -86,7 +86,7 @@ describe("dirtmap plan --host vfio-user:…", () => {
     const policy = { ...DEFAULT_POLICY, trackers: { vf0: "device" as const } };
     await expect(planServers(host, policy)).rejects.toMatchObject({
       code: "UNKNOWN_DEVICE",
-      remedy: "served are: mlx5",
+      remedy: "there are: mlx5",
     });
   });
 });

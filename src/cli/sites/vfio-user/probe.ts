@@ -1,4 +1,3 @@
-import { UsageError } from "../../../errors.js";
 import type { DeviceCapabilities } from "../../../tracking/capabilities.js";
 import type { Policy, TrackerChoice } from "../../../tracking/choice.js";
 import { chooseTrackers } from "../../../tracking/policy.js";
@@ -7,6 +6,7 @@ import { isErrno } from "../../../uapi/errno.js";
 import type { ServerCounters } from "../../../vfio-user/client/counters.js";
 import type { VfioUserDevice } from "../../../vfio-user/client/device.js";
 import type { VfioUserHost } from "../../../vfio-user/client/host.js";
+import { checkDevices } from "../../input/policy.js";
 
 /** What was found out about a served device. */
 export interface ProbedServer extends DeviceCapabilities {
@@ -21,14 +21,10 @@ export interface ProbedServer extends DeviceCapabilities {
  */
 export async function planServers(host: VfioUserHost, policy: Policy): Promise<TrackerChoice[]> {
   const probed = await probeServers(host);
-  const ids = probed.map(({ id }) => id);
-  for (const named of [policy.trackers, policy.granules, policy.untrackedDevices].flatMap(Object.keys)) {
-    if (ids.includes(named)) continue;
-    throw new UsageError(`there is no device '${named}'`, {
-      code: "UNKNOWN_DEVICE",
-      remedy: `served are: ${ids.join(", ")}`,
-    });
-  }
+  checkDevices(
+    probed.map(({ id }) => id),
+    [policy.trackers, policy.granules, policy.untrackedDevices].flatMap(Object.keys),
+  );
   return chooseTrackers(probed, policy);
 }
 

@@ -30,9 +30,9 @@ export async function openServed(
         : description.destinationSocket;
     if (socket === undefined) {
       await folder[Symbol.asyncDispose]();
-      throw new UsageError(`'${id}' runs in another process, and its destinationSocket is not said`, {
+      throw new UsageError(`'${id}' runs in another process, and the scenario gives it no destinationSocket`, {
         code: "NO_DESTINATION_SOCKET",
-        remedy: "serve the device that takes over at another socket, and name that",
+        remedy: "serve the device that takes over at another socket, and name that socket",
       });
     }
     places.push({ description, socket });
