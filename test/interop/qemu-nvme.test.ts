@@ -20,9 +20,9 @@ import {
   vfio_user_dma_logging_report,
 } from "../../src/uapi/vfio-user.js";
 import { RawClient } from "../../src/vfio-user/raw-client.test.helper.js";
-import { findKernel } from "../vm/kernel-image.js";
-import { MissingError } from "../vm/missing.js";
-import { findQemu } from "../vm/qemu.js";
+import { findKernel } from "../../tools/vm/kernel-image.js";
+import { MissingError } from "../../tools/vm/missing.js";
+import { findQemu } from "../../tools/vm/qemu.js";
 import { GUEST_MEMORY_BYTES, makeShellInitramfs, ShellGuest, type ShellImage } from "./guest-shell.js";
 
 /*
