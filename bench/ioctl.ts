@@ -2,9 +2,9 @@ import { readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Summary } from "../src/evidence/statistics.js";
-import { boot } from "../test/vm/boot.js";
-import { prepareGuests } from "../test/vm/image.js";
-import { MissingError } from "../test/vm/missing.js";
+import { boot } from "../tools/vm/boot.js";
+import { prepareGuests } from "../tools/vm/image.js";
+import { MissingError } from "../tools/vm/missing.js";
 
 /*
  * What the library adds to an ioctl of /dev/iommu. It needs a kernel with the mock IOMMU, and so is measured in the

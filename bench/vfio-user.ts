@@ -4,7 +4,7 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { interleave, type Summary, summarize } from "../src/evidence/statistics.js";
 import { GiB, PAGE_SIZE } from "../src/memory/address.js";
-import { MissingError } from "../test/vm/missing.js";
+import { MissingError } from "../tools/vm/missing.js";
 import { BenchClient } from "./vfio-user/client.js";
 import { compile } from "./vfio-user/programs.js";
 import { Servers, type Way } from "./vfio-user/servers.js";

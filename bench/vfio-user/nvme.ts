@@ -6,9 +6,9 @@ import { interleave, type Summary, summarize } from "../../src/evidence/statisti
 import { MiB } from "../../src/memory/address.js";
 import { serveDevice } from "../../src/vfio-user/server/server.js";
 import { makeShellInitramfs, ShellGuest } from "../../test/interop/guest-shell.js";
-import { findKernel } from "../../test/vm/kernel-image.js";
-import { MissingError } from "../../test/vm/missing.js";
-import { findQemu } from "../../test/vm/qemu.js";
+import { findKernel } from "../../tools/vm/kernel-image.js";
+import { MissingError } from "../../tools/vm/missing.js";
+import { findQemu } from "../../tools/vm/qemu.js";
 
 /*
  * Random reads of 4 KiB from an NVMe disk, as a guest sees them: Dirtmap's nvme, served to QEMU, next to QEMU's own, in the

@@ -1,7 +1,7 @@
 import { spawnSync } from "node:child_process";
 import { join } from "node:path";
 import { findLibvfioUser } from "../../test/interop/libvfio-user.js";
-import { MissingError } from "../../test/vm/missing.js";
+import { MissingError } from "../../tools/vm/missing.js";
 
 /** The bench's own C programs, compiled. */
 export interface Programs {

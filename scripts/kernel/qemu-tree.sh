@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes a Debian tree with the QEMU of trixie-backports, for machines whose own QEMU is too old. It is run straight out
-# of the tree, without chroot (test/vm/qemu.ts). The one for s390x is there for the options of its mdevs. Needs root, for debootstrap; takes about half a minute.
+# of the tree, without chroot (tools/vm/qemu.ts). The one for s390x is there for the options of its mdevs. Needs root, for debootstrap; takes about half a minute.
 #
 # usage: qemu-tree.sh [FOLDER]      by default qemu-tree in Dirtmap's cache folder
 # The mirror is the one that apt uses on this machine; DIRTMAP_DEBIAN_MIRROR overrules it.

@@ -1,16 +1,14 @@
-import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import sqlite from "node-sqlite3-wasm";
 import { afterAll, describe, expect, it } from "vitest";
+import { dirtmap, startDirtmap as start } from "../../test/support/program.js";
 import { Journal } from "../migration/journal.js";
 import { EXIT_CODES } from "./exit-codes.js";
 
-const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
 const COMMANDS = [
   ...["migrate", "receive", "plan", "probe", "device", "bench", "recommend", "scenarios", "certs"],
   ...["list", "resume", "abort"],
@@ -19,29 +17,7 @@ const COMMANDS = [
 const folder = mkdtempSync(join(tmpdir(), "dirtmap-cli-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-/** Starts the program; bounded, so that a hang is a failure. */
-function start(args: readonly string[], as: { uid?: number; gid?: number } = {}) {
-  const child = spawn(process.execPath, [PROGRAM, ...args], {
-    ...as,
-    stdio: ["ignore", "pipe", "pipe"],
-    timeout: 30_000,
-    killSignal: "SIGKILL",
-  });
-  let stdout = "";
-  let stderr = "";
-  child.stdout.setEncoding("utf8").on("data", (text: string) => {
-    stdout += text;
-  });
-  child.stderr.setEncoding("utf8").on("data", (text: string) => {
-    stderr += text;
-  });
-  const ended = once(child, "close").then(([code]) => ({ code: code as number | null, stdout, stderr }));
-  return { child, ended };
-}
-
-function run(...args: readonly string[]) {
-  return start(args).ended;
-}
+const run = (...args: readonly string[]) => dirtmap(args);
 
 describe("help", () => {
   it.concurrent.each(COMMANDS)("of %s has examples, which call it", async (command) => {

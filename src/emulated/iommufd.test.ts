@@ -1,8 +1,8 @@
 import { describe, expect, it } from "vitest";
+import { errno } from "../../test/support/errno.js";
 import { ALL_FORMATS, TestBench } from "../../test/support/iommu.js";
 import { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
 import type { ObjectId } from "../host/host.js";
-import { errno } from "../iommufd/fake-iommu.test.helper.js";
 import { MiB, U64_MAX } from "../memory/address.js";
 import { EmulatedIommufd } from "./iommufd.js";
 

@@ -1,10 +1,11 @@
 import { describe, expect, it } from "vitest";
+import { errno } from "../../test/support/errno.js";
+import { FakeIommu, openIommufd } from "../../test/support/fake-host/iommu.js";
 import { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
 import type { ObjectId } from "../host/host.js";
 import { MiB, U64_MAX } from "../memory/address.js";
 import { createArena } from "../memory/arena.js";
 import { UapiError } from "../uapi/errno.js";
-import { errno, FakeIommu, openIommufd } from "./fake-iommu.test.helper.js";
 
 const PAGE = 4096n;
 const RW = { readable: true, writeable: true };

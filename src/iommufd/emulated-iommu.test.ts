@@ -1,11 +1,12 @@
 import { describe, expect, it } from "vitest";
+import { errno } from "../../test/support/errno.js";
+import { openIommufd } from "../../test/support/fake-host/iommu.js";
 import { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
 import { SharedLog } from "../bitmap/shared-log.js";
 import { MiB } from "../memory/address.js";
 import { createArena } from "../memory/arena.js";
 import { InFlight } from "../memory/in-flight.js";
 import type { PostedTracker } from "./emulated-iommu.js";
-import { errno, openIommufd } from "./fake-iommu.test.helper.js";
 
 const PAGE = 4096n;
 const RW = { readable: true, writeable: true };

@@ -1,10 +1,11 @@
 import fc from "fast-check";
 import { expect, it } from "vitest";
+import { errno } from "../../test/support/errno.js";
+import { type FakeDomain, FakeIommu, openIommufd } from "../../test/support/fake-host/iommu.js";
 import type { ObjectId } from "../host/host.js";
 import { U64_MAX } from "../memory/address.js";
 import { createArena } from "../memory/arena.js";
 import type { ErrnoName } from "../uapi/errno.js";
-import { errno, type FakeDomain, FakeIommu, openIommufd } from "./fake-iommu.test.helper.js";
 
 /*
  * Random sequences of calls, right and wrong, against a model that is a list of mappings and nothing else.

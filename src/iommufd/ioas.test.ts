@@ -1,8 +1,9 @@
 import { describe, expect, it } from "vitest";
+import { errno } from "../../test/support/errno.js";
+import { FakeIommu, openIommufd } from "../../test/support/fake-host/iommu.js";
 import { GiB, KiB, MiB, U64_MAX } from "../memory/address.js";
 import { createArena } from "../memory/arena.js";
 import { ArenaFile } from "./arena-file.js";
-import { errno, FakeIommu, openIommufd } from "./fake-iommu.test.helper.js";
 
 const PAGE = 4096n;
 const RW = { readable: true, writeable: true };

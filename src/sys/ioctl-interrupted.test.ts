@@ -25,6 +25,8 @@ vi.mock("./libc.js", () => ({
   lastErrno: () => script.errno,
 }));
 
+// Another test of this process may have loaded it, with the C library that there is.
+vi.resetModules();
 const { ioctl, ioctlOnThread } = await import("./ioctl.js");
 const request = { name: "ANY", number: 1 };
 

@@ -1,11 +1,11 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
+import { markedPages } from "../../test/support/fake-host/machine.js";
 import { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
 import { RamBitmap } from "../bitmap/ram-bitmap.js";
 import { iovaOf, PAGE_SIZE } from "../memory/address.js";
 import { createGuestMemory } from "../memory/guest-memory.js";
 import { addArea, addDirty, endPage, type MappedArea, writeableAreas } from "./areas.js";
-import { markedPages } from "./fake-machine.test.helper.js";
 
 const memory = createGuestMemory(4 * 2 ** 20);
 const PAGES = 1024;

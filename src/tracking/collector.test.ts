@@ -1,7 +1,7 @@
 import { describe, expect, test, vi } from "vitest";
+import { changesOf, type FakeMachine, fakeMachine, markedPages } from "../../test/support/fake-host/machine.js";
 import { writeableAreas } from "./areas.js";
 import { Collector, type CollectorHooks } from "./collector.js";
-import { type FakeMachine, fakeMachine, markedPages } from "./fake-machine.test.helper.js";
 import { deviceOwner } from "./owner.js";
 import type { DirtyTracker } from "./tracker.js";
 import { cpuTracker } from "./trackers/cpu.js";
@@ -36,8 +36,8 @@ describe("a read", () => {
     await collector.start();
     machine.vcpus.write(300);
     machine.vcpus.write(301);
-    machine.device("mlx0").write(301);
-    machine.device("mlx0").write(302);
+    await machine.device("mlx0").write(301);
+    await machine.device("mlx0").write(302);
     const { dirty, byOwner, always } = await collector.read({ quiesced: false });
     expect(markedPages(dirty)).toEqual([300, 301, 302]);
     expect(byOwner.cpu).toMatchObject({ reported: 2, exclusive: 1 });
@@ -49,9 +49,9 @@ describe("a read", () => {
     const machine = await fakeMachine([MLX5]);
     await using collector = open(machine, [deviceTracker(machine.device("mlx0"))]);
     await collector.start();
-    machine.device("mlx0").write(300);
+    await machine.device("mlx0").write(300);
     await collector.read({ quiesced: false });
-    machine.device("mlx0").write(500);
+    await machine.device("mlx0").write(500);
     expect(markedPages((await collector.read({ quiesced: false })).dirty)).toEqual([500]);
     expect(markedPages((await collector.read({ quiesced: false })).dirty)).toEqual([]);
   });
@@ -60,8 +60,8 @@ describe("a read", () => {
     const machine = await fakeMachine([{ id: "nic0" }]);
     await using collector = open(machine, [await ownDomain(machine, "nic0")]);
     await collector.start();
-    machine.device("nic0").write(3);
-    machine.device("nic0").write(256);
+    await machine.device("nic0").write(3);
+    await machine.device("nic0").write(256);
     expect(markedPages((await collector.read({ quiesced: false })).dirty)).toEqual([3, 256]);
   });
 
@@ -69,7 +69,7 @@ describe("a read", () => {
     const machine = await fakeMachine([{ id: "nic0" }]);
     await using collector = open(machine, [await ownDomain(machine, "nic0")]);
     await collector.start();
-    machine.device("nic0").write(700);
+    await machine.device("nic0").write(700);
     const { dirty } = await collector.read({ quiesced: false });
     expect(markedPages(dirty)).toEqual(Array.from({ length: 512 }, (_, i) => 512 + i));
     expect(collector.granuleOf("nic0")).toBe(2 ** 21);
@@ -80,7 +80,7 @@ describe("a read", () => {
     const machine = await fakeMachine([{ id: "nic0" }]);
     await using collector = open(machine, [await ownDomain(machine, "nic0")]);
     await collector.start();
-    machine.device("nic0").write(0xe000_0000 / 4096);
+    await machine.device("nic0").write(0xe000_0000 / 4096);
     expect((await collector.read({ quiesced: true, final: true })).dirty.count()).toBe(0);
   });
 
@@ -88,7 +88,7 @@ describe("a read", () => {
     const machine = await fakeMachine([{ id: "nic0" }, MLX5]);
     await using collector = open(machine, [everythingTracker("nic0"), deviceTracker(machine.device("mlx0"))]);
     await collector.start();
-    machine.device("mlx0").write(400);
+    await machine.device("mlx0").write(400);
     for (let read = 0; read < 2; read++) {
       const { dirty, always, byOwner } = await collector.read({ quiesced: false });
       expect(dirty.count()).toBe(ALL_WRITEABLE);
@@ -103,7 +103,7 @@ describe("a read", () => {
     const machine = await fakeMachine([{ id: "mlx0", log: { readableWhen: "quiesced" } }]);
     await using collector = open(machine, [deviceTracker(machine.device("mlx0"))]);
     await collector.start();
-    machine.device("mlx0").write(300);
+    await machine.device("mlx0").write(300);
     const running = await collector.read({ quiesced: false });
     expect(running.unread).toEqual(["mlx0"]);
     expect(running.byOwner).toEqual({});
@@ -135,7 +135,7 @@ describe("a granule that is larger than the areas are aligned to", () => {
     await using collector = open(machine, [deviceTracker(machine.device("mlx0"))], { granule: 2 ** 21 });
     await collector.start();
     // The first granule holds both the RAM below 640 KiB and the RAM above 1 MiB.
-    machine.device("mlx0").write(300);
+    await machine.device("mlx0").write(300);
     const { dirty } = await collector.read({ quiesced: false });
     const granule = Array.from({ length: 512 }, (_, i) => i).filter((page) => page < 160 || page >= 256);
     expect(markedPages(dirty)).toEqual(granule);
@@ -143,10 +143,10 @@ describe("a granule that is larger than the areas are aligned to", () => {
   });
 
   test("chosen by the device against what was asked for, is kept to as well", async () => {
-    const machine = await fakeMachine([{ id: "mlx0", log, chosenGranule: 2 ** 21 }]);
+    const machine = await fakeMachine([{ id: "mlx0", log: { pageSizes: [2 ** 21] } }]);
     await using collector = open(machine, [deviceTracker(machine.device("mlx0"))], { granule: 4096 });
     await collector.start();
-    machine.device("mlx0").write(3);
+    await machine.device("mlx0").write(3);
     expect((await collector.read({ quiesced: false })).dirty.count()).toBe(512 - 96);
   });
 });
@@ -156,37 +156,37 @@ describe("a tracker that fails", () => {
     const machine = await fakeMachine([MLX5]);
     await using collector = open(machine, [cpuTracker(machine.vcpus), deviceTracker(machine.device("mlx0"))]);
     await collector.start();
-    machine.device("mlx0").write(300);
-    machine.device("mlx0").failReports.push("EIO");
+    await machine.device("mlx0").write(300);
+    machine.device("mlx0").script.fail("reportDmaLogging", "EIO");
     const failed = await collector.read({ quiesced: false });
     expect(failed.failures).toMatchObject([{ owner: "mlx0", error: { code: "EIO" } }]);
     expect(failed.dirty.count()).toBe(ALL_WRITEABLE);
     expect(failed.always).toBeNull();
     expect(failed.byOwner.cpu.reported).toBe(0);
-    machine.device("mlx0").write(301);
+    await machine.device("mlx0").write(301);
     const next = await collector.read({ quiesced: false });
     expect(markedPages(next.dirty)).toEqual([301]);
     expect(next.failures).toEqual([]);
-    expect(machine.device("mlx0").starts).toHaveLength(2);
+    expect(machine.device("mlx0").script.done("startDmaLogging")).toHaveLength(2);
   });
 
   test("is not restarted by the last read, which still counts all that it covers", async () => {
     const machine = await fakeMachine([MLX5]);
     await using collector = open(machine, [deviceTracker(machine.device("mlx0"))]);
     await collector.start();
-    machine.device("mlx0").failReports.push("EIO");
+    machine.device("mlx0").script.fail("reportDmaLogging", "EIO");
     const { dirty, failures } = await collector.read({ quiesced: true, final: true });
     expect(failures).toHaveLength(1);
     expect(dirty.count()).toBe(ALL_WRITEABLE);
-    expect(machine.device("mlx0").starts).toHaveLength(1);
+    expect(machine.device("mlx0").script.done("startDmaLogging")).toHaveLength(1);
   });
 
   test("and can't be restarted, ends the migration", async () => {
     const machine = await fakeMachine([MLX5]);
     await using collector = open(machine, [deviceTracker(machine.device("mlx0"))]);
     await collector.start();
-    machine.device("mlx0").failReports.push("EIO");
-    machine.device("mlx0").failStarts.push("ENOMEM");
+    machine.device("mlx0").script.fail("reportDmaLogging", "EIO");
+    machine.device("mlx0").script.fail("startDmaLogging", "ENOMEM");
     await expect(collector.read({ quiesced: false })).rejects.toMatchObject({ code: "TRACKER_LOST" });
   });
 
@@ -221,7 +221,7 @@ describe("starting and ending", () => {
     const machine = await fakeMachine([MLX5, { id: "mlx1", log: {} }]);
     const trackers = [deviceTracker(machine.device("mlx0")), deviceTracker(machine.device("mlx1"))];
     await using collector = open(machine, trackers);
-    machine.device("mlx1").failStarts.push("ENOMEM");
+    machine.device("mlx1").script.fail("startDmaLogging", "ENOMEM");
     await expect(collector.start()).rejects.toMatchObject({ code: "ENOMEM" });
     expect(machine.device("mlx0").logging).toBe(false);
     await collector.start();
@@ -255,7 +255,7 @@ describe("starting and ending", () => {
     await collector.start();
     await collector[Symbol.asyncDispose]();
     expect(machine.device("mlx0").logging).toBe(false);
-    expect(machine.iommufd.log.at(-1)).toMatch(/^tracking of \d+ off$/);
+    expect(changesOf(machine.iommufd).at(-1)).toMatch(/^tracking of \d+ off$/);
   });
 });
 
@@ -269,18 +269,18 @@ describe("a mapping that changes", () => {
     const unmap = async () => {
       await machine.iommufd.unmap(machine.ioas, below.iova, below.length);
     };
-    const map = () => machine.iommufd.mapFake(machine.ioas, { ...below, writeable: true });
+    const map = (guestPage: number) => machine.map({ ...below, guestPage });
     return { machine, device: machine.device("dev0"), collector, below, unmap, map };
   }
 
   test("IOVA X mapped to A, written, unmapped, mapped to B: the next read names A", async () => {
     const { device, collector, below, unmap, map } = await withNic();
-    device.write(5);
+    await device.write(5);
     await collector.collectBeforeUnmap(below, unmap, { quiesced: true });
-    map();
+    await map(1024);
     await collector.mapped({ ...below, guestPage: 1024 });
     expect(markedPages((await collector.read({ quiesced: false })).dirty)).toEqual([5]);
-    device.write(6);
+    await device.write(6);
     expect(markedPages((await collector.read({ quiesced: false })).dirty)).toEqual([1024 + 6]);
     await collector[Symbol.asyncDispose]();
   });
@@ -288,7 +288,7 @@ describe("a mapping that changes", () => {
   test("while DMA to it goes on, counts as dirty whole: also what is written just before the unmap", async () => {
     const { device, collector, below, unmap } = await withNic();
     const writeThenUnmap = async () => {
-      device.write(7);
+      await device.write(7);
       await unmap();
     };
     await collector.collectBeforeUnmap(below, writeThenUnmap, { quiesced: false });
@@ -309,22 +309,22 @@ describe("a mapping that changes", () => {
   test("outside the ranges that a device logs, counts as everything until its log is started over", async () => {
     const { machine, device, collector } = await withNic({});
     const fresh = { iova: 1n << 33n, length: 0x4000n, guestPage: 1024 };
-    machine.iommufd.mapFake(machine.ioas, { ...fresh, writeable: true });
+    await machine.map(fresh);
     await collector.mapped(fresh);
     for (let read = 0; read < 2; read++) {
       expect(markedPages((await collector.read({ quiesced: false })).dirty)).toEqual([1024, 1025, 1026, 1027]);
     }
-    device.write(300);
+    await device.write(300);
     await collector.startOver("dev0", { quiesced: true });
     expect(markedPages((await collector.read({ quiesced: false })).dirty)).toEqual([300, 1024, 1025, 1026, 1027]);
-    device.write(Number(fresh.iova) / 4096 + 1);
+    await device.write(Number(fresh.iova) / 4096 + 1);
     expect(markedPages((await collector.read({ quiesced: false })).dirty)).toEqual([1025]);
     await collector[Symbol.asyncDispose]();
   });
 
   test("a log that is started over while its device runs counts all that it covers, once", async () => {
     const { device, collector } = await withNic({});
-    device.write(300);
+    await device.write(300);
     await collector.startOver("dev0", { quiesced: false });
     expect((await collector.read({ quiesced: false })).dirty.count()).toBe(ALL_WRITEABLE);
     expect((await collector.read({ quiesced: false })).dirty.count()).toBe(0);
@@ -338,7 +338,7 @@ describe("a mapping that changes", () => {
         code: "MAPPED_ALREADY",
       });
     }
-    device.write(5);
+    await device.write(5);
     expect(markedPages((await collector.read({ quiesced: false })).dirty)).toEqual([5]);
     await collector[Symbol.asyncDispose]();
   });

@@ -1,8 +1,8 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
+import { fakeMachine, markedPages } from "../../test/support/fake-host/machine.js";
 import { type MappedArea, writeableAreas } from "./areas.js";
 import { Collector } from "./collector.js";
-import { fakeMachine, markedPages } from "./fake-machine.test.helper.js";
 import { deviceOwner } from "./owner.js";
 import { cpuTracker } from "./trackers/cpu.js";
 import { deviceTracker } from "./trackers/device.js";
@@ -104,7 +104,7 @@ test("each read names every page that was written since the one before, whatever
             }
             const page = guestPage(next.page);
             if (page === null) break;
-            machine.device(next.owner).write(next.page, { keepPinned: next.keep && next.owner === "vgpu0" });
+            await machine.device(next.owner).write(next.page, { keepPinned: next.keep && next.owner === "vgpu0" });
             expected.add(page);
             break;
           }
@@ -112,18 +112,17 @@ test("each read names every page that was written since the one before, whatever
             await read();
             break;
           case "fail":
-            if (next.device === "nic0") iommufd.failReads.push("EIO");
-            else machine.device(next.device).failReports.push("EIO");
+            if (next.device === "nic0") iommufd.script.fail("getDirtyBitmap", "EIO");
+            else machine.device(next.device).script.fail("reportDmaLogging", "EIO");
             break;
           case "remap": {
             const { quiesced } = next;
             const unmap = async () => {
               await iommufd.unmap(ioas, window.iova, window.length);
-              for (const page of vgpu.pinned) if (page < 160) vgpu.pinned.delete(page);
             };
             await collector.collectBeforeUnmap(window, unmap, { quiesced });
             window = { ...below, guestPage: next.guestPage };
-            iommufd.mapFake(ioas, { ...below, writeable: true });
+            await machine.map(window);
             await collector.mapped(window);
             break;
           }

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
+import { fakeMachine, markedPages } from "../../test/support/fake-host/machine.js";
 import { writeableAreas } from "./areas.js";
-import { fakeMachine, markedPages } from "./fake-machine.test.helper.js";
 import { deviceOwner } from "./owner.js";
 import { openPeek } from "./peek.js";
 import { iommuTracker } from "./trackers/iommu.js";
@@ -22,9 +22,9 @@ const pagesOf = async (peek: ReturnType<typeof openPeek>) => markedPages((await 
 describe("looking at an HWPT that somebody else reads", () => {
   it("names what became dirty since the last look, and takes no bit from the reader", async () => {
     const { nic, reader, peek, ranges } = await tracked();
-    nic.write(7);
+    await nic.write(7);
     await peek.start();
-    nic.write(9);
+    await nic.write(9);
     expect(await pagesOf(peek)).toEqual([9]);
     expect(await pagesOf(peek)).toEqual([]);
     expect((await reader.readAndClear(ranges[0])).count()).toBe(2);
@@ -33,11 +33,11 @@ describe("looking at an HWPT that somebody else reads", () => {
   it("names a page again once its reader has cleared it and it was seen clean", async () => {
     const { nic, reader, peek, ranges } = await tracked();
     await peek.start();
-    nic.write(9);
+    await nic.write(9);
     expect(await pagesOf(peek)).toEqual([9]);
     await reader.readAndClear(ranges[0]);
     expect(await pagesOf(peek)).toEqual([]);
-    nic.write(9);
+    await nic.write(9);
     expect(await pagesOf(peek)).toEqual([9]);
     expect(peek.ledger.totals().nic0).toMatchObject({ reported: 2, exclusive: 2 });
   });

@@ -1,8 +1,8 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { expect, test, vi } from "vitest";
+import { type FakeMachine, fakeMachine } from "../../test/support/fake-host/machine.js";
 import { UapiError } from "../uapi/errno.js";
 import { DEFAULT_POLICY, type TrackerChoice } from "./choice.js";
-import { type FakeMachine, fakeMachine } from "./fake-machine.test.helper.js";
 import { chooseTrackers } from "./policy.js";
 import { probeMachine } from "./probe.js";
 import { suspendDevices } from "./suspension.js";
@@ -52,7 +52,8 @@ test("a device that the migration took on to STOP_COPY, or that went to ERROR, r
   ]);
   const suspension = await suspendDevices(machine, await choicesFor(machine));
   await machine.device("old0").setState("STOP_COPY");
-  machine.device("old1").states.push("ERROR");
+  machine.device("old1").failNext({ from: "STOP", to: "STOP_COPY" });
+  await expect(machine.device("old1").setState("STOP_COPY")).rejects.toMatchObject({ code: "EIO" });
   await suspension.resume();
   expect(await machine.device("old0").state()).toBe("RUNNING");
   expect(await machine.device("old1").state()).toBe("RUNNING");
@@ -63,7 +64,7 @@ test("where one can't be stopped, those that were run again", async () => {
     { id: "old0", ...OLD },
     { id: "old1", ...OLD },
   ]);
-  machine.device("old1").failStates.push("EIO");
+  machine.device("old1").script.fail("setState", "EIO");
   await expect(suspendDevices(machine, await choicesFor(machine))).rejects.toMatchObject({ code: "CANNOT_SUSPEND" });
   expect(await machine.device("old0").state()).toBe("RUNNING");
   expect(machine.unreachable.size).toBe(0);
@@ -84,7 +85,7 @@ test("a failure is told of when those that were stopped run again, and not befor
     { id: "old1", ...OLD },
   ]);
   const choices = await choicesFor(machine);
-  machine.device("old1").failStates.push("EIO");
+  machine.device("old1").script.fail("setState", "EIO");
   const old = machine.device("old0");
   const setState = old.setState.bind(old);
   old.setState = async (next) => {

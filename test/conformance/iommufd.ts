@@ -3,7 +3,7 @@ import { DirtyBitmap } from "../../src/bitmap/dirty-bitmap.js";
 import type { Iommufd, MemoryFile, MemorySpan, ObjectId } from "../../src/host/host.js";
 import { type Iova, MiB, U64_MAX } from "../../src/memory/address.js";
 import { createArena } from "../../src/memory/arena.js";
-import type { ErrnoName } from "../../src/uapi/errno.js";
+import { errno } from "../support/errno.js";
 
 /*
  * What every host's iommufd does, said once. A host gives a fixture; the order in which a call with several faults is
@@ -54,14 +54,6 @@ const NO_ID = 0x7ffffff;
 /** IOVA of a page counted from {@link BASE}. */
 const at = (page: number): Iova => BASE + BigInt(page * PAGE);
 const pages = (count: number): bigint => BigInt(count * PAGE);
-
-/** The errno that a call is refused with. */
-async function errno(call: Promise<unknown>): Promise<ErrnoName | "none"> {
-  return call.then(
-    () => "none" as const,
-    (error: { code: ErrnoName }) => error.code,
-  );
-}
 
 /** Bits that are set, counted from the bitmap's first. */
 function setBitsOf(bitmap: DirtyBitmap): number[] {

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { describe, expect, it } from "vitest";
 import { RunMetrics } from "../../src/observe/metrics/metrics.js";
+import { dirtmap } from "../support/program.js";
 
 /* The files for Grafana and systemd. */
 
@@ -86,9 +87,8 @@ describe("the systemd unit", () => {
       /^ExecStart=\/usr\/bin\/env dirtmap (.*)$/m.exec(readFileSync(file("systemd/dirtmap-serve.service"), "utf8")) ??
       [];
     const [command, ...options] = words.split(" ").filter((word) => !/[:\d]/.test(word));
-    const program = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
-    const { status, stdout } = spawnSync(process.execPath, [program, command, "--help"], { encoding: "utf8" });
-    expect(status).toBe(0);
+    const { code, stdout } = await dirtmap([command, "--help"]);
+    expect(code).toBe(0);
     for (const option of options) expect(stdout).toContain(`${option} <`);
   });
 });

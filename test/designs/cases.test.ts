@@ -6,15 +6,11 @@ import type { TrackingDesign } from "../../src/tracking/choice.js";
 import { DEFAULT_POLICY, type Policy } from "../../src/tracking/choice.js";
 import { openDesign } from "../../src/tracking/designs.js";
 import type { DirtySource } from "../../src/tracking/dirty-source.js";
-import {
-  type FakeDeviceOptions,
-  type FakeMachine,
-  fakeMachine,
-  markedPages,
-} from "../../src/tracking/fake-machine.test.helper.js";
 import { chooseTrackers } from "../../src/tracking/policy.js";
 import { probeMachine } from "../../src/tracking/probe.js";
 import { suspendDevices } from "../../src/tracking/suspension.js";
+import type { FakeDeviceOptions } from "../support/fake-host/device.js";
+import { changesOf, type FakeMachine, fakeMachine, madeAndLeft, markedPages } from "../support/fake-host/machine.js";
 
 /*
  * The thread's cases in each design: (a) both trackers on; (b) only the mlx5 tracker on; (c) mlx5 tracked and the other
@@ -46,10 +42,9 @@ async function read(source: DirtySource): Promise<number[] | "everything"> {
 }
 
 /** Everything is as it was before: no tracker on, no domain left, each device attached to the IOAS. */
-function expectUntouched({ iommufd, device }: FakeMachine, ids: string[]): void {
+function expectUntouched({ iommufd, ioas, device }: FakeMachine, ids: string[]): void {
   for (const id of ids) expect(device(id).logging).toBe(false);
-  expect([...iommufd.domains.values()].every(({ automatic, on }) => automatic && !on)).toBe(true);
-  expect(iommufd.ioases.size).toBe(1);
+  expect(madeAndLeft(iommufd)).toEqual({ ioases: [ioas], hwpts: [] });
 }
 
 describe("case a, both trackers on", () => {
@@ -63,8 +58,8 @@ describe("case a, both trackers on", () => {
     ["type1", "everything"],
   ])("%s reports %j", async (design, expected) => {
     const { machine, source } = await open(design, devices, policy);
-    machine.device("vf0").write(300);
-    machine.device("nic0").write(301);
+    await machine.device("vf0").write(300);
+    await machine.device("nic0").write(301);
     expect(await read(source)).toEqual(expected);
     expect(await read(source)).toEqual(design === "type1" ? "everything" : []);
     await source[Symbol.asyncDispose]();
@@ -73,13 +68,13 @@ describe("case a, both trackers on", () => {
 
   test("only split tells who reported what", async () => {
     const { machine, source } = await open("split", devices, policy);
-    machine.device("vf0").write(300);
+    await machine.device("vf0").write(300);
     const { byOwner } = await source.read({ quiesced: false });
     expect(byOwner).toMatchObject({ vf0: { reported: 1, exclusive: 1 }, nic0: { reported: 0, exclusive: 0 } });
     await source[Symbol.asyncDispose]();
 
     const aggregated = await open("aggregated", devices, policy);
-    aggregated.machine.device("vf0").write(300);
+    await aggregated.machine.device("vf0").write(300);
     expect((await aggregated.source.read({ quiesced: false })).byOwner).toMatchObject({ container: { reported: 1 } });
     expect(aggregated.source.ledger.device("vf0").pagesReported).toBeNull();
     await aggregated.source[Symbol.asyncDispose]();
@@ -87,8 +82,8 @@ describe("case a, both trackers on", () => {
 
   test("in a domain that both share, the IOMMU reports for the domain and the log for its device", async () => {
     const { machine, source } = await open("split", devices, { ...policy, domain: "shared" });
-    machine.device("vf0").write(300);
-    machine.device("nic0").write(301);
+    await machine.device("vf0").write(300);
+    await machine.device("nic0").write(301);
     const { byOwner } = await source.read({ quiesced: false });
     expect(byOwner).toMatchObject({
       "domain:vf0+nic0": { reported: 2, exclusive: 1 },
@@ -109,10 +104,10 @@ describe("case b, only the mlx5 tracker on", () => {
     ["type1", "everything"],
   ])("%s reports %j", async (design, expected) => {
     const { machine, source } = await open(design, [VF], { order: "device-first" });
-    machine.device("vf0").write(300);
+    await machine.device("vf0").write(300);
     expect(await read(source)).toEqual(expected);
     // Nobody switched the IOMMU's tracking on.
-    expect(machine.iommufd.log.some((line) => line.endsWith("on"))).toBe(false);
+    expect(changesOf(machine.iommufd).some((line) => line.endsWith("on"))).toBe(false);
     await source[Symbol.asyncDispose]();
     expectUntouched(machine, ["vf0"]);
   });
@@ -133,7 +128,7 @@ describe("case c, the mlx5 VF tracked and the untracked device suspended", () =>
     });
     expect(suspension.devices).toEqual(["nic0"]);
     expect(await machine.device("nic0").state()).toBe("STOP");
-    machine.device("vf0").write(300);
+    await machine.device("vf0").write(300);
     expect(await read(source)).toEqual(expected);
     await suspension.resume();
     await source[Symbol.asyncDispose]();
@@ -142,7 +137,7 @@ describe("case c, the mlx5 VF tracked and the untracked device suspended", () =>
 
   test.each<TrackingDesign>(["split", "aggregated"])("%s counts everything if it goes on running", async (design) => {
     const { machine, source } = await open(design, devices, { order: "device-first" });
-    machine.device("nic0").write(300);
+    await machine.device("nic0").write(300);
     const { always } = await source.read({ quiesced: false });
     expect(always?.count()).toBe(EVERYTHING);
     await source[Symbol.asyncDispose]();
@@ -160,8 +155,8 @@ describe("a log that is readable only when quiesced", () => {
       ["iterating", []],
     ] as const) {
       const { machine, source } = await open(design, devices, policy);
-      machine.device("vf0").write(300);
-      machine.device("nic0").write(301);
+      await machine.device("vf0").write(300);
+      await machine.device("nic0").write(301);
       const running = await source.read({ quiesced: false });
       expect(markedPages(running.dirty)).toEqual(pages);
       expect(running.unread).toEqual([design === "split" ? "vf0" : "container"]);
@@ -179,7 +174,7 @@ describe("a granule that two mapped areas have in common", () => {
 
   test("is reported in both by the shared bitmap, and refused where there is no state to keep it in", async () => {
     const { machine, source } = await open("aggregated", devices, policy);
-    machine.device("vf0").write(300);
+    await machine.device("vf0").write(300);
     expect((await source.read({ quiesced: false })).dirty.count()).toBe(512 - 96);
     await source[Symbol.asyncDispose]();
 

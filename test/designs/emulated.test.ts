@@ -9,9 +9,9 @@ import { PAGE_SIZE } from "../../src/memory/address.js";
 import type { TrackingDesign } from "../../src/tracking/choice.js";
 import { DEFAULT_POLICY, type Policy } from "../../src/tracking/choice.js";
 import { openDesign } from "../../src/tracking/designs.js";
-import { FakeVcpus, markedPages } from "../../src/tracking/fake-machine.test.helper.js";
 import { chooseTrackers } from "../../src/tracking/policy.js";
 import { probeMachine } from "../../src/tracking/probe.js";
+import { FakeVcpus, markedPages } from "../support/fake-host/machine.js";
 
 /*
  * A migration in small, on emulated devices whose DMA goes on in another thread: copy all of RAM, read and copy what is

@@ -1,5 +1,5 @@
 import { U64_MAX } from "../../src/memory/address.js";
-import type { Random } from "../support/random.js";
+import type { Random } from "../../tools/random.js";
 import { MEMORY_BYTES, type MockKind } from "./mock-kind.js";
 import type { Model, ModelArea, ModelObject } from "./model.js";
 import { ID_LAST, ID_ZERO, type Name, type Operation, type Permissions } from "./operation.js";

@@ -1,4 +1,4 @@
-import { Random } from "../support/random.js";
+import { Random } from "../../tools/random.js";
 import { nextOperation, opening } from "./generate.js";
 import type { MockKind } from "./mock-kind.js";
 import { Model } from "./model.js";

@@ -24,7 +24,7 @@ export const NOT_RUN: Readonly<Record<string, string>> = {
   "npx dirtmap device resume ./mlx5": "needs a device that a migration left; device-control.test.ts has one",
 };
 
-/** Commands whose output needs devices: compared in a guest that has the README's, by test/kernel/intel/readme.test.ts. */
+/** Commands whose output needs devices: compared in a guest that has the README's, by test/kernel/pci/readme.test.ts. */
 export const IN_A_GUEST = /^npx dirtmap (probe|plan) --host linux$/;
 
 /** Commands that go on until they are stopped: started before what follows them in a block, once standard error says this. */

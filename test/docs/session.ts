@@ -4,8 +4,8 @@ import { chmodSync, cpSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { MissingError } from "../vm/missing.js";
-import { findQemu } from "../vm/qemu.js";
+import { MissingError } from "../../tools/vm/missing.js";
+import { findQemu } from "../../tools/vm/qemu.js";
 import { ROOT } from "./blocks.js";
 import { type Ports, SERVICES, substituted } from "./declared.js";
 

@@ -1,9 +1,6 @@
-import { spawn } from "node:child_process";
-import { once } from "node:events";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { servedSite } from "../../src/cli/sites/vfio-user/bench-machine.js";
 import { benchTrackers } from "../../src/evidence/trackers/bench.js";
@@ -11,12 +8,12 @@ import { readBenchmark } from "../../src/evidence/trackers/file.js";
 import type { TrackerBenchmark } from "../../src/evidence/trackers/result.js";
 import { MiB } from "../../src/memory/address.js";
 import { type DeviceServer, serveDevice } from "../../src/vfio-user/server/server.js";
+import { dirtmap } from "../support/program.js";
 
 /*
  * `dirtmap bench trackers`, `recommend` and `--policy measured:FILE`, as an operator runs them.
  */
 
-const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
 /** A benchmark and a migration take seconds on an idle computer. */
 const PATIENCE_MS = 300_000;
 
@@ -24,23 +21,7 @@ const folder = mkdtempSync(join(tmpdir(), "dirtmap-bench-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 const path = (name: string) => join(folder, name);
 
-/** Runs the program; bounded, so that a hang is a failure. */
-async function run(...args: readonly string[]) {
-  const child = spawn(process.execPath, [PROGRAM, ...args], {
-    stdio: ["ignore", "pipe", "pipe"],
-    timeout: PATIENCE_MS,
-    killSignal: "SIGKILL",
-  });
-  let [stdout, stderr] = ["", ""];
-  child.stdout.setEncoding("utf8").on("data", (text: string) => {
-    stdout += text;
-  });
-  child.stderr.setEncoding("utf8").on("data", (text: string) => {
-    stderr += text;
-  });
-  const [code] = await once(child, "close");
-  return { code: code as number | null, stdout, stderr };
-}
+const run = (...args: readonly string[]) => dirtmap(args, { limitMs: PATIENCE_MS });
 
 /** One line that says what is wrong, exit code 2, and nothing on standard output. */
 async function refused(...args: readonly string[]): Promise<string> {
@@ -71,7 +52,7 @@ beforeAll(async () => {
   writeFileSync(scenario, `machine:${MACHINE}${MIGRATION}\n`);
   const bench = ["bench", "trackers", "--scenario", scenario, "--quick", "--store", store];
   const { code, stdout, stderr } = await run(...bench, "--output", file, "--bandwidth", "1Gbit", "--json");
-  expect({ code, stderr }).toEqual({ code: 0, stderr: expect.stringContaining("kept as benchmark 1 of ") });
+  expect({ code, stderr }).toEqual({ code: 0, stderr: expect.stringContaining("kept as benchmark 1 in ") });
   benchmark = JSON.parse(stdout);
 }, PATIENCE_MS);
 

@@ -1,28 +1,22 @@
-import type { DirtyBitmap } from "../../src/bitmap/dirty-bitmap.js";
+import { migrationPath } from "../../src/devices/variant-driver/mig-state.js";
 import type {
   AttachedDevice,
-  BitmapQuery,
   DataStream,
-  DmaLoggingLimits,
   HandoverNotice,
-  Iommufd,
   Machine,
   MigrationSupport,
-  ResumingStream,
-  SavingStream,
-  TrackingFlags,
-  Vcpus,
   VfioDevice,
 } from "../../src/host/host.js";
-import type { DeviceShape } from "../../src/host/shape.js";
-import { iovaOf, MiB, PAGE_SIZE, type PageNumber } from "../../src/memory/address.js";
-import { createGuestMemory, type GuestMemory } from "../../src/memory/guest-memory.js";
-import { UapiError } from "../../src/uapi/errno.js";
-import type { DeviceFeature, MigState } from "../../src/uapi/vfio.js";
+import type { ShapeFacts } from "../../src/host/shape.js";
+import { MiB, PAGE_SIZE, type PageNumber } from "../../src/memory/address.js";
+import type { GuestMemory } from "../../src/memory/guest-memory.js";
+import type { MigState } from "../../src/uapi/vfio.js";
+import type { FakeDevice } from "../support/fake-host/device.js";
+import { FakeVcpus, fakeMachine } from "../support/fake-host/machine.js";
 
 /*
- * A small machine for failure tests: devices that write guest memory and their own log on a timer, real migration states
- * with data streams, and a witness who sees when two machines run at once or devices leave the lock-step.
+ * A small machine for failure tests: a fake host's devices, which write guest memory and their own log on a timer, and a
+ * witness who sees when two machines run at once or devices leave the lock-step.
  */
 
 /** Sees all machines of a test. */
@@ -55,70 +49,63 @@ export interface FakeOptions {
   readonly running?: boolean;
   /** Pages that each device writes every millisecond or so. */
   readonly pagesPerTick?: number;
-  readonly memory?: number;
 }
 
 const RUNNING_STATES: readonly MigState[] = ["RUNNING", "RUNNING_P2P", "PRE_COPY", "PRE_COPY_P2P"];
 const P2P_STATES: readonly MigState[] = ["RUNNING_P2P", "PRE_COPY_P2P"];
+const ALL_STATES: MigrationSupport = { stopCopy: true, p2p: true, preCopy: true };
 /** Pages of the ring that a device writes. */
 const RING = 64;
 
-export function refuse(code: ConstructorParameters<typeof UapiError>[0], attempted: string): UapiError {
-  return new UapiError(code, { syscall: "fake", attempted });
-}
-
-/** A device that writes a ring of pages, and logs them if asked to. */
-export class FakeDevice implements VfioDevice {
+/** The VfioDevice of a fake host, with work to do: it writes a ring of pages, and its state is how many it has written. */
+export class WorkingDevice {
   readonly id: string;
-  readonly model = "fake";
-  readonly regions = [];
-  readonly irqs = [];
-  /** How large it says that its state is. */
-  stateBytes = 400;
-  /** What a guest can tell it by. */
-  facts: DeviceShape["facts"] = {};
+  readonly vfio: FakeDevice;
   /** Each state that it was in, in order. */
   readonly states: MigState[];
+  /** How large it says that its state is; null: as large as it is. */
+  stateBytes: number | null = null;
   /** The device goes to ERROR when it is asked for this state. */
   failAt: MigState | null = null;
   /** The device never answers when it is asked for this state. */
   hangAt: MigState | null = null;
   /** Called with what it is told about the handover; what it throws is the answer. */
   onHandover: (notice: HandoverNotice, migration: string) => void = () => {};
-  /** Reads of the log that fail from now on. */
-  failReports = 0;
   resets = 0;
   /** Writes so far; page n of the ring holds the number of its last write. */
   counter = 0;
   readonly #machine: FakeMachine;
   readonly #ring: PageNumber;
   readonly #support: MigrationSupport;
-  readonly #log = new Set<PageNumber>();
-  readonly #tracked: boolean;
-  #logging = false;
 
-  constructor(
-    id: string,
-    ring: PageNumber,
-    machine: FakeMachine,
-    tracked: boolean,
-    support: MigrationSupport,
-    state: MigState,
-  ) {
-    this.id = id;
+  /** @param vfio bound and attached, and in the state that it is to begin with */
+  constructor(vfio: FakeDevice, ring: PageNumber, machine: FakeMachine, support: MigrationSupport, state: MigState) {
+    this.id = vfio.id;
+    this.vfio = vfio;
     this.#ring = ring;
     this.#machine = machine;
-    this.#tracked = tracked;
     this.#support = support;
     this.states = [state];
+    const { setState, reset, dataSize } = vfio;
+    Object.assign(vfio, {
+      setState: (next: MigState) => this.#setState(next, setState),
+      reset: async () => {
+        await reset();
+        this.resets++;
+        this.states.push("RUNNING");
+      },
+      dataSize: async () => this.stateBytes ?? (await dataSize()),
+      announceHandover: async (notice: HandoverNotice, migration: string) => this.onHandover(notice, migration),
+    });
   }
 
   get now(): MigState {
     return this.states[this.states.length - 1];
   }
 
-  get logging(): boolean {
-    return this.#logging;
+  /** What a guest can tell it by. */
+  set facts(facts: ShapeFacts) {
+    this.vfio.contents.facts = facts;
   }
 
   /** The pages that it writes. */
@@ -133,8 +120,9 @@ export class FakeDevice implements VfioDevice {
       const page = this.#ring + (this.counter % RING);
       this.counter++;
       this.#machine.store(page, this.counter);
-      if (this.#logging) this.#log.add(page);
+      this.vfio.dma(page);
     }
+    this.vfio.contents.state = new Uint8Array(Float64Array.of(this.counter).buffer);
   }
 
   /** Slots of the ring whose page does not hold what was written there last. */
@@ -147,202 +135,56 @@ export class FakeDevice implements VfioDevice {
     return wrong;
   }
 
-  async regionRead(): Promise<never> {
-    throw refuse("EINVAL", "read a region: it has none");
-  }
-
-  async regionWrite(): Promise<never> {
-    throw refuse("EINVAL", "write a region: it has none");
-  }
-
-  async shape(): Promise<DeviceShape> {
-    const { model, regions, irqs, facts } = this;
-    return { version: 1, model, stateVersion: 1, regions, irqs, config: null, facts };
-  }
-  async bind(): Promise<never> {
-    throw refuse("EINVAL", "bind again");
-  }
-  async attach(pt: number): Promise<number> {
-    return pt;
-  }
-  async detach(): Promise<void> {}
-
-  async announceHandover(notice: HandoverNotice, migration: string): Promise<void> {
-    this.onHandover(notice, migration);
-  }
-
-  async reset(): Promise<void> {
-    this.resets++;
-    this.#logging = false;
-    this.states.push("RUNNING");
-  }
-
-  async supports(feature: DeviceFeature): Promise<boolean> {
-    return !feature.startsWith("DMA_LOGGING") || this.#tracked;
-  }
-  async migration(): Promise<MigrationSupport> {
-    return this.#support;
-  }
-  async trackingFlags(): Promise<TrackingFlags> {
-    return { tracksInternally: this.#tracked, tracksThroughContainer: false };
-  }
-  async dmaLoggingLimits(): Promise<DmaLoggingLimits | null> {
-    return this.#tracked ? { pageSizes: [PAGE_SIZE], maxRanges: 16, addressWidth: 52, readableWhen: "always" } : null;
-  }
-  async state(): Promise<MigState> {
-    return this.now;
-  }
-
-  async setState(next: MigState): Promise<DataStream | null> {
+  async #setState(next: MigState, setState: VfioDevice["setState"]): Promise<DataStream | null> {
     if (this.hangAt === next) await new Promise(() => {});
-    if (this.failAt === next) {
+    const last = migrationPath(this.now, next, this.#support)?.at(-1);
+    if (this.failAt === next && last !== undefined) {
       this.failAt = null;
-      this.states.push("ERROR");
-      throw refuse("EIO", `take ${this.id} to ${next}`);
-    }
-    const from = this.now;
-    if (from === "ERROR") throw refuse("EIO", `take ${this.id} out of ERROR`);
-    this.#machine.witnessState(this, next);
-    this.states.push(next);
-    const saving = (state: MigState) => state.startsWith("PRE_COPY") || state === "STOP_COPY";
-    if (saving(next) && !saving(from)) return this.#savingStream();
-    if (next === "RESUMING") return this.#resumingStream();
-    if (from === "RESUMING" && this.#received !== null) {
-      const text = new TextDecoder().decode(this.#received).replace(/^i+/, "");
-      if (!/^\d+;$/.test(text)) {
-        this.states.push("ERROR");
-        throw refuse("EINVAL", `load the state of ${this.id}`);
-      }
-      this.counter = Number.parseInt(text, 10);
-    }
-    return null;
-  }
-  #received: Uint8Array | null = null;
-
-  #savingStream(): SavingStream {
-    const initial = new Uint8Array(300).fill(105);
-    let at = 0;
-    let final: Uint8Array | null = null;
-    return {
-      direction: "saving",
-      read: async (bytes) => {
-        if (at < initial.length) {
-          const piece = initial.subarray(at, at + bytes);
-          at += piece.length;
-          return piece;
-        }
-        if (this.now !== "STOP_COPY") throw refuse("ENOMSG", "read on in PRE_COPY");
-        final ??= new TextEncoder().encode(`${this.counter};`);
-        const piece = final.subarray(0, 2);
-        final = final.subarray(piece.length);
-        return piece;
-      },
-      precopyInfo: async () => ({ initialBytes: initial.length - at, dirtyBytes: 0, reinit: false }),
-      [Symbol.asyncDispose]: async () => {},
-    };
-  }
-
-  #resumingStream(): ResumingStream {
-    this.#received = new Uint8Array(0);
-    return {
-      direction: "resuming",
-      write: async (data) => {
-        const before = this.#received ?? new Uint8Array(0);
-        const joined = new Uint8Array(before.length + data.length);
-        joined.set(before);
-        joined.set(data, before.length);
-        this.#received = joined;
-      },
-      [Symbol.asyncDispose]: async () => {},
-    };
-  }
-
-  async dataSize(): Promise<number> {
-    return this.stateBytes;
-  }
-  async enablePrecopyInfoV2(): Promise<void> {}
-
-  async startDmaLogging({ pageSize }: { pageSize: number }): Promise<number> {
-    if (!this.#tracked) throw refuse("ENOTTY", "start logging");
-    if (this.#logging) throw refuse("EINVAL", "start logging twice");
-    this.#logging = true;
-    this.#log.clear();
-    return pageSize;
-  }
-
-  async reportDmaLogging({ iova, length, into }: BitmapQuery): Promise<void> {
-    if (this.failReports > 0) {
-      this.failReports--;
-      throw refuse("EIO", `read the log of ${this.id}`);
-    }
-    if (!this.#logging) throw refuse("EINVAL", "report without logging");
-    for (const page of this.#log) {
-      const at = iovaOf(page);
-      if (at < iova || at >= iova + length) continue;
-      into.set(Number((at - iova) / BigInt(PAGE_SIZE)));
-      this.#log.delete(page);
+      this.vfio.failNext(last);
+    } else this.#machine.witnessState(this, next);
+    try {
+      const stream = await setState(next);
+      if (this.now === "RESUMING") [this.counter] = new Float64Array(this.vfio.contents.state.slice().buffer);
+      this.states.push(next);
+      return stream;
+    } catch (error) {
+      if ((await this.vfio.state()) === "ERROR") this.states.push("ERROR");
+      throw error;
     }
   }
-
-  async stopDmaLogging(): Promise<void> {
-    if (!this.#logging) throw refuse("EINVAL", "stop logging");
-    this.#logging = false;
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {}
 }
 
 /** vCPUs that write one page each tick, with KVM's log. */
-class FakeVcpus implements Vcpus {
-  readonly count = 1;
+class WorkingVcpus extends FakeVcpus {
   paused: boolean;
   counter = 0;
   readonly #machine: FakeMachine;
-  readonly #log = new Set<PageNumber>();
-  #logging = false;
 
   constructor(machine: FakeMachine, running: boolean) {
+    super();
     this.#machine = machine;
     this.paused = !running;
-  }
-
-  get logging(): boolean {
-    return this.#logging;
   }
 
   tick(): void {
     if (this.paused) return;
     this.counter++;
     this.#machine.store(VCPU_PAGE, this.counter);
-    if (this.#logging) this.#log.add(VCPU_PAGE);
+    this.write(VCPU_PAGE);
   }
 
-  async pause(): Promise<void> {
+  override async pause(): Promise<void> {
     this.paused = true;
   }
-  async resume(): Promise<void> {
+  override async resume(): Promise<void> {
     this.paused = false;
     this.#machine.witness.started(this.#machine.name);
   }
-  async saveState(): Promise<Uint8Array> {
+  override async saveState(): Promise<Uint8Array> {
     return new TextEncoder().encode(String(this.counter));
   }
-  async loadState(state: Uint8Array): Promise<void> {
+  override async loadState(state: Uint8Array): Promise<void> {
     this.counter = Number(new TextDecoder().decode(state));
-  }
-  async startDirtyLog(): Promise<void> {
-    this.#logging = true;
-    this.#log.clear();
-  }
-  async readAndClearDirtyLog({ firstPage, pages, into }: { firstPage: number; pages: number; into: DirtyBitmap }) {
-    for (const page of this.#log) {
-      if (page < firstPage || page >= firstPage + pages) continue;
-      into.set(page - firstPage);
-      this.#log.delete(page);
-    }
-  }
-  async stopDirtyLog(): Promise<void> {
-    this.#logging = false;
   }
 }
 const VCPU_PAGE = 768;
@@ -353,37 +195,43 @@ export class FakeMachine implements Machine {
   readonly witness: Witness;
   readonly memory: GuestMemory;
   readonly devices: readonly AttachedDevice[];
-  readonly fakes: readonly FakeDevice[];
-  readonly vcpus: FakeVcpus;
+  readonly fakes: readonly WorkingDevice[];
+  readonly vcpus: WorkingVcpus;
   readonly unreachable = new Set<string>();
   disposed = false;
   readonly #timer: NodeJS.Timeout;
 
-  constructor(options: FakeOptions) {
-    const { name, witness, devices = ["dev0", "dev1"], untracked = [], running = false } = options;
-    const support = options.support ?? { stopCopy: true, p2p: true, preCopy: true };
+  private constructor(options: FakeOptions, memory: GuestMemory, devices: readonly AttachedDevice[]) {
+    const { name, witness, running = false, support = ALL_STATES } = options;
     this.name = name;
     this.witness = witness;
-    this.memory = createGuestMemory(options.memory ?? 4 * MiB);
-    this.vcpus = new FakeVcpus(this, running);
+    this.memory = memory;
+    this.devices = devices;
+    this.vcpus = new WorkingVcpus(this, running);
     this.fakes = devices.map(
-      (id, i) =>
-        new FakeDevice(id, 512 + i * RING, this, !untracked.includes(id), support, running ? "RUNNING" : "STOP"),
+      ({ vfio }, i) =>
+        new WorkingDevice(vfio as FakeDevice, 512 + i * RING, this, support, running ? "RUNNING" : "STOP"),
     );
-    this.devices = this.fakes.map((vfio, i) => ({
-      id: vfio.id,
-      model: vfio.model,
-      vfio,
-      iommufd: noIommufd,
-      deviceId: i + 1,
-      ioas: 1000,
-      mdev: false,
-    }));
     if (running) witness.started(name);
     this.#timer = setInterval(() => {
       for (const device of this.fakes) device.tick(options.pagesPerTick ?? 2);
       this.vcpus.tick();
     }, 1);
+  }
+
+  static async create(options: FakeOptions): Promise<FakeMachine> {
+    const { devices = ["dev0", "dev1"], untracked = [], running = false, support = ALL_STATES } = options;
+    const { memory, devices: attached } = await fakeMachine(
+      devices.map((id) => ({
+        id,
+        iommuTracks: false,
+        migration: support,
+        ...(untracked.includes(id) ? {} : { log: {} }),
+      })),
+      { bytes: 4 * MiB },
+    );
+    if (!running) for (const { vfio } of attached) await vfio.setState("STOP");
+    return new FakeMachine(options, memory, attached);
   }
 
   store(page: PageNumber, value: number): void {
@@ -396,7 +244,7 @@ export class FakeMachine implements Machine {
   }
 
   /** What all devices together must keep to. */
-  witnessState(device: FakeDevice, next: MigState): void {
+  witnessState(device: WorkingDevice, next: MigState): void {
     const others = this.fakes.filter((other) => other !== device && !this.unreachable.has(other.id));
     const { violations } = this.witness;
     const running = (state: MigState) => state === "RUNNING" || state === "PRE_COPY";
@@ -438,7 +286,7 @@ export class FakeMachine implements Machine {
       !this.vcpus.paused &&
       !this.vcpus.logging &&
       this.unreachable.size === 0 &&
-      this.fakes.every(({ now, logging }) => now === "RUNNING" && !logging)
+      this.fakes.every(({ now, vfio }) => now === "RUNNING" && !vfio.logging)
     );
   }
 
@@ -454,28 +302,3 @@ export class FakeMachine implements Machine {
     this.kill();
   }
 }
-
-const unsupported = async (): Promise<never> => {
-  throw refuse("EOPNOTSUPP", "use the IOMMU");
-};
-
-/** An iommufd whose IOMMU can't track: its devices have logs of their own, or nothing. */
-const noIommufd: Iommufd = {
-  allocIoas: unsupported,
-  iovaRanges: unsupported,
-  allowIovas: unsupported,
-  map: unsupported,
-  mapFile: unsupported,
-  copy: unsupported,
-  unmap: unsupported,
-  setOption: unsupported,
-  getOption: unsupported,
-  hwInfo: async () => ({ dirtyTracking: false, type: "none", pageSizes: [], data: new Uint8Array(0) }),
-  allocHwpt: async () => 2000,
-  allocEmulatedIommu: unsupported,
-  setDirtyTracking: unsupported,
-  getDirtyBitmap: unsupported,
-  createAccess: unsupported,
-  destroy: async () => {},
-  [Symbol.asyncDispose]: async () => {},
-};

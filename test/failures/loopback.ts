@@ -171,7 +171,7 @@ export async function loopback(
 ): Promise<Loopback> {
   const witness = new Witness();
   const journals = mkdtempSync(join(tmpdir(), "dirtmap-test-"));
-  const source = new FakeMachine({ name: "source", witness, running: true, ...args.machine });
+  const source = await FakeMachine.create({ name: "source", witness, running: true, ...args.machine });
   const pages = new DirectPages();
   const listener = await listen({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: 0 } });
   const { damage = {}, sourceHears = (message) => [message], destinationHears = (message) => [message] } = args;
@@ -200,7 +200,12 @@ export async function loopback(
           openReceiver: async ({ memory }) => ({ receiver: pages.receiver(memory), token: "0".repeat(64) }),
         },
         createMachine: async () => {
-          result.destination = new FakeMachine({ name: "destination", witness, ...args.machine, running: false });
+          result.destination = await FakeMachine.create({
+            name: "destination",
+            witness,
+            ...args.machine,
+            running: false,
+          });
           args.onDestination?.(result.destination);
           return result.destination;
         },

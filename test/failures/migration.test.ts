@@ -184,7 +184,7 @@ describe("a device that goes to ERROR", () => {
       const report = await pair.migrate();
       expectSourceRuns(pair, report, "failed", "DEVICE_FAILED");
       expect(report.error?.message).toContain(`dev0 did not go to ${state}`);
-      expect(report.error?.device).toEqual({ id: "dev0", side: "source", reason: `fake: EIO: take dev0 to ${state}` });
+      expect(report.error?.device).toEqual({ id: "dev0", side: "source", reason: "made to fail by a test" });
       expect(pair.source.fakes[0].resets).toBe(1);
       expect(report.warnings.join()).toContain("dev0 was reset");
       expect((await pair.received).outcome).toBe("discarded");
@@ -201,8 +201,10 @@ describe("a device that goes to ERROR", () => {
       expect(report.error?.device).toEqual({
         id: "dev1",
         side: "destination",
-        reason: `fake: EIO: take dev1 to ${state}`,
+        reason: "made to fail by a test",
       });
+      const before = state === "RESUMING" ? ["STOP"] : ["STOP", "RESUMING"];
+      expect(pair.destination?.fakes[1].states).toEqual([...before, "ERROR"]);
       expect(await pair.received).toMatchObject({ outcome: "discarded" });
     },
   );
@@ -273,8 +275,9 @@ describe("a tracker that fails", () => {
       downtimeLimitMs: 60_000,
       hooks: {
         beforePhase: (phase) => {
-          if (read === 0 && phase === "pre-copy") pair.source.fakes[0].failReports = 1;
-          if (read > 0 && phase === "pausing") pair.source.fakes[0].failReports = read;
+          if (read === 0 && phase === "pre-copy") pair.source.fakes[0].vfio.script.fail("reportDmaLogging", "EIO");
+          const failures = Array.from({ length: read }, () => "EIO" as const);
+          if (phase === "pausing") pair.source.fakes[0].vfio.script.fail("reportDmaLogging", ...failures);
         },
       },
     });

@@ -49,8 +49,8 @@ afterEach(() => {
   rmSync(journals, { recursive: true, force: true });
 });
 
-function machine(name: "source" | "destination"): FakeMachine {
-  const made = new FakeMachine({ name, witness, running: name === "source" });
+async function machine(name: "source" | "destination"): Promise<FakeMachine> {
+  const made = await FakeMachine.create({ name, witness, running: name === "source" });
   machines.push(made);
   return made;
 }
@@ -63,8 +63,8 @@ async function shapeOf({ devices }: MovedMachine): Promise<MachineShape> {
 
 /** The VMMs at both ends, and the stream between them. It moves all memory at once, once nothing writes it any more. */
 class Stream {
-  readonly source = machine("source");
-  readonly destination = machine("destination");
+  readonly source: FakeMachine;
+  readonly destination: FakeMachine;
   /** What the two VMMs were told, and what they said, in order. */
   readonly log: string[] = [];
   /** What goes wrong. */
@@ -79,8 +79,15 @@ class Stream {
     this.#broken = reject;
   });
 
-  constructor() {
+  constructor(source: FakeMachine, destination: FakeMachine) {
+    this.source = source;
+    this.destination = destination;
     this.broken.catch(() => {});
+  }
+
+  /** Between two machines of which the source's runs. */
+  static async between(): Promise<Stream> {
+    return new Stream(await machine("source"), await machine("destination"));
   }
 
   /** One of the VMMs is told something. */
@@ -267,7 +274,7 @@ async function move(
     lost?: ControlMessageType;
   } = {},
 ): Promise<Moved> {
-  const stream = new Stream();
+  const stream = await Stream.between();
   options.prepare?.(stream);
   await using listener = await listen({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: 0 } });
   const receiving = listener.acceptControl().then((control) =>
@@ -360,8 +367,9 @@ describe("a machine whose memory a VMM moves", () => {
     });
     expectSourceRuns(moved, "BAD_DEVICE_STATE");
     expect(moved.report.error).toMatchObject({
-      device: { id: "dev1", side: "destination", reason: expect.stringContaining("take dev1 to STOP") },
+      device: { id: "dev1", side: "destination", reason: "made to fail by a test" },
     });
+    expect(moved.stream.destination.fakes[1].states).toEqual(["STOP", "RESUMING", "ERROR"]);
     // The VMM had moved everything by then.
     expect(moved.stream.log.slice(-2)).toEqual(["completed", "cont"]);
   });
@@ -416,7 +424,7 @@ describe("a machine whose memory a VMM moves", () => {
 
 describe("two sides that have the memory moved by others", () => {
   it("refuse, if only the source's VMM moves it", async () => {
-    const stream = new Stream();
+    const stream = await Stream.between();
     await using listener = await listen({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: 0 } });
     const receiving = listener.acceptControl().then((control) =>
       receive({
@@ -448,7 +456,7 @@ describe("two sides that have the memory moved by others", () => {
   });
 
   it("give up, if the source sends rounds all the same", async () => {
-    const stream = new Stream();
+    const stream = await Stream.between();
     await using listener = await listen({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: 0 } });
     const receiving = listener
       .acceptControl()
@@ -472,7 +480,7 @@ describe("two sides that have the memory moved by others", () => {
   });
 
   it("refuse, if only the destination's VMM would", async () => {
-    const stream = new Stream();
+    const stream = await Stream.between();
     await using listener = await listen({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: 0 } });
     const receiving = listener
       .acceptControl()

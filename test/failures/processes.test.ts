@@ -83,7 +83,7 @@ async function migrateTo(
   const destination = started("destination", journals);
   const { port } = await destination.said("port");
   const witness = new Witness();
-  const machine = new FakeMachine({ name: "source", witness, running: true });
+  const machine = await FakeMachine.create({ name: "source", witness, running: true });
   const report = await migrate({
     machine,
     description,
@@ -170,7 +170,7 @@ describe("a source in its own process", () => {
       const receiving = listener.acceptControl().then((control) =>
         receive({
           source: acceptedSource(listener, control),
-          createMachine: async () => new FakeMachine({ name: "destination", witness }),
+          createMachine: () => FakeMachine.create({ name: "destination", witness }),
           journalDirectory: journals,
         }),
       );

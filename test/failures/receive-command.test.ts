@@ -3,18 +3,16 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { machineSchema } from "../../src/host/description.js";
 import { KiB, MiB } from "../../src/memory/address.js";
 import { Child } from "../support/child.js";
 import { bareShape, PlayedSource } from "../support/played-source.js";
+import { PROGRAM } from "../support/program.js";
 
 /*
  * `dirtmap receive` as an operator has it: a process that strangers, and sources that leave, must cost nothing.
  */
-
-const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
 
 let journals = "";
 beforeAll(async () => {

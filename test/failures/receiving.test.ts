@@ -44,7 +44,7 @@ async function destination(witness = new Witness()): Promise<Destination> {
     receive({
       source: acceptedSource(listener, control, onRefused),
       createMachine: async () => {
-        machine = new FakeMachine({ name: "destination", witness, devices: [] });
+        machine = await FakeMachine.create({ name: "destination", witness, devices: [] });
         return machine;
       },
       journalDirectory: journals,
@@ -309,7 +309,12 @@ describe("a destination that has received many", () => {
     await using there = await destination();
     await using first = await PlayedSource.connect(there.port);
     await first.offer(description, 1, "one-before");
-    await using machine = new FakeMachine({ name: "source", witness: new Witness(), running: true, devices: [] });
+    await using machine = await FakeMachine.create({
+      name: "source",
+      witness: new Witness(),
+      running: true,
+      devices: [],
+    });
     const attempt = migrate({
       machine,
       description,
@@ -376,7 +381,7 @@ describe("a destination that has received many", () => {
 async function cancelled(at: "tracking" | "pre-copy"): Promise<void> {
   const witness = new Witness();
   await using there = await destination(witness);
-  await using machine = new FakeMachine({ name: "source", witness, running: true, devices: [] });
+  await using machine = await FakeMachine.create({ name: "source", witness, running: true, devices: [] });
   const cancel = new AbortController();
   const report = await migrate({
     machine,

@@ -24,12 +24,12 @@ if (side === "destination") {
   tell({ port: listener.endpoint.port });
   const result = await receive({
     source: acceptedSource(listener, await listener.acceptControl()),
-    createMachine: async () => new FakeMachine({ name: "destination", witness }),
+    createMachine: () => FakeMachine.create({ name: "destination", witness }),
     journalDirectory,
   });
   tell({ outcome: result.outcome, running: witness.running });
 } else {
-  await using machine = new FakeMachine({ name: "source", witness, running: true });
+  await using machine = await FakeMachine.create({ name: "source", witness, running: true });
   const report = await migrate({
     machine,
     description,

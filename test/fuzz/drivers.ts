@@ -8,7 +8,7 @@ import {
 import { CC, DOORBELLS, REGISTER as NVME, SQE_BYTES } from "../../src/devices/nvme/spec.js";
 import { PCI_COMMAND, REGION, REGISTER } from "../../src/devices/pci-model.js";
 import { PAGE_SIZE } from "../../src/memory/address.js";
-import type { Random } from "../support/random.js";
+import type { Random } from "../../tools/random.js";
 
 /*
  * What a guest's driver does with a device so that it does DMA, well enough that some of it works.

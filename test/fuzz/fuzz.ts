@@ -1,6 +1,6 @@
 import { controlPath } from "../../src/vfio-user/control-path.js";
 import type { DmaMode } from "../../src/vfio-user/server/client-memory.js";
-import { Random } from "../support/random.js";
+import { Random } from "../../tools/random.js";
 import { leaveOut } from "../support/shrink.js";
 import { ClientFiles } from "./client-files.js";
 import { type DeviceFacts, readFacts } from "./facts.js";

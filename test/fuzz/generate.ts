@@ -43,7 +43,7 @@ import {
   vfio_user_write_multi,
   vfio_user_write_multi_entry,
 } from "../../src/uapi/vfio-user.js";
-import type { Random } from "../support/random.js";
+import type { Random } from "../../tools/random.js";
 import { FILE_BYTES, WATCHED_PAGES } from "./client-files.js";
 import { busMaster, type Driver, driverOf, type RegisterWrite } from "./drivers.js";
 import { STATE_NUMBERS } from "./mig-arcs.js";

@@ -13,12 +13,11 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { servableModel } from "../../src/devices/servable-models.js";
 import { within } from "../../src/threads/within.js";
 import type { DmaMode } from "../../src/vfio-user/server/client-memory.js";
+import { PROGRAM } from "../support/program.js";
 
-const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
 const START_MS = 30_000;
 const DISK_BYTES = 2 ** 20;
 

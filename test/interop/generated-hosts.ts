@@ -6,7 +6,7 @@ import { UsageError } from "../../src/errors.js";
 import { FakeSystem } from "../../src/linux/fake-system.test.helper.js";
 import { findDevices } from "../../src/linux/sysfs/find.js";
 import { DEFAULT_POLICY, type DeviceTracker, type Policy, UNTRACKED } from "../../src/tracking/choice.js";
-import { Random } from "../support/random.js";
+import { Random } from "../../tools/random.js";
 
 /*
  * Hosts of every kind that `probe` can list, made up, with what `plan` makes of them: PCI functions at all addresses that

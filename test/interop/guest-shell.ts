@@ -3,9 +3,9 @@ import { once } from "node:events";
 import { closeSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, symlinkSync } from "node:fs";
 import { connect, type Socket } from "node:net";
 import { join } from "node:path";
-import { findKernel } from "../vm/kernel-image.js";
-import { MissingError } from "../vm/missing.js";
-import { findQemu, type Qemu } from "../vm/qemu.js";
+import { findKernel } from "../../tools/vm/kernel-image.js";
+import { MissingError } from "../../tools/vm/missing.js";
+import { findQemu, type Qemu } from "../../tools/vm/qemu.js";
 
 /*
  * A small guest whose shell the host talks to, for tests of devices that it drives with its own drivers.

@@ -12,7 +12,7 @@ import { POLLIN, PollSet } from "../../src/sys/poll.js";
 import type { VfioUserDevice } from "../../src/vfio-user/client/device.js";
 import { VfioUserHost } from "../../src/vfio-user/client/host.js";
 import { startServer } from "../../src/vfio-user/server/server.js";
-import { MissingError } from "../vm/missing.js";
+import { MissingError } from "../../tools/vm/missing.js";
 import { findLibvfioUser, type LibvfioUser } from "./libvfio-user.js";
 import { BAR1_BYTES } from "./sample-device.js";
 

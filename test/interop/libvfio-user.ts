@@ -1,6 +1,6 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { MissingError } from "../vm/missing.js";
+import { MissingError } from "../../tools/vm/missing.js";
 
 const GETTING_IT = "run scripts/libvfio-user.sh FOLDER, and set DIRTMAP_LIBVFIO_USER to that folder";
 

@@ -17,8 +17,8 @@ import {
 } from "../../src/devices/dma-engine/spec.js";
 import { VfioUserDevice } from "../../src/vfio-user/client/device.js";
 import { type DeviceServer, serveDevice } from "../../src/vfio-user/server/server.js";
-import { MissingError } from "../vm/missing.js";
-import { findQemu, type Qemu } from "../vm/qemu.js";
+import { MissingError } from "../../tools/vm/missing.js";
+import { findQemu, type Qemu } from "../../tools/vm/qemu.js";
 import { QtestMachine } from "./qtest.js";
 
 /*

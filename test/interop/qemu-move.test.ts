@@ -14,7 +14,7 @@ import type { EventStream } from "../../src/qemu/qmp/event-stream.js";
 import { Qemu } from "../../src/qemu/qmp/qemu.js";
 import { SocketMonitor } from "../../src/qemu/qmp/socket-monitor.js";
 import type { SourceGuest } from "../../src/qemu/source-guest.js";
-import { MissingError } from "../vm/missing.js";
+import { MissingError } from "../../tools/vm/missing.js";
 import { DeviceProgram } from "./device-program.js";
 import { findShellImage, makeShellInitramfs, ShellGuest, type ShellImage } from "./guest-shell.js";
 
@@ -205,7 +205,7 @@ describe.skipIf(found instanceof MissingError)("a guest of QEMU that moves with 
         if (id === "engine") expect(pagesReported).toBe(0);
         else expect(pagesReported).toBeGreaterThan(100);
       }
-      console.log(`${tracker}: pause ${pauseMs} ms, ${JSON.stringify(report)}`);
+      console.log(`${tracker}: vCPUs paused for ${pauseMs?.toFixed(0)} ms`);
       await here.guest.ended();
       await here[Symbol.asyncDispose]();
       here = there;
@@ -240,7 +240,6 @@ describe.skipIf(found instanceof MissingError)("a guest of QEMU that moves with 
       const args = ["migrate", "--qmp", here.qmp, "--qmp-to", there.qmp, "--journal", `${here.qmp}-journals`];
       const { stdout, stderr, status } = await runDirtmap(args);
       expect(status, stderr).toBe(0);
-      console.log(stderr, stdout);
       expect(stdout).toMatch(/^completed · downtime /);
       await here.guest.ended();
       await here[Symbol.asyncDispose]();
@@ -254,7 +253,6 @@ describe.skipIf(found instanceof MissingError)("a guest of QEMU that moves with 
     async () => {
       await pause(LOAD_MS);
       const said = counts(await endLoad(here));
-      console.log(JSON.stringify(said));
       for (const { reads, writes, slowestMs } of said) {
         expect(reads).toBeGreaterThan(1000);
         expect(writes).toBeGreaterThan(500);

@@ -18,7 +18,7 @@ import {
   vfio_user_dma_logging_report,
 } from "../../src/uapi/vfio-user.js";
 import { RawClient } from "../../src/vfio-user/raw-client.test.helper.js";
-import { MissingError } from "../vm/missing.js";
+import { MissingError } from "../../tools/vm/missing.js";
 import { DeviceProgram } from "./device-program.js";
 import { findShellImage, GUEST_MEMORY_BYTES, makeShellInitramfs, ShellGuest, type ShellImage } from "./guest-shell.js";
 

@@ -2,8 +2,8 @@ import { spawnSync } from "node:child_process";
 import { closeSync, openSync } from "node:fs";
 import { describe, expect, test } from "vitest";
 import { type QemuArgument, qemuOptions } from "../../src/vmm-options/qemu-command-line.js";
-import { MissingError } from "../vm/missing.js";
-import { findQemu, type Qemu, type QemuNeed } from "../vm/qemu.js";
+import { MissingError } from "../../tools/vm/missing.js";
+import { findQemu, type Qemu, type QemuNeed } from "../../tools/vm/qemu.js";
 import { generatedPlans, SEEDS } from "./generated-hosts.js";
 import { CASES, caseDevices } from "./vmm-cases.js";
 

@@ -1,7 +1,7 @@
 import { type ChildProcessWithoutNullStreams, spawn } from "node:child_process";
 import { once } from "node:events";
 import { createInterface, type Interface } from "node:readline";
-import type { Qemu } from "../vm/qemu.js";
+import type { Qemu } from "../../tools/vm/qemu.js";
 
 const LIMIT_MS = 30_000;
 

@@ -6,8 +6,9 @@ import { afterAll, describe, expect, it } from "vitest";
 import { makeCertificates, writeCertificates } from "../../src/certs/certs.js";
 import { EXIT_CODES } from "../../src/cli/exit-codes.js";
 import { Child } from "../support/child.js";
-import { CommandLine, PROGRAM } from "../support/command-line.js";
+import { CommandLine } from "../support/command-line.js";
 import { frameProxy, reworded, says } from "../support/frame-proxy.js";
+import { PROGRAM } from "../support/program.js";
 
 /* Real `dirtmap` processes, source and destination. */
 

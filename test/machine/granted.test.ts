@@ -2,15 +2,14 @@ import { execFileSync } from "node:child_process";
 import { mkdirSync, mkdtempSync, rmSync, symlinkSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { EXIT_CODES } from "../../src/cli/exit-codes.js";
 import { MiB } from "../../src/memory/address.js";
 import { Child } from "../support/child.js";
+import { PROGRAM } from "../support/program.js";
 
 /* Real `dirtmap` processes: what a destination opens for a machine that comes. */
 
-const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
 const LONG = { timeout: 120_000 };
 
 const folder = mkdtempSync(join(tmpdir(), "dirtmap-granted-"));

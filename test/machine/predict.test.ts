@@ -2,15 +2,13 @@ import { execFile } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { EXIT_CODES } from "../../src/cli/exit-codes.js";
 import { openStore } from "../../src/evidence/store/store.js";
 import { SOFTWARE } from "../../src/migration/software.js";
 import { Child } from "../support/child.js";
-
-const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
+import { PROGRAM } from "../support/program.js";
 
 const SCENARIO = `machine:
   memory: 16M

@@ -3,16 +3,15 @@ import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "nod
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import sqlite from "node-sqlite3-wasm";
 import { afterAll, describe, expect, it } from "vitest";
 import { EXIT_CODES } from "../../src/cli/exit-codes.js";
 import { openStore } from "../../src/evidence/store/store.js";
 import { Child } from "../support/child.js";
+import { PROGRAM } from "../support/program.js";
 
 /* `dirtmap serve` as a process. */
 
-const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
 const folder = mkdtempSync(join(tmpdir(), "dirtmap-serve-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 

@@ -1,11 +1,9 @@
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { Child } from "../support/child.js";
-
-const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
+import { PROGRAM } from "../support/program.js";
 
 const SCENARIO = `machine:
   memory: 16M

@@ -6,9 +6,10 @@ import { afterAll, afterEach, describe, expect, it } from "vitest";
 import { EXIT_CODES } from "../../src/cli/exit-codes.js";
 import { readJournal } from "../../src/migration/journal.js";
 import type { Child } from "../support/child.js";
-import { CommandLine, PROGRAM } from "../support/command-line.js";
+import { CommandLine } from "../support/command-line.js";
 import { type FrameProxy, frameProxy, says } from "../support/frame-proxy.js";
 import { statesOf } from "../support/journal-states.js";
+import { PROGRAM } from "../support/program.js";
 
 /* A handover that is not confirmed, with real `dirtmap` processes and no terminal. */
 

@@ -1,6 +1,6 @@
 import { it } from "vitest";
+import { Random } from "../../tools/random.js";
 import { type Fault, type FaultKind, faultProxy } from "../support/fault-proxy.js";
-import { Random } from "../support/random.js";
 import { forEachSeed } from "../support/seed-range.js";
 import { migrateThrough } from "./pair.js";
 

@@ -7,10 +7,10 @@ import { DirtmapError } from "../../src/errors.js";
 import { type Decision, sendDecision } from "../../src/migration/decision.js";
 import { journalOf, readJournal, type Side } from "../../src/migration/journal.js";
 import { listJournals } from "../../src/migration/journals.js";
+import { Random } from "../../tools/random.js";
 import { Child } from "../support/child.js";
 import { statesOf } from "../support/journal-states.js";
 import { pause } from "../support/machines.js";
-import { Random } from "../support/random.js";
 import { forEachSeed } from "../support/seed-range.js";
 
 /*

@@ -44,7 +44,7 @@ export async function migrateThrough(
   const journalDirectory = mkdtempSync(join(tmpdir(), "dirtmap-stress-"));
   const witness = new Witness();
   const over = new AbortController();
-  await using source = new FakeMachine({ name: "source", witness, running: true, devices: ["dev0"] });
+  await using source = await FakeMachine.create({ name: "source", witness, running: true, devices: ["dev0"] });
   let there: FakeMachine | undefined;
   await using listener = await listen({ endpoint: { scheme: "tcp", host: "127.0.0.1", port: 0 } });
   const received = (async () => {
@@ -52,7 +52,7 @@ export async function migrateThrough(
     return await receive({
       source: acceptedSource(listener, control),
       createMachine: async () => {
-        there = new FakeMachine({ name: "destination", witness, devices: ["dev0"] });
+        there = await FakeMachine.create({ name: "destination", witness, devices: ["dev0"] });
         return there;
       },
       journalDirectory,

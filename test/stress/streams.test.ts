@@ -12,9 +12,9 @@ import { decodeMessage, encodeControlFrame } from "../../src/migration/stream/co
 import { encodeFrame, FRAME_HEADER_BYTES } from "../../src/migration/stream/frame.js";
 import { FrameReader } from "../../src/migration/stream/frame-reader.js";
 import { type ControlMessage, PROTOCOL_VERSION } from "../../src/migration/stream/messages.js";
+import { Random } from "../../tools/random.js";
 import { frameProxy, rechecked } from "../support/frame-proxy.js";
 import { pagesFrame } from "../support/played-source.js";
-import { Random } from "../support/random.js";
 import { forEachSeed } from "../support/seed-range.js";
 import { migrateThrough } from "./pair.js";
 

@@ -12,13 +12,19 @@ export class Child implements AsyncDisposable {
   readonly ended: Promise<number | null>;
   errors = "";
   readonly #lines: Record<string, unknown>[] = [];
-  #wake: () => void = () => {};
+  /** Those who wait for what it says next, or for its end. */
+  readonly #waiting = new Set<() => void>();
+  #isOver = false;
 
   /** @param args of Node: the program, and its arguments */
   constructor(...args: string[]) {
     const child = spawn(process.execPath, args, { stdio: ["pipe", "pipe", "pipe"] });
     this.process = child;
-    this.ended = once(child, "close").then(([code]) => code as number | null);
+    this.ended = once(child, "close").then(([code]) => {
+      this.#isOver = true;
+      this.#wake();
+      return code as number | null;
+    });
     child.stderr.setEncoding("utf8").on("data", (text: string) => {
       this.errors += text;
       this.#wake();
@@ -57,18 +63,27 @@ export class Child implements AsyncDisposable {
     await this.ended;
   }
 
+  #wake(): void {
+    for (const wake of this.#waiting) wake();
+  }
+
+  /** One that has ended says nothing more: that is an error at once. */
   async #until<T>(what: string, look: () => T | undefined): Promise<T> {
-    for (const until = Date.now() + PATIENCE_MS; Date.now() < until; ) {
+    const limit = AbortSignal.timeout(PATIENCE_MS);
+    for (;;) {
+      const isOver = this.#isOver || limit.aborted;
       const found = look();
       if (found !== undefined) return found;
+      if (isOver) throw new Error(`it never said ${what}; standard error: ${this.errors}`);
       await new Promise<void>((resolve) => {
-        const timer = setTimeout(resolve, 200);
-        this.#wake = () => {
-          clearTimeout(timer);
+        const wake = () => {
+          this.#waiting.delete(wake);
+          limit.removeEventListener("abort", wake);
           resolve();
         };
+        this.#waiting.add(wake);
+        limit.addEventListener("abort", wake);
       });
     }
-    throw new Error(`it never said ${what}; standard error: ${this.errors}`);
   }
 }

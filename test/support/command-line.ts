@@ -1,11 +1,9 @@
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { Child } from "./child.js";
+import { PROGRAM } from "./program.js";
 
 /* Real `dirtmap` processes, on a machine that a busy computer keeps up with. */
-
-export const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
 
 const SCENARIO = `summary: small and slow
 machine:

@@ -22,15 +22,14 @@ import { LabelBound } from "../../src/observe/metrics/label-bound.js";
 import { safeJson } from "../../src/safe-text.js";
 import { startServer } from "../../src/vfio-user/server/server.js";
 import { Child } from "../support/child.js";
+import { dirtmap, PROGRAM } from "../support/program.js";
 import { expectSafe, HOSTILE, HOSTILE_NAME, hostile } from "./hostile-text.js";
-import { dirtmap } from "./run.js";
 
 /*
  * Whatever comes from elsewhere, and however it is shown: a terminal, a log or a page gets no control character, nothing
  * that turns text round or hides it, and no line that Dirtmap did not begin.
  */
 
-const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
 const DESIGNS = fileURLToPath(new URL("../../../docs/figures/designs.json", import.meta.url));
 
 const folder = mkdtempSync(join(tmpdir(), "dirtmap-hostile-"));
@@ -39,7 +38,7 @@ const at = (name: string) => join(folder, name);
 
 /** Runs a command; returns what it printed. */
 async function shown(args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<string> {
-  const { stdout, stderr } = await dirtmap(args, env);
+  const { stdout, stderr } = await dirtmap(args, { env });
   const what = JSON.stringify(args);
   expectSafe(stdout, `standard output of ${what}`);
   expectSafe(stderr, `standard error of ${what}`);

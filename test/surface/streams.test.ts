@@ -4,13 +4,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, describe, expect, it } from "vitest";
-import { dirtmap, type Ran } from "./run.js";
+import { dirtmap, PROGRAM, type Ran } from "../support/program.js";
 
 /*
  * What a user meets where something around Dirtmap is not as it should be: one line, never a stack, never a hang.
  */
-
-const PROGRAM = fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url));
 
 const folder = mkdtempSync(join(tmpdir(), "dirtmap-streams-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
@@ -114,7 +112,7 @@ describe.skipIf(process.platform !== "linux")(
     });
 
     it("the folder of live feeds", async () => {
-      const { code, stderr } = await dirtmap(["top"], { XDG_RUNTIME_DIR: "/proc/x" });
+      const { code, stderr } = await dirtmap(["top"], { env: { XDG_RUNTIME_DIR: "/proc/x" } });
       expectOneLine(stderr, /the folder of live feeds can't be made: ENOENT.*; set XDG_RUNTIME_DIR/);
       expect(code).toBe(1);
     });

@@ -12,8 +12,8 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { afterAll, describe, expect, it } from "vitest";
+import { PROGRAM } from "../../../test/support/program.js";
 import { EventFd } from "../../sys/eventfd.js";
 import { createMemfd } from "../../sys/memfd.js";
 import { VFIO_DEVICE_FEATURE, VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_PROBE } from "../../uapi/vfio.js";
@@ -26,7 +26,6 @@ import { EXIT_CODES } from "../exit-codes.js";
  * goes on.
  */
 
-const PROGRAM = fileURLToPath(new URL("../../../../bin/dirtmap.js", import.meta.url));
 const LIMIT_MS = 30_000;
 const PAGE = 4096n;
 

@@ -1,44 +1,23 @@
-import { type ChildProcess, spawn } from "node:child_process";
-import { once } from "node:events";
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
-import { fileURLToPath } from "node:url";
 import { afterAll, describe, expect, it } from "vitest";
+import { dirtmap, startDirtmap } from "../../../test/support/program.js";
 import { RawClient } from "../../vfio-user/raw-client.test.helper.js";
-
-const PROGRAM = fileURLToPath(new URL("../../../../bin/dirtmap.js", import.meta.url));
 
 const folder = mkdtempSync(join(tmpdir(), "dirtmap-device-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-function start(
-  ...args: readonly string[]
-): ChildProcess & { stdout: NodeJS.ReadableStream; stderr: NodeJS.ReadableStream } {
-  return spawn(process.execPath, [PROGRAM, "device", ...args], {
-    stdio: ["ignore", "pipe", "pipe"],
-    timeout: 60_000,
-    killSignal: "SIGKILL",
-  });
-}
-
-async function failed(...args: readonly string[]): Promise<{ code: number; stderr: string }> {
-  const child = start(...args);
-  let stderr = "";
-  child.stderr.on("data", (text: Buffer) => {
-    stderr += text.toString();
-  });
-  const [code] = await once(child, "close");
-  return { code: code as number, stderr };
-}
+const failed = (...args: readonly string[]) => dirtmap(["device", ...args]);
 
 describe.runIf(process.platform === "linux")("dirtmap device", () => {
   it.each(["SIGINT", "SIGTERM"] as const)(
     "serves until %s, says when it is ready and what clients do wrong",
     async (signal) => {
       const path = join(folder, signal);
-      const child = start("vgpu", "--socket", path, "--option", "vram=64K", "--option", "rate=0", "--json");
+      const options = ["--option", "vram=64K", "--option", "rate=0"];
+      const { child, ended } = startDirtmap(["device", "vgpu", "--socket", path, ...options, "--json"]);
       const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
       const event = async () => JSON.parse((await lines.next()).value ?? "null");
       expect(await event()).toEqual({
@@ -56,7 +35,7 @@ describe.runIf(process.platform === "linux")("dirtmap device", () => {
         line: expect.stringMatching(/VFIO_USER_REGION_READ: EINVAL/),
       });
       child.kill(signal);
-      expect(await once(child, "close")).toEqual([0, null]);
+      expect(await ended).toMatchObject({ code: 0 });
       expect(existsSync(path) || existsSync(`${path}.control`)).toBe(false);
     },
   );

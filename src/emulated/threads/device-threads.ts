@@ -141,6 +141,9 @@ export class DeviceClient {
   }
 }
 
+/** What a device's driver has to do with, wherever the device is. */
+export type DeviceSide = Omit<Pick<DeviceClient, keyof DeviceClient>, "noteFailure" | "noteRevival">;
+
 interface Thread {
   readonly worker: Worker;
   readonly rpc: RpcClient<DeviceOperations>;

@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
+import { errno } from "../../../test/support/errno.js";
+import { FakeIommu } from "../../../test/support/fake-host/iommu.js";
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
-import { errno, FakeIommu } from "../../iommufd/fake-iommu.test.helper.js";
 import { PinLog } from "../../iommufd/pin-log.js";
 import { MiB } from "../../memory/address.js";
 import { createArena } from "../../memory/arena.js";

@@ -26,7 +26,7 @@ import type { InFlight } from "../../memory/in-flight.js";
 import type { DeviceFeature, MigState } from "../../uapi/vfio.js";
 import { EmulatedIommufd } from "../iommufd.js";
 import type { PhysicalMemory } from "../physical-memory.js";
-import type { DeviceClient } from "../threads/device-threads.js";
+import type { DeviceSide } from "../threads/device-threads.js";
 import { MdevPins, pinLogSource } from "./mdev-pins.js";
 
 /** Bytes that the state of this much device memory takes at most. */
@@ -39,7 +39,7 @@ const MAX_STATE_BESIDES_MEMORY = 2 * MiB;
 
 export interface EmulatedVfioDeviceOptions {
   /** The device on its thread. */
-  readonly client: DeviceClient;
+  readonly client: DeviceSide;
   readonly port: Port;
   /** The IOMMU in front of it; null for an mdev. */
   readonly iommu: SystemIommu | null;
@@ -58,7 +58,7 @@ export class EmulatedVfioDevice implements WorkloadDevice {
   readonly regions: readonly RegionInfo[];
   readonly irqs: readonly IrqInfo[];
   readonly port: Port;
-  readonly #client: DeviceClient;
+  readonly #client: DeviceSide;
   readonly #iommu: SystemIommu | null;
   readonly #physical: PhysicalMemory;
   readonly #onClose: (() => void) | undefined;

@@ -4,7 +4,7 @@ import type { PinLog } from "../../iommufd/pin-log.js";
 import { iovaOf, PAGE_SIZE, pageOf } from "../../memory/address.js";
 import { isErrno } from "../../uapi/errno.js";
 import type { PhysicalMemory } from "../physical-memory.js";
-import type { DeviceClient, PinService } from "../threads/device-threads.js";
+import type { DeviceSide, PinService } from "../threads/device-threads.js";
 import { pinnedRuns } from "./pin-port.js";
 
 /**
@@ -54,7 +54,7 @@ export class MdevPins implements PinService {
   }
 
   /** The access's unmap callback: when it resolves the device reaches nothing in the range, and nothing there is pinned. */
-  async release(client: DeviceClient, iova: bigint, length: bigint): Promise<void> {
+  async release(client: DeviceSide, iova: bigint, length: bigint): Promise<void> {
     const first = pageOf(iova);
     const end = pageOf(iova + length - 1n) + 1;
     const epoch = ++this.#epoch;

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
+import { fakeMachine } from "../../../test/support/fake-host/machine.js";
 import type { ContainerTracking } from "../../host/designs.js";
 import { writeableAreas } from "../areas.js";
-import { fakeMachine } from "../fake-machine.test.helper.js";
 import { deviceOwner } from "../owner.js";
 import type { DirtyTracker } from "../tracker.js";
 import { containerTracker } from "./container.js";
@@ -187,7 +187,7 @@ describe("the tracker 'iommu'", () => {
     }).start({
       ranges: setup.ranges,
     });
-    setup.machine.device("mlx0").write(9);
+    await setup.machine.device("mlx0").write(9);
     expect((await session.peek?.(below))?.count()).toBe(1);
     expect((await session.readAndClear(below)).get(9)).toBe(true);
     expect((await session.peek?.(below))?.count()).toBe(0);
@@ -204,7 +204,7 @@ describe("the tracker 'iommu'", () => {
     }).start({
       ranges: setup.ranges,
     });
-    setup.machine.iommufd.failReads.push("EFAULT");
+    setup.machine.iommufd.script.fail("getDirtyBitmap", "EFAULT");
     await expect(session.readAndClear(below)).rejects.toMatchObject({ code: "EFAULT" });
     await expect(session.readAndClear(below)).rejects.toMatchObject({ code: "TRACKER_BROKEN" });
     await session[Symbol.asyncDispose]();
@@ -216,9 +216,9 @@ describe("the tracker 'device'", () => {
     const { machine, ranges } = await setUp();
     const device = machine.device("mlx0");
     const session = await deviceTracker(device).start({ ranges });
-    expect(device.starts[0].ranges).toEqual([{ iova: 0n, length: 8n * 2n ** 20n }]);
+    expect(device.script.done("startDmaLogging")[0][0].ranges).toEqual([{ iova: 0n, length: 8n * 2n ** 20n }]);
     const { reads, uncovered } = session.plan(ranges);
-    expect(reads).toEqual(device.starts[0].ranges);
+    expect(reads).toEqual(device.script.done("startDmaLogging")[0][0].ranges);
     expect(uncovered).toEqual([]);
     await session[Symbol.asyncDispose]();
   });
@@ -248,11 +248,11 @@ describe("the tracker 'pinned'", () => {
       const bits = await session.readAndClear(low);
       return bits.get(300 - 256) ? 1 : 0;
     };
-    vgpu.write(300, { keepPinned: true });
+    await vgpu.write(300, { keepPinned: true });
     expect(await read()).toBe(1);
     expect(await read()).toBe(1);
-    vgpu.pinned.clear();
-    vgpu.write(300);
+    await vgpu.unpin();
+    await vgpu.write(300);
     expect(await read()).toBe(1);
     expect(await read()).toBe(0);
     await session[Symbol.asyncDispose]();

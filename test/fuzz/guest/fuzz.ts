@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { ResumingStream, SavingStream } from "../../../src/host/host.js";
 import { isErrno } from "../../../src/uapi/errno.js";
-import { Random } from "../../support/random.js";
+import { Random } from "../../../tools/random.js";
 import { leaveOut } from "../../support/shrink.js";
 import { operationsToText } from "../operation.js";
 import { Finding } from "../player.js";

@@ -1,6 +1,6 @@
 import { PCI_COMMAND, REGION } from "../../../src/devices/pci-model.js";
 import { PAGE_SIZE, U64_MAX } from "../../../src/memory/address.js";
-import type { Random } from "../../support/random.js";
+import type { Random } from "../../../tools/random.js";
 import { BAR_PAGE, BUS_PAGES, REGIONS } from "./layout.js";
 import type { GuestOperation, RegionWrite } from "./operation.js";
 

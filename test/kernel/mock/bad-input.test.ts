@@ -11,9 +11,9 @@ import { type Iova, KiB, MiB, PAGE_SIZE } from "../../../src/memory/address.js";
 import { DmaMemory } from "../../../src/memory/dma-memory.js";
 import { createGuestMemory } from "../../../src/memory/guest-memory.js";
 import { libc } from "../../../src/sys/libc.js";
+import { dirtmap } from "../../support/program.js";
 import { addMockDevice, markDirty, replaceMockDomain } from "../mock-iommu.js";
 import { openDescriptors } from "../support/descriptors.js";
-import { dirtmap } from "../support/program.js";
 import { createMtty, type TestDevice } from "../support/vfio-devices.js";
 
 const IOVA = 0x2000_0000n as Iova;

@@ -9,7 +9,7 @@ import { DEFAULT_LINK } from "../../../src/evidence/trackers/estimate.js";
 import { readBenchmark } from "../../../src/evidence/trackers/file.js";
 import { LinuxHost } from "../../../src/linux/host.js";
 import { MiB } from "../../../src/memory/address.js";
-import { dirtmap } from "../support/program.js";
+import { dirtmap } from "../../support/program.js";
 import { createMtty } from "../support/vfio-devices.js";
 
 /** The program starts, and opens two machines, on an emulated processor. */

@@ -3,7 +3,7 @@ import { expect, test } from "vitest";
 import { probeHost } from "../../../src/cli/sites/linux/probe.js";
 import { hostText } from "../../../src/cli/text/linux-probe-text.js";
 import { LinuxHost } from "../../../src/linux/host.js";
-import { dirtmap } from "../support/program.js";
+import { dirtmap } from "../../support/program.js";
 import { createMtty } from "../support/vfio-devices.js";
 
 test("a machine without devices says so, and that it could make mdevs", async () => {

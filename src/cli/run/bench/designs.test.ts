@@ -1,30 +1,14 @@
-import { spawn } from "node:child_process";
-import { once } from "node:events";
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { afterAll, describe, expect, it } from "vitest";
+import { dirtmap } from "../../../../test/support/program.js";
 import { parseXml } from "../../../evidence/plot/well-formed.test.helper.js";
-
-const PROGRAM = fileURLToPath(new URL("../../../../../bin/dirtmap.js", import.meta.url));
 
 const folder = mkdtempSync(join(tmpdir(), "dirtmap-bench-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-async function bench(...args: readonly string[]): Promise<{ code: number; stdout: string; stderr: string }> {
-  const child = spawn(process.execPath, [PROGRAM, "bench", "designs", ...args], {
-    stdio: ["ignore", "pipe", "pipe"],
-    timeout: 200_000,
-    killSignal: "SIGKILL",
-  });
-  const [stdout, stderr, [code]] = await Promise.all([
-    child.stdout.setEncoding("utf8").toArray(),
-    child.stderr.setEncoding("utf8").toArray(),
-    once(child, "close"),
-  ]);
-  return { code: code as number, stdout: stdout.join(""), stderr: stderr.join("") };
-}
+const bench = (...args: readonly string[]) => dirtmap(["bench", "designs", ...args], { limitMs: 200_000 });
 
 const SMALL = ["--workload", "b", "--devices", "1,2", "--memory", "16M", "--repetitions", "1", "--migrate", "0"];
 

@@ -3,8 +3,8 @@ import { once } from "node:events";
 import { chmodSync, closeSync, existsSync, mkdirSync, mkdtempSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { afterAll, afterEach, beforeEach, describe, expect, it } from "vitest";
+import { dirtmap as run } from "../../../../test/support/program.js";
 import { listenAt } from "../../../sys/unix-socket.js";
 import { DIRTMAP_HANDOVER } from "../../../uapi/vfio-user.js";
 import { RawClient } from "../../../vfio-user/raw-client.test.helper.js";
@@ -16,20 +16,12 @@ import { EXIT_CODES } from "../../exit-codes.js";
  * What an operator does about a device that a migration has left, with real processes.
  */
 
-const PROGRAM = fileURLToPath(new URL("../../../../../bin/dirtmap.js", import.meta.url));
 const HOST = new URL("../../../vfio-user/client/host.js", import.meta.url).href;
 
 const folder = mkdtempSync(join(tmpdir(), "dirtmap-device-control-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-async function dirtmap(...args: readonly string[]): Promise<{ code: unknown; stdout: string; stderr: string }> {
-  const child = spawn(process.execPath, [PROGRAM, ...args], { stdio: ["ignore", "pipe", "pipe"] });
-  let [stdout, stderr] = ["", ""];
-  child.stdout.on("data", (text: Buffer) => (stdout += text.toString()));
-  child.stderr.on("data", (text: Buffer) => (stderr += text.toString()));
-  const [code] = await once(child, "close");
-  return { code, stdout, stderr };
-}
+const dirtmap = (...args: readonly string[]) => run(args);
 
 describe.runIf(process.platform === "linux")("dirtmap device status and resume", () => {
   const path = join(folder, "mlx5");

@@ -1,3 +1,0 @@
-import { describePciBadInput } from "../support/pci-bad-input.js";
-
-describePciBadInput();

@@ -1,3 +1,0 @@
-import { describeType1Host } from "../support/type1-host.js";
-
-describeType1Host();

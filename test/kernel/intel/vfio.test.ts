@@ -1,3 +1,0 @@
-import { vfioPciTests } from "../support/vfio-pci.js";
-
-vfioPciTests("intel-iommu", "intel-vtd");
