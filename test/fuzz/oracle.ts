@@ -816,7 +816,11 @@ const CONTROL: ReadonlySet<number> = new Set([
 
 /** A read of the configuration space: all that control connections may do with regions. */
 function readsConfig({ command, payload }: MessageOperation): boolean {
-  return command === VFIO_USER_COMMAND.REGION_READ && payload.byteLength >= 16 && u32(payload, 8) === VFIO_PCI_REGION_INDEX.CONFIG;
+  return (
+    command === VFIO_USER_COMMAND.REGION_READ &&
+    payload.byteLength >= 16 &&
+    u32(payload, 8) === VFIO_PCI_REGION_INDEX.CONFIG
+  );
 }
 
 function ioFds(payload: Uint8Array): Expected {
