@@ -1,7 +1,7 @@
 import { SharedLog } from "../src/bitmap/shared-log.js";
 import { DmaLog } from "../src/devices/dma-log.js";
-import { PinLog } from "../src/iommufd/pin-log.js";
 import { interleave, type Summary, summarize } from "../src/evidence/statistics.js";
+import { PinLog } from "../src/iommufd/pin-log.js";
 import { GiB, PAGE_SIZE } from "../src/memory/address.js";
 import { bitmapOf } from "../test/support/iommu.js";
 

@@ -212,7 +212,8 @@ describe("attaching a served device", () => {
     device.told = [];
     const [, hwpt] = await Promise.all([map(8), iommufd.attachDevice(bound, ioas), map(9), unmap(3), map(10)]);
     expect(device.pages.sort((a, b) => a - b)).toEqual([1, 2, 4, 5, 6, 7, 8, 9, 10]);
-    expect(device.told.filter((what) => what.startsWith("map"))).toHaveLength(new Set(device.told).size - 1);
+    const maps = device.told.filter((what) => what.startsWith("map"));
+    expect(maps).toHaveLength(new Set(maps).size);
     expect(hwpt).toBeGreaterThan(0);
   });
 
@@ -237,9 +238,11 @@ describe("attaching a served device", () => {
       (await iommufd.hwInfo(seen.bound)).dirtyTracking,
       (await iommufd.hwInfo(unseen.bound)).dirtyTracking,
     ]).toEqual([true, false]);
-    await expect(iommufd.allocHwpt({ device: unseen.bound, ioas, dirtyTracking: true })).rejects.toThrowError(
-      /EOPNOTSUPP.*'unseen'.*messages/,
-    );
+    await expect(iommufd.allocHwpt({ device: unseen.bound, ioas, dirtyTracking: true })).rejects.toMatchObject({
+      code: "EOPNOTSUPP",
+      message: expect.stringContaining("'unseen'"),
+      remedy: expect.stringContaining("messages"),
+    });
     const hwpt = await iommufd.allocHwpt({ device: seen.bound, ioas, dirtyTracking: true });
     await expect(iommufd.attachDevice(unseen.bound, hwpt)).rejects.toMatchObject({ code: "EINVAL" });
     expect(await iommufd.attachDevice(seen.bound, hwpt)).toBe(hwpt);
