@@ -27,7 +27,13 @@ describe("dirtmap serve", () => {
       const { url } = (await child.said("url")) as { url: string };
       const page = await fetch(url);
       expect(await page.text()).toContain('<script type="module" src="/main.js">');
-      for (const file of ["/main.js", "/vendor/uplot.js", "/vendor/uplot.css", "/format.js", "/style.css"]) {
+      for (const file of [
+        "/main.js",
+        "/vendor/uplot.js",
+        "/vendor/uplot.css",
+        "/src/observe/run-state.js",
+        "/style.css",
+      ]) {
         const { status } = await fetch(new URL(file, url));
         expect([file, status]).toEqual([file, 200]);
       }
