@@ -1,17 +1,17 @@
-/** What every error of Dirtmap tells besides its message. */
+/** The fields of every Dirtmap error besides its message. */
 export interface ErrorDetails {
   /** A stable, upper-case name that programs may test: `EINVAL`, `DOES_NOT_CONVERGE`, `BAD_SCENARIO` … */
   readonly code: string;
-  /** What was being attempted, as a phrase: "map 2 MiB at IOVA 0x1000". */
+  /** The attempted operation, as a phrase: "map 2 MiB at IOVA 0x1000". */
   readonly attempted?: string | undefined;
-  /** What would work instead, or how to get there, as a phrase. */
+  /** An action that would work instead, or make this one work, as a phrase. */
   readonly remedy?: string | undefined;
-  /** Further problems of the same input, a line each, so that all can be mended at once. */
+  /** Further problems of the same input, one per line, so that all can be fixed at once. */
   readonly further?: readonly string[] | undefined;
   readonly cause?: unknown;
 }
 
-/** The root of all errors that Dirtmap throws on purpose; anything else that escapes is a bug. */
+/** The root of all errors that Dirtmap throws on purpose. Any other error that escapes is a bug. */
 export class DirtmapError extends Error {
   readonly code: string;
   readonly attempted: string | undefined;
@@ -29,12 +29,12 @@ export class DirtmapError extends Error {
 }
 
 /**
- * The caller asked for something that can't be: an unknown device, a granule that isn't a power of two, a scenario
- * with a misspelt field. Nothing was started. The command line exits with 2.
+ * The caller asked for something impossible: an unknown device, a granule that isn't a power of two, a scenario with a
+ * misspelt field. Nothing was started. The command line exits with 2.
  */
 export class UsageError extends DirtmapError {}
 
-/** The message and remedy of any thrown value, on one line. */
+/** Returns the message of any thrown value, with the remedy of a DirtmapError, on one line. */
 export function explain(error: unknown): string {
   if (error instanceof DirtmapError) {
     return error.remedy === undefined ? error.message : `${error.message}; ${error.remedy}`;

@@ -1,22 +1,22 @@
 /**
- * `dirtmap`: which pages of a virtual machine's memory have its passed-through devices written, which tracker should answer
- * that for each device, and a live migration on the strength of the answers. For every host, and without one.
+ * `dirtmap` tells which pages of a virtual machine's memory its passed-through devices have written, picks the tracker that
+ * answers this for each device, and live-migrates the machine with the answers. It works on any host.
  *
  * - A **host** ({@link Host}, {@link Iommufd}, {@link VfioDevice}) has one method per operation of the Linux uAPI, with its
- *   names, rules and errors. `dirtmap/emulated`, `dirtmap/linux` and `dirtmap/vfio-user` have machines on three of them;
- *   your own is as good.
+ *   names, rules and errors. `dirtmap/emulated`, `dirtmap/linux` and `dirtmap/vfio-user` have a host each. A host of your
+ *   own works as well.
  * - {@link probeMachine} asks what each device has, {@link chooseTrackers} picks a tracker per device, and
  *   {@link openDesign} switches the choice on and reads it round by round.
  * - {@link migrate} and {@link receive} move a machine; {@link sourceTransport} and {@link acceptedSource} are their network.
- *   What happens meanwhile is published on {@link migrationEvents}.
+ *   {@link migrationEvents} publishes their progress.
  *
  * The other doors are `dirtmap/evidence`, `dirtmap/scenario`, `dirtmap/uapi` and `dirtmap/certs`. Each name has one door.
  * Importing this one loads no package, and changes nothing global. zod is loaded when a machine is moved, koffi when the
  * first {@link DirtyBitmap} is made or pages are received.
  *
  * Addresses are bytes ({@link Iova}, a bigint) or 4 KiB pages ({@link PageNumber}), sizes bytes, durations milliseconds.
- * Whatever is refused on purpose is a {@link DirtmapError}: {@link UsageError} where nothing was started,
- * {@link UapiError} where an operation of the uAPI answered an errno. All handles are AsyncDisposable.
+ * Every deliberate refusal is a {@link DirtmapError}: a {@link UsageError} if nothing was started, a {@link UapiError} if an
+ * operation of the uAPI answered an errno. All handles are AsyncDisposable.
  * @module
  */
 

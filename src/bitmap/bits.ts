@@ -58,7 +58,10 @@ export function countBitsIn(words: Uint32Array, first: number, count: number): n
   return found;
 }
 
-/** Calls `run` with each maximal run of set bits below bit `bits`, in order. */
+/**
+ * Calls `run` with the first bit and the length of each maximal run of set bits below bit `bits`, in ascending order.
+ * @param words bit i is bit i % 32 of word i / 32
+ */
 export function forEachRun(words: Uint32Array, bits: number, run: (first: number, count: number) => void): void {
   const end = Math.ceil(bits / 32);
   let start = -1;

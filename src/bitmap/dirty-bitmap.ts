@@ -8,8 +8,8 @@ import { clearTail, countBits, forEachRun, setBits } from "./bits.js";
  * One bit per granule of an IOVA range; bit 0 is the granule at the range's first address, as in
  * struct iommu_hwpt_get_dirty_bitmap and struct vfio_device_feature_dma_logging_report (little-endian words).
  *
- * Readers only ever add bits to a caller's bitmap. Its memory is shared, page-aligned and padded to a page, and owned
- * by this library, so that a kernel or a worker may write it in place.
+ * A read of a tracker adds bits to its caller's bitmap, and never clears any. The bitmap's memory is shared, page-aligned,
+ * padded to a page, and owned by this library, so that a kernel or a worker may write it in place.
  */
 export class DirtyBitmap {
   /** The range's first address. A multiple of the granule is not required. */
@@ -18,16 +18,17 @@ export class DirtyBitmap {
   readonly granule: number;
   /** Bits in use: the range's length over the granule, rounded up. */
   readonly bits: number;
-  /** Bit i is bit i % 32 of word i / 32. Its own memory is whole pages: they begin at one, and are longer than needed. */
+  /** Bit i is bit i % 32 of word i / 32. Memory of the bitmap's own begins at a page and is padded to whole pages. */
   readonly words: Uint32Array<SharedArrayBuffer>;
-  /** Of the first word, in this process; below 2^53, as every address of a user is. */
+  /** Address of the first word in this process; below 2^53, like every user-space address. */
   readonly address: number;
 
   /**
-   * @param length of the range in bytes, above 0
-   * @param memory the caller's, zeroed and at least as long as the bits: for one who sends them from where they are put;
-   * absent: memory of its own
-   * @throws UapiError EINVAL for a granule that is no power of two, or a length of 0 or of more than 2^37 granules
+   * @param length bytes of the range, above 0
+   * @param memory zeroed memory of the caller, at least as long as the bits, if the caller sends them from there. Default:
+   * memory of the bitmap's own
+   * @throws UapiError EINVAL if the granule is not a power of two, or the length is 0 or more than 2^37 granules
+   * @throws RangeError if `memory` is too short
    */
   constructor(
     { iova, length, granule }: { iova: Iova; length: bigint; granule: number },
@@ -58,15 +59,17 @@ export class DirtyBitmap {
     noteAllocation({ holder: this, kind: "bitmap", bytes: buffer.byteLength });
   }
 
-  /** Bytes that the bits stand for. */
+  /** Bytes of the range that the bits stand for: a multiple of the granule. */
   get length(): bigint {
     return BigInt(this.bits) * BigInt(this.granule);
   }
 
+  /** True if the bit is set. @param bit 0 to {@link bits} - 1 */
   get(bit: number): boolean {
     return ((this.words[Math.floor(bit / 32)] >>> (bit & 31)) & 1) === 1;
   }
 
+  /** Sets one bit. @param bit 0 to {@link bits} - 1 */
   set(bit: number): void {
     this.words[Math.floor(bit / 32)] |= 1 << (bit & 31);
   }
@@ -76,18 +79,19 @@ export class DirtyBitmap {
     setBits(this.words, first, count);
   }
 
-  /** Sets every bit: what an error from a tracker means. */
+  /** Sets every bit: after an error from a tracker, all counts as dirty. */
   setAll(): void {
     setBits(this.words, 0, this.bits);
   }
 
+  /** Clears every bit. */
   clear(): void {
     this.words.fill(0);
   }
 
   /**
-   * Takes out what a kernel has set behind the last bit. It sets bits from some bit on without a break, so that the first
-   * one behind tells whether there are any.
+   * Clears the bits that a kernel has set past the last one. The kernel sets bits in runs, so the first bit past the last one
+   * tells whether there are any.
    */
   clearPadding(): void {
     if (this.bits === this.words.length * 32 || !this.get(this.bits)) return;
@@ -100,14 +104,14 @@ export class DirtyBitmap {
     return countBits(this.words);
   }
 
-  /** Calls `run` with each maximal run of set bits, in order: first bit and length. */
+  /** Calls `run` with the first bit and the length of each maximal run of set bits, in ascending order. */
   forEachRun(run: (first: number, count: number) => void): void {
     forEachRun(this.words, this.bits, run);
   }
 
   /**
-   * Adds another bitmap's bits. Granules may differ; a bit of a coarser one sets all that it covers here, a bit of a
-   * finer one the whole granule that holds it: always outwards. What lies outside this bitmap's range is left out.
+   * Adds another bitmap's bits. If the granules differ, bits are rounded outwards: a coarser bit sets all bits that it covers
+   * here, and a finer bit sets the whole granule that holds it. Bits outside this bitmap's range are left out.
    */
   or(other: DirtyBitmap): void {
     if (other.iova === this.iova && other.granule === this.granule) {
@@ -144,7 +148,7 @@ export class DirtyBitmap {
     });
   }
 
-  /** The dirty 4 KiB pages as runs: first page and number of pages, clipped to whole pages outwards. */
+  /** Calls `run` with the first page and the number of pages of each run of dirty 4 KiB pages, rounded outwards. */
   forEachPageRun(run: (firstPage: PageNumber, pages: number) => void): void {
     this.forEachRun((first, count) => {
       const from = this.iova + BigInt(first) * BigInt(this.granule);

@@ -4,15 +4,16 @@ import { noteAllocation } from "./allocations.js";
 import { countBits, setBits } from "./bits.js";
 
 /**
- * A bit per 4 KiB page of a guest's RAM: which pages a round must send. Where a DirtyBitmap speaks of IOVAs, this one
- * speaks of memory: one bit array per RAM arena, indexed by the arena's page. What isn't RAM (a peer's BAR, a hole) has
- * no bit, so taking a tracker's bits over (tracking/areas.ts) filters it.
+ * A bit per 4 KiB page of a guest's RAM: the pages that a round must send. A DirtyBitmap covers IOVAs, and this bitmap covers
+ * memory: it has one bit array per RAM arena, indexed by the arena's page. Addresses that aren't RAM (a peer's BAR, a hole)
+ * have no bit, so adding a tracker's bits (tracking/areas.ts) drops them.
  */
 export class RamBitmap {
   readonly memory: GuestMemory;
-  /** Per arena: bit i is bit i % 32 of word i / 32 and stands for the arena's page i. */
+  /** Per arena: bit i is bit i % 32 of word i / 32, and stands for the arena's page i. */
   readonly arenas: readonly Uint32Array<SharedArrayBuffer>[];
 
+  /** @param arenas bit arrays of another bitmap of the same memory, to be shared. Default: new ones, all clear */
   constructor(memory: GuestMemory, arenas?: readonly Uint32Array<SharedArrayBuffer>[]) {
     this.memory = memory;
     this.arenas =
@@ -26,14 +27,14 @@ export class RamBitmap {
     });
   }
 
-  /** Marks every page of RAM (of one region, if given). */
+  /** Marks every page of RAM, or of one region. */
   setAll(region?: MemoryRegion): void {
     for (const { arena, arenaPage, pages } of region === undefined ? this.memory.regions : [region]) {
       setBits(this.arenas[arena], arenaPage, pages);
     }
   }
 
-  /** Adds guest pages [firstPage, firstPage + pages); those that are no RAM are left out. */
+  /** Marks guest pages [firstPage, firstPage + pages). Pages that are not RAM are left out. */
   addPages(firstPage: number, pages: number): void {
     const end = firstPage + pages;
     for (const region of this.memory.regions) {
@@ -43,6 +44,7 @@ export class RamBitmap {
     }
   }
 
+  /** Adds the bits of another bitmap of the same memory. */
   or(other: RamBitmap): void {
     this.arenas.forEach((words, arena) => {
       const from = other.arenas[arena];
@@ -50,6 +52,7 @@ export class RamBitmap {
     });
   }
 
+  /** Clears every bit. */
   clear(): void {
     for (const words of this.arenas) words.fill(0);
   }
@@ -59,6 +62,7 @@ export class RamBitmap {
     return this.arenas.reduce((sum, words) => sum + countBits(words), 0);
   }
 
+  /** Bytes of the marked pages. */
   get bytes(): number {
     return this.count() * PAGE_SIZE;
   }

@@ -1,9 +1,10 @@
 import type { Iova } from "../memory/address.js";
 
-/** A stretch of IOVAs. */
+/** A contiguous range of IOVAs. */
 export interface IovaStretch {
+  /** The first address. */
   readonly iova: Iova;
-  /** In bytes, above 0. */
+  /** Bytes, above 0. */
   readonly length: bigint;
 }
 

@@ -9,6 +9,8 @@ import type { AttachedDevice, Iommufd, ObjectId } from "./host.js";
  */
 
 /**
+ * The designs in which the kernel merges the dirty pages of a container's devices (docs/designs.md).
+ *
  * - `type1`: the legacy container (VFIO_IOMMU_DIRTY_PAGES). No device log is consulted.
  * - `aggregated`: drivers report their dirty pages into a bitmap of the container; a device can opt out.
  * - `iterating`: one call and no shared state: the kernel iterates over all trackers. Nobody can opt out.
@@ -18,38 +20,42 @@ export type ContainerDesign = "type1" | "aggregated" | "iterating";
 /** A device in a container. */
 export interface ContainerMember {
   readonly device: AttachedDevice;
-  /** Which of its trackers is switched on; null: none, then all that is mapped counts as dirty. */
+  /** The tracker that is switched on; null: none, so all mapped memory counts as dirty. */
   readonly tracker: "iommu" | "device" | "pinned" | null;
   /** The HWPT or emulated IOMMU behind the tracker `iommu`. */
   readonly domain: { readonly iommufd: Iommufd; readonly id: ObjectId } | null;
-  /** Bytes per bit of its own log; null: the smallest. */
+  /** Bytes per bit of the device's own log; null: the smallest granule that it has. */
   readonly granule: number | null;
-  /** It has no tracker and must not count (the operator suspends it). Only `aggregated` can honour this. */
+  /** True: the device has no tracker and must not count, because the operator suspends it. Only `aggregated` can honour this. */
   readonly optOut: boolean;
 }
 
-/** The dirty tracking of a whole container: what the kernel merged, without who reported it. Disposing closes it. */
+/** The dirty tracking of a whole container. The kernel merges the reports and drops their origin. Disposing closes it. */
 export interface ContainerTracking extends AsyncDisposable {
-  /** True: some device forces all that is mapped to be reported at every read. */
+  /** True: some device makes every read report all mapped memory. */
   readonly reportsEverything: boolean;
-  /** `quiesced` where one of the logs can be read only so: a call reads all of them, or none. Known once started. */
+  /** `quiesced` if one of the logs can be read only then, because a call reads all logs or none. Known once started. */
   readonly readableWhen: "always" | "quiesced";
-  /** Switches all trackers on. @throws UapiError or DirtmapError; then none is on */
+  /** Switches all trackers on. @throws UapiError or DirtmapError; no tracker is on then */
   start(): Promise<void>;
   /**
-   * Reads and clears, adding to `into`, whose bit 0 is `iova` and whose granule is 4096, the smallest page size: the
-   * only one that type1 takes. DMA whose bits were cleared has landed at resolution.
-   * @param query one mapped area, whole
-   * @throws UapiError: then nobody knows which bits were taken
+   * Reads and clears the dirty bits of one whole mapped area, and adds them to `into`. Bit 0 of `into` is `iova`, and its
+   * granule is 4096 bytes, the only one that type1 takes. Resolves when all DMA whose bits were cleared has landed.
+   * @param query one whole mapped area; `length` in bytes
+   * @throws UapiError; it is unknown then which bits were cleared
    */
   getBitmap(query: { iova: Iova; length: bigint; into: DirtyBitmap }): Promise<void>;
   /** Switches all trackers off. */
   stop(): Promise<void>;
 }
 
-/** What a machine offers whose kernel has the designs. */
+/** The container designs that a machine's kernel has. */
 export interface KernelDesigns {
-  /** @param mapped the areas that are mapped for DMA and writeable, each as it was mapped */
+  /**
+   * Opens the tracking of a container.
+   * @param args.mapped the areas that are mapped for DMA and writeable, each as it was mapped
+   * @throws UapiError EOPNOTSUPP for a design that the kernel lacks
+   */
   openContainer(args: {
     design: ContainerDesign;
     members: readonly ContainerMember[];
