@@ -36,7 +36,7 @@ const memory = z
 /** Unit of a rate. */
 const MB_PER_S = "MB/s (10^6 bytes per second)";
 
-/** The page-table formats of the emulated system IOMMU, and an IOMMU without dirty tracking. */
+/** The page-table formats of the emulated system IOMMU. */
 export const IOMMU_FORMATS = ["amd-v1", "vtd-ss", "arm-s1"] as const;
 
 const iommu = z.strictObject({
@@ -229,7 +229,8 @@ export function drivenModel({ model }: { readonly model: string }): DrivenModelN
 }
 
 /**
- * The platform that goes with a machine's IOMMUs: an SMMU keeps its MSI window where a PC has RAM.
+ * Returns the platform that goes with a machine's IOMMUs: `virt` if one is an SMMU, which has its MSI window where a PC has
+ * RAM, else `pc`.
  */
 export function platformOf({ iommus }: Pick<MachineDescription, "iommus">): Platform {
   return iommus.some(({ format }) => format === "arm-s1") ? "virt" : "pc";
@@ -307,7 +308,7 @@ function drivenProblems(
   ];
 }
 
-/** Checks the description of an emulated machine, and fills in what it leaves out. */
+/** Checks the description of an emulated machine, and fills in defaults. Sizes are bytes, rates 10^6 bytes per second. */
 export const machineSchema = z
   .strictObject({
     memory,
@@ -376,8 +377,8 @@ export const machineSchema = z
   });
 
 /**
- * A machine of passed-through devices: what a destination must have the like of. What the devices do is the guest's business,
- * and nothing of it is described.
+ * Checks the description of a machine of passed-through devices. The destination's machine must match it. The workload of the
+ * devices belongs to the guest and is not described.
  */
 export const passthroughSchema = z.strictObject({
   kind: z.literal("passthrough"),

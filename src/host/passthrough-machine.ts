@@ -6,37 +6,37 @@ import type { KernelDesigns } from "./designs.js";
 import type { AttachedDevice, Host, Iommufd, Machine, ObjectId, Vcpus, VfioDevice } from "./host.js";
 import { NO_VCPUS } from "./no-vcpus.js";
 
-/** What a machine of passed-through devices is made of. */
+/** The parts of a machine of passed-through devices. */
 export interface PassthroughMachineOptions {
-  /** Where its devices come from. It stays the caller's, who closes it after the machine. */
+  /** The host of the devices. The caller keeps it, and closes it after the machine. */
   readonly host: Host;
-  /** Which devices: the id that the machine gives each, and a name that the host's `openDevice` takes. */
+  /** The devices: for each its id in the machine, and a name that the host's `openDevice` takes. */
   readonly devices: readonly { readonly id: string; readonly hostId: string }[];
-  /** The guest's memory; in bytes, it is made. */
+  /** The guest's memory, or the number of bytes to make. */
   readonly memory: GuestMemory | number;
-  /** How addresses are laid out in memory that is made, and what a destination is told. Default `pc`. */
+  /** The layout of addresses in memory that is made here, and in the description. Default: `pc`. */
   readonly platform?: Platform;
-  /** The designs that the host's kernel has, for who compares them: a `Type1Host` has one. Default: none. */
+  /** The designs that the host's kernel has, for comparisons: a `Type1Host` has one. Default: none. */
   readonly designs?: KernelDesigns;
   /** The VMM's vCPUs. Default: none. */
   readonly vcpus?: Vcpus;
   /**
-   * May the initiator write into the target's BARs? Nothing maps BARs for peers here; it tells what the VMM has mapped.
-   * Default: nobody may.
+   * Returns true if the initiator may write into the target's BARs. The machine maps no BARs for peers: this function reports
+   * what the VMM has mapped. Default: always false.
    */
   readonly mayP2p?: (initiator: string, target: string) => boolean;
 }
 
 /**
- * Makes a machine of devices of this host's kernel, for who writes a VMM: maps the guest's memory into an IOAS, binds the
- * devices to one iommufd and attaches them. What is made can be given to `probeMachine`, `openDesign` and `migrate`.
+ * Makes a machine of devices of this host's kernel, for the author of a VMM. It maps the guest's memory into an IOAS, binds the
+ * devices to one iommufd and attaches them. `probeMachine`, `openDesign` and `migrate` take the machine.
  *
  * The devices are RUNNING from then on, and may do DMA to all of the memory as soon as their drivers let them.
  *
  * @example
  * ```ts
- * import { chooseTrackers, DEFAULT_POLICY, GiB, openDesign, probeMachine } from "dirtmap";
- * import { createPassthroughMachine, LinuxHost } from "dirtmap/linux";
+ * import { chooseTrackers, createPassthroughMachine, DEFAULT_POLICY, GiB, openDesign, probeMachine } from "dirtmap";
+ * import { LinuxHost } from "dirtmap/linux";
  *
  * await using host = new LinuxHost();
  * await using machine = await createPassthroughMachine({
@@ -50,7 +50,7 @@ export interface PassthroughMachineOptions {
  * const { dirty } = await tracking.read({ quiesced: false });
  * console.log(`${dirty.bytes} bytes are dirty`);
  * ```
- * @throws UsageError `DUPLICATE_DEVICE`, `MEMORY_DOES_NOT_FIT`; UapiError where the kernel refuses. Then nothing is left
+ * @throws UsageError `DUPLICATE_DEVICE`, `MEMORY_DOES_NOT_FIT`; UapiError if the kernel refuses. Nothing is left open then
  */
 export async function createPassthroughMachine(options: PassthroughMachineOptions): Promise<PassthroughMachine> {
   const { host, devices, platform = "pc" } = options;
@@ -81,8 +81,8 @@ export async function createPassthroughMachine(options: PassthroughMachineOption
 }
 
 /**
- * A machine of devices of this host's kernel. A device that the kernel wants back, since it is being unplugged, is closed, so
- * that its removal can go on; what is asked of it then is refused with ENODEV. Made by {@link createPassthroughMachine}.
+ * A machine of devices of this host's kernel, made by {@link createPassthroughMachine}. If the kernel wants a device back
+ * because it is being unplugged, the machine closes it, so that its removal can go on. Calls to it are then ENODEV.
  */
 export class PassthroughMachine implements Machine {
   readonly memory: GuestMemory;
@@ -107,7 +107,7 @@ export class PassthroughMachine implements Machine {
     this.#iommufd = iommufd;
   }
 
-  /** What a destination must have the like of: the description to {@link migrate} this machine with. */
+  /** The description that `migrate` takes with this machine. The destination's machine must match it. */
   get description(): PassthroughDescription {
     return {
       kind: "passthrough",
@@ -152,7 +152,7 @@ export class PassthroughMachine implements Machine {
     this.#releasing.push(Promise.resolve(vfio[Symbol.asyncDispose]()).catch(() => undefined));
   }
 
-  /** Closes the devices, the last first, and then lets go of the memory. */
+  /** Closes the devices, the last first, and then unmaps the memory. */
   async [Symbol.asyncDispose](): Promise<void> {
     await Promise.all(this.#releasing);
     for (const { vfio } of [...this.devices].reverse()) await vfio[Symbol.asyncDispose]();

@@ -1,9 +1,9 @@
-/** A trace's writes of one device, in the order and at the times at which it repeats them, over and over. */
+/** The writes of one device in a trace. The device repeats them over and over, in this order and at these times. */
 export interface ReplaySchedule {
-  /** Guest page of each write. */
+  /** The guest page of each write. */
   readonly pages: Uint32Array<SharedArrayBuffer>;
-  /** Per interval, how many writes there are up to its end. Ascending; the last is all of them. */
+  /** Per interval, the number of writes up to its end. Ascending; the last is the number of all writes. */
   readonly writes: Uint32Array<SharedArrayBuffer>;
-  /** Per interval, microseconds from the beginning to its end. Ascending, above 0. */
+  /** Per interval, microseconds from the start of the trace to the interval's end. Ascending, above 0. */
   readonly endsUs: Float64Array<SharedArrayBuffer>;
 }

@@ -12,7 +12,7 @@ export type Iova = bigint & { readonly [iovaBrand]?: never };
 export type PageNumber = number;
 
 export const PAGE_SHIFT = 12;
-/** Bytes per page: of guest memory, and of everything that counts pages. */
+/** Bytes per page, of guest memory and wherever pages are counted. */
 export const PAGE_SIZE = 1 << PAGE_SHIFT;
 /** Bytes. */
 export const KiB = 1024;
@@ -26,12 +26,12 @@ export const TiB = 1024 * GiB;
 /** The largest 64-bit address. */
 export const U64_MAX = (1n << 64n) - 1n;
 
-/** The page that holds an address. */
+/** Returns the page that holds an address. */
 export function pageOf(iova: Iova): PageNumber {
   return Number(iova >> 12n);
 }
 
-/** The first address of a page. */
+/** Returns the first address of a page. */
 export function iovaOf(page: PageNumber): Iova {
   return BigInt(page) << 12n;
 }

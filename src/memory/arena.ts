@@ -7,11 +7,11 @@ const WASM_PAGE = 65536;
 const ARENA_LIMIT = 4 * GiB;
 
 /**
- * A piece of shared memory that kernels (WebAssembly) and every thread work on in place. It is a shared
- * WebAssembly.Memory: address space is reserved at once, and the system commits a page when it is first written.
+ * A piece of shared memory that WebAssembly kernels and every thread work on in place. It is a shared WebAssembly.Memory:
+ * address space is reserved at once, and the system commits a page when it is first written.
  */
 export interface Arena {
-  /** What is posted to a worker; the worker calls {@link openArena} on it. */
+  /** The memory, which can be posted to a worker; the worker calls {@link openArena} on it. */
   readonly memory: WebAssembly.Memory;
   readonly bytes: number;
   readonly u8: Uint8Array<SharedArrayBuffer>;
@@ -21,7 +21,7 @@ export interface Arena {
 
 /**
  * Reserves an arena of at least `bytes` (rounded up to 64 KiB), all zero.
- * @throws UsageError `MEMORY_DOES_NOT_FIT` above 4 GiB, or where the system has no address space left.
+ * @throws UsageError `MEMORY_DOES_NOT_FIT` above 4 GiB, or if the system has no address space left
  */
 export function createArena(bytes: number): Arena {
   if (!(bytes > 0 && bytes <= ARENA_LIMIT)) {

@@ -32,15 +32,15 @@ export interface RamArena extends Arena {
   readonly scratch: { readonly offset: number; readonly bytes: number };
 }
 
-/** The memory of one guest: RAM arenas, and how guest-physical addresses lie over them. */
+/** The memory of one guest: RAM arenas, and the guest-physical addresses that they back. */
 export interface GuestMemory {
   readonly bytes: number;
   readonly arenas: readonly RamArena[];
-  /** Sorted by firstPage, never overlapping; between them there are holes. */
+  /** Sorted by `firstPage`, without overlaps. There are holes between them. */
   readonly regions: readonly MemoryRegion[];
 }
 
-/** How guest-physical addresses are laid out: a PC, or QEMU's and others' Arm `virt` machine. */
+/** The layout of guest-physical addresses: that of a PC, or that of the Arm `virt` machine of QEMU and others. */
 export type Platform = "pc" | "virt";
 
 /** What a `virt` machine has below its RAM, which starts at 1 GiB: 2 MiB of flash. */
@@ -89,7 +89,8 @@ export function layoutRegions(bytes: number, platform: Platform = "pc"): MemoryR
 }
 
 /**
- * Reserves a guest's memory, all zero. Nothing is committed until it is written.
+ * Reserves a guest's memory, all zero. The system commits a page when it is first written.
+ * @param platform the layout of guest-physical addresses
  * @throws UsageError `MEMORY_DOES_NOT_FIT`
  */
 export function createGuestMemory(bytes: number, platform: Platform = "pc"): GuestMemory {

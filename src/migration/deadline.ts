@@ -1,6 +1,6 @@
 import { DirtmapError } from "../errors.js";
 
-/** How long each kind of answer is waited for, in milliseconds. Nothing in a migration waits without bound. */
+/** The longest wait for each kind of answer, in milliseconds. No wait in a migration is unbounded. */
 export interface Timeouts {
   /** The destination's answer to HELLO: it builds the machine first. */
   readonly acceptMs: number;
@@ -8,11 +8,11 @@ export interface Timeouts {
   readonly deviceMs: number;
   /** READY: the destination loads and verifies all state. */
   readonly readyMs: number;
-  /** RUNNING, after GO. When it is over, the outcome is `indeterminate`. */
+  /** RUNNING, after GO. If it does not come in time, the outcome is `indeterminate`. */
   readonly runningMs: number;
-  /** At the destination: GO, after READY. When it is over, the destination discards the machine. */
+  /** At the destination: GO, after READY. If it does not come in time, the destination discards the machine. */
   readonly goMs: number;
-  /** The other side's next message in any other phase, its digests and its report. */
+  /** The other side's next message in any other phase, including its digests and its report. */
   readonly peerMs: number;
 }
 

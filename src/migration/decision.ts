@@ -16,7 +16,7 @@ import { checkMigrationId, Journal, type JournalRecord, journalPath, readJournal
  */
 
 export const DECISIONS = ["resume", "abort"] as const;
-/** `resume`: the destination does not run and never will. `abort`: the source's machine is given up. */
+/** An operator's decision. `resume`: the destination does not and will never run the machine. `abort`: the source gives it up. */
 export type Decision = (typeof DECISIONS)[number];
 
 /** sun_path has 108 bytes on Linux and 104 on macOS, the terminating 0 included. */

@@ -8,7 +8,7 @@ import { destinationReportSchema } from "./report-schema.js";
 
 const auditSchema = destinationReportSchema.omit({ resumeMs: true });
 
-/** What {@link ReceiveOptions.audit} finds at the destination: stamps, and how much was written there. */
+/** The findings of {@link ReceiveOptions.audit} at the destination: stamps, and the amount written there. */
 export type Audit = Omit<DestinationReport, "resumeMs">;
 
 /** @throws DirtmapError `BAD_REPORT` */

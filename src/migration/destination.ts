@@ -38,12 +38,12 @@ export interface TakeOverOptions<M> {
   readonly timeouts?: Partial<Timeouts>;
 }
 
-/** What receiving a machine needs. */
+/** The options of `receive`. */
 export interface ReceiveOptions extends TakeOverOptions<Machine>, BuildOptions {
   readonly source: AcceptedSource;
 }
 
-/** How it ended. `refused` and `discarded`: the machine never ran here and never will. */
+/** The end of a reception. With `refused` and `discarded`, the machine never ran here and never will. */
 export type ReceiveResult<M = Machine> =
   | { readonly outcome: "running"; readonly migration: string; readonly machine: M; readonly warning?: Error }
   /** GO came, and something failed while devices or vCPUs were being started. */

@@ -27,10 +27,10 @@ export const MIGRATION_PHASES = [
   "cancelled",
   "indeterminate",
 ] as const;
-/** A phase of a migration, or how it ended. */
+/** A phase of a migration, or the way it ended. */
 export type MigrationPhase = (typeof MIGRATION_PHASES)[number];
 
-/** What is published of a migration while it goes on. Times are milliseconds since it began. */
+/** An event of a migration, published while it runs. Times are milliseconds since the migration began. */
 export type MigrationEvent = Immutable<z.output<typeof migrationEventSchema>>;
 
 /** One read of all trackers. */
@@ -39,10 +39,10 @@ export type ReadEvent = Immutable<z.output<typeof readEventSchema>>;
 /** When a read was, and of what. */
 export type ReadBounds = Pick<ReadEvent, "atMs" | "round" | "elapsedMs">;
 
-/** What one tracker reported in a read; its heat is counted as tracking/heat.ts does. */
+/** One tracker's report in a read. `heat` counts pages by stretch of RAM (tracking/heat.ts). */
 export type OwnerRead = Immutable<z.output<typeof ownerReadSchema>>;
 
-/** The diagnostics channel that {@link MigrationEvent}s are published on. */
+/** The diagnostics channel on which {@link MigrationEvent}s are published: `dirtmap:migration`. */
 export const migrationEvents = channel("dirtmap:migration");
 
 /** Publishes an event. */

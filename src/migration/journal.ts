@@ -47,7 +47,7 @@ const recordSchema = z.discriminatedUnion("side", [
   z.strictObject({ ...common, side: z.literal("destination"), state: z.enum(DESTINATION_RECORDS) }),
 ]);
 
-/** What a journal's file holds. */
+/** The contents of a journal's file. */
 export type JournalRecord = z.output<typeof recordSchema>;
 export type SourceRecord = (typeof SOURCE_RECORDS)[number];
 export type DestinationRecord = (typeof DESTINATION_RECORDS)[number];

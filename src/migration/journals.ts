@@ -11,23 +11,23 @@ import { KEPT_DAYS } from "./journal-directory.js";
  */
 
 /**
- * `in-progress`: its process lives, and nothing has to be decided. `waits`: for the operator. `over`: nothing of it is left
- * to decide here. `unknown`: it can't be read, or its process can't be seen from here.
+ * The state of a journal. `in-progress`: its process lives, and there is nothing to decide. `waits`: it waits for the operator.
+ * `over`: there is nothing left to decide here. `unknown`: it can't be read, or its process can't be seen from here.
  */
 export type Standing = "in-progress" | "waits" | "over" | "unknown";
 
-/** What is known of one side of a migration. */
+/** A journal in a list: the state of one side of a migration. */
 export interface ListedJournal {
   readonly migration: string;
   readonly side: Side;
   readonly standing: Standing;
   /** Null if the journal can't be read. */
   readonly record: JournalRecord | null;
-  /** Whether the process that wrote it lives; null: not to be told from here. */
+  /** True if the process that wrote it lives; null if that can't be told from here. */
   readonly alive: boolean | null;
-  /** What that means, as a sentence without its full stop. */
+  /** The meaning for the operator, as a sentence without its full stop. */
   readonly says: string;
-  /** What the operator may type; empty if there is nothing to decide here. */
+  /** The commands that the operator may type; empty if there is nothing to decide here. */
   readonly commands: readonly string[];
 }
 

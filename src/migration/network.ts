@@ -12,8 +12,8 @@ import type { Listener } from "./transport/listener.js";
  */
 
 /**
- * A source's way to a destination; for `migrate`.
- * @param destination.credentials this side's certificate and key, and the CA; needed where the scheme is `tls`
+ * Returns the network connections from a source to a destination, for `migrate`.
+ * @param destination.credentials this side's certificate and key, and the CA; required for the scheme `tls`
  */
 export function sourceTransport({
   endpoint,
@@ -38,9 +38,9 @@ export function sourceTransport({
 }
 
 /**
- * A source whose control connection has arrived at a listener; for `receive`. Its channels come to the same listener, and
- * must show a token made for it alone.
- * @param onRefused is told of connections that were turned away where a channel was waited for
+ * Returns the source behind a control connection that a listener has accepted, for `receive`. Its channels come to the same
+ * listener, and must show a token made for this source alone.
+ * @param onRefused is called with the error of each connection that was turned away instead of a channel
  */
 export function acceptedSource(
   listener: Listener,

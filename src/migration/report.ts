@@ -14,28 +14,28 @@ import type {
  * A migration's report as types, made of its schema (report-schema.ts, where each field is described). Nothing is loaded for them.
  */
 
-/** What `dirtmap migrate --json` prints. */
+/** The report of a migration, as `dirtmap migrate --json` prints it. */
 export type MigrationReport = Immutable<z.output<typeof migrationReportSchema>>;
 
-/** How a migration ended; see "Handover" in docs/architecture.md for `indeterminate`. */
+/** The result of a migration. "Handover" in docs/architecture.md explains `indeterminate`. */
 export type MigrationResult = MigrationReport["result"];
 
-/** One device in a report. Where devices share an HWPT there is no share per device: the counts are null. */
+/** One device in a report. If devices share an HWPT, there is no share per device, and the counts are null. */
 export type DeviceReport = Immutable<z.output<typeof deviceReportSchema>>;
 
-/** What one round took, found and sent. Times are milliseconds. */
+/** The time, pages and bytes of one round. Times are milliseconds. */
 export type RoundReport = Immutable<z.output<typeof roundReportSchema>>;
 
 /** How many were looked at, and what is wrong with some. */
 export type Findings = Immutable<z.output<typeof findingsSchema>>;
 
-/** What the destination found after the workload had run on there. */
+/** The destination's findings after the workload had run on there. */
 export type DestinationReport = Immutable<z.output<typeof destinationReportSchema>>;
 
 /** The comparison of the two memories, page by page. */
 export type MemoryComparison = Immutable<z.output<typeof memoryComparisonSchema>>;
 
-/** What was predicted of a migration before it began: the report puts it beside what happened. */
+/** The outcome predicted before a migration began. The report shows it beside the actual outcome. */
 export type PredictedOutcome = Immutable<z.output<typeof predictedOutcomeSchema>>;
 
 /** The error's code of a migration that is `indeterminate` because the operator said `abort`. */

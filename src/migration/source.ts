@@ -27,7 +27,7 @@ export interface ControlTransport {
   connect(signal: AbortSignal): Promise<ControlLink>;
 }
 
-/** The way to a destination: one control connection, and channels for pages. */
+/** The connections to a destination: one control connection, and channels for pages. */
 export interface SourceTransport extends ControlTransport, PageTransport {}
 
 /** What a migration needs, whatever moves the memory. */
@@ -56,7 +56,7 @@ export interface HandoverOptions {
   readonly hooks?: Pick<MigrationHooks, "beforePhase">;
 }
 
-/** What a migration needs. */
+/** The options of `migrate`. */
 export interface MigrateOptions extends HandoverOptions, PageMoverOptions {
   readonly transport: SourceTransport;
   readonly hooks?: MigrationHooks;

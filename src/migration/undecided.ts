@@ -7,15 +7,15 @@ import { GIVEN_UP } from "./report.js";
  * What is said when GO was not confirmed.
  */
 
-/** A handover that was not confirmed, and what the operator may do about it. */
+/** A handover that was not confirmed, with the operator's options. */
 export interface Undecided {
   readonly migration: string;
   readonly destination: string;
-  /** Why it isn't known whether the destination runs the machine. */
+  /** The reason why it is unknown whether the destination runs the machine. */
   readonly why: string;
-  /** The command that lets the machine run here: if it does not run at the destination, and never will. */
+  /** The command that lets the machine run here, for the case that it does not and will never run at the destination. */
   readonly resume: string;
-  /** The command that ends it here: if it runs at the destination. */
+  /** The command that ends the machine here, for the case that it runs at the destination. */
   readonly abort: string;
   /** When the source stops waiting; null: never. */
   readonly until: Date | null;

@@ -4,14 +4,14 @@ import type { TLSSocketOptions } from "node:tls";
 import { explain, UsageError } from "../../errors.js";
 import { readInput } from "../../sys/input-file.js";
 
-/** One side's certificate and key, and the CA that the other side's must come from; PEM. */
+/** One side's certificate and key, and the CA that must have issued the other side's certificate. All are PEM. */
 export interface TlsCredentials {
   readonly cert: string;
   readonly key: string;
   readonly ca: string;
 }
 
-/** Whose certificate: the destination is the server, the source the client. */
+/** The owner of a certificate: the destination is the server, and the source the client. */
 export type TlsSide = "server" | "client";
 
 /** Names in a folder of credentials: what `dirtmap certs` writes. */
@@ -27,8 +27,8 @@ export function credentialFiles(folder: string, side: TlsSide): { cert: string; 
 const MAX_PEM_BYTES = 1 << 20;
 
 /**
- * Reads credentials from a folder, or from files given one by one (which win), and checks them: that they are PEM, that
- * the key is the certificate's, and that neither certificate has expired.
+ * Reads credentials from a folder, or from files given one by one, which take precedence. Checks that they are PEM, that the
+ * key is the certificate's, and that neither certificate has expired.
  * @throws UsageError `NO_CREDENTIALS`, `BAD_CERTIFICATE`, `CERTIFICATE_EXPIRED`
  */
 export async function loadCredentials(

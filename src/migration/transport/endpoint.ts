@@ -2,12 +2,12 @@ import { BlockList, isIP, isIPv6 } from "node:net";
 import { UsageError } from "../../errors.js";
 import { isHost } from "./host-name.js";
 
-/** Where a migration goes to, or is received at. */
+/** The address that a migration is sent to or received at. */
 export interface Endpoint {
   readonly scheme: "tls" | "tcp";
   /** A name or an IP address, without brackets. */
   readonly host: string;
-  /** 0, for a listener: the system chooses. */
+  /** 0 to 65535. For a listener, 0 lets the system choose. */
   readonly port: number;
 }
 
@@ -22,7 +22,7 @@ export function isLoopback(host: string): boolean {
 }
 
 /**
- * Reads `tls://HOST:PORT` or `tcp://HOST:PORT`. IPv6 addresses stand in brackets; no host means this machine only.
+ * Reads `tls://HOST:PORT` or `tcp://HOST:PORT`. IPv6 addresses are in brackets. Without a host it is the loopback address.
  * @param insecure allows plain TCP to leave the machine
  * @throws UsageError `BAD_ADDRESS`, `INSECURE_TRANSPORT`
  */
@@ -47,7 +47,7 @@ export function parseEndpoint(text: string, { insecure = false }: { insecure?: b
   return endpoint;
 }
 
-/** The endpoint as {@link parseEndpoint} reads it. */
+/** Returns the endpoint as text that {@link parseEndpoint} reads. */
 export function formatEndpoint({ scheme, host, port }: Endpoint): string {
   return `${scheme}://${isIPv6(host) ? `[${host}]` : host}:${port}`;
 }

@@ -19,26 +19,25 @@ const MAX_WAITING = 16;
 /** How long a source waits to be accepted where nobody is being received, until it is told that it won't be. */
 const WAIT_MS = 10_000;
 
-/** A port that control connections and channels arrive at. */
+/** A port at which control connections and channels arrive. */
 export interface Listener extends AsyncDisposable {
-  /** With the port that the system chose, where none was asked for. */
+  /** The address, with the port that the system chose if port 0 was asked for. */
   readonly endpoint: Endpoint;
-  /** What is needed to secure connections accepted here; absent: plain TCP. */
+  /** The TLS credentials of connections accepted here; undefined: plain TCP. */
   readonly credentials: TlsCredentials | undefined;
   /**
-   * The next source's control connection. While it is open, further sources are told at once that the destination is
-   * busy. Connections that turn out to be something else (a port scan, a wrong certificate) are turned away and told to
-   * `onRefused`; they hold nobody up.
+   * Returns the next source's control connection. While it is open, further sources are told at once that the destination is
+   * busy. Other connections (a port scan, a wrong certificate) are turned away and reported to `onRefused`, and delay nobody.
    * @throws the signal's reason; DirtmapError `LISTENER_CLOSED`
    */
   acceptControl(signal?: AbortSignal): Promise<ControlConnection>;
-  /** Says what the accepted source brings, for sources that come while it is there: "migration 0123abcd". */
+  /** Sets the text that further sources get about the accepted one: "migration 0123abcd". */
   describe(what: string): void;
-  /** Nobody will be accepted for a long time: "the machine of migration 0123abcd, which runs here". */
+  /** Refuses sources for a long time, with this reason: "the machine of migration 0123abcd, which runs here". */
   occupy(by: string): void;
-  /** What a source is told that can't be accepted: what is busy with what, and since when. */
+  /** Returns the error for a source that can't be accepted: what the destination is busy with, and since when. */
   busy(): DirtmapError;
-  /** Hands over all connections that come from now on, with nothing read from them, until it is disposed. */
+  /** Gives `take` all connections that come from now on, unread, until the result is disposed. */
   takeConnections(take: (socket: Socket) => void): Disposable;
 }
 
