@@ -20,8 +20,8 @@ export function element(
 }
 
 /**
- * The tree as text, two spaces a level, attributes in single quotes as libvirt writes them. Ends without a newline. An
- * element with text in it stands on one line, since blanks beside text count.
+ * Returns the tree as text, with two spaces per level, and attributes in single quotes as libvirt writes them. Ends without a
+ * newline. An element that contains text is on one line, because blanks beside text matter.
  */
 export function xmlText(node: XmlNode, indent = ""): string {
   if ("text" in node) return `${indent}${escaped(node.text)}`;

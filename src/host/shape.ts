@@ -14,17 +14,17 @@ import type { deviceShapeSchema, machineShapeSchema } from "./shape-schema.js";
 /** Raised when a shape means something else; two sides of different versions don't understand each other. */
 export const SHAPE_VERSION = 1;
 
-/** What a guest can tell a device by. */
+/** The features by which a guest recognises a device. */
 export type DeviceShape = z.output<typeof deviceShapeSchema>;
-/** What a guest can tell a machine by. */
+/** The features by which a guest recognises a machine. */
 export type MachineShape = z.output<typeof machineShapeSchema>;
-/** What a model alone knows of what its guest sees: by name, as it is to be read in "the source's NAME is VALUE". */
+/** Features that only the device's model knows, by name. The name must read well in "the source's NAME is VALUE". */
 export type ShapeFacts = DeviceShape["facts"];
 
 /** A device whose registers can be read. */
 type Readable = Pick<VfioDevice, "model" | "regions" | "irqs" | "regionRead">;
 
-/** The shape of an open, bound device. @throws UapiError where its configuration space can't be read */
+/** Returns the shape of an open, bound device. @throws UapiError if its configuration space can't be read */
 export async function shapeOf(
   device: Readable,
   { stateVersion, facts }: Pick<DeviceShape, "stateVersion" | "facts">,
@@ -60,7 +60,7 @@ async function configOf(device: Readable): Promise<string | null> {
   return Buffer.from(fixedConfig(config)).toString("hex");
 }
 
-/** The shape of a machine. @throws UapiError of its devices */
+/** Returns the shape of a machine. @throws UapiError of its devices */
 export async function machineShape({
   memory,
   vcpus,
@@ -76,7 +76,7 @@ export async function machineShape({
 }
 
 /**
- * What a guest would find changed, one sentence each that names both sides; none: nothing.
+ * Returns the differences that a guest would find, one sentence each, naming both sides. Empty if there are none.
  *
  * @example
  * ```ts

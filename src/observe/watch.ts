@@ -1,24 +1,24 @@
 import { publishRead } from "../migration/events.js";
 import type { DirtyRead, DirtySource } from "../tracking/dirty-source.js";
 
-/** How the trackers of a machine that is not being migrated are watched. */
+/** The options of {@link watch}. */
 export interface WatchOptions {
-  /** Not started yet; it stays the caller's, who disposes it. */
+  /** The trackers, not started yet. The caller disposes it. */
   readonly source: DirtySource;
-  /** From one read to the next; a read that takes longer is followed by the next at once. */
+  /** Milliseconds from one read to the next. A read that takes longer is followed by the next at once. */
   readonly intervalMs: number;
-  /** Reads until this is aborted. */
+  /** Aborted to end the watch. */
   readonly signal: AbortSignal;
-  /** Reads at most. Default: no limit. */
+  /** The maximum number of reads. Default: no limit. */
   readonly reads?: number;
-  /** Called with each read, whose bitmaps are valid until it resolves, and the time since the one before. */
+  /** Called with each read and the milliseconds since the previous one. The read's bitmaps are valid until it resolves. */
   readonly onRead?: (read: DirtyRead, elapsedMs: number) => void | Promise<void>;
 }
 
 /**
- * Switches a machine's trackers on and reads them at an interval, publishing each read on the migration's channel
- * (`round: null`). Resolves once the signal is aborted or all reads are done: the trackers stay on until the source is
- * disposed.
+ * Switches on the trackers of a machine that is not being migrated, and reads them at an interval. Publishes each read on the
+ * channel of migrations (`round: null`). Resolves once the signal is aborted or all reads are done. The trackers stay on until
+ * the source is disposed.
  * @throws DirtmapError of the source, and what `onRead` throws
  */
 export async function watch({ source, intervalMs, signal, reads, onRead }: WatchOptions): Promise<void> {

@@ -1,22 +1,22 @@
 import { DEFAULTS } from "../defaults.js";
 import type { TrackerKind } from "./tracker.js";
 
-/** Trackers that a device can be given; vCPUs have theirs. */
+/** The trackers that a device can be given. (vCPUs have a tracker of their own.) */
 export const DEVICE_TRACKERS = ["iommu", "device", "pinned", "everything"] as const satisfies readonly TrackerKind[];
 /** A tracker that a device can be given. */
 export type DeviceTracker = (typeof DEVICE_TRACKERS)[number];
 
-/** What happens to a device that no tracker follows. */
+/** Treatments of a device without a tracker: all that it may write counts as dirty; it is suspended; the policy refuses. */
 export const UNTRACKED = ["everything", "suspend", "refuse"] as const;
-/** What happens to a device that no tracker follows. */
+/** The treatment of a device without a tracker. */
 export type Untracked = (typeof UNTRACKED)[number];
 
 /**
- * How dirty pages get from the trackers to the migration. `split` is this project's: trackers share no state, and the
- * reader iterates over them. The others merge in the kernel, and are there to be compared with it.
+ * The designs by which dirty pages get from the trackers to the migration. `split` is Dirtmap's: trackers share no state, and the
+ * reader iterates over them. The others merge in the kernel, and exist for comparison (docs/designs.md).
  */
 export const TRACKING_DESIGNS = ["split", "type1", "aggregated", "iterating"] as const;
-/** How dirty pages get from the trackers to the migration. */
+/** The name of a design by which dirty pages get from the trackers to the migration. */
 export type TrackingDesign = (typeof TRACKING_DESIGNS)[number];
 
 /** Whom to ask first. */
@@ -46,21 +46,21 @@ export interface MeasuredChoices {
   readonly unmeasured: "refuse" | "follow-order";
 }
 
-/** What the operator wants. */
+/** The operator's wishes for the choice of trackers. */
 export interface Policy {
-  /** `iommu-first`: ask the iommu_domain; where it can't, the device; where that can't either, no tracker. */
+  /** `iommu-first`: ask the iommu_domain, else the device, else there is no tracker. `device-first`: the device comes first. */
   readonly order: PolicyOrder;
-  /** Measurements, which go before the order. Absent: there are none. */
+  /** Measurements, which take precedence over the order. Default: none. */
   readonly measured?: MeasuredChoices;
-  /** Per device: the tracker that it gets, whatever the order says. */
+  /** Per device, the tracker that it must get. Takes precedence over measurements and order. */
   readonly trackers: Readonly<Record<string, DeviceTracker>>;
-  /** Per device: bytes per dirty bit. */
+  /** Per device, bytes per dirty bit. */
   readonly granules: Readonly<Record<string, number>>;
-  /** One HWPT for all devices that can share it, or one each, so that each one's share of the dirty pages is seen. */
+  /** `shared`: one HWPT for all devices that can share it. `per-device`: one each, which shows each device's dirty pages. */
   readonly domain: "per-device" | "shared";
-  /** What happens to a device without a tracker: all that it may write counts as dirty; it is suspended; refuse. */
+  /** The treatment of a device without a tracker. */
   readonly untracked: Untracked;
-  /** Per device: what happens to it if it has no tracker. */
+  /** Per device, the treatment if it has no tracker. Takes precedence over {@link untracked}. */
   readonly untrackedDevices: Readonly<Record<string, Untracked>>;
 }
 
@@ -69,7 +69,7 @@ export function policyName({ order, measured }: Policy): string {
   return measured === undefined ? order : "measured";
 }
 
-/** What applies where the operator says nothing; spread it, and override. */
+/** The policy of an operator without wishes. Spread it to override single fields. */
 export const DEFAULT_POLICY: Policy = {
   order: DEFAULTS.policy,
   trackers: {},
@@ -79,29 +79,29 @@ export const DEFAULT_POLICY: Policy = {
   untrackedDevices: {},
 };
 
-/** The HWPT (for mdevs: the emulated-IOMMU object) that a device is to be attached to while it is tracked. */
+/** The HWPT, or for mdevs the emulated-IOMMU object, that a device is attached to while it is tracked. */
 export interface DomainChoice {
-  /** Devices with the same key are attached to the same one, where their IOMMUs allow. */
+  /** Devices with the same key are attached to the same object, if their IOMMUs allow that. */
   readonly key: string;
-  /** `emulated`: the object that holds the tracker which mdevs share. */
+  /** `emulated`: the object that holds the tracker of several mdevs. */
   readonly type: "hwpt" | "emulated";
   readonly dirtyTracking: boolean;
   /** false: IOMMU_OPTION_HUGE_PAGES = 0, so that a bit stands for a page of the smallest size. */
   readonly hugePages: boolean;
 }
 
-/** What was decided for one device, and why. */
+/** The decision for one device, with its reason. */
 export interface TrackerChoice {
   readonly device: string;
   readonly tracker: DeviceTracker;
   /** Bytes per bit to ask for; null for `everything`, which has no bits. */
   readonly granule: number | null;
-  /** null: the device stays attached to what it is. */
+  /** The object to attach the device to; null: its attachment stays. */
   readonly domain: DomainChoice | null;
   /** The device has no tracker and is stopped before copying starts, so that it writes nothing. */
   readonly suspend: boolean;
-  /** One sentence that quotes the rule. */
+  /** The reason, as one sentence that quotes the rule. */
   readonly reason: string;
-  /** The trackers that were passed over, each with why. */
+  /** The trackers that were not chosen, each with the reason. */
   readonly alternatives: readonly { readonly tracker: DeviceTracker; readonly why: string }[];
 }

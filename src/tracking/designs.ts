@@ -17,9 +17,9 @@ import { pinnedTracker } from "./trackers/pinned.js";
 import { UndoStack } from "./undo.js";
 
 /**
- * Makes the chosen trackers available on a running machine. Nothing is tracked before {@link DirtySource.start}.
- * Disposing the source switches the trackers off and attaches the devices to what they were attached to.
- * @throws UsageError `NO_SUCH_DESIGN` where the machine's host lacks the design; UapiError; then nothing is changed
+ * Opens the chosen trackers on a running machine. Tracking begins with {@link DirtySource.start}. Disposing the source switches
+ * the trackers off and attaches the devices to the objects that they were attached to before.
+ * @throws UsageError `NO_SUCH_DESIGN` if the machine's host lacks the design; UapiError. Nothing is changed then
  */
 export async function openDesign(
   design: TrackingDesign,

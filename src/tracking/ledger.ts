@@ -3,12 +3,12 @@ import { RamBitmap } from "../bitmap/ram-bitmap.js";
 import type { PageNumber } from "../memory/address.js";
 import { covers, type Owner, ownerName, parseOwner } from "./owner.js";
 
-/** What one tracker reported, in 4 KiB pages of RAM. */
+/** The number of 4 KiB pages of RAM that one tracker reported. */
 export interface OwnerCounts {
   readonly reported: number;
-  /** Of these, pages that no other tracker reported in the same read. */
+  /** The pages among them that no other tracker reported in the same read. */
   readonly exclusive: number;
-  /** Milliseconds spent reading it. */
+  /** Milliseconds spent reading the tracker. */
   readonly readMs: number;
 }
 
@@ -20,20 +20,20 @@ export interface OwnerPages {
 }
 
 /**
- * Who reported what, read by read, by the names of owners. A domain that devices share is one owner: the dirty bits
- * belong to it, and there is no share per device.
+ * The pages that each owner reported, read by read, by the owners' names. A domain that devices share is one owner, because
+ * the dirty bits belong to it and there is no share per device.
  */
 export class Ledger {
   readonly #reads: Readonly<Record<string, OwnerCounts>>[] = [];
   /** Per owner, all that it ever reported. */
   readonly #ever = new Map<string, RamBitmap>();
 
-  /** Each read's counts per owner, in order. */
+  /** The counts per owner of each read, in order. */
   get reads(): readonly Readonly<Record<string, OwnerCounts>>[] {
     return this.#reads;
   }
 
-  /** Counts what the owners reported in one read, each owner once, and keeps the counts. */
+  /** Counts and keeps the pages that the owners reported in one read. Each owner is given once. */
   record(entries: readonly OwnerPages[]): Readonly<Record<string, OwnerCounts>> {
     const tally = { reported: entries.map(() => 0), shared: entries.map(() => 0) };
     const ever = entries.map(({ owner, pages }) => {
@@ -57,13 +57,13 @@ export class Ledger {
     return counts;
   }
 
-  /** Who ever reported a page of an arena. */
+  /** Returns the owners that ever reported a page of an arena. */
   ownersOf(arena: number, page: PageNumber): string[] {
     const reported = ({ arenas }: RamBitmap) => ((arenas[arena][page >>> 5] >>> (page & 31)) & 1) === 1;
     return [...this.#ever].filter(([, pages]) => reported(pages)).map(([owner]) => owner);
   }
 
-  /** The sums over all reads, per owner. */
+  /** Returns the sums over all reads, per owner. */
   totals(): Record<string, OwnerCounts> {
     const sums: Record<string, OwnerCounts> = {};
     for (const read of this.#reads) {
@@ -80,8 +80,8 @@ export class Ledger {
   }
 
   /**
-   * The sums for one device. Pages are null where nobody can tell its share: it shares a domain, whose time of reading
-   * is then given, or a container. All 0 for a device that nothing was read of.
+   * Returns the sums for one device. Pages are null if its share is unknown, because it shares a container or a domain.
+   * `readMs` is then the domain's. All are 0 for a device of which nothing was read.
    */
   device(id: string): { pagesReported: number | null; pagesExclusive: number | null; readMs: number } {
     const totals = this.totals();

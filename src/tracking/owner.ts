@@ -19,19 +19,19 @@ export const CONTAINER_OWNER: Owner = { kind: "container" };
 const DOMAIN = "domain:";
 const AND = "+";
 
-/** A device, as an owner. */
+/** Returns a device as an owner. */
 export function deviceOwner(device: string): Owner {
   return { kind: "device", device };
 }
 
-/** The name of an owner: a device's id, `cpu`, `container`, or `domain:nic0+disk0`. {@link parseOwner} reads it. */
+/** Returns an owner's name: a device's id, `cpu`, `container`, or `domain:nic0+disk0`. {@link parseOwner} reads it. */
 export function ownerName(owner: Owner): string {
   if (owner.kind === "device") return owner.device;
   if (owner.kind === "domain") return `${DOMAIN}${owner.devices.join(AND)}`;
   return owner.kind;
 }
 
-/** The owner that a name stands for. Every text is one: what is no other owner's name is a device's id. */
+/** Returns the owner that a name stands for. A text that is no other owner's name is taken as a device's id. */
 export function parseOwner(name: string): Owner {
   if (name === "cpu" || name === "container") return { kind: name };
   if (!name.startsWith(DOMAIN)) return deviceOwner(name);
@@ -43,7 +43,7 @@ export function isDeviceId(id: string): boolean {
   return parseOwner(id).kind === "device" && !id.includes(AND);
 }
 
-/** An owner for people, in a column of owners: a domain is its devices, `nic0+disk0`. */
+/** Returns an owner's label for people, in a column of owners. A domain is shown as its devices, `nic0+disk0`. */
 export function ownerLabel(owner: Owner): string {
   // The bits of a domain of one device are called so only beside the device's own log.
   return owner.kind === "domain" && owner.devices.length > 1 ? owner.devices.join(AND) : ownerName(owner);

@@ -10,22 +10,22 @@ import { Ledger, type OwnerPages } from "./ledger.js";
 import { type Owner, ownerName } from "./owner.js";
 import type { TrackerKind } from "./tracker.js";
 
-/** Whose bits are looked at: somebody else switched tracking on, and reads them. */
+/** An owner of dirty bits that another reader tracks. */
 export interface PeekedOwner {
   /** The device of the HWPT, or the devices that share it. */
   readonly owner: Owner;
-  /** What its owner follows it with. Only `iommu`, of an HWPT, can be looked at. */
+  /** The tracker of that reader. Only `iommu`, of an HWPT, can be peeked at. */
   readonly tracker: TrackerKind | "type1" | "emulated-iommu";
   readonly iommufd: Iommufd;
   readonly hwpt: ObjectId;
 }
 
 /**
- * Looks at the dirty bits of HWPTs that somebody else reads, and takes none (IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR), for
- * `watch`. A read names the pages that were not dirty at the one before. What the owner cleared in between and was written
- * again is named only where it was clean in between: the figures are a lower bound.
- * @throws UsageError `WOULD_STEAL_BITS` for a tracker that can't be looked at: a device's log, pins, vCPUs, a type1
- * container and an emulated IOMMU give their bits to whoever reads them, once
+ * Opens the dirty bits of HWPTs that another reader clears, and clears none (IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR), for `watch`.
+ * A read names the pages that were not dirty at the previous read. A page that the other reader cleared and that was written
+ * again in between looks unchanged, so the figures are a lower bound.
+ * @throws UsageError `WOULD_STEAL_BITS` for a tracker that can't be peeked at: a device's log, pins, vCPUs, a type1 container
+ * and an emulated IOMMU give each bit to one reader, once
  */
 export function openPeek(
   memory: GuestMemory,

@@ -9,12 +9,11 @@ const BITS = { iommu: "the iommu_domain", device: "the device", pinned: "the mde
 type BitTracker = keyof typeof BITS;
 
 /**
- * Chooses a tracker, a granule and a domain for each device. A pure function: the same devices, in whatever order, and
- * the same policy give each device the same choice, and a tracker that a device lacks is never chosen. One of which
- * nothing is known is chosen only if the operator, or a measurement, names it.
+ * Chooses a tracker, a granule and a domain for each device. A pure function: the same devices, in any order, and the same
+ * policy give each device the same choice. It never chooses a tracker that a device lacks. It chooses an `unknown` tracker only
+ * if the operator or a measurement names it.
  * @throws UsageError `UNKNOWN_DEVICE`, `UNKNOWN_TRACKER`, `TRACKER_LACKING`, `BAD_GRANULE`, `UNTRACKED_DEVICE`,
- * `CANNOT_SUSPEND`, and of measurements `NOT_MEASURED`, `MODEL_CHANGED`, `TRACKER_GONE`; each in one line that says what
- * would work
+ * `CANNOT_SUSPEND`; for measurements `NOT_MEASURED`, `MODEL_CHANGED`, `TRACKER_GONE`. Each says in one line what would work
  */
 export function chooseTrackers(probed: readonly DeviceCapabilities[], policy: Policy): TrackerChoice[] {
   checkDevices(probed, policy);

@@ -4,7 +4,7 @@ import { isErrno, UapiError } from "../uapi/errno.js";
 import { endPage, type MappedArea, writeableAreas } from "./areas.js";
 import type { DeviceCapabilities, TrackerCapability } from "./capabilities.js";
 
-/** What each device of a machine can do, in the machine's order. Nothing is left changed. @throws UapiError */
+/** Finds out the abilities of each device of a machine, in the machine's order. Leaves nothing changed. @throws UapiError */
 export async function probeMachine(machine: Machine): Promise<DeviceCapabilities[]> {
   const areas = writeableAreas(machine.memory);
   const probed: DeviceCapabilities[] = [];
@@ -13,9 +13,9 @@ export async function probeMachine(machine: Machine): Promise<DeviceCapabilities
 }
 
 /**
- * What one device can do: each tracker that it has, or lacks and why. It need not be attached.
- * @param areas what is to be mapped for it: a log whose address width does not reach all of that is no tracker. null where
- * no guest's memory is known: the width is then told, not judged
+ * Finds out the abilities of one device: for each tracker, whether the device has it or why not. The device need not be attached.
+ * @param areas the areas that will be mapped for it: a log whose address width does not cover them all is not a tracker. With
+ * null, for no known guest, the width is reported but not judged
  * @throws UapiError for anything but "not supported"
  */
 export async function probeDevice(

@@ -3,24 +3,24 @@ import type { AttachedDevice, Machine } from "../host/host.js";
 import { isErrno } from "../uapi/errno.js";
 import type { TrackerChoice } from "./choice.js";
 
-/** Devices that are stopped for the length of a migration, because nothing tracks them. */
+/** Devices that are stopped for the whole migration, because nothing tracks them. */
 export interface Suspension {
   readonly devices: readonly string[];
-  /** How long a device has been stopped, or was, in milliseconds: its own outage. 0 for one that never was. */
+  /** Returns the milliseconds for which a device has been stopped so far, or was: its own outage. 0 if it never was. */
   suspendedMs(device: string): number;
   /**
-   * Lets the devices run again, after a cancelled migration; again does nothing. A device that the migration took
-   * further (STOP_COPY) is brought back too.
-   * @throws DirtmapError `CANNOT_RESUME` once all were tried
+   * Lets the devices run again, after a cancelled migration. A second call does nothing. Also brings back a device that the
+   * migration took further (STOP_COPY).
+   * @throws DirtmapError `CANNOT_RESUME`, after trying all devices
    */
   resume(): Promise<void>;
 }
 
 /**
- * Stops the devices that the choices suspend, before copying starts: no peer can reach one from then on, and it does no
- * DMA, so that it needs no tracker.
- * @throws DirtmapError `CANNOT_SUSPEND`, for a device that does not support STOP or whose state change failed; then
- * those that were stopped run again
+ * Stops the devices that the choices suspend, before copying begins. From then on they do no DMA and no peer can reach them, so
+ * they need no tracker.
+ * @throws DirtmapError `CANNOT_SUSPEND` for a device that does not support STOP or whose state change failed. The devices that
+ * were stopped run again then
  */
 export async function suspendDevices(machine: Machine, choices: readonly TrackerChoice[]): Promise<Suspension> {
   const outages = new Map<string, { readonly from: number; to: number | null }>();

@@ -10,17 +10,16 @@ export type TrackerKind = (typeof TRACKER_KINDS)[number];
 /** A stretch of IOVAs; one that is mapped as a whole, where a tracker is asked about it. */
 export type TrackedRange = IovaStretch;
 
-/** One source of dirty bits. It shares nothing with others: only the reader iterates over all and forms the union. */
+/** One source of dirty bits. It shares nothing with other trackers: the reader iterates over all and forms the union. */
 export interface DirtyTracker {
-  /** `container`: one of the rival designs, in which the kernel merges what its trackers say. */
+  /** `container`: a design in which the kernel merges the reports of its trackers. */
   readonly kind: TrackerKind | "container";
   readonly owner: Owner;
   /**
-   * Switches tracking on. From its resolution on, each write inside the ranges is reported by a later read.
+   * Switches tracking on. Once it has resolved, a later read reports each write inside the ranges.
    * @param ranges mapped areas, each as it was mapped, sorted, at least one
-   * @param granule bytes per bit that is asked for; the session tells which it became
-   * @throws UapiError or DirtmapError (`TRACKER_BUSY` where somebody reads this tracker already); then nothing is left
-   * switched on
+   * @param granule the bytes per bit to ask for; the session has the actual value
+   * @throws UapiError or DirtmapError (`TRACKER_BUSY` if this tracker already has a reader). Nothing is left switched on then
    */
   start(args: { ranges: readonly TrackedRange[]; granule?: number; signal?: AbortSignal }): Promise<TrackingSession>;
 }
@@ -36,22 +35,23 @@ export interface ReadPlan {
 /** Tracking that is on. Disposing switches it off. */
 export interface TrackingSession extends AsyncDisposable {
   readonly kind: TrackerKind | "container";
-  /** Bytes per bit, known once tracking runs; for `iommu`, the largest leaf found, once it was read. */
+  /** Bytes per bit, known once tracking runs. For `iommu` it is the largest leaf found, known after a read. */
   readonly granule: number;
-  /** `quiesced`: read only when the owner does no DMA. */
+  /** `quiesced`: can be read only while the owner does no DMA. */
   readonly readableWhen: "always" | "quiesced";
-  /** True: there are no bits behind it, every read names all that the owner may write. */
+  /** True: it has no bits, and every read names all memory that the owner may write. */
   readonly namesAll: boolean;
   /**
-   * What to read while `areas` are mapped (each as it was mapped). Reading other stretches loses bits: an IOMMU cleans
-   * whole leaves and stops at holes, a device cleans whole granules.
+   * Returns the ranges to read while `areas` are mapped, each as it was mapped. Reading other ranges loses bits: an IOMMU cleans
+   * whole leaves and stops at holes, and a device cleans whole granules.
    */
   plan(areas: readonly TrackedRange[]): ReadPlan;
   /**
-   * The bits of one stretch of {@link plan}, cleared at the source. DMA whose bits were cleared has landed at resolution.
-   * @throws UapiError or DirtmapError: then all that the session covers is dirty, and it answers no further read
+   * Returns the bits of one range of {@link plan}, and clears them at the source. Resolves when all DMA whose bits were cleared
+   * has landed.
+   * @throws UapiError or DirtmapError. All memory that the session covers is dirty then, and it answers no further read
    */
   readAndClear(range: TrackedRange): Promise<DirtyBitmap>;
-  /** Looks without clearing; absent where the source can't. */
+  /** Returns the bits of a range without clearing them. Absent if the source can't do that. */
   peek?(range: TrackedRange): Promise<DirtyBitmap>;
 }

@@ -140,7 +140,7 @@ export const ERRNO = {
   ENOTSUPP: 524,
 } as const;
 
-/** The name of an errno, as Node's own system errors carry it in `code`. */
+/** The name of an errno, as in the `code` of Node's own system errors. */
 export type ErrnoName = keyof typeof ERRNO;
 
 const NAMES: ReadonlyMap<number, string> = new Map(Object.entries(ERRNO).map(([name, number]) => [number, name]));
@@ -151,20 +151,20 @@ export function errnoName(errno: number): ErrnoName {
   return name === undefined ? "EIO" : (name as ErrnoName);
 }
 
-/** What a {@link UapiError} tells besides its errno. */
+/** The fields of a {@link UapiError} besides its errno. */
 export interface UapiErrorDetails {
   /** The operation's name in the uAPI: `IOMMU_IOAS_MAP`, `VFIO_DEVICE_FEATURE_DMA_LOGGING_START` … */
   readonly syscall: string;
-  /** What was being attempted, with its arguments: "map 0x2000 bytes at IOVA 0x1000". */
+  /** The attempted operation with its arguments: "map 0x2000 bytes at IOVA 0x1000". */
   readonly attempted: string;
-  /** What would work. */
+  /** An action that would work. */
   readonly remedy?: string | undefined;
   readonly cause?: unknown;
 }
 
 /**
- * An operation of the uAPI was refused: by an emulated kernel, a real one, or a vfio-user peer. `code` is the errno's
- * name and `errno` its (positive) number, the same for all three, so that callers need not know which it was.
+ * The refusal of an operation of the uAPI by an emulated kernel, a real one, or a vfio-user peer. `code` is the errno's name and
+ * `errno` its positive number. They are the same for all three, so that callers need not know which one refused.
  */
 export class UapiError extends DirtmapError {
   declare readonly code: ErrnoName;

@@ -115,7 +115,7 @@ export const VFIO_DEVICE_STATE = {
   PRE_COPY_P2P: 7,
 } as const;
 
-/** The name of a device state, without the header's prefix. */
+/** The name of a migration state (enum vfio_device_mig_state), without the header's prefix. */
 export type MigState = keyof typeof VFIO_DEVICE_STATE;
 
 /**
@@ -180,7 +180,7 @@ export const VFIO_DEVICE_FEATURE = {
   MIG_PRECOPY_INFOv2: 12,
 } as const;
 
-/** The name of a device feature. */
+/** The name of a device feature (VFIO_DEVICE_FEATURE_*), without the header's prefix. */
 export type DeviceFeature = keyof typeof VFIO_DEVICE_FEATURE;
 
 /** Operations that VFIO_DEVICE_FEATURE can be probed for. */

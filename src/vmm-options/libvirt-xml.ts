@@ -7,20 +7,20 @@ import { isLongDomain, mdevUuid, pciAddress, pciSysfsPath, type VmmDevice, vmmNa
 /** The namespace of what libvirt hands on to QEMU without looking at it. */
 export const QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0";
 
-/** What has to be put into a domain's XML so that QEMU tracks its devices as was chosen. */
+/** The elements that a domain's XML needs so that QEMU tracks its devices as chosen. */
 export interface LibvirtXml {
   /** Elements for `<devices>`. */
   readonly hostdevs: readonly XmlElement[];
   /** Elements for `<domain>`, which needs `xmlns:qemu` for them. */
   readonly qemu: readonly XmlElement[];
   readonly notes: readonly VmmNote[];
-  /** The oldest versions that have all of it. */
+  /** The oldest versions that support all of it. */
   readonly oldest: { readonly libvirt: string; readonly qemu: string };
 }
 
 /**
- * The domain XML that makes QEMU track each device as was chosen, as near as it can. A pure function. libvirt has one
- * iommufd object a domain and knows nothing of dirty trackers: further objects and QEMU's switches are handed through.
+ * Returns the domain XML that makes QEMU track each device as chosen, as closely as QEMU can. A pure function. libvirt has one
+ * iommufd object per domain and no notion of dirty trackers, so further objects and QEMU's switches are passed through to QEMU.
  */
 export function libvirtXml(devices: readonly VmmDevice[], host: VmmHost = {}): LibvirtXml {
   const placements = placeDevices(devices, { ...host, mdevs: "type1" });
@@ -99,7 +99,7 @@ function libvirtNotes(others: readonly string[]): string[] {
   return notes;
 }
 
-/** The XML as text: a domain with nothing but what is to be merged into one's own. Empty if there are no devices. */
+/** Returns the XML as text: a domain with only the elements to merge into your own. Empty if there are no devices. */
 export function libvirtText({ hostdevs, qemu, notes, oldest }: LibvirtXml): string {
   if (hostdevs.length === 0) return "";
   const header = `libvirt ${oldest.libvirt} and QEMU ${oldest.qemu}, or later. To be merged into a domain's XML.`;

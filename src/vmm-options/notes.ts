@@ -2,9 +2,9 @@ import { PAGE_SIZE } from "../memory/address.js";
 import type { DeviceTracker } from "../tracking/choice.js";
 import { iommufdObjects, type Placement, type Reads } from "./containers.js";
 
-/** Something that a VMM does otherwise than was chosen, or that the operator has to know. */
+/** A note about a VMM that differs from the choice, or about something that the operator must know. */
 export interface VmmNote {
-  /** The devices that it concerns; none: the machine as a whole. */
+  /** The devices that it concerns; empty: the whole machine. */
   readonly devices: readonly string[];
   /** One or a few sentences. */
   readonly text: string;
@@ -23,7 +23,7 @@ export function qemuNotes(placements: readonly Placement[]): VmmNote[] {
   ];
 }
 
-/** A note on one line: "vf0, nic0: …". */
+/** Returns a note as one line: "vf0, nic0: …". */
 export function noteText({ devices, text }: VmmNote): string {
   return devices.length === 0 ? `note: ${text}` : `note: ${devices.join(", ")}: ${text}`;
 }

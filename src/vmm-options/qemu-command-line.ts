@@ -25,13 +25,13 @@ export interface QemuArgument {
   readonly comment: string;
 }
 
-/** The options with which QEMU tracks devices as was chosen. */
+/** The options with which QEMU tracks devices as chosen. */
 export interface QemuOptions {
-  /** In an order that QEMU takes: objects before the devices that use them. */
+  /** The options in an order that QEMU accepts: objects before the devices that use them. */
   readonly arguments: readonly QemuArgument[];
-  /** Where QEMU does otherwise than was chosen. */
+  /** The differences between QEMU's behaviour and the choices. */
   readonly notes: readonly VmmNote[];
-  /** The oldest QEMU that has all of it: major and minor version. */
+  /** The oldest QEMU that supports all of it: major and minor version. */
   readonly oldest: { readonly version: string; readonly why: string };
 }
 
@@ -60,8 +60,8 @@ const SINCE = [
 ] as const;
 
 /**
- * The options that make QEMU track each device as was chosen, as near as it can. A pure function; the order of the
- * devices is kept. The options stand for themselves: machine, memory and bus of each device are the caller's.
+ * Returns the options that make QEMU track each device as chosen, as closely as QEMU can. A pure function that keeps the order
+ * of the devices. The caller adds the machine, the memory and the bus of each device.
  */
 export function qemuOptions(devices: readonly VmmDevice[], host: VmmHost = {}): QemuOptions {
   const placements = placeDevices(devices, host);
@@ -122,8 +122,8 @@ function objectComment(placements: readonly Placement[], { iommufd, reads }: Con
 }
 
 /**
- * The options as text: one a line, each under its comment. Without the comments (`grep -v '^#'`) it can be put on QEMU's
- * command line as it is: no value has a space. Ends without a newline; empty if there are no devices.
+ * Returns the options as text, one per line, each under its comment. Without the comments (`grep -v '^#'`) the text can be put on
+ * QEMU's command line unchanged, because no value has a space. Ends without a newline. Empty if there are no devices.
  */
 export function qemuText({ arguments: options, notes, oldest }: QemuOptions): string {
   if (options.length === 0) return "";

@@ -6,24 +6,24 @@ import type { TrackerChoice } from "../tracking/choice.js";
 export const MDEV_MODELS = ["vfio-pci", "vfio-ccw", "vfio-ap"] as const;
 export type MdevModel = (typeof MDEV_MODELS)[number];
 
-/** Where a VMM finds a device of this machine. */
+/** The address by which a VMM finds a device of this machine. */
 export type VmmAddress =
   /** A PCI function, as sysfs writes it: `0000:3b:00.2`. */
   | { readonly bus: "pci"; readonly address: string }
   /** An mdev, by its UUID: /sys/bus/mdev/devices/UUID. */
   | { readonly bus: "mdev"; readonly uuid: string; readonly model: MdevModel };
 
-/** A device with what was probed of it and chosen for it, to be given to a virtual machine monitor. */
+/** A device to be given to a virtual machine monitor, with its abilities and the choice for it. */
 export interface VmmDevice {
   readonly choice: TrackerChoice;
   readonly capabilities: DeviceCapabilities;
   readonly address: VmmAddress;
   /**
-   * Devices of the same IOMMU group have the same one; null where it isn't known, or for an mdev. The kernel lets a
-   * group be used through one iommufd only.
+   * The name of its IOMMU group, the same for all devices in it; null if unknown, or for an mdev. The kernel allows the use of a
+   * group through one iommufd only.
    */
   readonly iommuGroup: string | null;
-  /** Devices behind the same IOMMU have the same one. Absent: it isn't known. */
+  /** The name of its IOMMU, the same for all devices behind it. Absent: unknown. */
   readonly iommuUnit?: string | null;
 }
 
@@ -31,8 +31,8 @@ const PCI_ADDRESS = /^([0-9a-f]{4,8}):([0-9a-f]{2}):([01][0-9a-f])\.([0-7])$/i;
 const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;
 
 /**
- * The address of a device from the name of its folder in sysfs: `0000:3b:00.2`, or an mdev's UUID.
- * @param model for an mdev
+ * Returns the address of a device from the name of its folder in sysfs: `0000:3b:00.2`, or an mdev's UUID.
+ * @param model of an mdev: the QEMU device that takes it (`device_api` of its type in sysfs). Default: `vfio-pci`
  * @throws UsageError `NO_VMM_ADDRESS` for anything else: a VMM can be given PCI functions and mdevs
  */
 export function vmmAddress(name: string, model: MdevModel = "vfio-pci"): VmmAddress {
