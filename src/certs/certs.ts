@@ -15,7 +15,7 @@ import { writeWholeFile } from "../sys/whole-file.js";
  * either side. A production setup has a CA of its own.
  */
 
-/** What `dirtmap certs` makes; PEM. */
+/** The certificates and keys that {@link makeCertificates} makes, as PEM. */
 export interface TryoutCertificates {
   readonly server: TlsCredentials;
   readonly client: TlsCredentials;
@@ -26,8 +26,8 @@ const ALGORITHM = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" } as con
 
 /**
  * Makes a CA, and a certificate and key for the destination (server) and the source (client).
- * @param args.hosts names and IP addresses that the destination is reached by
- * @param args.days how long they are good for; 0 or less: expired already, for tests
+ * @param args.hosts names and IP addresses by which the source reaches the destination
+ * @param args.days days for which the certificates are valid; 0 or less: already expired, for tests
  * @throws UsageError `BAD_HOST`
  */
 export async function makeCertificates(args: { hosts: readonly string[]; days?: number }): Promise<TryoutCertificates> {
@@ -89,9 +89,9 @@ export async function makeCertificates(args: { hosts: readonly string[]; days?: 
 }
 
 /**
- * Writes a set of {@link makeCertificates} to a folder, which is made; keys are readable by their owner only.
+ * Writes the result of {@link makeCertificates} to a folder, which it makes. Only the owner can read the keys.
  * @returns the paths written
- * @throws UsageError `FILE_EXISTS` where one of the files is there already, `FOLDER_NOT_WRITABLE`
+ * @throws UsageError `FILE_EXISTS` if one of the files already exists, `FOLDER_NOT_WRITABLE`
  */
 export async function writeCertificates(folder: string, { server, client }: TryoutCertificates): Promise<string[]> {
   const serverFiles = credentialFiles(folder, "server");

@@ -6,19 +6,19 @@ import type { DeviceModel } from "./model.js";
  * made of them. servable-models.ts lists all that there are.
  */
 
-/** The value of a model's option, as read. */
+/** The value of a model's option. */
 export type OptionValue = string | number;
 
-/** An option of a model, as `--option name=value` takes it. */
+/** An option of a model, for `--option name=value`. */
 export interface ModelOption {
   readonly name: string;
   readonly about: string;
-  /** `size` and `number` are given as numbers, `text` as a string; a size is in bytes, and written 4K, 2M … by people. */
+  /** The kind of value: `size` (a number of bytes, written 4K, 2M … on the command line), `number`, or `text` (a string). */
   readonly kind: "size" | "number" | "text";
-  /** Of a size or number, inclusive. */
+  /** The bounds of a size or number, inclusive. */
   readonly min?: number;
   readonly max?: number;
-  /** Absent: see `required`. */
+  /** The value if the option is absent. An option without a default is undefined then, or refused if {@link required}. */
   readonly default?: OptionValue;
   readonly required?: boolean;
 }
@@ -30,33 +30,34 @@ export const WITHIN: ModelOption = {
   kind: "text",
 };
 
-/** The options' values: defaults filled in, of the right kind and in range. */
+/** The values of a model's options, checked, with defaults filled in. */
 export type ModelOptions = Readonly<Record<string, OptionValue | undefined>>;
 
-/** Datagrams for a NIC: see Feeder. */
+/** A feed of UDP datagrams for a NIC, over the loopback interface. */
 export interface Feed {
+  /** The UDP port that the NIC receives at. */
   readonly port: number;
-  /** Megabytes (10^6) per second that it shall write. */
+  /** The rate at which the NIC is to write, in MB/s (10^6 bytes per second). */
   readonly rate: number;
 }
 
-/** A model that a process of its own can serve. */
+/** A device model that a process of its own can serve. */
 export interface ServableModel {
   readonly name: string;
   /** One line for a list of models. */
   readonly summary: string;
   readonly options: readonly ModelOption[];
   /**
-   * True: its outside end (a socket, a file that is read asynchronously) needs the event loop of its thread to turn. A
-   * model that doesn't is served with less latency.
+   * True if its outside end (a socket, a file that is read asynchronously) needs its thread's event loop. A model without this
+   * need is served with less latency.
    */
   readonly needsEventLoop: boolean;
-  /** What somebody must send it over the loopback interface, so that it has something to do; absent: nothing. */
+  /** Returns the feed that the device needs in order to have work; absent or undefined: none. */
   feed?(options: ModelOptions, model: DeviceModel): Feed | undefined;
   /**
-   * Makes one, to be started by its host.
-   * @param its.incoming another's device is to be migrated to it: what both use is the other's until it first works
-   * @throws UsageError for options that can't be, such as a missing file
+   * Makes a device, which its host starts.
+   * @param its.incoming true: another server's device will be migrated to it, and owns shared resources until this device works
+   * @throws UsageError for impossible options, such as a missing file
    */
   create(options: ModelOptions, its: { readonly id: string; readonly incoming: boolean }): DeviceModel;
 }

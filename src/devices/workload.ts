@@ -9,11 +9,11 @@ import type { StampTrail } from "./stamp.js";
  * What a guest's driver does to one of Dirtmap's models before it uses it, and what the model tells of its workload.
  */
 
-/** A device with a workload, wherever it runs. */
+/** A VFIO device with a workload, in this process or another. */
 export interface WorkloadDevice extends VfioDevice {
-  /** What its stamps in memory must be, once it has stopped; null: its DMA is not stamped, or they are not known. */
+  /** Returns the stamps that it must have left in memory, once it has stopped; null: its DMA is unstamped or its stamps unknown. */
   stamps(): Promise<StampTrail | null>;
-  /** What the device itself has counted; nothing of another server's. */
+  /** Returns the device's own counters by name; empty for a device of another program's server. */
   counters(): Promise<Record<string, number>>;
 }
 

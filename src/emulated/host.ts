@@ -18,20 +18,20 @@ import { DeviceThreads } from "./threads/device-threads.js";
 import type { DmaHold } from "./threads/hold.js";
 import { EmulatedVfioDevice } from "./vfio/device.js";
 
-/** What an emulated host is made from. */
+/** The parts of an emulated host. */
 export interface EmulatedHostOptions {
   readonly description: MachineDescription;
   readonly layout: WorkloadLayout;
   readonly memory: GuestMemory;
-  /** Of the machine instance, told apart in stamps; 32 bits. */
+  /** A 32-bit number that identifies the machine instance in stamps. */
   readonly incarnation: number;
-  /** What its `replay` devices write, by device id. */
+  /** The writes of its `replay` devices, by device id. */
   readonly replays?: ReadonlyMap<string, ReplaySchedule>;
-  /** Called when a thread of devices ends that should not have: the machine has failed. */
+  /** Called when a device thread ends unexpectedly: the machine has failed. */
   readonly onDeath: (error: Error) => void;
-  /** Its devices are to take over from another machine's. */
+  /** True: its devices take over from another machine's. Default: false. */
   readonly incoming?: boolean;
-  /** For tests: places to hold a device's DMA up, by device id. */
+  /** For tests: points at which a device's DMA can be held up, by device id. */
   readonly holds?: ReadonlyMap<string, DmaHold>;
 }
 
@@ -45,8 +45,8 @@ interface Slot {
 }
 
 /**
- * The host in this process: physical memory, system IOMMUs, and devices on threads of their own. A device's port is its
- * index in the description. Devices that the description says run in other processes are not its.
+ * The host in this process: physical memory, system IOMMUs, and devices on threads of their own. A device's port is its index
+ * in the description. The host leaves out described devices that run in other processes.
  */
 export class EmulatedHost implements Host {
   readonly name = "emulated";
@@ -129,14 +129,14 @@ export class EmulatedHost implements Host {
     return slot.opened;
   }
 
-  /** A device's port, and the memory behind its BAR. @throws UapiError ENODEV */
+  /** Returns a device's port, and the memory behind its BAR; null: it has none. @throws UapiError ENODEV */
   slot(id: string): { readonly port: Port; readonly memory: { readonly arena: Arena; readonly bytes: number } | null } {
     const slot = this.#slots.get(id);
     if (slot === undefined) throw new UapiError("ENODEV", { syscall: "open", attempted: `find device '${id}'` });
     return slot;
   }
 
-  /** For tests: one of the threads that devices are spread over dies. */
+  /** For tests: kills one of the device threads. */
   async killThread(thread: number): Promise<void> {
     await this.#threads.kill(thread);
   }

@@ -18,22 +18,22 @@ import type { DmaHold } from "./threads/hold.js";
 import type { MmioOperations } from "./threads/vcpu-protocol.js";
 import { EmulatedVcpus } from "./threads/vcpus.js";
 
-/** How an emulated machine is made, apart from its description. */
+/** The options of {@link createEmulatedMachine}. */
 export interface EmulatedMachineOptions {
-  /** Build it as a destination needs it: memory empty, nothing runs, nothing does DMA. */
+  /** True: the machine is built as a destination needs it, with empty memory, and without vCPUs running or DMA. Default: false. */
   readonly paused?: boolean;
-  /** Which instance writes, in stamps; 32 bits. Default: a random one. */
+  /** A 32-bit number that identifies the instance in stamps. Default: a random one. */
   readonly incarnation?: number;
-  /** false: nobody sends to its NICs, at the port that their counter `udpPort` tells, but the caller. Default: true. */
+  /** False: only the caller sends datagrams to its NICs, whose counter `udpPort` has the port. Default: true. */
   readonly feed?: boolean;
-  /** For tests: places to hold a device's DMA up, by device id. */
+  /** For tests: points at which a device's DMA can be held up, by device id. */
   readonly holds?: ReadonlyMap<string, DmaHold>;
   /**
-   * Where devices come from that the description says run in other processes; needed where there are some. The machine's
-   * own from then on, also where it can't be made.
+   * The source of described devices that run in other processes; required if there are any. The machine owns it from then on,
+   * even if the machine can't be made.
    */
   readonly served?: ServedDevices;
-  /** What the description's `replay` devices write, by device id; needed for each of them. */
+  /** The writes of the description's `replay` devices, by device id; required for each of them. */
   readonly replays?: ReadonlyMap<string, ReplaySchedule>;
 }
 
@@ -50,12 +50,12 @@ interface Findings {
   readonly problems: readonly { readonly owner: string; readonly kind: string; readonly count: number }[];
 }
 
-/** What the stamps in memory say, and the guest's drivers of their requests. */
+/** The findings about the stamps in memory and about the requests of the guest's drivers. */
 export interface StampAudit {
   readonly stamps: Findings;
-  /** Absent: no device has a driver. */
+  /** Findings about requests; absent: no device has a driver. */
   readonly requests?: Findings;
-  /** Units that this instance has written, or requests that it has completed, by device and vCPU. */
+  /** The units that this instance has written, or the requests that it has completed, by device and vCPU. */
   readonly written: Readonly<Record<string, number>>;
 }
 
@@ -99,14 +99,14 @@ export async function createEmulatedMachine(
   }
 }
 
-/** The part of a VMM: it owns the guest's memory, vCPUs and devices, and knows what may reach what. */
+/** A machine on an emulated host, in the role of a VMM: it owns the guest's memory, vCPUs and devices, and the P2P table. */
 export class EmulatedMachine implements Machine {
   readonly host: EmulatedHost;
   readonly memory: GuestMemory;
   readonly vcpus: EmulatedVcpus;
   /** In the description's order. */
   readonly devices: (AttachedDevice & { readonly vfio: WorkloadDevice })[] = [];
-  /** None where devices run in other processes: what would merge their pages does not see them. */
+  /** Absent if devices run in other processes, because the emulated kernel that would merge their pages does not see them. */
   readonly designs?: EmulatedDesigns;
   /** Told by whoever asks {@link failure}: a thread of devices or vCPUs has ended. */
   #failure: Error | undefined;
@@ -167,7 +167,7 @@ export class EmulatedMachine implements Machine {
     }
   }
 
-  /** Why the machine can't go on: one of its threads has ended. */
+  /** The error for which the machine can't go on: one of its threads has ended. undefined while it works. */
   get failure(): Error | undefined {
     return this.#failure;
   }
@@ -202,7 +202,7 @@ export class EmulatedMachine implements Machine {
     if (feed) await this.#startFeeder();
   }
 
-  /** As at a guest's boot: drivers let their devices do DMA, and the vCPUs run. */
+  /** Starts the machine as a guest's boot does: drivers let their devices do DMA, and the vCPUs run. */
   async powerOn(): Promise<void> {
     const driven: string[] = [];
     for (const { id, vfio } of this.devices) {
@@ -233,8 +233,8 @@ export class EmulatedMachine implements Machine {
   }
 
   /**
-   * Checks every stamp in memory against how far its writer came, and that each request of a driver was done and completed
-   * once. The machine is stopped for it, in the order in which a migration stops one, and runs on afterwards.
+   * Checks every stamp in memory against its writer's progress, and that each request of a driver was done and completed once.
+   * The check stops the machine, in the order in which a migration does, and lets it run on afterwards.
    */
   async audit(): Promise<StampAudit> {
     const requests = await this.vcpus.drainDrivers();

@@ -28,9 +28,9 @@ const SYSTEM_CALLS: Openers = {
 };
 
 /**
- * The host that is this machine's kernel: devices from sysfs, opened through /dev/iommu and /dev/vfio/devices.
+ * This machine's kernel as a host: devices are found in sysfs, and opened through /dev/iommu and /dev/vfio/devices.
  *
- * What holds: whatever it opened and nobody has closed is closed when it is disposed, the last first.
+ * Invariant: disposing the host closes all that it opened and that is still open, the last first.
  */
 export class LinuxHost implements Host {
   readonly name = "linux";
@@ -45,13 +45,13 @@ export class LinuxHost implements Host {
     this.#openers = openers;
   }
 
-  /** Every device that is assigned or could be; opens nothing. */
+  /** Lists every device that is assigned or could be, and opens none. */
   async devices(): Promise<LinuxDevice[]> {
     return findDevices(this.#roots);
   }
 
   /**
-   * The devices that a name may stand for: none for an unknown one, several for an ambiguous one.
+   * Returns the devices that a name may mean: none for an unknown name, several for an ambiguous one.
    * @param name an id, a PCI address as lspci writes it, libvirt's name, a path in sysfs, an interface's or a disk's name
    * @param devices of this host
    */
@@ -59,43 +59,43 @@ export class LinuxHost implements Host {
     return devicesCalled(this.#roots, name, devices);
   }
 
-  /** True for a device that is here, whether or not it could be assigned. @param name its id, or address */
+  /** True for a device that is present, even if it could not be assigned. @param name its id or address */
   isPresent(name: string): boolean {
     return isPresent(this.#roots, name);
   }
 
-  /** Whether a VMM of this machine can be given devices through iommufd. @param devices of this host */
+  /** Finds out whether a VMM of this machine can get devices through iommufd. @param devices devices of this host */
   iommufdForVmm(devices: readonly LinuxDevice[]): IommufdForVmm {
     return iommufdForVmm(this.#roots, devices);
   }
 
-  /** What mdevs could be made. */
+  /** Returns the types of mdevs that could be made. */
   mdevTypes(): MdevType[] {
     return findMdevTypes(this.#roots);
   }
 
-  /** What the host as a whole has and lacks. */
+  /** Returns the abilities and gaps of the host as a whole. */
   state(): HostState {
     return readHostState(this.#roots);
   }
 
-  /** What stands between a device and opening it, as far as can be seen without trying. */
+  /** Returns the obstacles to opening a device, as far as they show without trying. */
   obstacles(device: LinuxDevice): Obstacle[] {
     return deviceObstacles(this.#roots, device);
   }
 
-  /** What it means that the kernel refused to open or to bind a device. */
+  /** Returns the obstacle behind the kernel's refusal to open or bind a device. */
   explain(device: LinuxDevice, error: UapiError): Obstacle {
     return explainRefusal(this.#roots, device, error);
   }
 
-  /** The VFIO driver that a device has; else the one that it would get. */
+  /** Returns the VFIO driver that a device has, or else the one that it would get. */
   vfioDriver(device: LinuxDevice): string {
     const has = device.vfio === null ? null : device.driver;
     return has ?? vfioDriverFor(this.#roots, device).driver;
   }
 
-  /** @throws UapiError ENOENT without iommufd, EACCES without the right to open it; its remedy says how to get either */
+  /** Opens /dev/iommu. @throws UapiError ENOENT without iommufd, EACCES without the right to open it; each has a remedy */
   async openIommufd(): Promise<Iommufd> {
     const { iommufd, missing } = this.state();
     if (!iommufd) {
@@ -108,7 +108,8 @@ export class LinuxHost implements Host {
   }
 
   /**
-   * @param name what {@link devicesCalled} takes: a PCI address `0000:3b:00.1`, an mdev's UUID, a platform device's name
+   * Opens a device by its character device.
+   * @param name a name that {@link devicesCalled} takes: a PCI address `0000:3b:00.1`, an mdev's UUID, a platform device's name
    * @throws UapiError ENODEV for an unknown device, and for one that is not ready to be opened; EACCES without the right;
    * EBUSY for one that is open here already
    */
@@ -147,7 +148,7 @@ export class LinuxHost implements Host {
     }
   }
 
-  /** Closes all that is open, the last first, whatever of it fails. Closing what was closed does nothing. */
+  /** Closes all that is open, the last first, even if one of them fails. A second call does nothing. */
   async [Symbol.asyncDispose](): Promise<void> {
     const errors: unknown[] = [];
     for (const opened of this.#opened.splice(0).reverse()) {

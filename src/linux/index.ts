@@ -1,9 +1,8 @@
 /**
- * `dirtmap/linux`: the host that is this machine's kernel, for a VMM. Needs Linux, koffi, and rights to the device files.
+ * `dirtmap/linux` gives a VMM this machine's kernel as a host. It requires Linux, koffi, and rights to the device files.
  *
  * `createPassthroughMachine` of `dirtmap` makes a machine of devices at an iommufd ({@link LinuxHost}), or in a container
- * ({@link Type1Host}).
- * What the kernel refuses is a `UapiError`.
+ * ({@link Type1Host}). A refusal of the kernel is a `UapiError`.
  * @module
  */
 

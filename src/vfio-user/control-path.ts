@@ -1,6 +1,6 @@
 const CONTROL = ".control";
 
-/** Where those who control a device connect: beside its socket. Of a control socket, itself. */
+/** Returns the path of the control socket that belongs to a device's socket. A control socket's path is returned unchanged. */
 export function controlPath(path: string): string {
   return isControlPath(path) ? path : `${path}${CONTROL}`;
 }

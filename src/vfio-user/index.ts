@@ -1,6 +1,6 @@
 /**
- * `dirtmap/vfio-user`: devices in another process. {@link serveDevice} serves a model at a socket, for QEMU and any other
- * client; {@link VfioUserHost} is a host of devices that any server serves (docs/vfio-user.md). Needs Linux and koffi.
+ * `dirtmap/vfio-user` is for devices in another process. {@link serveDevice} serves a model at a socket, to QEMU or any other
+ * client. {@link VfioUserHost} is a host of devices that any server serves (docs/vfio-user.md). Requires Linux and koffi.
  * @module
  */
 

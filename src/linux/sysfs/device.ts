@@ -2,24 +2,24 @@ import type { DeviceSummary } from "../../host/host.js";
 import type { IommuGroup } from "./group.js";
 import type { IommuUnit } from "./iommu.js";
 
-/** What sysfs tells of a device that is assigned or could be. */
+/** A device that is assigned or could be, as sysfs shows it. */
 export interface LinuxDevice extends DeviceSummary {
   /** A PCI address `0000:3b:00.1`, an mdev's UUID, a platform device's name. */
   readonly id: string;
-  /** Its folder in sysfs, by its bus. */
+  /** The path of its folder in sysfs, below its bus. */
   readonly path: string;
   /** null: no driver has it. */
   readonly driver: string | null;
   readonly group: IommuGroup | null;
-  /** null: no IOMMU is in front of it, as with an mdev. */
+  /** The IOMMU in front of it; null: none, as for an mdev. */
   readonly iommu: IommuUnit | null;
   /** null: the firmware doesn't say. */
   readonly numaNode: number | null;
-  /** What VFIO made of it; null where no VFIO driver has it. */
+  /** Its VFIO nodes; null if no VFIO driver has it. */
   readonly vfio: VfioNode | null;
-  /** Of a PCI device. */
+  /** The identity of a PCI device; null for others. */
   readonly pci: PciIdentity | null;
-  /** Of an mdev. */
+  /** The identity of an mdev; null for others. */
   readonly mdev: MdevIdentity | null;
 }
 

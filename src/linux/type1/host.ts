@@ -10,19 +10,19 @@ import { CONTAINER_PATH, LinuxType1Container } from "./container.js";
 import { Type1VfioDevice } from "./device.js";
 import { CONTAINER_IOAS, Type1Iommufd } from "./type1-iommufd.js";
 
-/** Where the host finds the container and the devices. */
+/** The options of {@link Type1Host.open}. */
 export interface Type1HostOptions {
-  /** What does the container's work: `/dev/vfio/vfio` by default; `/dev/iommu` can, without dirty pages. */
+  /** The container's device file. Default: `/dev/vfio/vfio`. `/dev/iommu` works too, but without dirty pages. */
   readonly path?: string;
   readonly roots?: Roots;
 }
 
 /**
- * This machine's kernel by its legacy interface: devices opened through their groups, all in one type1 container.
+ * This machine's kernel through its legacy interface: devices are opened through their groups, all in one type1 container.
  *
- * On Linux a device is opened either so, or by its character device and bound to an iommufd, never both at once. So a machine
- * is on type1 from the start: its iommufd is the container, with one IOAS, and the design `type1` reads the dirty pages of
- * that very container. It can't be compared with other designs on the same open devices.
+ * On Linux a device is opened either this way, or by its character device and bound to an iommufd, never both at once. So a
+ * machine is on type1 from the start. Its iommufd is the container, with one IOAS, and the design `type1` reads the dirty pages
+ * of that container. It can't be compared with other designs on the same open devices.
  */
 export class Type1Host implements Host, KernelDesigns {
   readonly name = "linux-type1";
@@ -39,22 +39,22 @@ export class Type1Host implements Host, KernelDesigns {
     this.#roots = roots;
   }
 
-  /** @throws UapiError ENOENT or EOPNOTSUPP for a kernel without containers, EACCES without the right to open one */
+  /** Opens a container. @throws UapiError ENOENT or EOPNOTSUPP for a kernel without containers, EACCES without the right to it */
   static async open({ path = CONTAINER_PATH, roots = ROOTS }: Type1HostOptions = {}): Promise<Type1Host> {
     return new Type1Host(await LinuxType1Container.open({ path }), roots);
   }
 
-  /** Every device that is assigned or could be; opens nothing. */
+  /** Lists every device that is assigned or could be, and opens none. */
   async devices(): Promise<LinuxDevice[]> {
     return findDevices(this.#roots);
   }
 
-  /** The container, always the same: it is this object's to close. */
+  /** Returns the container, which is always the same. This host closes it. */
   async openIommufd(): Promise<Iommufd> {
     return this.#iommufd;
   }
 
-  /** @throws UapiError ENODEV for an unknown device, or one without an IOMMU group; and what the container answers */
+  /** Opens a device. @throws UapiError ENODEV for an unknown device or one without an IOMMU group; and those of the container */
   openDevice(name: string): Promise<VfioDevice> {
     return this.#lock.run(async () => {
       const [device, ...others] = devicesCalled(this.#roots, name, await this.devices());
@@ -77,7 +77,7 @@ export class Type1Host implements Host, KernelDesigns {
   }
 
   /**
-   * `type1` on the container that the devices are in: what is mapped there is what is tracked.
+   * Opens the design `type1` on the container that the devices are in. It tracks all that is mapped there.
    * @throws UapiError EOPNOTSUPP for a design that no Linux has; EINVAL unless the members are this container's devices,
    * all and no others
    */
@@ -101,7 +101,7 @@ export class Type1Host implements Host, KernelDesigns {
     };
   }
 
-  /** Closes the devices that nobody has closed, the last first, then the container with all its mappings. */
+  /** Closes the devices that are still open, the last first, then the container with all its mappings. */
   async [Symbol.asyncDispose](): Promise<void> {
     try {
       for (const device of [...this.#open.values()].reverse()) await device[Symbol.asyncDispose]();

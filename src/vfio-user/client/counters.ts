@@ -95,7 +95,7 @@ const schema = z.looseObject({
     .nullable(),
 });
 
-/** What Dirtmap's own server tells of its device. */
+/** The facts that Dirtmap's own server tells about its device (docs/vfio-user.md). */
 export type ServerCounters = z.output<typeof schema>;
 
 /**

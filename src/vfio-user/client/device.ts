@@ -36,21 +36,21 @@ const STATE_REMEDIES: Readonly<Partial<Record<ErrnoName, string>>> = {
   EPERM: "reset the device: a migration has handed it over",
 };
 
-/** A device at a server's socket, and how it is used. */
+/** The options of {@link VfioUserDevice.open}. */
 export interface VfioUserDeviceOptions {
   /** Of the server's socket. */
   readonly path: string;
   readonly id: string;
-  /** auto: memory is sent with its descriptor where it has one; messages: never, so that we see every write. Default: auto. */
+  /** `auto`: memory with a descriptor is shared by it; `messages`: none is shared, so that we see every write. Default: `auto`. */
   readonly dma?: DmaMode;
   /**
-   * The socket is a control connection's: the device is another client's, and is left as it is. It can be asked, tracked and
-   * migrated, not attached or used. Default: false.
+   * True: the socket is a control socket. The device belongs to another client and is not reset. It can be queried, tracked and
+   * migrated, but not attached or used. Default: false.
    */
   readonly control?: boolean;
-  /** Milliseconds that the server may take to answer; default 10 s. */
+  /** The longest wait for an answer of the server, in milliseconds. Default: 10 000. */
   readonly limitMs?: number;
-  /** Throws where it is not the device that is meant: it is left as it is then. `server`: what Dirtmap's own server tells. */
+  /** Throws if this is not the intended device, which is then left unchanged. `server` is null for another program's server. */
   readonly check?: (server: ServerCounters | null) => void;
   /** Called once the device is closed. */
   readonly onClose?: () => void;
@@ -59,15 +59,15 @@ export interface VfioUserDeviceOptions {
 /**
  * A device behind a vfio-user socket.
  *
- * What holds, besides what holds for a {@link FeatureDevice}: opening resets the device, as vfio-pci does. What its last client
- * left must not write into our memory.
+ * Invariant, besides those of a {@link FeatureDevice}: opening resets the device, as vfio-pci does, because work of its last client
+ * must not write into our memory.
  */
 export class VfioUserDevice extends FeatureDevice implements WorkloadDevice {
   readonly id: string;
   readonly model: string;
   readonly regions: readonly RegionInfo[];
   readonly irqs: readonly IrqInfo[];
-  /** What the device can reach of our memory. */
+  /** The parts of our memory that the device can reach. */
   readonly mappings: DmaMappings;
   protected readonly features: MessageFeatures;
   readonly #connection: Connection;
@@ -97,7 +97,10 @@ export class VfioUserDevice extends FeatureDevice implements WorkloadDevice {
     this.#onClose = onClose;
   }
 
-  /** @throws UapiError ENOENT or ECONNREFUSED where nobody listens; ECONNRESET where the server has another client … */
+  /**
+   * Connects and resets the device.
+   * @throws UapiError ENOENT or ECONNREFUSED without a listener; ECONNRESET if the server has another client …
+   */
   static async open(options: VfioUserDeviceOptions): Promise<VfioUserDevice> {
     const connection = await Connection.open(options.path, options);
     try {
@@ -113,7 +116,7 @@ export class VfioUserDevice extends FeatureDevice implements WorkloadDevice {
     }
   }
 
-  /** Of another's server without what its model alone knows: the protocol has no message for it. */
+  /** Returns the shape. For another program's server it lacks the model's own facts: the protocol has no message for them. */
   async shape(): Promise<DeviceShape> {
     this.checkOpen({ syscall: "pread", attempted: `ask what '${this.id}' is` });
     const { stateVersion = null, facts = {} } = (await this.serverCounters())?.shape ?? {};
@@ -145,12 +148,12 @@ export class VfioUserDevice extends FeatureDevice implements WorkloadDevice {
     await iommufd.detachDevice(id);
   }
 
-  /** Of Dirtmap's own server; the protocol has no message for it. */
+  /** Returns the log's limits if the server is Dirtmap's own, else null: the protocol has no message for them. */
   async dmaLoggingLimits(): Promise<DmaLoggingLimits | null> {
     return this.#counters?.dmaLogging ?? null;
   }
 
-  /** DIRTMAP_COMMAND.HANDOVER; nothing of another server, which leaves its device alone in any case. */
+  /** Sends DIRTMAP_COMMAND.HANDOVER to Dirtmap's own server. Does nothing for others, which leave their device alone anyway. */
   async announceHandover(notice: HandoverNotice, migration: string): Promise<void> {
     this.checkOpen({ syscall: "handover", attempted: `announce that '${this.id}' is ${notice}` });
     if (this.#counters === null) return;
@@ -162,9 +165,9 @@ export class VfioUserDevice extends FeatureDevice implements WorkloadDevice {
   }
 
   /**
-   * DIRTMAP_COMMAND.WRITE_PATH: from now on, and until it is switched back or this connection ends, the device's writes to its
-   * client's memory go this way. With `messages` the client does each of them itself, and so tracks them. Of Dirtmap's own
-   * server, over a control connection.
+   * DIRTMAP_COMMAND.WRITE_PATH: switches the way in which the device writes its client's memory, until it is switched back or
+   * this connection ends. With `messages` the client does each write itself, and so tracks it. Requires Dirtmap's own server and
+   * a control connection.
    */
   async switchWritePath(path: WritePath): Promise<void> {
     this.checkOpen({ syscall: "write path", attempted: `have the writes of '${this.id}' go by ${path}` });
@@ -172,7 +175,7 @@ export class VfioUserDevice extends FeatureDevice implements WorkloadDevice {
     await this.#connection.call(DIRTMAP_COMMAND.WRITE_PATH, "write path", request);
   }
 
-  /** DIRTMAP_COMMAND.CLIENT_WRITE: writes to the memory of the device's client as the device's DMA by messages does. */
+  /** DIRTMAP_COMMAND.CLIENT_WRITE: writes the memory of the device's client, as the device's DMA by messages does. */
   async writeClientMemory(address: bigint, data: Uint8Array): Promise<void> {
     const attempted = `write ${data.byteLength} bytes at ${hex(address)} for '${this.id}'`;
     this.checkOpen({ syscall: "write client memory", attempted });
@@ -182,7 +185,7 @@ export class VfioUserDevice extends FeatureDevice implements WorkloadDevice {
     await this.#connection.call(DIRTMAP_COMMAND.CLIENT_WRITE, "write client memory", request);
   }
 
-  /** DIRTMAP_COMMAND.CLIENT_READ: the same for reading. */
+  /** DIRTMAP_COMMAND.CLIENT_READ: reads the memory of the device's client, as the device's DMA by messages does. */
   async readClientMemory(address: bigint, bytes: number): Promise<Uint8Array> {
     const attempted = `read ${bytes} bytes at ${hex(address)} for '${this.id}'`;
     this.checkOpen({ syscall: "read client memory", attempted });
@@ -192,7 +195,7 @@ export class VfioUserDevice extends FeatureDevice implements WorkloadDevice {
   }
 
   /**
-   * DIRTMAP_COMMAND.CLIENT_REWRITE: has the client write what whole pages of its memory hold over themselves, so that its own
+   * DIRTMAP_COMMAND.CLIENT_REWRITE: makes the client overwrite whole pages of its memory with their own contents, so that its own
    * tracking sees them. The device must be stopped, and nothing else may write there meanwhile.
    */
   async rewriteClientMemory(address: bigint, bytes: number): Promise<void> {
@@ -207,8 +210,8 @@ export class VfioUserDevice extends FeatureDevice implements WorkloadDevice {
   }
 
   /**
-   * VFIO_USER_DEVICE_SET_IRQS: eventfds that interrupts `start` and following of a type signal; none: the type's are taken
-   * away. They must stay open until it resolves.
+   * VFIO_USER_DEVICE_SET_IRQS: sets the eventfds that the interrupts of one kind signal, from number `start` on. An empty list
+   * removes all of that kind. The descriptors must stay open until it resolves.
    */
   async setIrqEventFds(index: number, start: number, fds: readonly number[]): Promise<void> {
     const syscall = "VFIO_USER_DEVICE_SET_IRQS";
@@ -228,7 +231,7 @@ export class VfioUserDevice extends FeatureDevice implements WorkloadDevice {
     }
   }
 
-  /** What Dirtmap's own server tells of the device now; null of another server. */
+  /** Returns the current facts from Dirtmap's own server; null for another program's server. */
   async serverCounters(): Promise<ServerCounters | null> {
     this.checkOpen({ syscall: "counters", attempted: `ask '${this.id}' for its counters` });
     return this.#counters === null ? null : readCounters(this.#connection);
@@ -242,7 +245,7 @@ export class VfioUserDevice extends FeatureDevice implements WorkloadDevice {
     return (await this.serverCounters())?.trail ?? null;
   }
 
-  /** Closes the connection: the server lets go of our memory, and of the log. */
+  /** Closes the connection. The server unmaps our memory and stops the log. */
   [Symbol.asyncDispose](): Promise<void> {
     this.#closing ??= this.lock.run(() => this.#close());
     return this.#closing;

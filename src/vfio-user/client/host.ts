@@ -9,9 +9,9 @@ import { readCounters } from "./counters.js";
 import { VfioUserDevice, type VfioUserDeviceOptions } from "./device.js";
 import { VfioUserIommufd } from "./iommufd.js";
 
-/** A served device: where, and how it is to be used. */
+/** The place of a served device, and the way to use it. */
 export interface VfioUserPlace {
-  /** Of the server's socket. */
+  /** The path of the server's socket. */
   readonly path: string;
   /** Default: made from the socket's name. */
   readonly id?: string;
@@ -22,8 +22,8 @@ export interface VfioUserPlace {
 }
 
 /**
- * Devices behind vfio-user sockets, as a host. A device that has a client already can be asked over its control socket,
- * PATH.control, if its server is Dirtmap's ({@link VfioUserHost.openControl}).
+ * A host of devices behind vfio-user sockets. If a device already has a client and its server is Dirtmap's, it can be queried over
+ * its control socket, PATH.control ({@link VfioUserHost.openControl}).
  */
 export class VfioUserHost implements Host {
   readonly name = "vfio-user";
@@ -32,7 +32,7 @@ export class VfioUserHost implements Host {
   readonly #iommufds: VfioUserIommufd[] = [];
   readonly #limitMs: number | undefined;
 
-  /** @param options.limitMs how long a server may take to answer; default 10 s. @throws UsageError `BAD_OPTION` */
+  /** @param options.limitMs the longest wait for an answer, in milliseconds (default: 10 000) @throws UsageError `BAD_OPTION` */
   constructor(places: readonly VfioUserPlace[], options: { limitMs?: number } = {}) {
     this.#limitMs = options.limitMs;
     for (const place of places) {
@@ -44,7 +44,7 @@ export class VfioUserHost implements Host {
     }
   }
 
-  /** Servers that are Dirtmap's are asked for their model, over their control socket. */
+  /** Lists the devices. Asks Dirtmap's own servers for their model, over their control sockets. */
   async devices(): Promise<DeviceSummary[]> {
     const summaries = [...this.#places].map(async ([id, { path }]) => ({
       id,
@@ -61,14 +61,14 @@ export class VfioUserHost implements Host {
     return iommufd;
   }
 
-  /** Besides what {@link Host.openDevice} throws: UapiError of the connection. */
+  /** Opens a device. @throws UapiError as {@link Host.openDevice}, and those of the connection */
   openDevice(id: string): Promise<VfioUserDevice> {
     return this.#openAt(id, (path) => path);
   }
 
   /**
-   * Opens a device of Dirtmap's own server over its control socket, whoever its client is, and leaves it as it is.
-   * @throws UapiError besides: ENOENT, ECONNREFUSED where there is no such socket
+   * Opens a device of Dirtmap's own server over its control socket, whichever client it has, and leaves it unchanged.
+   * @throws UapiError as {@link openDevice}; ENOENT or ECONNREFUSED if there is no such socket
    */
   openControl(id: string): Promise<VfioUserDevice> {
     return this.#openAt(id, controlPath);

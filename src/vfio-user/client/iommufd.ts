@@ -5,11 +5,11 @@ import type { MappedDevice } from "./dma-mappings.js";
 import { ServedIommu } from "./served-iommu.js";
 
 /**
- * The iommufd in front of devices behind vfio-user sockets: mapping in an IOAS is VFIO_USER_DMA_MAP on every device that is
- * attached, and this process is the IOMMU of those whose DMA goes by messages.
+ * The iommufd in front of devices behind vfio-user sockets. A mapping in an IOAS is VFIO_USER_DMA_MAP on every attached device.
+ * This process is the IOMMU of the devices whose DMA goes by messages.
  *
- * Devices in other processes need no access objects, and there is no hardware page table: hwInfo() says `none`, and dirty
- * tracking only of a device whose every write is seen here.
+ * Devices in other processes need no access objects, and there is no hardware page table: hwInfo() has the type `none`. It has
+ * dirty tracking only for a device whose every write passes through this process.
  */
 export class VfioUserIommufd extends SoftwareIommufd {
   readonly #lock = new Lock();
@@ -19,7 +19,7 @@ export class VfioUserIommufd extends SoftwareIommufd {
     super({ reaches: () => true, mdevs: null });
   }
 
-  /** VFIO_DEVICE_BIND_IOMMUFD, iommufd's side, of a served device. */
+  /** Binds a served device and returns its id: iommufd's side of VFIO_DEVICE_BIND_IOMMUFD. */
   bindServed(device: MappedDevice): ObjectId {
     return this.bindDevice({ port: this.#ports++, iommu: new ServedIommu(device, this.#lock), mdev: null });
   }

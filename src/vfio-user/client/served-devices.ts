@@ -8,17 +8,17 @@ import type { VfioUserIommufd } from "./iommufd.js";
 /** A device of a machine that another process serves. */
 export interface ServedPlace {
   readonly description: DeviceDescription;
-  /** Of the server's socket. */
+  /** The path of the server's socket. */
   readonly socket: string;
 }
 
-/** The devices of one machine that other processes serve, and what ends with them. */
+/** The devices of one machine that other processes serve, together with the resources that end with them. */
 export class ServedDevices implements AsyncDisposable {
   readonly #host: VfioUserHost;
   readonly #owned: readonly AsyncDisposable[];
 
   /**
-   * @param owned ended when the devices are closed: processes that were started for them
+   * @param owned resources to dispose once the devices are closed, such as the processes that were started for them
    * @throws UsageError `BAD_OPTION` for a socket that is named twice
    */
   constructor(places: readonly ServedPlace[], owned: readonly AsyncDisposable[] = []) {
@@ -38,8 +38,8 @@ export class ServedDevices implements AsyncDisposable {
   }
 
   /**
-   * Opens a device. One of Dirtmap's own servers must serve what is described; of another's, only the guest could tell.
-   * @throws UsageError `WRONG_DEVICE`, and then the device is left as it is; UapiError of the connection
+   * Opens a device. If the server is Dirtmap's own, it must serve the described device. Other servers can't be checked.
+   * @throws UsageError `WRONG_DEVICE`, and the device is left unchanged; UapiError of the connection
    */
   openDevice(id: string): Promise<VfioUserDevice> {
     return this.#host.openDevice(id);

@@ -23,7 +23,10 @@ const PROC_SUPER_MAGIC = 0x9fa0;
 const MAP = "VFIO_USER_DMA_MAP";
 const UNMAP = "VFIO_USER_DMA_UNMAP";
 
-/** How the server reaches memory: as it was given, or always by asking the client, so that the client sees every write. */
+/**
+ * The server's way to the client's memory. `auto`: by the descriptors that the client sent, if any; `messages`: always by asking
+ * the client, which then sees every write.
+ */
 export type DmaMode = "auto" | "messages";
 
 /** What a client maps. Pages, and bytes in its file. */

@@ -14,27 +14,27 @@ import { MAX_CONNECTIONS } from "./serve.js";
 /** A thread that has not come up, or gone down, after this long is not going to. */
 const LIMIT_MS = 10_000;
 
-/** Which model is served, and where. */
+/** The options of {@link serveDevice}. */
 export interface ServeDeviceOptions {
-  /** One of SERVABLE_MODELS, by name. */
+  /** The name of one of SERVABLE_MODELS. */
   readonly model: string;
   readonly options?: Readonly<Record<string, OptionValue>>;
-  /** Of the socket; nothing may be there but a socket that nobody listens at. {@link controlPath} likewise. */
+  /** The path of the socket. It must be free, or hold a socket without a listener. The same holds for {@link controlPath}. */
   readonly path: string;
   /** The device's name: in its stamps, and in messages. Default: the model's. */
   readonly id?: string;
   /** Default: auto. */
   readonly dma?: DmaMode;
   /**
-   * Another server's device is to be migrated here: until its state has come and runs, this one does no work, and leaves what
-   * both use, such as a disk's file, to the other. Default: false.
+   * True: another server's device will be migrated here. Until its state has arrived and runs, this device does no work and leaves
+   * shared resources, such as a disk's file, to the other. Default: false.
    */
   readonly incoming?: boolean;
-  /** Busy polling: see ServeOptions. Default: false. */
+  /** True: the server polls busily, for lower latency at the cost of a processor. Default: false. */
   readonly busy?: boolean;
-  /** A group whose members may connect, too, by name or number. Default: this user alone may. */
+  /** The name or number of a group whose members may connect as well. Default: only this user may. */
   readonly socketGroup?: string;
-  /** Takes lines for the server's log: what clients did wrong, what went wrong with the device. Default: nobody does. */
+  /** Receives the lines of the server's log: clients' mistakes and the device's failures. Default: they are dropped. */
   readonly log?: (line: string) => void;
 }
 
@@ -80,9 +80,9 @@ export type ServerThreadMessage =
     };
 
 /**
- * Serves a device at a socket, on a thread of its own, to one client at a time and to any number who control it. Resolves
- * when it takes clients.
- * @throws UsageError for options that can't be, or a path at which no socket can be: `BAD_OPTION`, `NO_SUCH_MODEL`,
+ * Serves a device at a socket, on a thread of its own, to one client at a time and to any number of controlling connections.
+ * Resolves when it accepts clients.
+ * @throws UsageError for impossible options, or a path at which no socket can be: `BAD_OPTION`, `NO_SUCH_MODEL`,
  * `BAD_SOCKET_PATH`, `SOCKET_IN_USE`, `UNSAFE_FOLDER`, `BAD_SOCKET_GROUP`; DirtmapError for a model that can't be started
  */
 export async function serveDevice(given: ServeDeviceOptions): Promise<DeviceServer> {
