@@ -1,9 +1,9 @@
 /**
- * `dirtmap/evidence`: what was measured, and what is made of it. Traces are recorded and read ({@link TraceWriter},
- * {@link readTrace}), a migration predicted ({@link predict}), trackers measured and recommended ({@link benchTrackers},
- * {@link recommend}), and all of it written as a report ({@link htmlReport}, {@link markdownReport}).
+ * `dirtmap/evidence` measures and evaluates. It records and reads traces ({@link TraceWriter}, {@link readTrace}), predicts
+ * migrations ({@link predict}), measures and recommends trackers ({@link benchTrackers}, {@link recommend}), and writes reports
+ * ({@link htmlReport}, {@link markdownReport}).
  *
- * Durations are milliseconds, sizes bytes, rates bytes per second. Files that can't be read, are damaged, or newer than this
+ * Durations are milliseconds, sizes bytes, rates bytes per second. Files that can't be read, are damaged, or are newer than this
  * program are refused with a `UsageError`.
  * @module
  */

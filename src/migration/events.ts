@@ -6,8 +6,8 @@ import { heatOf } from "../tracking/heat.js";
 import type { migrationEventSchema, ownerReadSchema, readEventSchema } from "./events-schema.js";
 
 /*
- * What a migration publishes while it runs; events-schema.ts describes each field. observe/ and the command line listen; the migration doesn't know of them,
- * and publishing costs nothing where nobody does.
+ * The events that a migration publishes while it runs; events-schema.ts describes each field. observe/ and the command line
+ * listen. The migration doesn't know of them, and publishing costs nothing without a listener.
  */
 
 /** The phases of a migration, in order; the last four are how it may end. */

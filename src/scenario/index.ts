@@ -1,7 +1,7 @@
 /**
- * `dirtmap/scenario`: machines and their workloads, described. Scenarios are YAML, and some come with Dirtmap:
- * {@link loadScenario} reads one by its name or file, {@link parseScenario} checks a text; what is wrong is a `UsageError` that
- * names file, line, column and field. {@link machineSchema} and {@link passthroughSchema} check descriptions made otherwise.
+ * `dirtmap/scenario` reads and checks descriptions of machines and their workloads. Scenarios are YAML, and some come with Dirtmap.
+ * {@link loadScenario} reads one by its name or file, and {@link parseScenario} checks a text. A mistake is a `UsageError` that
+ * names file, line, column and field. {@link machineSchema} and {@link passthroughSchema} check other descriptions.
  * @module
  */
 

@@ -119,10 +119,10 @@ export const scenarioSchema = z
     }
   });
 
-/** How a scenario wants its machine migrated. Durations in milliseconds, sizes in bytes. */
+/** A scenario's settings for the migration of its machine. Durations are milliseconds, sizes are bytes. */
 export type MigrationDefaults = z.output<typeof migrationSchema>;
 
-/** A scenario, checked. */
+/** A checked scenario. */
 export interface Scenario {
   readonly name: string;
   readonly summary: string;
@@ -132,7 +132,7 @@ export interface Scenario {
 
 const SCENARIOS = fileURLToPath(new URL("../../../scenarios/", import.meta.url));
 
-/** Names of the scenarios that come with Dirtmap, sorted. */
+/** Returns the names of the scenarios that come with Dirtmap, sorted. */
 export function scenarioNames(): string[] {
   return readdirSync(SCENARIOS)
     .filter((file) => file.endsWith(".yaml"))
@@ -141,8 +141,8 @@ export function scenarioNames(): string[] {
 }
 
 /**
- * Reads a scenario: one that comes with Dirtmap by its name, or any file by its path (with a slash, or ending in .yaml
- * or .yml). A trace (.dtrc) is one too: a machine that does what was recorded.
+ * Reads a scenario: by its name if it comes with Dirtmap, or by the path of a file (with a slash, or ending in .yaml or .yml).
+ * A trace (.dtrc) is also a scenario, of a machine that repeats the recorded writes.
  * @throws UsageError `UNKNOWN_SCENARIO`, or `BAD_SCENARIO` with file, line, column and field
  */
 export function loadScenario(nameOrFile: string): Scenario {
@@ -182,8 +182,8 @@ function ofTrace(path: string): Scenario {
 
 /**
  * Checks a scenario's text.
- * @param source.file how messages name it
- * @param source.folder what paths in it are relative to
+ * @param source.file the name of the text in messages
+ * @param source.folder the folder to which its paths are relative
  * @throws UsageError `BAD_SCENARIO`: a line with file, line, column and field for each of the first problems
  */
 export function parseScenario(text: string, { file, folder }: { file: string; folder: string }): Scenario {

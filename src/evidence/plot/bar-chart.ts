@@ -13,7 +13,7 @@ import {
   pixel,
 } from "./figure.js";
 
-/** A bar's height, with the least and the greatest of its repetitions where there were several; null: not measured. */
+/** A bar's height, with the minimum and maximum of its repetitions if there were several. */
 export interface Bar {
   readonly value: number;
   readonly low?: number;
@@ -23,7 +23,7 @@ export interface Bar {
 /** Bars of one colour. */
 export interface BarSeries {
   readonly name: string;
-  /** One per category. */
+  /** One per category; null: not measured. */
   readonly bars: readonly (Bar | null)[];
 }
 
@@ -31,8 +31,8 @@ export interface BarSeries {
 const FILLED = 0.8;
 
 /**
- * Bars in groups, one group a category and one bar a series in each, from 0 on a linear axis, as SVG.
- * @throws RangeError for more than 7 series, and for values that an axis has no place for
+ * Draws grouped bars as SVG: one group per category, with one bar per series, from 0 on a linear axis.
+ * @throws RangeError for more than 7 series, and for values that an axis can't show
  */
 export function barChart({
   categories,

@@ -6,21 +6,21 @@ import { makeScale, type Scale, type ScaleKind } from "./scale.js";
  * page as it is, or in a file of its own.
  */
 
-/** What every plot says of itself. */
+/** The texts of a plot. */
 export interface FigureText {
-  /** What is shown, as a heading; also what a screen reader announces. */
+  /** The subject, as a heading. Screen readers announce it. */
   readonly title: string;
-  /** What is to be seen, in a sentence or two, for who doesn't see it. */
+  /** The content in a sentence or two, for readers who can't see the plot. */
   readonly description: string;
 }
 
 /** One axis of a plot. */
 export interface AxisText {
-  /** What is measured, with its unit. */
+  /** The measured quantity with its unit. */
   readonly label: string;
   /** Default: linear. */
   readonly scale?: ScaleKind;
-  /** How a value is written; default: up to three digits that count. */
+  /** Writes a value as text. Default: up to three significant digits. */
   readonly format?: (value: number) => string;
 }
 

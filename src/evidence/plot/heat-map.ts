@@ -1,19 +1,19 @@
 import { element, type XmlNode } from "../../xml.js";
 import { AREA, axisName, type FigureText, figure, HEAT_STEPS, label, line, pixel, shortNumber } from "./figure.js";
 
-/** A row of a heat map, its name to the left. */
+/** A row of a heat map, with its name on the left. */
 export interface HeatRow {
   readonly name: string;
-  /** From 0; one per column. */
+  /** One value per column, 0 or more. */
   readonly values: readonly number[];
 }
 
 const ROW = { most: 26, least: 4 } as const;
 
 /**
- * Rows of cells, the stronger the larger the value, as SVG. Steps of colour are even in the square root of the value, so that
- * a little is told from nothing beside a lot.
- * @param columns what is written below the first and the last column
+ * Draws rows of cells as SVG; a larger value has a stronger colour. The steps of colour are even in the square root of the value,
+ * so that a small value beside a large one differs visibly from 0.
+ * @param columns the texts below the first and the last column
  * @throws RangeError for rows of different lengths, and for values that are negative or not finite
  */
 export function heatMap({
@@ -24,7 +24,7 @@ export function heatMap({
   ...text
 }: FigureText & {
   readonly x: string;
-  /** What a value counts: "pages per bucket". */
+  /** The unit of a value: "pages per bucket". */
   readonly unit: string;
   readonly columns: { readonly first: string; readonly last: string };
   readonly rows: readonly HeatRow[];

@@ -12,7 +12,7 @@ import {
   pixel,
 } from "./figure.js";
 
-/** A measured point, with the least and the greatest of its repetitions where there were several. */
+/** A measured point, with the minimum and maximum of its repetitions if there were several. */
 export interface PlotPoint {
   readonly x: number;
   readonly y: number;
@@ -23,11 +23,11 @@ export interface PlotPoint {
 /** A line of one colour. */
 export interface LineSeries {
   readonly name: string;
-  /** Ascending in x. */
+  /** The points, ascending in x. */
   readonly points: readonly PlotPoint[];
 }
 
-/** Where two lines cross, or what else is to be seen. */
+/** A marked point with a text, such as a crossing of two lines. */
 export interface PlotMark {
   readonly x: number;
   readonly y: number;
@@ -35,8 +35,8 @@ export interface PlotMark {
 }
 
 /**
- * Lines through measured points, with whiskers from the least to the greatest, as SVG.
- * @throws RangeError for more than 7 series, and for values that an axis has no place for
+ * Draws lines through measured points as SVG, with whiskers from the minimum to the maximum.
+ * @throws RangeError for more than 7 series, and for values that an axis can't show
  */
 export function lineChart({
   x,

@@ -1,4 +1,4 @@
-/** How an axis runs: evenly, or by factors. */
+/** The scale of an axis: linear, or logarithmic to base 2 or 10. */
 export type ScaleKind = "linear" | "log2" | "log10";
 
 /** An axis without its drawing: where a value lies, and which values are written beside it. */

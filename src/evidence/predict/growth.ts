@@ -1,14 +1,14 @@
 import type { PageRuns } from "../../bitmap/ram-runs.js";
 
-/** Distinct pages that are dirtied in a time, as measured and beyond. */
+/** The number of distinct pages dirtied within a time, as measured and extrapolated. */
 export interface GrowthCurve {
-  /** Ascending in both; from one interval to all that were observed. Empty where nothing was observed. */
+  /** Points ascending in both, from one interval to the whole observation. Empty if nothing was observed. */
   readonly points: readonly GrowthPoint[];
-  /** Distinct pages dirtied in `ms`, a mean over all such windows; 0 for none. Never less for a longer time. */
+  /** Returns the distinct pages dirtied in `ms` milliseconds, a mean over all such windows. Never less for a longer time. */
   pagesAfter(ms: number): number;
 }
 
-/** A point of a growth curve: distinct pages dirtied in so many milliseconds. */
+/** A point of a growth curve: the distinct pages dirtied in `ms` milliseconds. */
 export interface GrowthPoint {
   readonly ms: number;
   readonly pages: number;
@@ -19,15 +19,15 @@ const PART_SHIFT = 12;
 const PART_PAGES = 1 << PART_SHIFT;
 
 /**
- * How many distinct pages are dirtied in a window, as a function of its length: exact for every window of consecutive
- * intervals, from one pass over them.
+ * Returns the number of distinct pages that are dirtied in a window, as a function of its length. It is exact for every window of
+ * consecutive intervals, and takes one pass over them.
  *
- * A page counts in all windows of k intervals but those that lie in a stretch of time in which it was not dirtied: a
- * stretch of g intervals holds g - k + 1 of them. So a histogram of the stretches is enough, however many windows there are
+ * A page counts in all windows of k intervals, except those inside a stretch of time in which it was not dirtied. A stretch of g
+ * intervals holds g - k + 1 such windows. So a histogram of the stretches is enough, for any number of windows
  * (Denning and Schwartz, Properties of the working-set model, CACM 15(3), 1972).
  *
- * Between two points the curve is straight. Below the first and beyond the last its slope falls with time as it falls next to
- * there: a working set fills up. Where it does not fall, the curve is straight there too.
+ * Between two points the curve is straight. Below the first point and beyond the last, its slope falls with time as it falls near
+ * them, because a working set fills up. If the slope does not fall there, the curve goes on straight.
  * O(pages in all intervals + intervals).
  */
 export function growthCurve(

@@ -2,21 +2,21 @@ import { ASSUMED_BYTES_PER_SECOND, dataBytes, roundSpeed, STOP_MS, zeroMs } from
 import type { MigrationReport, RoundReport } from "../../migration/report.js";
 import { summarize } from "../statistics.js";
 
-/** How fast pages get to the destination, and what a migration costs besides. */
+/** The speed at which pages get to the destination, and the other costs of a migration. */
 export interface LinkEstimate {
-  /** Where the figures come from. */
+  /** The origin of the figures. */
   readonly source: "assumed" | "loopback" | "run";
-  /** Bytes of non-zero pages per second in the first round: the destination's memory is touched for the first time. */
+  /** Bytes of non-zero pages per second in the first round, in which the destination's memory is touched for the first time. */
   readonly firstBytesPerSecond: number;
-  /** In all later rounds. */
+  /** Bytes of non-zero pages per second in all later rounds. */
   readonly bytesPerSecond: number;
   /** Milliseconds from one round's end to the next one's start: the read of the trackers, and messages. */
   readonly betweenMs: number;
-  /** What a downtime has besides its bytes: stopping, states, journals, starting. */
+  /** Milliseconds of downtime besides its bytes: stopping, states, journals, starting. */
   readonly stopMs: number;
 }
 
-/** What is known before anything was measured. */
+/** The estimate before anything was measured. */
 export const ASSUMED_LINK: LinkEstimate = {
   source: "assumed",
   firstBytesPerSecond: ASSUMED_BYTES_PER_SECOND,
@@ -40,9 +40,9 @@ export function limited(link: LinkEstimate, bandwidth: number): LinkEstimate {
 type PastReport = Pick<MigrationReport, "result" | "rounds" | "phases" | "downtimeMs">;
 
 /**
- * What earlier migrations over the same link tell of it: medians of what each one showed. A part that none of them shows
- * is taken from `otherwise`.
- * @param reports of migrations that completed; others are passed over
+ * Returns the estimate of a link from earlier migrations over it: the medians of their figures. A figure that none of them has is
+ * taken from `otherwise`.
+ * @param reports reports of migrations; those that did not complete are ignored
  */
 export function linkFromReports(reports: readonly PastReport[], otherwise: LinkEstimate = ASSUMED_LINK): LinkEstimate {
   const rounds = completed(reports).flatMap((report) =>
@@ -56,9 +56,9 @@ export function linkFromReports(reports: readonly PastReport[], otherwise: LinkE
 }
 
 /**
- * A link with what earlier migrations cost besides their bytes at its speed: small rounds take longer than their bytes do,
- * and the last one is small, so whatever it took beyond them belongs to stopping.
- * @param link whose speed is kept; its other figures too, where no migration has completed
+ * Returns a link estimate whose costs besides the bytes come from earlier migrations. Small rounds take longer than their bytes
+ * do. The last round is small, so its time beyond its bytes counts as the cost of stopping.
+ * @param link the estimate whose speed is kept; its other figures are kept too if no migration has completed
  */
 export function costsFromReports(reports: readonly PastReport[], link: LinkEstimate): LinkEstimate {
   const between: number[] = [];

@@ -27,11 +27,11 @@ const BETWEEN_ROUNDS = 13;
 const LIMIT_MS = 30_000;
 
 /**
- * How fast this machine sends pages to itself: the very channels of a migration, with 64 MiB of random pages, twice (the
- * first time the receiver's memory is touched for the first time), and then single pages, for how long an answer takes. A
+ * Measures the speed at which this machine sends pages to itself, over the same channels as a migration. It sends 64 MiB of random
+ * pages twice, because only the first time touches new memory of the receiver. Then it sends single pages, to time an answer. A
  * network in between can only be slower.
  * @param channels 1 to 16
- * @throws DirtmapError `LOOPBACK_TOO_SLOW`; of the channels; the signal's reason
+ * @throws DirtmapError `LOOPBACK_TOO_SLOW`, and those of the channels; the signal's reason
  */
 export async function measureLoopback({
   channels,

@@ -13,37 +13,37 @@ import { type SimulatedRound, type Simulation, simulate, type Workload } from ".
  * What will a migration of this machine be like? Pure: what was observed goes in, figures come out.
  */
 
-/** Someone with a tracker, as the ledger names it. */
+/** An owner of dirty bits in an observation. */
 export interface ObservedOwner {
   readonly owner: string;
   readonly tracker: string;
-  /** A domain has several, `cpu` has none. */
+  /** The owner's devices: several for a domain, none for `cpu`. */
   readonly devices: readonly { readonly id: string; readonly model: string }[];
 }
 
-/** A machine that was watched, or whose trace was recorded. */
+/** The observation of a machine, watched or from a trace. */
 export interface Observation {
   readonly memoryBytes: number;
   readonly platform: Platform;
-  /** Share of RAM's pages that are all zero; null: unknown, and taken to be none. */
+  /** Share of RAM's pages that are all zero, 0 to 1; null: unknown, and treated as 0. */
   readonly zeroShare: number | null;
-  /** MIG_DATA_SIZE of all devices; null: unknown. */
+  /** The sum of all devices' MIG_DATA_SIZE, in bytes; null: unknown. */
   readonly deviceStateBytes: number | null;
   readonly owners: readonly ObservedOwner[];
   readonly unread: readonly string[];
   readonly intervals: readonly TraceInterval[];
 }
 
-/** How the migration would be run. */
+/** The conditions of a predicted migration. */
 export interface PredictedConditions {
   readonly downtimeLimitMs: number;
-  /** Default 30. */
+  /** The maximum number of rounds. Default: 30. */
   readonly maxRounds?: number;
-  /** Bytes per second that may be used. Default: no limit. */
+  /** The limit of bandwidth in bytes per second. Default: no limit. */
   readonly bandwidth?: number;
-  /** The memories are compared before GO. Default false. */
+  /** True: the memories are compared before GO. Default: false. */
   readonly verifyFirst?: boolean;
-  /** What a read of the trackers takes. Default 1 ms. */
+  /** Milliseconds that a read of the trackers takes. Default: 1. */
   readonly readMs?: number;
 }
 
@@ -61,47 +61,47 @@ export interface WhatIf extends Outcome {
   readonly gainMs: number | null;
 }
 
-/** What one owner does, and what it would gain to have it do less. */
+/** The writes of one owner, and the gain if it wrote less. */
 export interface OwnerPrediction {
   readonly owner: string;
   readonly tracker: string;
   readonly devices: readonly string[];
-  /** Nothing tracks it: all that it may write counts as dirty. */
+  /** True: nothing tracks it, so all memory that it may write counts as dirty. */
   readonly everything: boolean;
   /** Bytes of distinct pages per second at the shortest interval that was measured. */
   readonly bytesPerSecond: number;
-  /** Bytes of distinct pages over all that was observed. */
+  /** Bytes of distinct pages over the whole observation. */
   readonly workingSetBytes: number;
-  /** Distinct pages dirtied, by the length of the time. At most 16 points of those measured. */
+  /** Distinct pages dirtied by the length of time: at most 16 of the measured points. */
   readonly growth: readonly GrowthPoint[];
-  /** It is stopped before the first page is sent; null for vCPUs, which can't be. */
+  /** The outcome if it is stopped before the first page is sent; null for vCPUs, which can't be stopped. */
   readonly suspended: WhatIf | null;
-  /** It writes half as fast; null where nothing tracks it: that is no matter of speed. */
+  /** The outcome if it writes half as fast; null if nothing tracks it, because its speed does not matter then. */
   readonly halved: WhatIf | null;
 }
 
-/** A migration foretold: how it ends, and what that rests on. Durations are milliseconds. */
+/** The prediction of a migration: its outcome, and the basis of the figures. Durations are milliseconds. */
 export interface Prediction extends Outcome {
   readonly observedMs: number;
   readonly intervals: number;
   readonly downtimeLimitMs: number;
   readonly link: LinkEstimate;
-  /** Tracker owners in the way, the worst first; empty where it converges. */
+  /** The owners that prevent convergence, the worst first; empty if it converges. */
   readonly inTheWay: readonly string[];
-  /** Why it doesn't converge, and what would work; null where it does. */
+  /** The reason why it doesn't converge, and a remedy; null if it converges. */
   readonly why: { readonly message: string; readonly remedy: string | undefined } | null;
-  /** The downtime limit with which it would; null where it does. */
+  /** The downtime limit in milliseconds with which it would converge; null if it converges. */
   readonly neededLimitMs: number | null;
   readonly simulated: readonly SimulatedRound[];
   readonly owners: readonly OwnerPrediction[];
-  /** What the figures can't know. */
+  /** Warnings about facts that the figures can't contain. */
   readonly warnings: readonly string[];
 }
 
 const MAX_POINTS = 16;
 const NO_PAGES: PageRuns = new Uint32Array(0);
 
-/** Says what a migration of the observed machine would be. */
+/** Predicts a migration of the observed machine. A pure function. */
 export function predict(seen: Observation, link: LinkEstimate, wanted: PredictedConditions): Prediction {
   const { intervals, owners } = seen;
   const bandwidth = wanted.bandwidth ?? DEFAULTS.bandwidth;
@@ -154,7 +154,7 @@ export function predict(seen: Observation, link: LinkEstimate, wanted: Predicted
   };
 }
 
-/** The part of a prediction that a migration's report keeps. */
+/** Returns the part of a prediction that a migration's report keeps. */
 export function predictedOutcome(prediction: Prediction): PredictedOutcome {
   const { converges, rounds, downtimeMs, movingMs, inTheWay, observedMs } = prediction;
   return { converges, rounds, downtimeMs, movingMs, inTheWay, observedMs };

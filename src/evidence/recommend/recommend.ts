@@ -34,7 +34,7 @@ const READ_SHARE = 0.1;
 
 /**
  * Recommends a tracker, a granule and a domain for each device of a benchmark.
- * @param order whom ties go to
+ * @param order the order of trackers that decides ties
  */
 export function recommend(
   benchmark: TrackerBenchmark,

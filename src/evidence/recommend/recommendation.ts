@@ -13,7 +13,7 @@ import { followedSchema, RECOMMENDATION_VERSION, type Recommendation, type Recom
  * A recommendation as a file, and as a policy.
  */
 
-/** Makes a recommendation of a benchmark. */
+/** Makes the recommendation document of a benchmark. @param order the order of trackers that decides ties */
 export function recommendationOf(benchmark: TrackerBenchmark, link: Link, order: PolicyOrder): Recommendation {
   const { takenAt, host, scenario } = benchmark;
   return {
@@ -28,7 +28,7 @@ export function recommendationOf(benchmark: TrackerBenchmark, link: Link, order:
   };
 }
 
-/** A recommendation as what a policy follows. */
+/** Returns the measured choices of a recommendation, for `Policy.measured`. @param source.from the name of its origin in messages */
 export function measuredChoices(
   devices: readonly Pick<RecommendedDevice, "id" | "model" | "tracker" | "granule" | "domain" | "reason">[],
   { from, unmeasured = DEFAULTS.unmeasured }: { from: string; unmeasured?: MeasuredChoices["unmeasured"] },
@@ -78,7 +78,7 @@ export function readMeasured(
   });
 }
 
-/** Writes a recommendation's file. @throws UsageError `CANNOT_WRITE` */
+/** Writes a recommendation to a file, as JSON. @throws UsageError `CANNOT_WRITE` */
 export function writeRecommendation(path: string, recommendation: Recommendation): void {
   writeJson(path, recommendation);
 }

@@ -100,13 +100,13 @@ export const followedSchema = recommendationSchema.pick({ schemaVersion: true, k
     .max(1024),
 });
 
-/** What `dirtmap recommend --output FILE` writes. */
+/** A recommendation, as `dirtmap recommend --output FILE` writes it. */
 export type Recommendation = Immutable<z.output<typeof recommendationSchema>>;
 
-/** What is recommended for one device. */
+/** The recommendation for one device. */
 export type RecommendedDevice = Immutable<z.output<typeof recommendedDevice>>;
 
-/** What is recommended, against another tracker of the device. */
+/** The comparison of the recommended tracker with another tracker of the device. */
 export type Margin = Immutable<z.output<typeof margin>>;
 
 /** A tracker at a granule. */

@@ -1,10 +1,10 @@
-/** A report before it is written down: blocks in the order in which they are read. All text is plain. */
+/** A report in no format yet: blocks in reading order. All text is plain. */
 export interface ReportDocument {
   readonly title: string;
   readonly blocks: readonly Block[];
 }
 
-/** A part of a report, in the order in which it is read. */
+/** A part of a report. */
 export type Block =
   | { readonly kind: "heading"; readonly text: string }
   | { readonly kind: "text"; readonly text: string }
@@ -23,16 +23,16 @@ export interface TableBlock {
   readonly head: readonly string[];
   /** A row shorter than the head leaves its last cells empty. */
   readonly rows: readonly (readonly string[])[];
-  /** Columns of quantities stand to the right; default: all but the first do. */
+  /** Indices of the left-aligned columns. Default: only the first. */
   readonly left?: readonly number[];
 }
 
 /** A figure with a caption. */
 export interface FigureBlock {
   readonly kind: "figure";
-  /** Names its file where it gets one: small letters, digits and '-'. */
+  /** The figure's name, from which its file is named: lower-case letters, digits and '-'. */
   readonly name: string;
-  /** As the functions of plot/ make it. */
+  /** The figure, as made by the functions of plot/. */
   readonly svg: string;
   readonly caption: string;
 }

@@ -17,7 +17,7 @@ figure{margin:1.5rem 0}figure svg{max-width:100%;height:auto}figcaption{font-sty
 @media print{body{max-width:none;margin:0}}
 `.trim();
 
-/** A report as one HTML file that needs nothing beside it, and has no script. Ends with a newline. */
+/** Returns a report as one HTML file that needs no other file and has no script. Ends with a newline. */
 export function htmlReport({ title, blocks }: ReportDocument): string {
   return [
     "<!DOCTYPE html>",

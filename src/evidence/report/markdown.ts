@@ -2,8 +2,8 @@ import { safeLines, safeText } from "../../safe-text.js";
 import { type Block, isLeft, type ReportDocument, type TableBlock } from "./document.js";
 
 /**
- * A report as Markdown, with GitHub's tables. Ends with a newline.
- * @param urlOf where a figure's SVG will be found from the report, by the figure's name
+ * Returns a report as Markdown, with GitHub's tables. Ends with a newline.
+ * @param urlOf returns the URL of a figure's SVG, relative to the report, from the figure's name
  */
 export function markdownReport({ title, blocks }: ReportDocument, urlOf: (figure: string) => string): string {
   return `${[`# ${plain(title)}`, ...blocks.map((block) => blockMarkdown(block, urlOf))].join("\n\n")}\n`;

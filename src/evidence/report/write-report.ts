@@ -6,9 +6,9 @@ import { markdownReport } from "./markdown.js";
 import { reportPath } from "./report-path.js";
 
 /**
- * Writes a report: one HTML file, or Markdown with a file for each figure beside it (`report.md`, `report-NAME.svg`).
+ * Writes a report as one HTML file, or as Markdown with a file for each figure beside it (`report.md`, `report-NAME.svg`).
  * @returns the files written
- * @throws UsageError `BAD_OPTION` for another kind of file, `CANNOT_WRITE` where the system refuses
+ * @throws UsageError `BAD_OPTION` for another kind of file, `CANNOT_WRITE` if the system refuses
  */
 export function writeReport(path: string, document: ReportDocument): string[] {
   reportPath(path);

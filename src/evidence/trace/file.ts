@@ -9,7 +9,7 @@ import { TraceEncoder } from "./encoder.js";
 import type { TraceHeader } from "./format.js";
 import type { TraceInterval } from "./interval.js";
 
-/** Writes a trace to a file as it is recorded. A trace that is disposed before {@link end} is cut off, and says so when read. */
+/** Writes a trace to a file while it is recorded. If it is disposed before {@link end}, a reader finds that the trace is cut off. */
 export class TraceWriter implements AsyncDisposable {
   readonly #path: string;
   readonly #file: FileHandle;
@@ -22,7 +22,7 @@ export class TraceWriter implements AsyncDisposable {
     this.#encoder = encoder;
   }
 
-  /** @throws UsageError `CANNOT_WRITE` */
+  /** Creates the file, readable only by its owner, and writes the header. @throws UsageError `CANNOT_WRITE` */
   static async create(path: string, header: TraceHeader): Promise<TraceWriter> {
     let file: FileHandle;
     try {
@@ -41,15 +41,17 @@ export class TraceWriter implements AsyncDisposable {
     return this.#bytes;
   }
 
+  /** Intervals added so far. */
   get intervals(): number {
     return this.#encoder.intervals;
   }
 
+  /** Adds the next interval. @throws UsageError `CANNOT_WRITE` */
   async add(interval: TraceInterval): Promise<void> {
     await this.#write(this.#encoder.add(interval));
   }
 
-  /** The trace is whole. */
+  /** Ends the trace and flushes the file: the trace is complete. @throws UsageError `CANNOT_WRITE` */
   async end(): Promise<void> {
     await this.#write(this.#encoder.end());
     try {
@@ -77,7 +79,7 @@ export class TraceWriter implements AsyncDisposable {
   }
 }
 
-/** A trace file, read as a stream: {@link header} first, {@link intervals} once. */
+/** A trace file that is read as a stream: first the {@link header}, then the {@link intervals}, once. */
 export class TraceFile implements AsyncDisposable {
   readonly header: TraceHeader;
   /** Decoded with the header, and kept. */
@@ -91,9 +93,9 @@ export class TraceFile implements AsyncDisposable {
   }
 
   /**
-   * Reads the trace's header.
-   * @param within a folder that the file must lie in, links followed
-   * @throws UsageError `BAD_TRACE`, `TRACE_TOO_NEW`; `NO_TRACE` where the file can't be read; `NOT_GRANTED`
+   * Opens a trace and reads its header.
+   * @param within a folder that the file must lie in, after links are followed
+   * @throws UsageError `BAD_TRACE`, `TRACE_TOO_NEW`; `NO_TRACE` if the file can't be read; `NOT_GRANTED` outside `within`
    */
   static async open(path: string, within?: string): Promise<TraceFile> {
     const decoder = new TraceDecoder(path);
@@ -104,14 +106,14 @@ export class TraceFile implements AsyncDisposable {
     return new TraceFile(header, first, intervals);
   }
 
-  /** The intervals in order; once. */
+  /** Reads the intervals in order. Can be called once. @throws UsageError `BAD_TRACE` for damage */
   async *intervals(): AsyncGenerator<TraceInterval> {
     if (this.#first.done === true) return;
     yield this.#first.value;
     yield* this.#rest;
   }
 
-  /** Closes the file, which a reading to the end does as well. */
+  /** Closes the file. Reading to the end closes it as well. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#rest.return(undefined);
   }
@@ -122,7 +124,8 @@ const MAX_RUNS_KEPT = 1 << 25;
 const MAX_INTERVALS_KEPT = 1_000_000;
 
 /**
- * Reads a whole trace.
+ * Reads a whole trace into memory.
+ * @param within a folder that the file must lie in, after links are followed
  * @throws UsageError as {@link TraceFile.open}, also for damage further on; `TRACE_TOO_LARGE`
  */
 export async function readTrace(

@@ -89,7 +89,7 @@ export const traceHeaderSchema = z.object({
   unread: z.array(text).max(4096),
 });
 
-/** What a trace says of the machine that it is of, before its first interval. */
+/** The header of a trace: the machine that was recorded (docs/trace.md). */
 export type TraceHeader = z.output<typeof traceHeaderSchema>;
 
 /** A frame, ready to be written. */

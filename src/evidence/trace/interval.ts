@@ -1,9 +1,9 @@
 import type { PageRuns } from "../../bitmap/ram-runs.js";
 
-/** What each tracker owner's pages were between two reads: the input of a prediction, and what a trace holds. */
+/** The pages that each owner dirtied between two reads. Predictions and traces are made of them. */
 export interface TraceInterval {
-  /** Above 0. */
+  /** Milliseconds from the previous read, above 0. */
   readonly elapsedMs: number;
-  /** With the ledger's keys. Owners that reported nothing are absent. */
+  /** Pages by the ledger's keys. Owners that reported nothing are absent. */
   readonly owners: ReadonlyMap<string, PageRuns>;
 }

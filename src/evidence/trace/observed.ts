@@ -12,7 +12,7 @@ import type { TraceInterval } from "./interval.js";
  * What a trace says of a machine, from the machine itself and from the reads of its trackers.
  */
 
-/** The interval that a read ends. The read's bitmaps must still be valid. */
+/** Returns the interval that ends with a read, whose bitmaps must still be valid. @param elapsedMs since the previous read */
 export function intervalOf(read: DirtyRead, elapsedMs: number): TraceInterval {
   const owners = new Map<string, PageRuns>();
   for (const [owner, pages] of read.pagesByOwner) {
@@ -22,7 +22,7 @@ export function intervalOf(read: DirtyRead, elapsedMs: number): TraceInterval {
   return { elapsedMs, owners };
 }
 
-/** Who has a tracker, as the ledger names it; known once the trackers were read. */
+/** Returns the owners that have a tracker, by the ledger's names. They are known after a read of the trackers. */
 export function ownersOf(
   machine: Pick<Machine, "devices">,
   source: Pick<DirtySource, "choices" | "granuleOf">,
@@ -43,7 +43,7 @@ export function ownersOf(
   });
 }
 
-/** MIG_DATA_SIZE of all devices that can migrate, together; null where one of them doesn't say. */
+/** Returns the sum of MIG_DATA_SIZE of all devices that can migrate, in bytes; null if one of them doesn't tell. */
 export async function deviceStateBytes({ devices }: Pick<Machine, "devices">): Promise<number | null> {
   let bytes = 0;
   for (const { vfio } of devices) {

@@ -9,12 +9,12 @@ import type { TraceInterval } from "./interval.js";
 const MAX_WRITES = 1 << 25;
 
 /**
- * What devices write that replay a trace together, per owner. A page that several of them dirtied is written by the first
- * that did, whenever any of them did: what is dirty in an interval is the trace's, page by page, and each page has one
- * writer, which its stamps name.
- * @param name how messages call the trace: its file
- * @param regions of the machine that it is replayed on
- * @throws UsageError `TRACE_DOES_NOT_FIT` for pages that are no writeable RAM there; `NO_SUCH_OWNER`; `TRACE_TOO_LARGE`
+ * Returns the writes of devices that replay a trace together, per owner. If several of them dirtied a page, the first of them
+ * writes it, whenever any of them did. So each interval dirties exactly the trace's pages, and each page has one writer, which its
+ * stamps name.
+ * @param name the name of the trace in messages: its file
+ * @param regions the memory of the machine that replays it
+ * @throws UsageError `TRACE_DOES_NOT_FIT` for pages that are not writeable RAM there; `NO_SUCH_OWNER`; `TRACE_TOO_LARGE`
  */
 export function schedulesOf(
   name: string,

@@ -65,18 +65,19 @@ export interface BenchProgress {
   readonly subject: number | string | null;
 }
 
-/** What is benched, and how thoroughly. */
+/** The options of {@link benchTrackers}. */
 export interface TrackerBenchOptions {
   readonly site: BenchSite;
+  /** True: fewer measurements in less time. Default: false. */
   readonly quick?: boolean;
   readonly progress?: (progress: BenchProgress) => void;
   readonly signal?: AbortSignal;
 }
 
 /**
- * Measures every tracker of every device of a site: what it costs its reader, what it costs the device, and how exact it is.
- * Several machines are made one after the other; nothing is left of them.
- * @throws UsageError, UapiError of a machine that can't be made; DirtmapError. A tracker that can't be used is told of in the
+ * Measures every tracker of every device of a site: its cost to the reader, its cost to the device, and its exactness. It makes
+ * several machines one after the other, and leaves none behind.
+ * @throws UsageError or UapiError of a machine that can't be made; DirtmapError. A tracker that can't be used is reported in the
  * result
  */
 export async function benchTrackers({

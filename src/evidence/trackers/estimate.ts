@@ -11,14 +11,14 @@ import type { BenchedDevice, TrackerBenchmark, TrackerFigures } from "./result.j
  * with what was measured here.
  */
 
-/** What a migration is given. */
+/** The bandwidth and downtime limit of an estimated migration. */
 export interface Link {
   /** Bytes per second, finite. */
   readonly bandwidth: number;
   readonly downtimeLimitMs: number;
 }
 
-/** Where nobody says more: a common link, and the limit of a migration without one. */
+/** The default link: a common bandwidth, and the default downtime limit. */
 export const DEFAULT_LINK: Link = {
   bandwidth: DEFAULTS.linkBandwidth,
   downtimeLimitMs: DEFAULTS.downtimeLimitMs,
@@ -27,22 +27,22 @@ export const DEFAULT_LINK: Link = {
 /** What a link without a limit is taken to carry: what two processes of one machine were measured to. */
 export const UNLIMITED_BANDWIDTH = 2.5e9;
 
-/** How the migration of a machine would go. */
+/** The estimate of a machine's migration. */
 export interface MigrationEstimate {
-  /** The machine can be stopped within the downtime limit. */
+  /** True if the machine can be stopped within the downtime limit. */
   readonly converges: boolean;
   /** Rounds that are sent while the machine runs. */
   readonly rounds: number;
   /** Milliseconds from the first byte to the machine running at the destination. */
   readonly totalMs: number;
-  /** Where it doesn't converge: of the round in which it came nearest. */
+  /** Milliseconds of downtime. If the migration doesn't converge, that of the round that came nearest. */
   readonly downtimeMs: number;
-  /** Both again, had each read been as fast as its fastest: other work on the machine only ever adds to a read. */
+  /** The same two with every read as fast as the fastest, because other work on the machine only adds to a read. */
   readonly totalAtLeastMs: number;
   readonly downtimeAtLeastMs: number;
 }
 
-/** Estimates a migration. null: it is not known what the device writes, or what the tracker names. */
+/** Estimates a migration with a device's tracker; null if the device's writes or the tracker's exactness are unknown. */
 export function estimateMigration(
   { memoryBytes }: Pick<TrackerBenchmark, "memoryBytes">,
   device: BenchedDevice,

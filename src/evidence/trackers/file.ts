@@ -47,7 +47,7 @@ export function checkBenchmark(value: unknown, from: string): TrackerBenchmark {
   return parsed.data;
 }
 
-/** Reads a benchmark's file. @throws UsageError `NO_BENCHMARK` where it can't be read, and what {@link checkBenchmark} throws */
+/** Reads a benchmark's file. @throws UsageError `NO_BENCHMARK` if it can't be read, and those of {@link checkBenchmark} */
 export function readBenchmark(path: string): TrackerBenchmark {
   return checkBenchmark(readJson(path), path);
 }

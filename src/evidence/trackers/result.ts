@@ -142,7 +142,7 @@ export const trackerBenchmarkSchema = z
   })
   .describe("a benchmark of trackers: what `dirtmap bench trackers --json` prints");
 
-/** All that one run of `dirtmap bench trackers` found. */
+/** The result of one run of `dirtmap bench trackers`. */
 export type TrackerBenchmark = Immutable<z.output<typeof trackerBenchmarkSchema>>;
 
 export type BenchedDevice = Immutable<z.output<typeof benchedDevice>>;
@@ -150,7 +150,7 @@ export type BenchedDevice = Immutable<z.output<typeof benchedDevice>>;
 /** A point of a curve. */
 export type GrowthPoint = Immutable<z.output<typeof growthPoint>>;
 
-/** What one tracker of a device costs and tells, at one granule. Times are in milliseconds. */
+/** The costs and the exactness of one tracker of a device, at one granule. Times are milliseconds. */
 export type TrackerFigures = Immutable<z.output<typeof trackerFigures>>;
 
 /** What a read costs. */

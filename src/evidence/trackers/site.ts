@@ -17,20 +17,20 @@ export interface BenchVariant {
   readonly load: "workload" | "flat-out";
 }
 
-/** A host, as the bench sees it. */
+/** A host whose trackers can be measured. */
 export interface BenchSite {
   readonly host: string;
-  /** The scenario that its machine was described by; null: it is made of whatever devices there are. */
+  /** The scenario that describes its machine; null: the machine consists of the devices that are present. */
   readonly scenario: string | null;
-  /** What its figures are of, in a sentence: a model, a kernel, another process. */
+  /** The subject of its figures, in a sentence: a model, a kernel, another process. */
   readonly measures: string;
-  /** Bytes of guest memory of the machine as it is; of its trackers a migration is estimated. */
+  /** Bytes of guest memory of the real machine, for which migrations are estimated. */
   readonly memoryBytes: number;
-  /** Address spaces that reads are measured on, ascending. */
+  /** Sizes in bytes of the address spaces on which reads are measured, ascending. */
   readonly sizes: readonly number[];
-  /** The devices that are to be measured, by their ids; null: all. */
+  /** The ids of the devices to measure; null: all. */
   readonly devices: readonly string[] | null;
-  /** Devices that can't be measured, each with why. */
+  /** Devices that can't be measured, each with the reason. */
   readonly leftOut: readonly { readonly id: string; readonly why: string }[];
   /** Opens a machine whose devices run. */
   open(variant: BenchVariant): Promise<BenchMachine>;
@@ -39,23 +39,23 @@ export interface BenchSite {
 /** A machine on the bench. */
 export interface BenchMachine extends AsyncDisposable {
   readonly machine: Machine;
-  /** By device id: who knows what the device writes; absent: nobody does. */
+  /** By device id, a witness of the device's writes; absent: there is none. */
   readonly witnesses: ReadonlyMap<string, DmaWitness>;
-  /** By device id, its IOMMU group, where there is one. */
+  /** By device id, the number of its IOMMU group; absent: it has none. */
   readonly groups: ReadonlyMap<string, number>;
 }
 
-/** Knows what a device has written, by other means than a tracker. */
+/** A witness of a device's writes that is not a tracker. */
 export interface DmaWitness {
-  /** DMA writes since the device was opened. */
+  /** Returns the number of DMA writes since the device was opened. */
   writes(): Promise<number>;
-  /** Remembers this moment. Exact where the device is stopped. */
+  /** Marks this moment. Exact if the device is stopped. */
   mark(): Promise<DmaMark>;
 }
 
-/** A moment in a device's life. */
+/** A marked moment, from which a device's writes are counted. */
 export interface DmaMark {
-  /** Different pages of RAM that it has written since. Exact where the device is stopped. */
+  /** Returns the number of distinct pages of RAM that the device has written since. Exact if the device is stopped. */
   pagesSince(): Promise<number>;
 }
 
