@@ -1,8 +1,8 @@
 import { DirtmapError } from "../errors.js";
 
 /**
- * Error numbers of Linux (include/uapi/asm-generic/errno-base.h and errno.h), whole, since any driver may answer any of
- * them. The numbers are the same on x86-64 and arm64.
+ * All error numbers of Linux (include/uapi/asm-generic/errno-base.h and errno.h), because a driver may answer any of them. The
+ * numbers are the same on x86-64 and arm64.
  */
 export const ERRNO = {
   EPERM: 1,

@@ -1,7 +1,7 @@
 /**
- * `dirtmap/uapi`: what the Linux headers iommufd.h, vfio.h and errno.h define, as data, with the headers' names. A name in
- * lower case is a structure's layout ({@link Struct}), one in upper case a number, or a request of ioctl(2)
- * ({@link IoctlRequest}). Numbers are those of x86-64 and arm64. What they mean is for the headers to say.
+ * `dirtmap/uapi` has definitions of the Linux headers iommufd.h, vfio.h and errno.h as data, with the headers' names. A name in
+ * lower case is a structure's layout ({@link Struct}). A name in upper case is a number, or a request of ioctl(2)
+ * ({@link IoctlRequest}). Numbers are those of x86-64 and arm64. The headers explain the fields and flags.
  * @module
  */
 
