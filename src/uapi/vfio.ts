@@ -157,7 +157,10 @@ export const vfio_device_feature_mig_data_size = struct("vfio_device_feature_mig
   stop_copy_length: "u64",
 });
 
-/** The structure of {@link VFIO_DEVICE_FEATURE}.DMA_LOGGING_START; `ranges` points to {@link vfio_device_feature_dma_logging_range}s. */
+/**
+ * The structure of {@link VFIO_DEVICE_FEATURE}.DMA_LOGGING_START. `ranges` points to an array of
+ * {@link vfio_device_feature_dma_logging_range}.
+ */
 export const vfio_device_feature_dma_logging_control = struct("vfio_device_feature_dma_logging_control", {
   page_size: "u64",
   num_ranges: "u32",
