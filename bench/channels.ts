@@ -12,6 +12,7 @@ import { fillMemory } from "../src/memory/fill.js";
 import { createGuestMemory, type GuestMemory } from "../src/memory/guest-memory.js";
 import { openReceiver } from "../src/migration/channels/receiver.js";
 import { openSender } from "../src/migration/channels/sender.js";
+import type { PageReceiver, RoundSent } from "../src/migration/data-plane.js";
 import { listen } from "../src/migration/transport/listener.js";
 
 /*
@@ -47,6 +48,9 @@ interface Order {
   readonly token: string;
   readonly tls: TryoutCertificates["server"] | undefined;
 }
+
+/** What the receiving process is asked for; it answers with a number. */
+type Request = "usage" | { readonly begin: number } | { readonly end: number; readonly sent: RoundSent };
 
 interface Sample {
   readonly seconds: number;
@@ -99,56 +103,63 @@ async function sendPages(
 ): Promise<Sample> {
   const token = randomBytes(32).toString("hex");
   const order: Order = { raw: false, bytes: memory.bytes, channels, token, tls: certificates?.server };
-  return await withReceiver(order, async (port, measured) => {
+  return await withReceiver(order, async (port, measured, child) => {
     const { signal } = new AbortController();
     const address = { host: "127.0.0.1", port, token, ...(certificates && { tls: certificates.client }) };
     await using sender = await openSender({ memory, address, channels, signal });
     const pages = new RamBitmap(memory);
     pages.setAll();
+    const count = pages.count();
+    await asked(child, { begin: 0 });
     return await measured(async () => {
-      await sender.sendRound(0, pages, signal);
+      const { zeroPages, bytes } = await sender.sendRound(0, pages, signal);
+      await asked(child, { end: 0, sent: { pages: count, zeroPages, bytes } });
     });
   });
+}
+
+/** Tells the receiving process something, as the control connection of a migration does, and waits until it is done. */
+async function asked(child: ChildProcess, request: Request): Promise<number> {
+  const answer = once(child, "message");
+  child.send(request);
+  const [value] = await answer;
+  return value as number;
 }
 
 /** Starts the other process, and measures what `run` hands to `measured`, on both sides. */
 async function withReceiver(
   order: Order,
-  run: (port: number, measured: (work: () => Promise<void>) => Promise<Sample>) => Promise<Sample>,
+  run: (port: number, measured: (work: () => Promise<void>) => Promise<Sample>, child: ChildProcess) => Promise<Sample>,
 ): Promise<Sample> {
   const child = fork(fileURLToPath(import.meta.url), [RECEIVER]);
   try {
     child.send(order);
     const [port] = await once(child, "message");
-    return await run(port as number, async (work) => {
-      const receiverBefore = await cpuSecondsOf(child);
+    const measured = async (work: () => Promise<void>) => {
+      const receiverBefore = await asked(child, "usage");
       const before = process.cpuUsage();
       const startedAt = performance.now();
       await work();
       const seconds = (performance.now() - startedAt) / 1000;
       const { user, system } = process.cpuUsage(before);
-      const receiver = (await cpuSecondsOf(child)) - receiverBefore;
+      const receiver = (await asked(child, "usage")) - receiverBefore;
       return { seconds, cpuSeconds: (user + system) / 1e6 + receiver };
-    });
+    };
+    return await run(port as number, measured, child);
   } finally {
     child.disconnect();
     await once(child, "exit");
   }
 }
 
-async function cpuSecondsOf(child: ChildProcess): Promise<number> {
-  const answer = once(child, "message");
-  child.send("usage");
-  const [seconds] = await answer;
-  return seconds as number;
-}
-
 /** The other process: receives what it is told to, and says what processor time it has used. */
 async function receive(): Promise<void> {
   const [order]: [Order] = (await once(process, "message")) as [Order];
-  process.on("message", (message) => {
-    if (message !== "usage") return;
+  let receiver: PageReceiver | undefined;
+  process.on("message", async (request: Request) => {
     const { user, system } = process.cpuUsage();
+    if (request !== "usage" && "begin" in request) await receiver?.beginRound(request.begin);
+    if (request !== "usage" && "end" in request) await receiver?.endRound(request.end, request.sent);
     process.send?.((user + system) / 1e6);
   });
   if (order.raw) {
@@ -171,7 +182,7 @@ async function receive(): Promise<void> {
     credentials: order.tls,
   });
   const { channels, token } = order;
-  const receiver = openReceiver({ memory: createGuestMemory(order.bytes), listener, channels, token });
+  receiver = openReceiver({ memory: createGuestMemory(order.bytes), listener, channels, token });
   process.send?.(listener.endpoint.port);
   await Promise.race([receiver.failed, once(process, "disconnect")]);
   process.exit(0);
