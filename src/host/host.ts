@@ -166,7 +166,7 @@ export interface Iommufd extends AsyncDisposable {
    * Makes an object that holds a dirty tracker for all mdevs attached to it, and returns its id, which
    * {@link setDirtyTracking} and {@link getDirtyBitmap} take. It is the "emulated iommu" object of the mailing-list thread
    * (docs/fidelity.md).
-   * @throws UapiError EOPNOTSUPP if the host has none, as Linux
+   * @throws UapiError EOPNOTSUPP if the host has none; Linux has none
    */
   allocEmulatedIommu(ioas: ObjectId): Promise<ObjectId>;
   /**
