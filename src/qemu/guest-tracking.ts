@@ -17,6 +17,16 @@ export const DEFAULT_TRACKER: GuestTracker = "messages";
 /** Bytes per bit of a device's log: QEMU tracks by pages. */
 export const GRANULE = PAGE_SIZE;
 
+/** How a device is tracked. @param trackers that are asked for, by the devices' names */
+export function trackerFor(id: string, trackers: Readonly<Record<string, GuestTracker>> = {}): GuestTracker {
+  return Object.hasOwn(trackers, id) ? trackers[id] : DEFAULT_TRACKER;
+}
+
+/** How reports call it: by messages it is QEMU that tracks. */
+export function reportedTracker(tracker: GuestTracker): "vmm" | "device" {
+  return tracker === "messages" ? "vmm" : tracker;
+}
+
 /** What a device has dirtied. */
 export interface DeviceShare {
   readonly device: string;

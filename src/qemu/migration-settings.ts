@@ -73,6 +73,9 @@ function lacks(qemu: Qemu, what: string): DirtmapError {
   });
 }
 
+/** QEMU's own, where it tells none (DEFAULT_MIGRATE_SET_DOWNTIME). */
+const QEMU_DOWNTIME_LIMIT_MS = 300;
+
 /** What an operator may ask of QEMU's migration; both sides are asked the same. */
 export interface MigrationTuning {
   /** Streams of QEMU's multifd; 0: it is off. Default: 0. */
@@ -81,6 +84,21 @@ export interface MigrationTuning {
   readonly downtimeLimitMs?: number;
   /** Bytes per second. Default: QEMU's own setting. */
   readonly bandwidth?: number;
+}
+
+/** What applies to a migration: what is asked for, else what QEMU has. A bandwidth of 0 is no limit. */
+export async function effectiveTuning(qemu: Qemu, asked: MigrationTuning): Promise<Required<MigrationTuning>> {
+  const [capabilities, parameters] = await Promise.all([qemu.capabilities(), qemu.parameters()]);
+  const own = (name: string, otherwise: number) => {
+    const value = parameters[name];
+    return typeof value === "number" && Number.isFinite(value) && value >= 0 ? value : otherwise;
+  };
+  return {
+    multifdChannels: capabilities.get("multifd") === true ? own("multifd-channels", 0) : 0,
+    downtimeLimitMs: own("downtime-limit", QEMU_DOWNTIME_LIMIT_MS),
+    bandwidth: own("max-bandwidth", 0),
+    ...asked,
+  };
 }
 
 /** @param capabilities that this side wants besides */

@@ -1,5 +1,6 @@
 import type { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
 import { explain } from "../errors.js";
+import { publish } from "../migration/events.js";
 import type {
   FinishedMove,
   MemoryMove,
@@ -12,7 +13,15 @@ import type { DeviceReport } from "../migration/report.js";
 import { ConfigPorts } from "./config-ports.js";
 import type { ControlledDevice } from "./guest-devices.js";
 import { type GuestState, writeGuestState } from "./guest-state.js";
-import { DEFAULT_TRACKER, type DeviceShare, DeviceTracking, GRANULE, type GuestTracker } from "./guest-tracking.js";
+import {
+  DEFAULT_TRACKER,
+  type DeviceShare,
+  DeviceTracking,
+  GRANULE,
+  type GuestTracker,
+  reportedTracker,
+  trackerFor,
+} from "./guest-tracking.js";
 import { MigrationSettings, type MigrationTuning, migrationSettings } from "./migration-settings.js";
 import { IDLE, MigrationWatch, statusOf } from "./migration-status.js";
 import { pciAddressesOf } from "./pci-address.js";
@@ -35,6 +44,11 @@ const REASONS: Readonly<Record<GuestTracker, string>> = {
   device: "it logs its own DMA; QEMU is made to write what was logged over itself in the pause",
 };
 
+/** Said of a device that is tracked as is usual. */
+const PASSED_OVER = [
+  { tracker: "device", why: "all that it logs would be moved while the machine is paused" },
+] as const;
+
 export interface QemuMoverOptions extends MigrationTuning {
   /** Where the destination's QEMU listens, as QEMU writes it: `tcp:HOST:PORT` or `unix:PATH`. */
   readonly address: string;
@@ -42,7 +56,6 @@ export interface QemuMoverOptions extends MigrationTuning {
   readonly trackers?: Readonly<Record<string, GuestTracker>>;
   /** The source's QEMU stays, paused, after the guest runs at the destination. Default: it is told to quit. */
   readonly keepSource?: boolean;
-  readonly onInfo?: (info: MigrationInfo) => void;
   readonly hooks?: QemuMoverHooks;
 }
 
@@ -91,6 +104,8 @@ class QemuMove implements MemoryMove {
   #state: GuestState | undefined;
   /** Where QEMU's stream was at the end of the pre-copy. */
   #precopied: MigrationInfo["ram"];
+  /** When tracking began, by the migration's clock. */
+  #trackedSinceMs = 0;
 
   constructor(guest: SourceGuest, options: QemuMoverOptions, context: MoverContext) {
     this.#guest = guest;
@@ -107,18 +122,19 @@ class QemuMove implements MemoryMove {
       qemu,
       migrationSettings(this.#options, { events: true, "pause-before-switchover": true }),
     );
+    this.#trackedSinceMs = this.#context.clock.elapsedMs;
     for (const device of devices) this.#tracking.push(await DeviceTracking.start(device, this.#trackerOf(device)));
     return new Set();
   }
 
   async converge(states: PrecopiedStates): Promise<void> {
     const { signal } = this.#context;
-    const { onInfo } = this.#options;
     await this.#guest.qemu.migrate(this.#options.address);
     const paused = new AbortController();
     const sending = this.#sendStates(states, paused.signal);
     sending.catch(() => {});
     const began = performance.now();
+    const onInfo = (info: MigrationInfo) => this.#tellProgress(info, performance.now() - began);
     const failed = sending.then(() => new Promise<never>(() => {}));
     try {
       const { ram } = await Promise.race([this.#watch.until(["pre-switchover"], { signal, onInfo }), failed]);
@@ -187,16 +203,17 @@ class QemuMove implements MemoryMove {
   }
 
   conclude(): readonly DeviceReport[] {
+    this.#tellShares();
     return this.#guest.devices.map((device) => {
       const tracker = this.#trackerOf(device);
       const share = this.#shares.find((each) => each.device === device.id);
       return {
         id: device.id,
         model: device.model,
-        tracker: tracker === "messages" ? ("vmm" as const) : tracker,
+        tracker: reportedTracker(tracker),
         granule: tracker === "device" ? GRANULE : null,
         reason: REASONS[tracker],
-        alternatives: [],
+        alternatives: tracker === DEFAULT_TRACKER ? PASSED_OVER : [],
         pagesReported: share?.pages ?? null,
         pagesExclusive: null,
         readMs: tracker === "device" ? (share?.ms ?? 0) : 0,
@@ -206,8 +223,7 @@ class QemuMove implements MemoryMove {
   }
 
   #trackerOf({ id }: ControlledDevice): GuestTracker {
-    const { trackers = {} } = this.#options;
-    return Object.hasOwn(trackers, id) ? trackers[id] : DEFAULT_TRACKER;
+    return trackerFor(id, this.#options.trackers);
   }
 
   async #readShares(which: (tracking: DeviceTracking) => boolean): Promise<void> {
@@ -250,6 +266,32 @@ class QemuMove implements MemoryMove {
     const settings = this.#settings;
     this.#settings = undefined;
     return (await settings?.restore()) ?? [];
+  }
+
+  /** For live feeds and views; QEMU keeps its rounds to itself, so all of the pre-copy is one. */
+  #tellProgress({ ram, "expected-downtime": expectedDowntimeMs }: MigrationInfo, sinceMs: number): void {
+    if (ram === undefined) return;
+    publish({
+      type: "progress",
+      atMs: this.#context.clock.elapsedMs,
+      round: 0,
+      sentBytes: ram.transferred,
+      remainingBytes: ram.remaining,
+      bytesPerSecond: (ram.transferred * 1000) / Math.max(sinceMs, 1),
+      expectedDowntimeMs: expectedDowntimeMs ?? null,
+      dirtyBytesPerSecond: {},
+    });
+  }
+
+  /** The one read of the devices' logs; where nothing was read, none. */
+  #tellShares(): void {
+    const read = this.#shares.flatMap(({ device, pages, ms }) =>
+      pages === null ? [] : [[device, { reported: pages, exclusive: 0, readMs: ms, heat: [] }] as const],
+    );
+    if (read.length === 0) return;
+    const atMs = this.#context.clock.elapsedMs;
+    const elapsedMs = atMs - this.#trackedSinceMs;
+    publish({ type: "read", atMs, round: 1, elapsedMs, owners: Object.fromEntries(read) });
   }
 
   /** QEMU's own rounds are its affair: what it moved before the pause and in it is told as two. */
