@@ -7,6 +7,12 @@ export interface WantedSettings {
   readonly parameters?: Readonly<Record<string, string | number | boolean>>;
 }
 
+/** Settings as they were. */
+export interface PreviousSettings {
+  readonly capabilities: Readonly<Record<string, boolean>>;
+  readonly parameters: Readonly<Record<string, unknown>>;
+}
+
 /**
  * QEMU's settings for migrations, changed for one of them. What holds: after {@link restore} each setting that was changed is as
  * it was found; no other was touched.
@@ -20,8 +26,23 @@ export class MigrationSettings {
     this.#qemu = qemu;
   }
 
-  /** @throws DirtmapError `NO_SUCH_SETTING` for a capability or parameter that this QEMU lacks, `QMP_REFUSED` */
-  static async change(qemu: Qemu, { capabilities, parameters = {} }: WantedSettings): Promise<MigrationSettings> {
+  /** Settings that another process changed, and could not put back. @param before what it had noted */
+  static changed(qemu: Qemu, { capabilities, parameters }: PreviousSettings): MigrationSettings {
+    const settings = new MigrationSettings(qemu);
+    Object.assign(settings.#capabilities, capabilities);
+    Object.assign(settings.#parameters, parameters);
+    return settings;
+  }
+
+  /**
+   * @param noteBefore is told what will be changed, as it is now
+   * @throws DirtmapError `NO_SUCH_SETTING` for a capability or parameter that this QEMU lacks, `QMP_REFUSED`
+   */
+  static async change(
+    qemu: Qemu,
+    { capabilities, parameters = {} }: WantedSettings,
+    noteBefore: (before: PreviousSettings) => void = () => {},
+  ): Promise<MigrationSettings> {
     const settings = new MigrationSettings(qemu);
     const [found, values] = await Promise.all([qemu.capabilities(), qemu.parameters()]);
     for (const name of Object.keys(capabilities)) if (!found.has(name)) throw lacks(qemu, `capability '${name}'`);
@@ -29,6 +50,10 @@ export class MigrationSettings {
       if (values[name] === undefined) throw lacks(qemu, `parameter '${name}'`);
     const different = Object.entries(capabilities).filter(([name, state]) => found.get(name) !== state);
     const others = Object.entries(parameters).filter(([name, value]) => values[name] !== value);
+    noteBefore({
+      capabilities: Object.fromEntries(different.map(([name]) => [name, found.get(name) === true])),
+      parameters: Object.fromEntries(others.map(([name]) => [name, values[name]])),
+    });
     try {
       if (different.length > 0) {
         await qemu.setCapabilities(Object.fromEntries(different));

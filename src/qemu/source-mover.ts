@@ -9,6 +9,7 @@ import type {
   MoverContext,
   PrecopiedStates,
 } from "../migration/memory-mover.js";
+import { removeNote, writeNote } from "../migration/outliving.js";
 import type { DeviceReport } from "../migration/report.js";
 import { ConfigPorts } from "./config-ports.js";
 import type { ControlledDevice } from "./guest-devices.js";
@@ -22,7 +23,13 @@ import {
   reportedTracker,
   trackerFor,
 } from "./guest-tracking.js";
-import { MigrationSettings, type MigrationTuning, migrationSettings } from "./migration-settings.js";
+import { noteOfGuest } from "./left-guest.js";
+import {
+  MigrationSettings,
+  type MigrationTuning,
+  migrationSettings,
+  type PreviousSettings,
+} from "./migration-settings.js";
 import { IDLE, MigrationWatch, statusOf } from "./migration-status.js";
 import { pciAddressesOf } from "./pci-address.js";
 import { type PciState, readPciState } from "./pci-state.js";
@@ -70,6 +77,7 @@ export interface QemuMoverHooks {
 /** The mover of a QEMU guest: QEMU's own migration moves memory and vCPUs, to a QEMU whose address the operator names. */
 export class QemuMover implements MemoryMover<"qemu"> {
   readonly tracking = { design: "split", policy: "qemu" } as const;
+  readonly outlives = true;
   readonly #guest: SourceGuest;
   readonly #options: QemuMoverOptions;
 
@@ -121,6 +129,7 @@ class QemuMove implements MemoryMove {
     this.#settings = await MigrationSettings.change(
       qemu,
       migrationSettings(this.#options, { events: true, "pause-before-switchover": true }),
+      (settings) => this.#note(settings),
     );
     this.#trackedSinceMs = this.#context.clock.elapsedMs;
     for (const device of devices) this.#tracking.push(await DeviceTracking.start(device, this.#trackerOf(device)));
@@ -186,6 +195,8 @@ class QemuMove implements MemoryMove {
     });
     for (const each of this.#tracking.splice(0)) await tried("the tracking of a device ended", () => each.stop());
     problems.push(...(await this.#restoreSettings()));
+    // With one left, the note stays, for `dirtmap resume`.
+    if (problems.length === 0) this.#forget();
     for (const problem of problems) this.#context.report.warn(problem);
   }
 
@@ -195,6 +206,7 @@ class QemuMove implements MemoryMove {
       "what the devices wrote counted",
       this.#readShares((tracking) => tracking.tracker === "messages"),
     );
+    this.#forget();
     if (this.#options.keepSource !== true) {
       await this.#guest.qemu.quit();
       return;
@@ -220,6 +232,17 @@ class QemuMove implements MemoryMove {
         suspendedMs: 0,
       };
     });
+  }
+
+  /** From now on this guest is found again, should this process end. */
+  #note(settings: PreviousSettings): void {
+    const { directory, migration } = this.#context.place;
+    writeNote(directory, migration, noteOfGuest(this.#guest, settings, this.#options.keepSource === true));
+  }
+
+  #forget(): void {
+    const { directory, migration } = this.#context.place;
+    removeNote(directory, migration);
   }
 
   #trackerOf({ id }: ControlledDevice): GuestTracker {

@@ -95,7 +95,7 @@ export async function run(
     runAfterMs: 0,
     ...(input.journal === undefined ? {} : { journalDirectory: input.journal }),
     ...(input.decide === undefined ? {} : { decideMs: input.decide }),
-    ...askingOperator(interrupts, { json, note, clear: () => followed.clear() }),
+    ...askingOperator(interrupts, { json, note, outlives: true, clear: () => followed.clear() }),
   });
   const conditions = conditionsUntilNow();
   followed.leave(report, conditions);
