@@ -27,6 +27,9 @@ export function reportedTracker(tracker: GuestTracker): "vmm" | "device" {
   return tracker === "messages" ? "vmm" : tracker;
 }
 
+/** Runs of pages that the server has been asked to rewrite, and has not. */
+const REWRITES_UNDER_WAY = 32;
+
 /** What a device has dirtied. */
 export interface DeviceShare {
   readonly device: string;
@@ -124,9 +127,12 @@ export class DeviceTracking {
       mapped.every((stretch) => this.#ranges.some((range) => contains(range, stretch))) &&
       dirty.every((stretch) => mapped.some((range) => contains(range, stretch)));
     let bytes = 0;
-    for (const { iova, length } of isSame ? dirty : mapped) {
-      await this.#device.vfio.rewriteClientMemory(iova, Number(length));
-      bytes += Number(length);
+    const runs = isSame ? dirty : mapped;
+    // Several are under way, so that the server never waits for the next.
+    for (let from = 0; from < runs.length; from += REWRITES_UNDER_WAY) {
+      const some = runs.slice(from, from + REWRITES_UNDER_WAY);
+      await Promise.all(some.map(({ iova, length }) => this.#device.vfio.rewriteClientMemory(iova, Number(length))));
+      for (const { length } of some) bytes += Number(length);
     }
     return bytes / PAGE_SIZE;
   }
