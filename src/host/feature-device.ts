@@ -15,17 +15,16 @@ import {
   vfio_device_feature_migration,
 } from "../uapi/vfio.js";
 import type { ResumingSession, SavingSession, SessionDevice } from "./data-session.js";
+import { checkRegionAccess, plausibleBytes } from "./device-checks.js";
+import { type FeatureTransport, getFeature, setFeature, stateOf, supportOf } from "./device-feature.js";
 import {
   checkDmaLoggingReport,
   checkDmaLoggingStart,
-  checkRegionAccess,
   LOG_IS_OFF,
   LOG_IS_ON,
   type LoggedRange,
   noDmaLogging,
-  plausibleBytes,
-} from "./device-checks.js";
-import { type FeatureTransport, getFeature, setFeature, stateOf, supportOf } from "./device-feature.js";
+} from "./dma-logging-checks.js";
 import type { BitmapQuery, DataStream, IrqInfo, MigrationSupport, RegionInfo, TrackingFlags } from "./host.js";
 import { type Call, refuse } from "./iommufd-checks.js";
 

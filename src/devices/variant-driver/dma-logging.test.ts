@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
-import type { LoggedRange } from "../../host/device-checks.js";
+import type { LoggedRange } from "../../host/dma-logging-checks.js";
 import type { DmaLoggingLimits } from "../../host/host.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 import { DmaLog } from "../dma-log.js";

@@ -5,7 +5,7 @@ import {
   LOG_IS_OFF,
   LOG_IS_ON,
   type LoggedRange,
-} from "../../host/device-checks.js";
+} from "../../host/dma-logging-checks.js";
 import type { BitmapQuery, DmaLoggingLimits } from "../../host/host.js";
 import { refuse } from "../../host/iommufd-checks.js";
 import { hex, PAGE_SIZE, pageOf } from "../../memory/address.js";
@@ -14,7 +14,7 @@ import { DmaLog, type LogRange } from "../dma-log.js";
 
 /*
  * VFIO_DEVICE_FEATURE_DMA_LOGGING_START, _REPORT and _STOP in a driver: what it refuses after the kernel has checked
- * (host/device-checks.ts), and who keeps the log: the device itself, or an mdev's pins.
+ * (host/dma-logging-checks.ts), and who keeps the log: the device itself, or an mdev's pins.
  */
 
 const START = "VFIO_DEVICE_FEATURE_DMA_LOGGING_START";

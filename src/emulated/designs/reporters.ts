@@ -1,8 +1,8 @@
 import type { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import { type IovaStretch, overlap } from "../../bitmap/ranges.js";
 import type { ContainerMember } from "../../host/designs.js";
-import { type RunningDmaLog, startDmaLog } from "../../host/dma-logging.js";
 import type { Iommufd, ObjectId, VfioDevice } from "../../host/host.js";
+import { type RunningDmaLog, startDmaLog } from "../../host/running-dma-log.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 
 /** A tracker as the kernel's own code would call it: what both aggregating designs have underneath. */

@@ -5,7 +5,8 @@ import { DmaLogging, deviceLogSource } from "../../devices/variant-driver/dma-lo
 import type { Arc } from "../../devices/variant-driver/mig-state.js";
 import { MigrationDriver } from "../../devices/variant-driver/migration-driver.js";
 import type { WorkloadDevice } from "../../devices/workload.js";
-import { checkRegionAccess, type LoggedRange, noDmaLogging } from "../../host/device-checks.js";
+import { checkRegionAccess } from "../../host/device-checks.js";
+import { type LoggedRange, noDmaLogging } from "../../host/dma-logging-checks.js";
 import type {
   BitmapQuery,
   DataStream,

@@ -1,7 +1,7 @@
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import { contains, overlap } from "../../bitmap/ranges.js";
-import { type RunningDmaLog, startDmaLog } from "../../host/dma-logging.js";
 import type { VfioDevice } from "../../host/host.js";
+import { type RunningDmaLog, startDmaLog } from "../../host/running-dma-log.js";
 import { PAGE_SIZE } from "../../memory/address.js";
 import { claimTracker } from "../claims.js";
 import { deviceOwner } from "../owner.js";

@@ -1,4 +1,3 @@
-import { z } from "zod";
 import { PAGE_SIZE } from "../../memory/address.js";
 import { MAX_FDS } from "../../sys/unix-socket.js";
 import { UapiError } from "../../uapi/errno.js";
@@ -12,29 +11,12 @@ import {
   vfio_user_version,
 } from "../../uapi/vfio-user.js";
 import { versionMismatch } from "../dirtmap-protocol.js";
+import { type Capabilities, readCapabilities, writeVersion } from "../version-data.js";
 
 const VERSION = "VFIO_USER_VERSION";
 
 /** Bytes of data in a message, both ways: the specification's default. */
 const MAX_TRANSFER = VFIO_USER_DEFAULT_DATA_XFER;
-
-/** No server has more to say. */
-const MAX_JSON_BYTES = 65536;
-
-const size = z
-  .int()
-  .min(1)
-  .max(2 ** 53 - 1);
-const serverSchema = z.looseObject({
-  capabilities: z
-    .looseObject({
-      max_msg_fds: z.int().min(0).optional(),
-      max_data_xfer_size: size.optional(),
-      max_dma_maps: size.optional(),
-      dirtmap: z.looseObject({ protocol: z.int().min(1).max(0xffff) }).optional(),
-    })
-    .optional(),
-});
 
 /** What the server takes. */
 export interface Agreement {
@@ -49,18 +31,13 @@ export interface Agreement {
 
 /** What this client proposes. */
 export function writeProposal(): Uint8Array {
-  const capabilities = {
+  return writeVersion(VFIO_USER_MINOR, {
     // Descriptors that a server sends are closed: regions are read and written by messages.
     max_msg_fds: 8,
     max_data_xfer_size: MAX_TRANSFER,
     pgsizes: PAGE_SIZE,
     dirtmap: { protocol: DIRTMAP_PROTOCOL },
-  };
-  const json = new TextEncoder().encode(`${JSON.stringify({ capabilities })}\0`);
-  const proposal = new Uint8Array(vfio_user_version.size + json.byteLength);
-  vfio_user_version.encode({ major: VFIO_USER_MAJOR, minor: VFIO_USER_MINOR }, proposal);
-  proposal.set(json, vfio_user_version.size);
-  return proposal;
+  });
 }
 
 /**
@@ -68,7 +45,7 @@ export function writeProposal(): Uint8Array {
  * @throws UapiError EPROTONOSUPPORT for another version, also of Dirtmap's own commands; EPROTO for what can't be understood
  */
 export function readAgreement(reply: Uint8Array | null): Agreement {
-  const capabilities = reply === null ? {} : readCapabilities(reply);
+  const capabilities = reply === null ? {} : readAnswer(reply);
   const protocol = capabilities.dirtmap?.protocol;
   const mismatch = protocol === undefined ? null : versionMismatch(protocol, "server", "client");
   if (mismatch !== null) {
@@ -83,7 +60,7 @@ export function readAgreement(reply: Uint8Array | null): Agreement {
   };
 }
 
-function readCapabilities(reply: Uint8Array): NonNullable<z.output<typeof serverSchema>["capabilities"]> {
+function readAnswer(reply: Uint8Array): Capabilities {
   const refuse = (what: string) =>
     new UapiError("EPROTO", { syscall: VERSION, attempted: `read the server's answer: ${what}` });
   if (reply.byteLength < vfio_user_version.size) throw refuse(`it has ${reply.byteLength} bytes`);
@@ -95,17 +72,5 @@ function readCapabilities(reply: Uint8Array): NonNullable<z.output<typeof server
       remedy: `upgrade the ${major < VFIO_USER_MAJOR ? "server" : "client"}: this client speaks ${VFIO_USER_MAJOR}.${VFIO_USER_MINOR}`,
     });
   }
-  const json = reply.subarray(vfio_user_version.size);
-  if (json.byteLength === 0) return {};
-  if (json.byteLength > MAX_JSON_BYTES) throw refuse(`its capabilities have ${json.byteLength} bytes`);
-  let value: unknown;
-  try {
-    value = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(json).replace(/\0+$/, ""));
-  } catch {
-    throw refuse("its capabilities are no JSON");
-  }
-  const parsed = serverSchema.safeParse(value);
-  if (parsed.success) return parsed.data.capabilities ?? {};
-  const { path, message } = parsed.error.issues[0];
-  throw refuse(`${path.join(".")}: ${message}`);
+  return readCapabilities(reply.subarray(vfio_user_version.size), (problem) => refuse(`its capabilities: ${problem}`));
 }

@@ -1,6 +1,6 @@
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
-import { checkDmaLoggingRange, MAX_LOGGED_RANGES } from "../../host/device-checks.js";
 import { flagsOf, stateOf } from "../../host/device-feature.js";
+import { checkDmaLoggingRange, MAX_LOGGED_RANGES } from "../../host/dma-logging-checks.js";
 import {
   VFIO_DEVICE_FEATURE,
   VFIO_DEVICE_FEATURE_GET,

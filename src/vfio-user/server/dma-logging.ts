@@ -2,7 +2,7 @@ import type { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import type { LogRange } from "../../devices/dma-log.js";
 import { SparseLog } from "../../devices/sparse-log.js";
 import { createLog, DmaLogging, type LogSource } from "../../devices/variant-driver/dma-logging.js";
-import { type LoggedRange, noDmaLogging } from "../../host/device-checks.js";
+import { type LoggedRange, noDmaLogging } from "../../host/dma-logging-checks.js";
 import type { BitmapQuery, DmaLoggingLimits } from "../../host/host.js";
 import { hex, iovaOf, type PageNumber } from "../../memory/address.js";
 import type { UapiError } from "../../uapi/errno.js";

@@ -1,4 +1,3 @@
-import { z } from "zod";
 import { PAGE_SIZE } from "../../memory/address.js";
 import {
   DIRTMAP_PROTOCOL,
@@ -8,6 +7,7 @@ import {
   VFIO_USER_MINOR,
   vfio_user_version,
 } from "../../uapi/vfio-user.js";
+import { type Capabilities, readCapabilities, writeVersion } from "../version-data.js";
 import { MAX_DMA_MAPS } from "./client-memory.js";
 import { refusal, requestOf } from "./refusal.js";
 import { MAX_TRANSFER } from "./region-access.js";
@@ -16,27 +16,6 @@ const VERSION = "VFIO_USER_VERSION";
 
 /** Descriptors that we take in a message, for SET_IRQS: more than 16 are an error to QEMU's client. */
 const MAX_MSG_FDS = 16;
-
-/** No client has more to say. */
-const MAX_JSON_BYTES = 65536;
-
-const size = z
-  .int()
-  .min(1)
-  .max(2 ** 53 - 1);
-const clientSchema = z.looseObject({
-  capabilities: z
-    .looseObject({
-      max_msg_fds: z.int().min(0).optional(),
-      max_data_xfer_size: size.optional(),
-      max_dma_maps: size.optional(),
-      pgsizes: size.optional(),
-      twin_socket: z.looseObject({ supported: z.boolean().optional() }).optional(),
-      write_multiple: z.boolean().optional(),
-      dirtmap: z.looseObject({ protocol: z.int().min(1).max(0xffff) }).optional(),
-    })
-    .optional(),
-});
 
 /** What was agreed on. */
 export interface Agreement {
@@ -65,7 +44,7 @@ export function readProposal(payload: Uint8Array): Agreement {
       `upgrade the ${major < VFIO_USER_MAJOR ? "client" : "server"}: this server speaks ${VFIO_USER_MAJOR}.${VFIO_USER_MINOR}`,
     );
   }
-  const capabilities = readJson(payload.subarray(vfio_user_version.size)).capabilities ?? {};
+  const capabilities = readProposed(payload.subarray(vfio_user_version.size));
   return {
     minor: Math.min(minor, VFIO_USER_MINOR),
     maxFds: capabilities.max_msg_fds ?? VFIO_USER_DEFAULT_MAX_FDS,
@@ -78,7 +57,7 @@ export function readProposal(payload: Uint8Array): Agreement {
 
 /** The answer. The twin socket's descriptor, if there is one, is the first that comes along. */
 export function writeAgreement({ minor, twinSocket, writeMultiple }: Agreement): Uint8Array {
-  const capabilities = {
+  return writeVersion(minor, {
     max_msg_fds: MAX_MSG_FDS,
     max_data_xfer_size: MAX_TRANSFER,
     max_dma_maps: MAX_DMA_MAPS,
@@ -86,28 +65,12 @@ export function writeAgreement({ minor, twinSocket, writeMultiple }: Agreement):
     ...(writeMultiple ? { write_multiple: true } : {}),
     ...(twinSocket ? { twin_socket: { supported: true, fd_index: 0 } } : {}),
     dirtmap: { protocol: DIRTMAP_PROTOCOL },
-  };
-  const json = new TextEncoder().encode(`${JSON.stringify({ capabilities })}\0`);
-  const answer = new Uint8Array(vfio_user_version.size + json.byteLength);
-  vfio_user_version.encode({ major: VFIO_USER_MAJOR, minor }, answer);
-  answer.set(json, vfio_user_version.size);
-  return answer;
+  });
 }
 
-function readJson(bytes: Uint8Array): z.output<typeof clientSchema> {
-  if (bytes.byteLength === 0) return {};
-  const refuse = (remedy: string) =>
-    refusal("EINVAL", VERSION, `read ${bytes.byteLength} bytes of version data`, remedy);
-  if (bytes.byteLength > MAX_JSON_BYTES) throw refuse(`send at most ${MAX_JSON_BYTES}`);
-  if (bytes[bytes.byteLength - 1] !== 0) throw refuse("end them with a NUL");
-  let value: unknown;
-  try {
-    value = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes.subarray(0, -1)));
-  } catch {
-    throw refuse("send JSON in UTF-8");
-  }
-  const parsed = clientSchema.safeParse(value);
-  if (parsed.success) return parsed.data;
-  const { path, message } = parsed.error.issues[0];
-  throw refuse(`${path.join(".") || "they"}: ${message}`);
+function readProposed(bytes: Uint8Array): Capabilities {
+  const refuse = (problem: string) =>
+    refusal("EINVAL", VERSION, `read ${bytes.byteLength} bytes of version data: ${problem}`, "mend the client");
+  if (bytes.byteLength > 0 && bytes[bytes.byteLength - 1] !== 0) throw refuse("they don't end with a NUL");
+  return readCapabilities(bytes, refuse);
 }

@@ -1,7 +1,7 @@
 import { type IovaStretch, loggingRanges } from "../bitmap/ranges.js";
 import { DirtmapError } from "../errors.js";
 import { hex, PAGE_SIZE } from "../memory/address.js";
-import { MAX_LOGGED_RANGES } from "./device-checks.js";
+import { MAX_LOGGED_RANGES } from "./dma-logging-checks.js";
 import type { DmaLoggingLimits, VfioDevice } from "./host.js";
 
 /** A log that was started. */
