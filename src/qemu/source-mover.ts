@@ -76,7 +76,7 @@ export interface QemuMoverHooks {
 
 /** The mover of a QEMU guest: QEMU's own migration moves memory and vCPUs, to a QEMU whose address the operator names. */
 export class QemuMover implements MemoryMover<"qemu"> {
-  readonly tracking = { design: "split", policy: "qemu" } as const;
+  readonly tracking = { design: "vmm", policy: "qemu" } as const;
   readonly outlives = true;
   readonly #guest: SourceGuest;
   readonly #options: QemuMoverOptions;
