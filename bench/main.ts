@@ -11,13 +11,14 @@ import { type LogRow, run as runLogs } from "./logs.js";
 import { type MigrationRow, run as runMigration } from "./migration.js";
 import { type ObserveRow, run as runObserve } from "./observe.js";
 import { metShare, type PredictRow, run as runPredict } from "./predict.js";
+import { type QemuMoveRow, run as runQemu } from "./qemu.js";
 import { run as runScan, type ScanRow } from "./scan.js";
 import { type NvmeRow, run as runNvme } from "./vfio-user/nvme.js";
 import { WAYS } from "./vfio-user/servers.js";
 import { run as runVfioUser, type VfioUserRow } from "./vfio-user.js";
 
 /*
- *   npm run bench -- [scan] [logs] [dma] [channels] [migration] [ioctl] [observe] [vfio-user] [predict] [doors]
+ *   npm run bench -- [scan] [logs] [dma] [channels] [migration] [ioctl] [observe] [vfio-user] [predict] [doors] [qemu]
  *                    [--full] [--json] [--qemu | --qemu-root DIR]
  *
  * All benches by default, in about three minutes on an idle machine; progress on standard error. --full maps up to 1 TiB and repeats more.
@@ -38,7 +39,8 @@ type Row =
   | ObserveRow
   | PredictRow
   | DoorRow
-  | NvmeRow;
+  | NvmeRow
+  | QemuMoveRow;
 
 interface Options {
   readonly full: boolean;
@@ -61,6 +63,7 @@ const BENCHES: Readonly<Record<string, (options: Options) => Promise<readonly Ro
     ...(await runNvme({ turns: full ? 11 : 5, seconds: 1 })),
   ],
   predict: ({ full }) => runPredict({ repetitions: full ? 5 : 1 }),
+  qemu: ({ full }) => runQemu({ turns: full ? 11 : 3 }),
   doors: ({ full }) => runDoors({ turns: full ? 31 : 7 }),
 };
 
@@ -182,6 +185,17 @@ function cells(row: Row): Readonly<Record<string, string>> {
         ...Object.fromEntries(WAYS.map((way) => [way, figure(row.figures[way])])),
         "/ libvfio-user": short(row.ratio),
         "/ its poll": short(row.pollRatio),
+      };
+    case "qemu":
+      return {
+        disks: row.way,
+        "pause ms": spread(row.pauseMs),
+        "total ms": spread(row.totalMs),
+        "sent MiB": short(row.bytes.median / MiB),
+        "I/O us": spread(row.medianUs),
+        "99.9 %": spread(row.p999Us),
+        "slowest ms": spread(row.slowestMs),
+        "I/O a second": short(row.perSecond.median),
       };
     case "nvme":
       return {

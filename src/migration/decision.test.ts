@@ -6,8 +6,9 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { DirtmapError } from "../errors.js";
 import type { ProcessIdentity } from "../sys/process-identity.js";
 import { type Decision, DecisionListener, decisionCommand, decisionSocket, sendDecision } from "./decision.js";
-import { Journal, readJournal } from "./journal.js";
+import { Journal, journalPath, readJournal } from "./journal.js";
 import { ELSEWHERE, ENDED, pretendWriter } from "./journal.test.helper.js";
+import { notePath, writeNote } from "./outliving.js";
 
 let directory = "";
 beforeEach(() => {
@@ -157,5 +158,64 @@ describe("the command for a decision", () => {
 
   it("can be typed in any directory", () => {
     expect(decisionCommand("abort", "1f0c", "journals")).toBe(`dirtmap abort 1f0c --journal ${process.cwd()}/journals`);
+  });
+});
+
+describe("a decision about a machine that outlives its process", () => {
+  /** Notes what is done, and which state the journal had then. */
+  function machine() {
+    const done: string[] = [];
+    const doing = (what: string) => async () => {
+      done.push(`${what} in '${readJournal(directory, "m1", "source")?.state}'`);
+      return what;
+    };
+    const find = async (note: unknown) => {
+      expect(note).toEqual({ of: "a guest" });
+      return { takeBack: doing("taken back"), giveUp: doing("given up"), [Symbol.asyncDispose]: async () => {} };
+    };
+    writeNote(directory, "m1", { of: "a guest" });
+    return { done, find };
+  }
+
+  it.each([
+    { decision: "resume", said: "taken back", state: "running" },
+    { decision: "abort", said: "given up", state: "gone" },
+  ] as const)("$decision is recorded first, and then carried out", async ({ decision, said, state }) => {
+    givenUpBy(ENDED);
+    const { done, find } = machine();
+    expect(await sendDecision(directory, "m1", decision, undefined, find)).toBe(said);
+    expect(done).toEqual([`${said} in '${state}'`]);
+    expect(existsSync(notePath(directory, "m1"))).toBe(false);
+  });
+
+  it("is `resume` alone where it was never given up", async () => {
+    pretendWriter(journalOf().path, ENDED);
+    const { done, find } = machine();
+    await expect(sendDecision(directory, "m1", "abort", undefined, find)).rejects.toMatchObject({
+      code: "NOT_UNDECIDED",
+    });
+    expect(await sendDecision(directory, "m1", "resume", undefined, find)).toBe("taken back");
+    expect(done).toEqual(["taken back in 'running'"]);
+  });
+
+  it("can be said again where it could not be carried out", async () => {
+    givenUpBy(ENDED);
+    const { find } = machine();
+    const stuck = async (note: unknown) => ({
+      ...(await find(note)),
+      takeBack: async () => {
+        throw new Error("stuck");
+      },
+    });
+    await expect(sendDecision(directory, "m1", "resume", undefined, stuck)).rejects.toThrow("stuck");
+    pretendWriter(journalPath(directory, "m1", "source"), ENDED);
+    expect(await sendDecision(directory, "m1", "resume", undefined, find)).toBe("taken back");
+  });
+
+  it.each([ELSEWHERE, {}])("is not carried out while its process may live: %j", async (writer) => {
+    givenUpBy(writer);
+    const { done, find } = machine();
+    await expect(sendDecision(directory, "m1", "resume", undefined, find)).rejects.toThrow(DirtmapError);
+    expect(done).toEqual([]);
   });
 });

@@ -6,6 +6,7 @@ import { DirtmapError, explain, UsageError } from "../errors.js";
 import { shellWord } from "../shell-word.js";
 import { lives } from "../sys/process-identity.js";
 import { checkMigrationId, Journal, type JournalRecord, journalPath, readJournal } from "./journal.js";
+import { type FindMachine, type OutlivingMachine, readNote, removeNote } from "./outliving.js";
 
 /*
  * How the operator tells a source that has given its machine up what to do: a UNIX socket beside the journal, open as long
@@ -146,8 +147,9 @@ function line(value: Greeting | Answer): string {
 
 /**
  * What `dirtmap resume` and `dirtmap abort` do: tells the source's process, and returns its answer as a sentence. If the
- * process has ended, `abort` is recorded in its place.
+ * process has ended, `abort` is recorded in its place; a machine that outlives its process is taken back, or given up.
  * @param greetingMs how long a process that stands still is waited for
+ * @param find finds a machine that outlives its process; without it there is none
  * @throws UsageError `NO_SUCH_MIGRATION`, `NOT_UNDECIDED`; DirtmapError `DECISION_REFUSED`, with the source's words;
  * `SOURCE_ENDED` where the machine ended with its process; `SOURCE_SILENT`, `SOURCE_NOT_LISTENING`, `SOURCE_ELSEWHERE`
  * where nothing was decided; `NO_ANSWER` where it isn't known
@@ -157,6 +159,7 @@ export async function sendDecision(
   migration: string,
   decision: Decision,
   greetingMs = GREETING_MS,
+  find?: FindMachine,
 ): Promise<string> {
   const found = readSource(directory, migration);
   const answer = await ask(decisionSocket(directory, migration), decision, found, greetingMs);
@@ -165,7 +168,12 @@ export async function sendDecision(
     throw new DirtmapError(answer.message, { code: "DECISION_REFUSED" });
   }
   // What it was before it was asked may have changed since.
-  return decideFor(readSource(directory, migration), directory, decision);
+  const record = readSource(directory, migration);
+  const note = find === undefined || record.state === "gone" ? null : readNote(directory, migration);
+  if (find !== undefined && note !== null && lives(record.process) === false) {
+    return await decideForMachine(record, decision, { directory, find: () => find(note, migration) });
+  }
+  return decideFor(record, directory, decision);
 }
 
 function readSource(directory: string, migration: string): JournalRecord {
@@ -216,6 +224,38 @@ function decideFor(record: JournalRecord, directory: string, decision: Decision)
     attempted: `resume migration ${migration}`,
     remedy: `the machine runs at ${peer} or nowhere: look there, then \`${decisionCommand("abort", migration, directory)}\``,
   });
+}
+
+/** Decides about a machine whose process has ended, and which has not ended with it. */
+async function decideForMachine(
+  record: JournalRecord,
+  decision: Decision,
+  { directory, find }: { directory: string; find: () => Promise<OutlivingMachine> },
+): Promise<string> {
+  const { migration, state } = record;
+  const journal = Journal.reopenSource(directory, record);
+  const isGivenUp = state === "given-up";
+  let machine: OutlivingMachine;
+  try {
+    machine = await find();
+  } catch (error) {
+    if (decision === "resume" || (error as { code?: string }).code !== "MACHINE_ENDED") throw error;
+    journal.record("gone");
+    removeNote(directory, migration);
+    return `the machine is recorded as gone from here: ${explain(error)}`;
+  }
+  await using found = machine;
+  if (decision === "abort" && !isGivenUp) {
+    throw new UsageError("the source has never given the machine up: it is this side's", {
+      code: "NOT_UNDECIDED",
+      remedy: `let it go on: \`${decisionCommand("resume", migration, directory)}\``,
+    });
+  }
+  // First what binds, then what follows from it.
+  if (isGivenUp) journal.record(decision === "abort" ? "gone" : "running");
+  const said = decision === "abort" ? await found.giveUp() : await found.takeBack();
+  removeNote(directory, migration);
+  return said;
 }
 
 /** Null: nobody listens. */

@@ -7,6 +7,7 @@ import { type DestinationRecord, Journal, journalPath, type Side, type SourceRec
 import { ELSEWHERE, ENDED, pretendWriter } from "./journal.test.helper.js";
 import { KEPT_DAYS } from "./journal-directory.js";
 import { listJournals, pruneJournals, type Standing } from "./journals.js";
+import { writeNote } from "./outliving.js";
 
 let directory = "";
 beforeEach(() => {
@@ -62,6 +63,22 @@ describe("a journal", () => {
     expect(commands.get("m2")).toEqual([`dirtmap abort m2 ${where}`]);
   });
 
+  it("of a machine that outlives its process waits for it, and can be resumed", () => {
+    journal("m1", "source", "running", ENDED);
+    journal("m2", "source", "given-up", ENDED);
+    journal("m3", "source", "running");
+    for (const id of ["m1", "m2", "m3"]) writeNote(directory, id, { of: "a guest" });
+    const where = `--journal ${directory}`;
+    const found = new Map(listJournals(directory).map((each) => [each.migration, each]));
+    expect(found.get("m1")).toMatchObject({ standing: "waits", commands: [`dirtmap resume m1 ${where}`] });
+    expect(found.get("m2")).toMatchObject({
+      standing: "waits",
+      commands: [`dirtmap resume m2 ${where}`, `dirtmap abort m2 ${where}`],
+    });
+    expect(found.get("m3")).toMatchObject({ standing: "in-progress", commands: [] });
+    expect(pruneJournals(directory, LONG_AFTER)).toEqual([]);
+  });
+
   it("that can't be read is listed with the reason, and never removed", () => {
     writeFileSync(journalPath(directory, "m1", "source"), "?");
     expect(listJournals(directory)).toMatchObject([
@@ -77,6 +94,17 @@ describe("pruning", () => {
     journal("m1", "destination", "running", ENDED);
     expect(pruneJournals(directory, LONG_AFTER - 2 * 86_400_000)).toEqual([]);
     expect(pruneJournals(directory, LONG_AFTER).sort()).toEqual(["m1.destination.json", "m1.source.json"]);
+  });
+
+  it("removes a machine's note with its journal, and one that has none", () => {
+    journal("m1", "source", "gone");
+    journal("m2", "source", "running");
+    for (const id of ["m1", "m2", "m3"]) writeNote(directory, id, {});
+    expect(pruneJournals(directory, LONG_AFTER).sort()).toEqual([
+      "m1.machine.json",
+      "m1.source.json",
+      "m3.machine.json",
+    ]);
   });
 
   it("removes sockets and half-made journals of processes that have ended, and of no others", () => {

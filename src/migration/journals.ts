@@ -1,10 +1,11 @@
-import { readdirSync, rmSync, statSync } from "node:fs";
+import { existsSync, readdirSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { explain } from "../errors.js";
 import { isAlive, lives } from "../sys/process-identity.js";
 import { decisionCommand } from "./decision.js";
 import { type JournalRecord, journalOf, readJournal, type Side } from "./journal.js";
 import { KEPT_DAYS } from "./journal-directory.js";
+import { noteOf, notePath } from "./outliving.js";
 
 /*
  * All journals of a directory: which of them wait for the operator, and which are over and may be removed.
@@ -68,11 +69,20 @@ function standingOf(
 ): Pick<ListedJournal, "standing" | "says" | "commands"> {
   const { migration, peer, process } = record;
   const unseen = `its process ran on ${process.host}, and can't be seen from here`;
+  const [resume, abort] = (["resume", "abort"] as const).map((decision) =>
+    decisionCommand(decision, migration, directory),
+  );
+  const outlives = record.side === "source" && existsSync(notePath(directory, migration));
+  if (outlives && alive === false && record.state === "running") {
+    const says = "its process has ended, and its VMM may stand still: `resume` lets it run as before";
+    return { standing: "waits", says, commands: [resume] };
+  }
   if (record.side === "source" && record.state === "given-up") {
-    const [resume, abort] = (["resume", "abort"] as const).map((decision) =>
-      decisionCommand(decision, migration, directory),
-    );
     if (alive === null) return { standing: "waits", says: `given up; ${unseen}`, commands: [resume, abort] };
+    if (!alive && outlives) {
+      const says = `paused in its VMM: \`resume\` if the machine does not run at ${peer} and never will, \`abort\` if it does`;
+      return { standing: "waits", says, commands: [resume, abort] };
+    }
     if (!alive) {
       const says = `its process has ended, and its memory with it: the machine runs at ${peer} or nowhere`;
       return { standing: "waits", says, commands: [abort] };
@@ -119,12 +129,16 @@ export function pruneJournals(directory: string, now = Date.now()): string[] {
   };
   for (const { migration, side, standing, record } of journals) {
     const age = now - Date.parse(record?.at ?? "");
-    if (standing === "over" && age > KEPT_MS) remove(`${migration}.${side}.json`);
+    if (standing !== "over" || age <= KEPT_MS) continue;
+    remove(`${migration}.${side}.json`);
+    if (side === "source" && existsSync(notePath(directory, migration))) remove(`${migration}.machine.json`);
   }
   const sources = new Map(journals.filter(({ side }) => side === "source").map((each) => [each.migration, each]));
   for (const file of filesOf(directory)) {
+    const noted = noteOf(file);
+    if (noted !== null && !sources.has(noted) && ageOf(join(directory, file), now) > ORPHAN_MS) remove(file);
     const [, socketOf] = /^([0-9a-z-]{1,64})\.sock$/.exec(file) ?? [];
-    const [, writer] = /^\.?[0-9a-z-]{1,64}\.(?:source|destination)\.json\.(\d{1,10})\.tmp$/.exec(file) ?? [];
+    const [, writer] = /^\.?[0-9a-z-]{1,64}\.(?:source|destination|machine)\.json\.(\d{1,10})\.tmp$/.exec(file) ?? [];
     if (writer !== undefined && !isAlive(Number(writer))) remove(file);
     if (socketOf === undefined) continue;
     const source = sources.get(socketOf);

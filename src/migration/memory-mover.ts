@@ -7,6 +7,7 @@ import type { Opened } from "./opened.js";
 import type { Peer } from "./peer.js";
 import type { DeviceReport, MemoryComparison, MigrationReport, RoundReport } from "./report.js";
 import type { ControlMessageOf, MoverAnswer, MoverKind, MoverOffer } from "./stream/messages.js";
+import type { MigrationPlace } from "./undecided.js";
 
 /*
  * A migration has two halves. One is the same for all machines: the agreement, the devices' states, the handover, the journals
@@ -40,6 +41,8 @@ export interface ArrivingMachine extends MovedMachine, AsyncDisposable {
 
 /** What a migration gives its mover at the source. */
 export interface MoverContext {
+  /** Which migration it is, and where its journal lies. */
+  readonly place: MigrationPlace;
   /** The control connection; an outside mover has no messages of its own on it. */
   readonly peer: Peer;
   /** Fires on cancel, and when the destination is lost: whatever is under way must end. */
@@ -73,6 +76,8 @@ export interface PrecopiedStates {
 export interface MemoryMover<Kind extends MoverKind = MoverKind> {
   /** What the report says about how the memory was tracked, also of a migration that never began. */
   readonly tracking: Pick<MigrationReport, "design" | "policy">;
+  /** The machine does not end with this process; the mover leaves a note of it: see outliving.ts. */
+  readonly outlives?: boolean;
   /** Finds out whether the machine can be moved at all, and changes nothing. @throws UsageError if it can't */
   plan(): Promise<MovePlan<Kind>>;
 }

@@ -105,6 +105,7 @@ export async function migrateBy<Kind extends MoverKind>(
       migration,
       destination: transport.destination,
       directory: options.journalDirectory ?? defaultJournalDirectory(),
+      outlives: mover.outlives === true,
     },
     report,
     opened,
@@ -166,7 +167,7 @@ async function connect<Kind extends MoverKind>(
     const { runAfterMs = DEFAULTS.runAfterMs } = options;
     const { acceptMs } = timeouts;
     const answer = await agree(peer, { destination, migration, offer, shape, runAfterMs, acceptMs, signal });
-    const context: MoverContext = { peer, signal, timeouts, clock: report.clock, enter, report, opened };
+    const context: MoverContext = { place, peer, signal, timeouts, clock: report.clock, enter, report, opened };
     const move = await plan.open(answer, context);
     const devices = new SourceDevices(migratable, { peer, timeouts, signal });
     const handover = new SourceHandover({

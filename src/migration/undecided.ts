@@ -19,6 +19,8 @@ export interface Undecided {
   readonly abort: string;
   /** When the source stops waiting; null: never. */
   readonly until: Date | null;
+  /** The machine does not end with the source's process: the operator may decide afterwards, too. */
+  readonly outlives: boolean;
 }
 
 /** A migration, as its operator finds it. */
@@ -27,11 +29,13 @@ export interface MigrationPlace {
   readonly destination: string;
   /** Of its journal. */
   readonly directory: string;
+  /** See {@link Undecided.outlives}. */
+  readonly outlives: boolean;
 }
 
 /** What the operator is asked. @param decideMs how long; Infinity: until told */
 export function undecided(
-  { migration, destination, directory }: MigrationPlace,
+  { migration, destination, directory, outlives }: MigrationPlace,
   why: Error,
   decideMs: number,
 ): Undecided {
@@ -43,6 +47,7 @@ export function undecided(
     resume: command("resume"),
     abort: command("abort"),
     until: Number.isFinite(decideMs) ? new Date(Date.now() + decideMs) : null,
+    outlives,
   };
 }
 
@@ -60,17 +65,22 @@ export function notConfirmed({ destination, why, resume, abort }: Undecided): Di
 
 /** Nobody has decided, and nobody is waited for any more. */
 export function notDecided(
-  { migration, destination, directory }: MigrationPlace,
+  { migration, destination, directory, outlives }: MigrationPlace,
   why: unknown,
   decideMs: number,
 ): DirtmapError {
-  const abort = decisionCommand("abort", migration, directory);
+  const [resume, abort] = (["resume", "abort"] as const).map((decision) =>
+    decisionCommand(decision, migration, directory),
+  );
+  const end = outlives ? "the source stays paused" : "the source's memory ends with its process";
   return new DirtmapError(
-    `the source has given the machine up and said GO, ${destination} has not confirmed that it runs (${explain(why)}), and nobody decided within ${rounded(decideMs)} ms; the source's memory ends with its process`,
+    `the source has given the machine up and said GO, ${destination} has not confirmed that it runs (${explain(why)}), and nobody decided within ${rounded(decideMs)} ms; ${end}`,
     {
       code: "GO_NOT_CONFIRMED",
       attempted: "hand the machine over",
-      remedy: `the machine runs at ${destination}, or nowhere once this process has ended: look there, then \`${abort}\``,
+      remedy: outlives
+        ? `look at ${destination}: if the machine runs there, \`${abort}\`; if it does not and never will, \`${resume}\``
+        : `the machine runs at ${destination}, or nowhere once this process has ended: look there, then \`${abort}\``,
       cause: why,
     },
   );

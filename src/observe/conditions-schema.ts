@@ -12,7 +12,7 @@ const perDevice = <Value extends z.ZodType>(value: Value) => z.record(z.string()
 export const runConditionsSchema = z
   .object({
     software: text.describe("Dirtmap and its version"),
-    hosts: z.array(text).max(8).describe("whose devices: emulated, linux, vfio-user"),
+    hosts: z.array(text).max(8).describe("whose devices: emulated, linux, vfio-user; qemu for a guest of it"),
     memoryBytes: count,
     design: text,
     policy: z
@@ -21,8 +21,8 @@ export const runConditionsSchema = z
         measured: text.nullable().describe("the file of measurements that went before the order; null: none did"),
         trackers: perDevice(text),
         granules: perDevice(count),
-        domain: text,
-        untracked: text,
+        domain: text.nullable().describe("null, as of untracked: the VMM tracks, and has none"),
+        untracked: text.nullable(),
         untrackedDevices: perDevice(text),
       })
       .describe("what the operator wanted of trackers"),
@@ -33,8 +33,10 @@ export const runConditionsSchema = z
     bandwidth: z.number().min(0).nullable().describe("bytes per second; null: no limit"),
     channels: count,
     downtimeLimitMs: ms,
-    maxRounds: count,
-    verify: text.describe("when the two memories were compared: after the destination ran, or before"),
+    maxRounds: count.nullable().describe("null: no limit, or none of ours"),
+    verify: text
+      .nullable()
+      .describe("when the two memories were compared: after the destination ran, or before; null: never"),
     runAfterMs: ms,
     machine: machineReportSchema.describe("the machine that the source ran on"),
   })

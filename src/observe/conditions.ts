@@ -79,8 +79,8 @@ const CONDITIONS: readonly Condition[] = [
   condition("Bandwidth", "bandwidth", (rate) => (rate === null ? "unlimited" : formatRate(rate))),
   condition("Channels", "channels", String),
   condition("Downtime limit", "downtimeLimitMs", formatMs),
-  condition("Rounds at most", "maxRounds", String),
-  condition("Memories compared", "verify", (when) => `${when} the destination runs`),
+  condition("Rounds at most", "maxRounds", (rounds) => (rounds === null ? "unlimited" : String(rounds))),
+  condition("Memories compared", "verify", (when) => (when === null ? "never" : `${when} the destination runs`)),
   condition("Checked after running on for", "runAfterMs", formatMs),
   condition(
     "Machine",
@@ -100,8 +100,8 @@ function policyText(policy: RunConditions["policy"]): string {
     measured === null ? order : `measured by ${measured}, else ${order}`,
     ...perDevice(trackers),
     ...perDevice(sizes),
-    `domains ${domain}`,
-    `untracked ${[untracked, ...perDevice(untrackedDevices)].join(" ")}`,
+    ...(domain === null ? [] : [`domains ${domain}`]),
+    ...(untracked === null ? [] : [`untracked ${[untracked, ...perDevice(untrackedDevices)].join(" ")}`]),
   ].join(", ");
 }
 

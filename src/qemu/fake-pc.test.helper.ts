@@ -95,6 +95,7 @@ export class FakePc implements AsyncDisposable {
     qemu.answer("query-version", { qemu: { major: 11, minor: 1, micro: 3 }, package: "fake" });
     qemu.answer("query-status", { running: true, status: "running" });
     qemu.answer("query-migrate", {});
+    qemu.answer("query-memory-size-summary", { "base-memory": 2 ** 28, "plugged-memory": 0 });
     qemu.answer("qom-list-types", [{ name: "vfio-user-pci" }]);
     qemu.answers.set("qom-list", ({ arguments: { path } }) => {
       if (path === "/machine/peripheral") return peripherals;

@@ -56,7 +56,8 @@ export async function closeDevices(devices: readonly ControlledDevice[]): Promis
   await Promise.allSettled(devices.map(({ vfio }) => vfio[Symbol.asyncDispose]()));
 }
 
-async function openControl(id: string, socket: string): Promise<VfioUserDevice> {
+/** @throws UsageError `NO_CONTROL` for somebody else's server, and where nobody serves it */
+export async function openControl(id: string, socket: string): Promise<VfioUserDevice> {
   const foreign = (cause?: unknown) =>
     new UsageError(`the server of '${id}' at ${socket} has no control connection of Dirtmap's`, {
       code: "NO_CONTROL",

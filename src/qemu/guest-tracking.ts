@@ -17,6 +17,19 @@ export const DEFAULT_TRACKER: GuestTracker = "messages";
 /** Bytes per bit of a device's log: QEMU tracks by pages. */
 export const GRANULE = PAGE_SIZE;
 
+/** How a device is tracked. @param trackers that are asked for, by the devices' names */
+export function trackerFor(id: string, trackers: Readonly<Record<string, GuestTracker>> = {}): GuestTracker {
+  return Object.hasOwn(trackers, id) ? trackers[id] : DEFAULT_TRACKER;
+}
+
+/** How reports call it: by messages it is QEMU that tracks. */
+export function reportedTracker(tracker: GuestTracker): "vmm" | "device" {
+  return tracker === "messages" ? "vmm" : tracker;
+}
+
+/** Runs of pages that the server has been asked to rewrite, and has not. */
+const REWRITES_UNDER_WAY = 32;
+
 /** What a device has dirtied. */
 export interface DeviceShare {
   readonly device: string;
@@ -114,9 +127,12 @@ export class DeviceTracking {
       mapped.every((stretch) => this.#ranges.some((range) => contains(range, stretch))) &&
       dirty.every((stretch) => mapped.some((range) => contains(range, stretch)));
     let bytes = 0;
-    for (const { iova, length } of isSame ? dirty : mapped) {
-      await this.#device.vfio.rewriteClientMemory(iova, Number(length));
-      bytes += Number(length);
+    const runs = isSame ? dirty : mapped;
+    // Several are under way, so that the server never waits for the next.
+    for (let from = 0; from < runs.length; from += REWRITES_UNDER_WAY) {
+      const some = runs.slice(from, from + REWRITES_UNDER_WAY);
+      await Promise.all(some.map(({ iova, length }) => this.#device.vfio.rewriteClientMemory(iova, Number(length))));
+      for (const { length } of some) bytes += Number(length);
     }
     return bytes / PAGE_SIZE;
   }

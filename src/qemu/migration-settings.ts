@@ -7,6 +7,12 @@ export interface WantedSettings {
   readonly parameters?: Readonly<Record<string, string | number | boolean>>;
 }
 
+/** Settings as they were. */
+export interface PreviousSettings {
+  readonly capabilities: Readonly<Record<string, boolean>>;
+  readonly parameters: Readonly<Record<string, unknown>>;
+}
+
 /**
  * QEMU's settings for migrations, changed for one of them. What holds: after {@link restore} each setting that was changed is as
  * it was found; no other was touched.
@@ -20,8 +26,23 @@ export class MigrationSettings {
     this.#qemu = qemu;
   }
 
-  /** @throws DirtmapError `NO_SUCH_SETTING` for a capability or parameter that this QEMU lacks, `QMP_REFUSED` */
-  static async change(qemu: Qemu, { capabilities, parameters = {} }: WantedSettings): Promise<MigrationSettings> {
+  /** Settings that another process changed, and could not put back. @param before what it had noted */
+  static changed(qemu: Qemu, { capabilities, parameters }: PreviousSettings): MigrationSettings {
+    const settings = new MigrationSettings(qemu);
+    Object.assign(settings.#capabilities, capabilities);
+    Object.assign(settings.#parameters, parameters);
+    return settings;
+  }
+
+  /**
+   * @param noteBefore is told what will be changed, as it is now
+   * @throws DirtmapError `NO_SUCH_SETTING` for a capability or parameter that this QEMU lacks, `QMP_REFUSED`
+   */
+  static async change(
+    qemu: Qemu,
+    { capabilities, parameters = {} }: WantedSettings,
+    noteBefore: (before: PreviousSettings) => void = () => {},
+  ): Promise<MigrationSettings> {
     const settings = new MigrationSettings(qemu);
     const [found, values] = await Promise.all([qemu.capabilities(), qemu.parameters()]);
     for (const name of Object.keys(capabilities)) if (!found.has(name)) throw lacks(qemu, `capability '${name}'`);
@@ -29,6 +50,10 @@ export class MigrationSettings {
       if (values[name] === undefined) throw lacks(qemu, `parameter '${name}'`);
     const different = Object.entries(capabilities).filter(([name, state]) => found.get(name) !== state);
     const others = Object.entries(parameters).filter(([name, value]) => values[name] !== value);
+    noteBefore({
+      capabilities: Object.fromEntries(different.map(([name]) => [name, found.get(name) === true])),
+      parameters: Object.fromEntries(others.map(([name]) => [name, values[name]])),
+    });
     try {
       if (different.length > 0) {
         await qemu.setCapabilities(Object.fromEntries(different));
@@ -73,6 +98,9 @@ function lacks(qemu: Qemu, what: string): DirtmapError {
   });
 }
 
+/** QEMU's own, where it tells none (DEFAULT_MIGRATE_SET_DOWNTIME). */
+const QEMU_DOWNTIME_LIMIT_MS = 300;
+
 /** What an operator may ask of QEMU's migration; both sides are asked the same. */
 export interface MigrationTuning {
   /** Streams of QEMU's multifd; 0: it is off. Default: 0. */
@@ -81,6 +109,21 @@ export interface MigrationTuning {
   readonly downtimeLimitMs?: number;
   /** Bytes per second. Default: QEMU's own setting. */
   readonly bandwidth?: number;
+}
+
+/** What applies to a migration: what is asked for, else what QEMU has. A bandwidth of 0 is no limit. */
+export async function effectiveTuning(qemu: Qemu, asked: MigrationTuning): Promise<Required<MigrationTuning>> {
+  const [capabilities, parameters] = await Promise.all([qemu.capabilities(), qemu.parameters()]);
+  const own = (name: string, otherwise: number) => {
+    const value = parameters[name];
+    return typeof value === "number" && Number.isFinite(value) && value >= 0 ? value : otherwise;
+  };
+  return {
+    multifdChannels: capabilities.get("multifd") === true ? own("multifd-channels", 0) : 0,
+    downtimeLimitMs: own("downtime-limit", QEMU_DOWNTIME_LIMIT_MS),
+    bandwidth: own("max-bandwidth", 0),
+    ...asked,
+  };
 }
 
 /** @param capabilities that this side wants besides */

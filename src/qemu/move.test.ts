@@ -1,9 +1,7 @@
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import type { HandoverOptions } from "../migration/source.js";
-import { Served, told } from "../vfio-user/server/served.test.helper.js";
+import { Served } from "../vfio-user/server/served.test.helper.js";
+import { FakePlaces } from "./fake-places.test.helper.js";
 import { FakeVm } from "./fake-vm.test.helper.js";
 import { type Moved, type MoveOptions, moveGuest } from "./move.test.helper.js";
 import { Qemu } from "./qmp/qemu.js";
@@ -22,42 +20,28 @@ interface TestOptions extends Partial<Omit<MoveOptions, "handover">> {
 }
 
 describe.runIf(process.platform === "linux")("the move of a guest between two QEMUs", () => {
-  let folder: string;
-  let servers: { source: Served; destination: Served };
+  let places: FakePlaces;
   let source: FakeVm;
   let destination: FakeVm;
 
   beforeEach(async () => {
-    folder = mkdtempSync(join(tmpdir(), "dirtmap-move-"));
-    servers = { source: await Served.start(), destination: await Served.start({ incoming: true }) };
-    source = await FakeVm.start("running", servers.source.server.path);
-    destination = await FakeVm.start("inmigrate", servers.destination.server.path);
-    source.to = destination;
-    // The table of MSI-X is written by DMA messages, which nobody here answers.
-    for (const { pc } of [source, destination]) pc.function.config[0x34 / 4] = 0x60;
-    source.pc.function.drive();
+    places = await FakePlaces.start();
+    ({ source, destination } = places);
   });
 
-  afterEach(async () => {
-    for (const each of [source, destination, servers.source, servers.destination]) await each[Symbol.asyncDispose]();
-    rmSync(folder, { recursive: true, force: true });
-  });
+  afterEach(() => places[Symbol.asyncDispose]());
+
+  const deviceStates = () => places.deviceStates();
 
   async function move({ handover, ...options }: TestOptions = {}): Promise<Moved> {
     await using from = new Qemu(await SocketMonitor.open(source.pc.qemu.path));
     await using to = new Qemu(await SocketMonitor.open(destination.pc.qemu.path));
     const address = "unix:/nowhere";
-    return await moveGuest(from, to, { ...options, address, handover: { journalDirectory: folder, ...handover } });
-  }
-
-  /** What the servers tell once their connections are gone. */
-  async function deviceStates() {
-    const states = [servers.source, servers.destination].map((server) => {
-      using control = server.control();
-      const { state, waitsForState, writePath, log, migration } = told(control);
-      return { state, waitsForState, path: writePath?.path, log, notice: migration?.notice ?? null };
+    return await moveGuest(from, to, {
+      ...options,
+      address,
+      handover: { journalDirectory: places.folder, ...handover },
     });
-    return { source: states[0], destination: states[1] };
   }
 
   /** The source runs as if nothing had been, and the destination's QEMU has ended, if it had begun. */
@@ -195,10 +179,10 @@ describe.runIf(process.platform === "linux")("the move of a guest between two QE
   });
 
   it("refuses a destination whose server does not wait for a state", LONG, async () => {
-    await servers.destination[Symbol.asyncDispose]();
-    servers.destination = await Served.start();
+    await places.servers.destination[Symbol.asyncDispose]();
+    places.servers.destination = await Served.start();
     await destination[Symbol.asyncDispose]();
-    destination = await FakeVm.start("inmigrate", servers.destination.server.path);
+    destination = places.destination = await FakeVm.start("inmigrate", places.servers.destination.server.path);
     await expect(move()).rejects.toMatchObject({ message: expect.stringContaining("does not wait for a state") });
     expect([source.running, source.status]).toEqual([true, "none"]);
   });

@@ -1,7 +1,8 @@
+import { resolve } from "node:path";
 import { DirtmapError } from "../errors.js";
 import type { MachineShape } from "../host/shape.js";
 import type { MovedMachine } from "../migration/memory-mover.js";
-import { checkObstacles, checkStatus, type Guest, lookAtGuest } from "./guest.js";
+import { checkObstacles, checkStatus, type Guest, lookAtGuest, socketOf } from "./guest.js";
 import { type ControlledDevice, closeDevices, openDevices, shapeOfGuest } from "./guest-devices.js";
 import { IDLE, statusOf } from "./migration-status.js";
 import { pciAddressesOf } from "./pci-address.js";
@@ -19,12 +20,23 @@ export class SourceGuest implements MovedMachine, AsyncDisposable {
   readonly devices: readonly ControlledDevice[];
   /** The vCPUs ran when it was opened. */
   readonly running: boolean;
+  /** Where each device's server listens, by the devices' names. */
+  readonly sockets: ReadonlyMap<string, string>;
 
-  private constructor(qemu: Qemu, found: { guest: Guest; devices: readonly ControlledDevice[]; running: boolean }) {
+  private constructor(
+    qemu: Qemu,
+    found: {
+      guest: Guest;
+      devices: readonly ControlledDevice[];
+      running: boolean;
+      sockets: ReadonlyMap<string, string>;
+    },
+  ) {
     this.qemu = qemu;
     this.guest = found.guest;
     this.devices = found.devices;
     this.running = found.running;
+    this.sockets = found.sockets;
   }
 
   /**
@@ -47,7 +59,8 @@ export class SourceGuest implements MovedMachine, AsyncDisposable {
     const { running } = await qemu.status();
     await pciAddressesOf(qemu, guest.devices);
     const devices = await openDevices(guest.devices, { sockets, side: "source" });
-    return new SourceGuest(qemu, { guest, devices, running });
+    const paths = new Map(guest.devices.map((place) => [place.name, resolve(socketOf(place, sockets))]));
+    return new SourceGuest(qemu, { guest, devices, running, sockets: paths });
   }
 
   shape(): Promise<MachineShape> {

@@ -1,5 +1,6 @@
 import type { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
 import { explain } from "../errors.js";
+import { publish } from "../migration/events.js";
 import type {
   FinishedMove,
   MemoryMove,
@@ -8,12 +9,27 @@ import type {
   MoverContext,
   PrecopiedStates,
 } from "../migration/memory-mover.js";
+import { removeNote, writeNote } from "../migration/outliving.js";
 import type { DeviceReport } from "../migration/report.js";
 import { ConfigPorts } from "./config-ports.js";
 import type { ControlledDevice } from "./guest-devices.js";
 import { type GuestState, writeGuestState } from "./guest-state.js";
-import { DEFAULT_TRACKER, type DeviceShare, DeviceTracking, GRANULE, type GuestTracker } from "./guest-tracking.js";
-import { MigrationSettings, type MigrationTuning, migrationSettings } from "./migration-settings.js";
+import {
+  DEFAULT_TRACKER,
+  type DeviceShare,
+  DeviceTracking,
+  GRANULE,
+  type GuestTracker,
+  reportedTracker,
+  trackerFor,
+} from "./guest-tracking.js";
+import { noteOfGuest } from "./left-guest.js";
+import {
+  MigrationSettings,
+  type MigrationTuning,
+  migrationSettings,
+  type PreviousSettings,
+} from "./migration-settings.js";
 import { IDLE, MigrationWatch, statusOf } from "./migration-status.js";
 import { pciAddressesOf } from "./pci-address.js";
 import { type PciState, readPciState } from "./pci-state.js";
@@ -35,6 +51,11 @@ const REASONS: Readonly<Record<GuestTracker, string>> = {
   device: "it logs its own DMA; QEMU is made to write what was logged over itself in the pause",
 };
 
+/** Said of a device that is tracked as is usual. */
+const PASSED_OVER = [
+  { tracker: "device", why: "all that it logs would be moved while the machine is paused" },
+] as const;
+
 export interface QemuMoverOptions extends MigrationTuning {
   /** Where the destination's QEMU listens, as QEMU writes it: `tcp:HOST:PORT` or `unix:PATH`. */
   readonly address: string;
@@ -42,7 +63,6 @@ export interface QemuMoverOptions extends MigrationTuning {
   readonly trackers?: Readonly<Record<string, GuestTracker>>;
   /** The source's QEMU stays, paused, after the guest runs at the destination. Default: it is told to quit. */
   readonly keepSource?: boolean;
-  readonly onInfo?: (info: MigrationInfo) => void;
   readonly hooks?: QemuMoverHooks;
 }
 
@@ -56,7 +76,8 @@ export interface QemuMoverHooks {
 
 /** The mover of a QEMU guest: QEMU's own migration moves memory and vCPUs, to a QEMU whose address the operator names. */
 export class QemuMover implements MemoryMover<"qemu"> {
-  readonly tracking = { design: "split", policy: "qemu" } as const;
+  readonly tracking = { design: "vmm", policy: "qemu" } as const;
+  readonly outlives = true;
   readonly #guest: SourceGuest;
   readonly #options: QemuMoverOptions;
 
@@ -91,6 +112,8 @@ class QemuMove implements MemoryMove {
   #state: GuestState | undefined;
   /** Where QEMU's stream was at the end of the pre-copy. */
   #precopied: MigrationInfo["ram"];
+  /** When tracking began, by the migration's clock. */
+  #trackedSinceMs = 0;
 
   constructor(guest: SourceGuest, options: QemuMoverOptions, context: MoverContext) {
     this.#guest = guest;
@@ -106,19 +129,21 @@ class QemuMove implements MemoryMove {
     this.#settings = await MigrationSettings.change(
       qemu,
       migrationSettings(this.#options, { events: true, "pause-before-switchover": true }),
+      (settings) => this.#note(settings),
     );
+    this.#trackedSinceMs = this.#context.clock.elapsedMs;
     for (const device of devices) this.#tracking.push(await DeviceTracking.start(device, this.#trackerOf(device)));
     return new Set();
   }
 
   async converge(states: PrecopiedStates): Promise<void> {
     const { signal } = this.#context;
-    const { onInfo } = this.#options;
     await this.#guest.qemu.migrate(this.#options.address);
     const paused = new AbortController();
     const sending = this.#sendStates(states, paused.signal);
     sending.catch(() => {});
     const began = performance.now();
+    const onInfo = (info: MigrationInfo) => this.#tellProgress(info, performance.now() - began);
     const failed = sending.then(() => new Promise<never>(() => {}));
     try {
       const { ram } = await Promise.race([this.#watch.until(["pre-switchover"], { signal, onInfo }), failed]);
@@ -170,6 +195,8 @@ class QemuMove implements MemoryMove {
     });
     for (const each of this.#tracking.splice(0)) await tried("the tracking of a device ended", () => each.stop());
     problems.push(...(await this.#restoreSettings()));
+    // With one left, the note stays, for `dirtmap resume`.
+    if (problems.length === 0) this.#forget();
     for (const problem of problems) this.#context.report.warn(problem);
   }
 
@@ -179,6 +206,7 @@ class QemuMove implements MemoryMove {
       "what the devices wrote counted",
       this.#readShares((tracking) => tracking.tracker === "messages"),
     );
+    this.#forget();
     if (this.#options.keepSource !== true) {
       await this.#guest.qemu.quit();
       return;
@@ -187,16 +215,17 @@ class QemuMove implements MemoryMove {
   }
 
   conclude(): readonly DeviceReport[] {
+    this.#tellShares();
     return this.#guest.devices.map((device) => {
       const tracker = this.#trackerOf(device);
       const share = this.#shares.find((each) => each.device === device.id);
       return {
         id: device.id,
         model: device.model,
-        tracker: tracker === "messages" ? ("vmm" as const) : tracker,
+        tracker: reportedTracker(tracker),
         granule: tracker === "device" ? GRANULE : null,
         reason: REASONS[tracker],
-        alternatives: [],
+        alternatives: tracker === DEFAULT_TRACKER ? PASSED_OVER : [],
         pagesReported: share?.pages ?? null,
         pagesExclusive: null,
         readMs: tracker === "device" ? (share?.ms ?? 0) : 0,
@@ -205,9 +234,19 @@ class QemuMove implements MemoryMove {
     });
   }
 
+  /** From now on this guest is found again, should this process end. */
+  #note(settings: PreviousSettings): void {
+    const { directory, migration } = this.#context.place;
+    writeNote(directory, migration, noteOfGuest(this.#guest, settings, this.#options.keepSource === true));
+  }
+
+  #forget(): void {
+    const { directory, migration } = this.#context.place;
+    removeNote(directory, migration);
+  }
+
   #trackerOf({ id }: ControlledDevice): GuestTracker {
-    const { trackers = {} } = this.#options;
-    return Object.hasOwn(trackers, id) ? trackers[id] : DEFAULT_TRACKER;
+    return trackerFor(id, this.#options.trackers);
   }
 
   async #readShares(which: (tracking: DeviceTracking) => boolean): Promise<void> {
@@ -250,6 +289,32 @@ class QemuMove implements MemoryMove {
     const settings = this.#settings;
     this.#settings = undefined;
     return (await settings?.restore()) ?? [];
+  }
+
+  /** For live feeds and views; QEMU keeps its rounds to itself, so all of the pre-copy is one. */
+  #tellProgress({ ram, "expected-downtime": expectedDowntimeMs }: MigrationInfo, sinceMs: number): void {
+    if (ram === undefined) return;
+    publish({
+      type: "progress",
+      atMs: this.#context.clock.elapsedMs,
+      round: 0,
+      sentBytes: ram.transferred,
+      remainingBytes: ram.remaining,
+      bytesPerSecond: (ram.transferred * 1000) / Math.max(sinceMs, 1),
+      expectedDowntimeMs: expectedDowntimeMs ?? null,
+      dirtyBytesPerSecond: {},
+    });
+  }
+
+  /** The one read of the devices' logs; where nothing was read, none. */
+  #tellShares(): void {
+    const read = this.#shares.flatMap(({ device, pages, ms }) =>
+      pages === null ? [] : [[device, { reported: pages, exclusive: 0, readMs: ms, heat: [] }] as const],
+    );
+    if (read.length === 0) return;
+    const atMs = this.#context.clock.elapsedMs;
+    const elapsedMs = atMs - this.#trackedSinceMs;
+    publish({ type: "read", atMs, round: 1, elapsedMs, owners: Object.fromEntries(read) });
   }
 
   /** QEMU's own rounds are its affair: what it moved before the pause and in it is told as two. */

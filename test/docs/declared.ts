@@ -20,6 +20,8 @@ export const NOT_RUN: Readonly<Record<string, string>> = {
   "dirtmap receive --qmp": "needs a QEMU that waits for a guest; test/interop/qemu-move.test.ts has one",
   "dirtmap migrate --qmp": "needs the guest of a QEMU; test/interop/qemu-move.test.ts has one",
   "dirtmap device nvme --socket ./nvme2": "serves beside the commands that are not run",
+  "npx dirtmap migrate --qmp": "needs the guest of a QEMU; test/interop/qemu-move.test.ts has one",
+  "npx dirtmap device nvme --socket ./nvme2": "serves beside the commands that are not run",
   "npx dirtmap device status ./mlx5": "needs a device that a migration left; device-control.test.ts has one",
   "npx dirtmap device resume ./mlx5": "needs a device that a migration left; device-control.test.ts has one",
 };

@@ -1,9 +1,5 @@
-import { spawn } from "node:child_process";
-import { once } from "node:events";
-import { closeSync, ftruncateSync, mkdtempSync, openSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it, test } from "vitest";
 import type { DirtyBitmap } from "../../src/bitmap/dirty-bitmap.js";
 import type { GuestState } from "../../src/qemu/guest-state.js";
@@ -11,21 +7,30 @@ import type { GuestTracker } from "../../src/qemu/guest-tracking.js";
 import { type Moved, type MoveOptions, moveGuest } from "../../src/qemu/move.test.helper.js";
 import type { PciState } from "../../src/qemu/pci-state.js";
 import type { EventStream } from "../../src/qemu/qmp/event-stream.js";
-import { Qemu } from "../../src/qemu/qmp/qemu.js";
-import { SocketMonitor } from "../../src/qemu/qmp/socket-monitor.js";
 import type { SourceGuest } from "../../src/qemu/source-guest.js";
 import { MissingError } from "../../tools/vm/missing.js";
-import { DeviceProgram } from "./device-program.js";
-import { findShellImage, makeShellInitramfs, ShellGuest, type ShellImage } from "./guest-shell.js";
+import { Child } from "../support/child.js";
+import {
+  COMPLAINT,
+  connect,
+  counts,
+  endLoad,
+  type Place,
+  Places,
+  pause,
+  root,
+  runDirtmap,
+  SECOND,
+  startLoad,
+} from "./guest-places.js";
+import { findShellImage } from "./guest-shell.js";
 
 /*
  * A guest of QEMU, with Linux's own nvme driver and a load that knows what each block must hold, is moved from QEMU to QEMU with
  * its disk, which `dirtmap device nvme` serves on both sides.
  */
 
-const root = fileURLToPath(new URL("../../../", import.meta.url));
-
-const DISK_BYTES = 64 * 2 ** 20;
+const PROGRAM = join(root, "bin/dirtmap.js");
 const TEST_LIMIT_MS = 300_000;
 /** How long the load runs before a move and after it. */
 const LOAD_MS = 1500;
@@ -37,89 +42,6 @@ if (found instanceof MissingError) {
     throw found;
   });
 }
-
-/** One QEMU and the servers of its devices. */
-interface Place extends AsyncDisposable {
-  readonly guest: ShellGuest;
-  readonly qmp: string;
-}
-
-/** Places of one guest: the first boots, each other one waits for it. The disks' files are all the same. */
-class Places implements AsyncDisposable {
-  readonly folder = mkdtempSync(join(tmpdir(), "dirtmap-move-"));
-  readonly #image: ShellImage;
-  readonly #all: Place[] = [];
-
-  constructor(image: Omit<ShellImage, "initramfs">) {
-    this.#image = { ...image, initramfs: makeShellInitramfs(root, this.folder) };
-    for (const disk of DISKS) {
-      const fd = openSync(join(this.folder, disk), "w");
-      ftruncateSync(fd, DISK_BYTES);
-      closeSync(fd);
-    }
-  }
-
-  /**
-   * Two disks, one behind a root port, the other without an id; with `engine` a device of another model, with memory that QEMU
-   * maps, which no driver uses.
-   */
-  async add({ engine = false } = {}): Promise<Place> {
-    const number = this.#all.length;
-    const at = (name: string) => join(this.folder, `${number}-${name}`);
-    const incoming = number === 0 ? [] : ["--incoming"];
-    const servers: DeviceProgram[] = [];
-    const devices = ["-device", "pcie-root-port,id=port1,chassis=1,addr=4.0"];
-    const serve = async (model: string, name: string, options: readonly string[], its: object) => {
-      const path = at(name);
-      servers.push(await DeviceProgram.start(model, path, [...options, ...incoming]));
-      devices.push("-device", JSON.stringify({ driver: "vfio-user-pci", socket: { type: "unix", path }, ...its }));
-    };
-    for (const [i, disk] of DISKS.entries()) {
-      const options = ["--option", `file=${join(this.folder, disk)}`, "--option", `serial=${disk}`];
-      await serve("nvme", disk, options, i === 0 ? { id: "disk", bus: "port1" } : { addr: "5.0" });
-    }
-    if (engine) await serve("dma-engine", "engine", [], { id: "engine", addr: "6.0" });
-    const qmp = at("qmp");
-    devices.push("-qmp", `unix:${qmp},server=on,wait=off`);
-    const guest =
-      number === 0
-        ? await ShellGuest.boot(this.#image, at("guest"), devices)
-        : ShellGuest.incoming(this.#image, at("guest"), devices);
-    const place = {
-      guest,
-      qmp,
-      [Symbol.asyncDispose]: async () => {
-        await guest[Symbol.asyncDispose]();
-        await Promise.all(servers.map((each) => each[Symbol.asyncDispose]()));
-      },
-    };
-    this.#all.push(place);
-    return place;
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await Promise.all(this.#all.map((place) => place[Symbol.asyncDispose]()));
-    rmSync(this.folder, { recursive: true, force: true });
-  }
-}
-
-const DISKS = ["disk0", "disk1"];
-/** The second disk's name: where it is. */
-const SECOND = "pcie.0-05.0";
-
-/** A QEMU that has just been started has no monitor yet. */
-async function connect(path: string): Promise<Qemu> {
-  for (let tries = 0; ; tries++) {
-    try {
-      return new Qemu(await SocketMonitor.open(path));
-    } catch (error) {
-      if ((error as { code?: string }).code !== "QMP_UNREACHABLE" || tries > 600) throw error;
-      await pause(50);
-    }
-  }
-}
-
-const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** Moves the guest; with the pause of its vCPUs by QEMU's own clock, from the source's STOP to the destination's RESUME. */
 async function move(
@@ -137,41 +59,14 @@ async function move(
   return { ...moved, pauseMs: (await timeOf(resumed, "RESUME")) - (await timeOf(stopped, "STOP")) };
 }
 
+/** The stream goes on behind the event. */
 async function timeOf(events: EventStream, name: string): Promise<number> {
-  for await (const event of events) if (event.name === name) return event.at;
-  throw new Error(`no event ${name}`);
+  for (;;) {
+    const { value } = await events.next();
+    if (value === undefined) throw new Error(`no event ${name}`);
+    if (value.name === name) return value.at;
+  }
 }
-
-/** Has each disk read and written all the time. */
-async function startLoad({ guest }: Place): Promise<void> {
-  await guest.run(
-    'rm -f /tmp/stop /tmp/load*; for n in 0 1; do verified-io /dev/nvme"$n"n1 16 2048 1$n /tmp/stop >/tmp/load$n 2>&1 & done',
-  );
-  await guest.run(
-    "for i in $(seq 600); do [ $(grep -l wrote /tmp/load0 /tmp/load1 | wc -l) = 2 ] && exit 0; sleep 0.1; done; cat /tmp/load*; exit 1",
-  );
-}
-
-/** Ends the load, and waits until it has checked all; returns what it said. */
-async function endLoad({ guest }: Place): Promise<string> {
-  await guest.run("touch /tmp/stop");
-  return await guest.run(
-    "for i in $(seq 600); do [ $(grep -lE '^(done|LOST|ERROR)' /tmp/load0 /tmp/load1 | wc -l) = 2 ] && break; sleep 0.1; done; cat /tmp/load0 /tmp/load1",
-  );
-}
-
-/** What it counted. @throws where it found anything wrong */
-function counts(said: string): { reads: number; writes: number; kept: number; slowestMs: number }[] {
-  const found = [...said.matchAll(/^done (\d+) (\d+) (\d+) (\d+)$/gm)];
-  expect(found.length, said).toBe(2);
-  return found.map(([, ...numbers]) => {
-    const [reads, writes, kept, slowestMs] = numbers.map(Number);
-    return { reads, writes, kept, slowestMs };
-  });
-}
-
-/** The driver's complaints: a time-out, a reset, an I/O error. */
-const COMPLAINT = /nvme nvme\d: .*(timeout|abort|reset|error|fail)|I\/O error/i;
 
 describe.skipIf(found instanceof MissingError)("a guest of QEMU that moves with its disks", () => {
   let places: Places;
@@ -232,15 +127,76 @@ describe.skipIf(found instanceof MissingError)("a guest of QEMU that moves with 
   );
 
   it(
-    "is moved by the command line",
+    "stands still where `dirtmap migrate` is killed in the pause, and goes on by `dirtmap resume`",
+    async () => {
+      await using there = await places.add({ engine: true });
+      await using watched = await connect(here.watched);
+      await (await connect(there.qmp))[Symbol.asyncDispose]();
+      using events = watched.events();
+      const journals = join(places.folder, "killed-journals");
+      const common = ["--journal", journals, "--qemu-address", `unix:${there.qmp}-killed`, "--json"];
+      const listen = ["--qmp", there.qmp, "--listen", "tcp://127.0.0.1:0"];
+      await using receiving = new Child(PROGRAM, "receive", ...listen, ...common);
+      const { address } = await receiving.said("event", "listening");
+      const args = ["migrate", "--qmp", here.qmp, "--to", String(address), "--no-store", ...common];
+      await using migrating = new Child(PROGRAM, ...args);
+      // From the beginning of QEMU's migration on the destination says nothing, so that the guest is not given up.
+      await timeOf(events, "MIGRATION");
+      receiving.kill("SIGSTOP");
+      await timeOf(events, "STOP");
+      migrating.kill("SIGKILL");
+      await migrating.ended;
+      receiving.kill("SIGCONT");
+      const { stdout } = await runDirtmap(["list", "--journal", journals, "--json"]);
+      const [{ migration, standing }] = JSON.parse(stdout).migrations.filter(
+        ({ side }: { side: string }) => side === "source",
+      );
+      expect(standing).toBe("waits");
+      const resumed = await runDirtmap(["resume", migration, "--journal", journals]);
+      expect(resumed.status, resumed.stderr).toBe(0);
+      expect(await here.guest.run("grep -c . /tmp/load0")).toContain("1");
+      // The destination's QEMU had begun to take the guest: it is told to quit.
+      expect(await receiving.ended).toBe(1);
+      await there.guest.ended();
+      await pause(LOAD_MS);
+    },
+    TEST_LIMIT_MS,
+  );
+
+  it(
+    "is moved by the command line, over TLS",
     async () => {
       const there = await places.add({ engine: true });
       // It is up once its monitor is.
       await (await connect(there.qmp))[Symbol.asyncDispose]();
-      const args = ["migrate", "--qmp", here.qmp, "--qmp-to", there.qmp, "--journal", `${here.qmp}-journals`];
-      const { stdout, stderr, status } = await runDirtmap(args);
-      expect(status, stderr).toBe(0);
-      expect(stdout).toMatch(/^completed · downtime /);
+      const [certs, journals] = [join(places.folder, "certs"), join(places.folder, "tls-journals")];
+      await runDirtmap(["certs", certs, "--name", "localhost"]);
+      // An address on loopback that no other test has.
+      const qemuAddress = `tcp:127.${process.pid >> 16}.${(process.pid >> 8) & 255}.${(process.pid & 127) + 2}:4444`;
+      const common = ["--tls-folder", certs, "--qemu-address", qemuAddress, "--journal", journals, "--json"];
+      const listen = ["--qmp", there.qmp, "--listen", "tls://127.0.0.1:0"];
+      await using receiving = new Child(PROGRAM, "receive", ...listen, ...common);
+      const { address } = await receiving.said("event", "listening");
+      const report = join(places.folder, "report.md");
+      const to = String(address).replace("127.0.0.1", "localhost");
+      const kept = ["--no-store", "--report", report];
+      const { stdout, stderr, status } = await runDirtmap([
+        "migrate",
+        "--qmp",
+        here.qmp,
+        "--to",
+        to,
+        ...kept,
+        ...common,
+      ]);
+      expect(status, `${stderr}${receiving.errors}`).toBe(0);
+      expect(JSON.parse(stdout)).toMatchObject({
+        result: "completed",
+        warnings: [],
+        conditions: { transport: { scheme: "tls", local: false }, policy: { order: "qemu" } },
+      });
+      expect(readFileSync(report, "utf8")).toContain("QEMU does its writes itself");
+      expect(await receiving.ended).toBe(0);
       await here.guest.ended();
       await here[Symbol.asyncDispose]();
       here = there;
@@ -332,17 +288,3 @@ function asAfterReset(state: GuestState): GuestState {
 
 /** Where the models have their MSI-X capability. */
 const MSIX_OFFSET = 0x50;
-
-/** The program, as an operator runs it. */
-async function runDirtmap(args: readonly string[]): Promise<{ stdout: string; stderr: string; status: number | null }> {
-  const child = spawn(process.execPath, [join(root, "bin/dirtmap.js"), ...args], { stdio: ["ignore", "pipe", "pipe"] });
-  let [stdout, stderr] = ["", ""];
-  child.stdout.setEncoding("utf8").on("data", (text: string) => {
-    stdout += text;
-  });
-  child.stderr.setEncoding("utf8").on("data", (text: string) => {
-    stderr += text;
-  });
-  const [status] = (await once(child, "close")) as [number | null];
-  return { stdout, stderr, status };
-}

@@ -302,6 +302,7 @@ describe("what another process says is safe where it is shown:", () => {
       resume: HOSTILE,
       abort: HOSTILE,
       until: null,
+      outlives: false,
     };
     const lines = undecidedLines(undecided);
     for (const line of lines) expect(line).not.toContain("\n");

@@ -55,7 +55,8 @@ export function pastReports(option: StoreOption, scenario: string | null): PastR
     if (store === null) return [];
     const completed = store
       .runs({ limit: LOOKED_THROUGH })
-      .filter(({ kind, result }) => kind === "migration" && result === "completed");
+      // What QEMU's migration cost says nothing about Dirtmap's own.
+      .filter(({ kind, host, result }) => kind === "migration" && host !== "qemu" && result === "completed");
     const same = completed.filter((run) => run.scenario === scenario);
     return (same.length > 0 ? same : completed).slice(0, USED).flatMap(({ id }) => {
       const { data } = schema.safeParse(store.run(id).report);

@@ -31,6 +31,24 @@ export function migrationHeader(
   return { ...headerOf({ id, kind: "migration", scenario, startedAt }, description, choices), downtimeLimitMs };
 }
 
+/** The header of the migration of a QEMU guest. */
+export function guestHeader(
+  { id, startedAt, downtimeLimitMs }: { id: string; startedAt: Date; downtimeLimitMs: number },
+  memoryBytes: number,
+  devices: readonly Pick<RunHeader["devices"][number], "id" | "model" | "tracker" | "granule">[],
+): RunHeader {
+  return {
+    run: id,
+    kind: "migration",
+    scenario: "QEMU guest",
+    host: "qemu",
+    startedAt: startedAt.toISOString(),
+    devices: devices.map((device) => ({ ...device, domain: null })),
+    memoryBytes,
+    downtimeLimitMs,
+  };
+}
+
 /** The header of a machine that is watched, and not migrated. */
 export function watchHeader(
   { scenario, startedAt }: { scenario: string; startedAt: Date },

@@ -3,6 +3,7 @@ import { isServed, type MachineDescription } from "../../host/description.js";
 import { SOFTWARE } from "../../migration/software.js";
 import type { Endpoint } from "../../migration/transport/endpoint.js";
 import type { RunConditions } from "../../observe/conditions.js";
+import type { MigrationTuning } from "../../qemu/migration-settings.js";
 import type { Policy, TrackingDesign } from "../../tracking/choice.js";
 
 /** What is migrated, and where to. */
@@ -26,6 +27,43 @@ export interface AskedFor {
   readonly maxRounds: number;
   readonly verify: "after" | "before";
   readonly runAfterMs: number;
+}
+
+/** The conditions of a QEMU guest's move: what QEMU does has no number of rounds, and nobody compares its memories. */
+export function watchGuestConditions(
+  { memoryBytes, endpoint, local }: { memoryBytes: number; endpoint: Endpoint; local: boolean },
+  { trackers, multifdChannels, bandwidth, downtimeLimitMs }: Required<MigrationTuning> & GuestTrackers,
+): () => RunConditions {
+  const machineReport = watchMachine();
+  return () => ({
+    software: SOFTWARE,
+    hosts: ["qemu", "vfio-user"],
+    memoryBytes,
+    design: "vmm",
+    policy: {
+      order: "qemu",
+      measured: null,
+      trackers,
+      granules: {},
+      domain: null,
+      untracked: null,
+      untrackedDevices: {},
+    },
+    transport: { scheme: endpoint.scheme, local },
+    bandwidth: bandwidth === 0 ? null : bandwidth,
+    // Without multifd, QEMU has one stream.
+    channels: Math.max(1, multifdChannels),
+    downtimeLimitMs,
+    maxRounds: null,
+    verify: null,
+    runAfterMs: 0,
+    machine: machineReport(),
+  });
+}
+
+interface GuestTrackers {
+  /** By the devices' names, as they are tracked. */
+  readonly trackers: Readonly<Record<string, string>>;
 }
 
 /** Begins to watch this machine; the answer has the conditions of what ran from then to the call. */

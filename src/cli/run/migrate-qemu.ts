@@ -1,9 +1,11 @@
 import { join } from "node:path";
 import { UsageError } from "../../errors.js";
+import { newMigrationId } from "../../migration/journal.js";
 import { sourceTransport } from "../../migration/network.js";
 import type { MigrationReport } from "../../migration/report.js";
 import { migrateBy } from "../../migration/source.js";
-import { formatSize } from "../../observe/format.js";
+import { GRANULE, reportedTracker, trackerFor } from "../../qemu/guest-tracking.js";
+import { effectiveTuning } from "../../qemu/migration-settings.js";
 import { Qemu } from "../../qemu/qmp/qemu.js";
 import { SocketMonitor } from "../../qemu/qmp/socket-monitor.js";
 import { SourceGuest } from "../../qemu/source-guest.js";
@@ -14,21 +16,22 @@ import { GUEST_TRACKERS, type MigrateInput } from "../commands/migrate.js";
 import { EXIT_CODES, exitCodeOf } from "../exit-codes.js";
 import { readEndpoint } from "../input/endpoint.js";
 import { refuseOptions } from "../input/which-go-together.js";
+import { FollowedMigration } from "../kept/followed-migration.js";
+import { guestHeader } from "../kept/record-run.js";
+import { watchGuestConditions } from "../kept/run-conditions.js";
+import { storeOrNone } from "../kept/store.js";
 import { tidyUp } from "../kept/tidy.js";
-import { note, printResult } from "../output.js";
+import { printResult, note as tell } from "../output.js";
 import type { RunContext } from "../run-command.js";
 import { startLocalDestination } from "../sites/local-destination.js";
 import { reportText } from "../text/report-text.js";
 import { askingOperator } from "./shared/asking-operator.js";
 
-/** Options about a scenario's machine, or about what is kept of its migration. */
+/** Options about a scenario's machine. */
 const OF_SCENARIOS = [
   ...["scenario", "memory", "seed", "p2p", "policy", "unmeasured", "granule", "domain", "untracked", "design"],
-  ...["verify", "runAfter", "predict", "maxRounds", "report", "store"],
+  ...["verify", "runAfter", "predict", "maxRounds"],
 ];
-
-/** Between two lines of progress. */
-const PROGRESS_MS = 1000;
 
 /** `dirtmap migrate --qmp`: moves the guest of a QEMU, with its vfio-user devices. */
 export async function run(
@@ -37,7 +40,10 @@ export async function run(
 ): Promise<number> {
   const { json = false, quiet = false } = input;
   refuseOptions(typed, OF_SCENARIOS, "it is for a scenario's machine, and --qmp names a guest of QEMU");
+  let note = tell;
+  interrupts.tellFirst(() => note("cancelling: the guest goes on running at the source; a second Ctrl-C forces"));
   const trackers = trackersOf(input);
+  const store = storeOrNone(input, note);
   const remote = input.to === undefined ? undefined : await readEndpoint(input.to, "client", input);
   using place = placeOf(input);
   await tidyUp(input.journal);
@@ -60,27 +66,40 @@ export async function run(
         );
   const destination = remote ?? (await readEndpoint(local?.ready ?? "", "client", input));
 
-  let toldAt = 0;
+  const migration = newMigrationId();
+  const applied = await effectiveTuning(qemu, tuning(input));
+  const memoryBytes = await qemu.memoryBytes();
+  const header = guestHeader(
+    { id: migration, startedAt: new Date(), downtimeLimitMs: applied.downtimeLimitMs },
+    memoryBytes,
+    guest.devices.map(({ id, model }) => {
+      const tracker = reportedTracker(trackerFor(id, trackers));
+      return { id, model, tracker, granule: tracker === "device" ? GRANULE : null };
+    }),
+  );
+  await using followed = await FollowedMigration.begin(header, { options: input, store, note: tell });
+  note = (text) => followed.note(text);
+  const conditionsUntilNow = watchGuestConditions(
+    { memoryBytes, endpoint: destination.endpoint, local: remote === undefined },
+    { ...applied, trackers: Object.fromEntries(guest.devices.map(({ id }) => [id, trackerFor(id, trackers)])) },
+  );
   const mover = new QemuMover(guest, {
     address: place.address,
     trackers,
     keepSource: input.keepSource === true,
     ...tuning(input),
-    onInfo: ({ status = "none", ram }) => {
-      const now = performance.now();
-      if (quiet || ram === undefined || now - toldAt < PROGRESS_MS) return;
-      toldAt = now;
-      note(`${status}: ${formatSize(ram.transferred)} sent, ${formatSize(ram.remaining)} remaining`);
-    },
   });
   const report = await migrateBy(mover, guest, sourceTransport(destination), {
     signal,
+    migration,
     runAfterMs: 0,
     ...(input.journal === undefined ? {} : { journalDirectory: input.journal }),
     ...(input.decide === undefined ? {} : { decideMs: input.decide }),
-    ...askingOperator(interrupts, { json, note }),
+    ...askingOperator(interrupts, { json, note, outlives: true, clear: () => followed.clear() }),
   });
-  printResult(report, { json, text: (safe: MigrationReport) => reportText(safe) });
+  const conditions = conditionsUntilNow();
+  followed.leave(report, conditions);
+  printResult({ ...report, conditions }, { json, text: (safe: MigrationReport) => reportText(safe) });
   // The two memories are QEMU's, and never compared: `verified` stays null.
   const isDone = report.result === "completed" && report.error === undefined;
   return isDone ? EXIT_CODES.done.code : exitCodeOf(report);

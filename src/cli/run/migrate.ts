@@ -5,8 +5,6 @@ import { newMigrationId } from "../../migration/journal.js";
 import { sourceTransport } from "../../migration/network.js";
 import type { PredictedOutcome } from "../../migration/report.js";
 import { migrate } from "../../migration/source.js";
-import { publishFeed } from "../../observe/feed/publish.js";
-import { LiveView } from "../../observe/live-view.js";
 import { chooseTrackers } from "../../tracking/policy.js";
 import { probeMachine } from "../../tracking/probe.js";
 import type { MigrateInput } from "../commands/migrate.js";
@@ -16,18 +14,17 @@ import { grantsOf } from "../input/granted.js";
 import type { PolicyOptions } from "../input/options/policy.js";
 import { type Asked, readScenario } from "../input/scenario.js";
 import { OF_GUESTS, refuseOptions } from "../input/which-go-together.js";
-import { leaveReport } from "../kept/leave-report.js";
-import { keepMigration, migrationHeader, ReadRecorder } from "../kept/record-run.js";
+import { FollowedMigration } from "../kept/followed-migration.js";
+import { migrationHeader } from "../kept/record-run.js";
 import { watchConditions } from "../kept/run-conditions.js";
 import { storeOrNone } from "../kept/store.js";
 import { tidyUp } from "../kept/tidy.js";
-import { err, mayColor, printResult, note as tell } from "../output.js";
+import { printResult, note as tell } from "../output.js";
 import type { Run } from "../run-command.js";
 import { checkMemory } from "../sites/emulated/check-memory.js";
 import { withDisks } from "../sites/emulated/disks.js";
 import { type EmulatedMachine, openMachine } from "../sites/hosts.js";
 import { startLocalDestination } from "../sites/local-destination.js";
-import { migrationDocument } from "../text/migration-document.js";
 import { reportText } from "../text/report-text.js";
 import { askingOperator } from "./shared/asking-operator.js";
 import { predictMachine } from "./shared/predict-machine.js";
@@ -67,14 +64,8 @@ export const run: Run<MigrateInput> = async (input, context) => {
     description,
     choices,
   );
-  using view = quiet
-    ? undefined
-    : new LiveView({ stream: err, color: mayColor(err), devices: header.devices, downtimeLimitMs });
-  if (view !== undefined) note = (text) => view.note(text);
-
-  await using _feed = input.feed ? await publishFeed(header).catch(noted(note)) : undefined;
-  // Where nobody listens, the migration counts nothing for it.
-  using recorder = store.store === false && input.report === undefined ? undefined : new ReadRecorder();
+  await using followed = await FollowedMigration.begin(header, { options: input, store, note: tell });
+  note = (text) => followed.note(text);
 
   const how = {
     policy,
@@ -98,16 +89,10 @@ export const run: Run<MigrateInput> = async (input, context) => {
     ...(input.journal === undefined ? {} : { journalDirectory: input.journal }),
     ...(predicted === undefined ? {} : { predicted }),
     ...(input.decide === undefined ? {} : { decideMs: input.decide }),
-    ...askingOperator(interrupts, { json, note, clear: () => view?.clear() }),
+    ...askingOperator(interrupts, { json, note, clear: () => followed.clear() }),
   });
-  view?.[Symbol.dispose]();
-  const reads = recorder?.reads ?? [];
   const conditions = conditionsUntilNow();
-  keepMigration(store, { header, report, reads, conditions }, note);
-  if (input.report !== undefined) {
-    const context = { scenario, memoryBytes: description.memory, reads, conditions };
-    leaveReport(input.report, migrationDocument(report, context), note);
-  }
+  followed.leave(report, conditions);
   printResult({ ...report, conditions }, { json, text: reportText });
   return exitCodeOf(report);
 };
@@ -145,11 +130,4 @@ async function predictedFirst(
     note(`the migration is not predicted: ${explain(error)}`);
     return undefined;
   }
-}
-
-/** Tells of an error, and goes on without. */
-function noted(note: (text: string) => void): (error: unknown) => undefined {
-  return (error) => {
-    note(explain(error));
-  };
 }

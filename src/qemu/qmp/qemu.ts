@@ -85,6 +85,8 @@ const functionSchema: z.ZodType<PciFunction> = z.looseObject({
 
 const busSchema = z.looseObject({ bus: z.int().min(0).max(255), devices: z.array(functionSchema).max(256) });
 
+const memorySchema = z.looseObject({ "base-memory": count, "plugged-memory": count.optional() });
+
 const capabilitiesSchema = z.array(z.looseObject({ capability: name, state: z.boolean() })).max(256);
 const parametersSchema = z.record(z.string(), z.unknown());
 
@@ -180,6 +182,12 @@ export class Qemu implements AsyncDisposable {
 
   setParameters(values: Readonly<Record<string, unknown>>): Promise<unknown> {
     return this.#ask("migrate-set-parameters", nothing, values);
+  }
+
+  /** Bytes of memory that the guest has. */
+  async memoryBytes(): Promise<number> {
+    const summary = await this.#ask("query-memory-size-summary", memorySchema);
+    return summary["base-memory"] + (summary["plugged-memory"] ?? 0);
   }
 
   pci(): Promise<readonly PciBus[]> {

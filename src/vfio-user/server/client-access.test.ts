@@ -157,12 +157,11 @@ describe.runIf(process.platform === "linux")("the memory of a device's client, o
       setState(control, "STOP");
       memory.u8.fill(0xa1, PAGE, 2 * PAGE);
       memory.u8.fill(0xa2, 2 * PAGE, 3 * PAGE);
-      const { requests, reply } = asked(served, control, CLIENT_REWRITE, rewrite, { times: 2, answer: accept });
-      expect(requests.map(({ address, data }) => [address, data.every((byte) => byte === data[0]), data[0]])).toEqual([
-        [BASE + BigInt(PAGE), true, 0xa1],
-        [BASE + BigInt(2 * PAGE), true, 0xa2],
-      ]);
-      expect([reply.error, requests[0].data.byteLength]).toEqual([0, PAGE]);
+      // A run of pages is one message.
+      const { requests, reply } = asked(served, control, CLIENT_REWRITE, rewrite, { answer: accept });
+      const held = Buffer.concat([Buffer.alloc(PAGE, 0xa1), Buffer.alloc(PAGE, 0xa2)]);
+      expect(requests).toEqual([{ command: VFIO_USER_COMMAND.DMA_WRITE, address: BASE + BigInt(PAGE), data: held }]);
+      expect(reply.error).toBe(0);
     });
 
     it("are refused with EFAULT where the client refuses them", () => {

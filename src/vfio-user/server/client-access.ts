@@ -95,7 +95,7 @@ export function rewriteClient({ payload }: Message, device: ServedDevice): Uint8
   if (!device.isStopped) throw access.refuse("EBUSY", "stop the device first: STOP or STOP_COPY");
   const head = payload.slice(0, HEAD);
   const first = pageOf(address);
-  for (let page = first; page < first + count / PAGE_SIZE; page++) check(access, device.memory.rewrite(page));
+  check(access, device.memory.rewrite(first, count / PAGE_SIZE));
   return head;
 }
 

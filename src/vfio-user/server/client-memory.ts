@@ -8,7 +8,7 @@ import { mayWrite } from "../../sys/fd.js";
 import { isSealedAgainstShrinking } from "../../sys/memfd.js";
 import type { DIRTMAP_WRITE_PATH } from "../../uapi/vfio-user.js";
 import { type Backing, FileBacking, MappedBacking, MessageBacking, SharedFile } from "./backing.js";
-import type { DmaChannel } from "./dma-channel.js";
+import { type DmaChannel, MAX_DMA_BYTES } from "./dma-channel.js";
 import { refusal } from "./refusal.js";
 
 /**
@@ -68,6 +68,9 @@ export interface DmaCounts {
   faults: number;
 }
 
+/** Pages that are rewritten at a time. */
+const REWRITTEN_PAGES = MAX_DMA_BYTES / PAGE_SIZE;
+
 /**
  * The memory of the client, as far as it has given it to the server: a device's way to it. A DMA runs to its end inside a
  * call, on the thread that also unmaps: no unmapping meets one in flight, and a mark in the log follows its store before
@@ -125,19 +128,26 @@ export class ClientMemory implements DmaPort {
   }
 
   /**
-   * Has the client write what part of a page holds over itself. Returns the fault, or null; null, too, where the client has
-   * written the memory itself all along. Neither counted nor logged: nothing changes.
+   * Has the client write what pages hold over itself, as many at a time as a message takes. Returns the fault, or null; null, too,
+   * where the client has written the memory itself all along. Neither counted nor logged: nothing changes.
    */
-  rewrite(page: PageNumber): DmaFault | null {
-    const piece = this.#pieces.at(page)?.value;
-    if (piece === undefined) return "not-mapped";
-    const { region, backing, asked } = piece;
-    if (region.kind === "messages") return null;
-    if (!region.writeable) return "not-writeable";
-    const offset = (page - piece.page) * PAGE_SIZE;
-    return backing.read(offset, this.#rewritten, 0, PAGE_SIZE) ?? asked.write(offset, this.#rewritten, 0, PAGE_SIZE);
+  rewrite(page: PageNumber, pages: number): DmaFault | null {
+    for (let next = page; next < page + pages; ) {
+      const piece = this.#pieces.at(next)?.value;
+      if (piece === undefined) return "not-mapped";
+      const { region, backing, asked } = piece;
+      const count = Math.min(page + pages, piece.page + piece.pages, next + REWRITTEN_PAGES) - next;
+      if (region.kind !== "messages") {
+        if (!region.writeable) return "not-writeable";
+        const [offset, bytes] = [(next - piece.page) * PAGE_SIZE, count * PAGE_SIZE];
+        const fault = backing.read(offset, this.#rewritten, 0, bytes) ?? asked.write(offset, this.#rewritten, 0, bytes);
+        if (fault !== null) return fault;
+      }
+      next += count;
+    }
+    return null;
   }
-  readonly #rewritten = new Uint8Array(PAGE_SIZE);
+  readonly #rewritten = new Uint8Array(REWRITTEN_PAGES * PAGE_SIZE);
 
   /** How many regions there are. */
   get size(): number {

@@ -10,8 +10,8 @@ const LIMIT_MS = 5000;
 /** DMAs that were given up, and that the client may still answer; one that owes more is not going to. */
 const MAX_ABANDONED = 1024;
 
-/** What is moved by one message at most, whatever the client takes: a DMA is of at most a page. */
-const MAX_BYTES = 4096;
+/** What is moved by one message at most, whatever the client takes. A device's DMA is of at most a page, what is rewritten of more. */
+export const MAX_DMA_BYTES = 65_536;
 
 const ADDRESS = vfio_user_dma_access.offsetOf("address");
 const COUNT = vfio_user_dma_access.offsetOf("count");
@@ -57,7 +57,7 @@ export class DmaChannel {
   }) {
     const { socket, maxTransfer, stop, take, broken } = options;
     this.#socket = socket;
-    this.#maxBytes = Math.min(maxTransfer, MAX_BYTES);
+    this.#maxBytes = Math.min(maxTransfer, MAX_DMA_BYTES);
     this.#take = take;
     this.#broken = broken;
     const wait = (events: number) =>
@@ -67,7 +67,7 @@ export class DmaChannel {
       ]);
     this.#waitToRead = wait(POLLIN);
     this.#waitToSend = wait(POLLIN | POLLOUT);
-    this.#request = socket.frame(vfio_user_dma_access.size + MAX_BYTES);
+    this.#request = socket.frame(vfio_user_dma_access.size + MAX_DMA_BYTES);
     this.#view = new DataView(this.#request.buffer, this.#request.byteOffset);
   }
 

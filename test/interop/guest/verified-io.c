@@ -8,7 +8,8 @@
  * page that the device wrote, and that was lost on the way to another machine, is found there. Ends when STOPFILE exists: then
  * all blocks are read once more.
  *
- * Prints "wrote N" once all blocks are written, and at the end "done READS WRITES KEPT SLOWEST_MS".
+ * Prints "wrote N" once all blocks are written, and at the end "took MEDIAN_US P999_US", of reads and writes, and
+ * "done READS WRITES KEPT SLOWEST_MS".
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -28,6 +29,9 @@
 /* Pages that reads go to, one after the other. */
 #define POOL 4096
 #define NOTHING UINT32_MAX
+/* How long requests took is counted by steps of so many microseconds; the last step has all that took longer. */
+#define STEP_US 10
+#define STEPS 100000
 
 struct kept {
 	uint32_t block, version;
@@ -38,6 +42,7 @@ static uint32_t *versions;
 static uint8_t *busy;
 static uint8_t *pool;
 static struct kept kept[POOL];
+static uint32_t took_steps[STEPS];
 
 /* xorshift64 */
 static uint64_t below(uint64_t limit)
@@ -48,12 +53,23 @@ static uint64_t below(uint64_t limit)
 	return state % limit;
 }
 
+/* Microseconds. */
 static uint64_t now(void)
 {
 	struct timespec at;
 
 	clock_gettime(CLOCK_MONOTONIC, &at);
-	return at.tv_sec * 1000ull + at.tv_nsec / 1000000;
+	return at.tv_sec * 1000000ull + at.tv_nsec / 1000;
+}
+
+/* Microseconds within which so many thousandths of all requests ended. */
+static uint64_t within(uint64_t requests, unsigned thousandths)
+{
+	uint64_t seen = 0, step = 0;
+
+	while (step < STEPS - 1 && (seen += took_steps[step]) * 1000 < requests * thousandths)
+		step++;
+	return (step + 1) * STEP_US;
 }
 
 static void fail(const char *what)
@@ -137,7 +153,7 @@ int main(int argc, char **argv)
 	for (unsigned i = 0; i < depth; i++)
 		free_requests[i] = i;
 	while (!ends || under_way) {
-		if (!ends && now() - looked >= 50) {
+		if (!ends && now() - looked >= 50000) {
 			looked = now();
 			ends = access(argv[5], F_OK) == 0;
 		}
@@ -193,6 +209,7 @@ int main(int argc, char **argv)
 			}
 			if (took > slowest)
 				slowest = took;
+			took_steps[took / STEP_US < STEPS ? took / STEP_US : STEPS - 1]++;
 			if (what[i].writes) {
 				versions[block]++;
 				writes++;
@@ -215,7 +232,9 @@ int main(int argc, char **argv)
 			fail("read");
 		check(writing, block, versions[block], "on the disk");
 	}
+	printf("took %llu %llu\n", (unsigned long long)within(reads + writes, 500),
+	       (unsigned long long)within(reads + writes, 999));
 	printf("done %llu %llu %llu %llu\n", (unsigned long long)reads, (unsigned long long)writes,
-	       (unsigned long long)kept_pages, (unsigned long long)slowest);
+	       (unsigned long long)kept_pages, (unsigned long long)slowest / 1000);
 	return 0;
 }

@@ -1,5 +1,6 @@
 import { sendDecision } from "../../../migration/decision.js";
 import { defaultJournalDirectory } from "../../../migration/journal-directory.js";
+import type { FindMachine } from "../../../migration/outliving.js";
 import { EXIT_CODES } from "../../exit-codes.js";
 import type { DecisionInput } from "../../input/options/decision.js";
 import { printResult, warn } from "../../output.js";
@@ -17,8 +18,12 @@ export function deciding(decision: "resume" | "abort"): Run<DecisionInput> {
       warn(`nothing was decided: say which migration, \`dirtmap ${decision} ID\``);
       return EXIT_CODES.usage.code;
     }
-    const message = await sendDecision(journal ?? defaultJournalDirectory(), id, decision);
+    const message = await sendDecision(journal ?? defaultJournalDirectory(), id, decision, undefined, findGuest);
     printResult({ migration: id, decision, message }, { json, text: (safe) => safe.message });
     return EXIT_CODES.done.code;
   };
 }
+
+/** Guests of QEMU are the machines that outlive their process; what moves one is loaded only for it. */
+const findGuest: FindMachine = async (note, migration) =>
+  (await import("../../../qemu/left-guest.js")).LeftGuest.find(note, migration);
