@@ -206,7 +206,9 @@ async function killed(image: ShellImage, seed: number): Promise<string> {
   const place = source ? move.here : move.there;
   const { victim } = plan;
   const side = victim.endsWith("destination") ? "destination" : "source";
-  const isLostWithQemu = victim.startsWith("QEMU") && (end === "nowhere" || end === side);
+  // Until the destination has recorded that it runs the guest, the source's QEMU has it.
+  const had = move.state("destination") === "running" ? "destination" : "source";
+  const isLostWithQemu = victim.startsWith("QEMU") && end === "nowhere" && had === side;
   // QEMU itself pauses, or ends, a guest whose device is gone for good.
   const isLostWithServer = victim.startsWith("server") && (end === "nowhere" || end === side);
   if (!isLostWithQemu && !isLostWithServer) {
