@@ -22,6 +22,8 @@ const DESCRIBED = [
   "all",
   "all on a VFIO driver",
   "all that can be measured",
+  "it quits",
+  "no multifd",
   "on a terminal until told",
   "only this user",
   "the model's",
@@ -35,8 +37,12 @@ const DESCRIBED = [
 const NO_DEFAULTS = [
   // A destination that was told nothing runs nothing.
   "this.#hello?.runAfterMs ?? 0",
+  // A guest of QEMU is not watched once it runs.
+  "runAfterMs: 0,",
   // A receiver before any channel has met it.
   "channels: 0, meeting: 0",
+  // A header without a limit: the view draws none.
+  "const { devices, downtimeLimitMs = 0 } = header",
   // Long on purpose: what is left to move after the first round is compared.
   "const MIGRATIONS = {",
 ];
@@ -163,7 +169,7 @@ describe("the table of defaults", () => {
 
   it("is what the library's docstrings say", () => {
     const said = files.flatMap(({ file, text }) =>
-      [...text.matchAll(/Default (\d+)(?: ms)?\. \*\/\n\s+readonly (\w+)\?:/g)].map(([, value, name]) => ({
+      [...text.matchAll(/Default:? (\d+)(?: ms)?\. \*\/\n\s+readonly (\w+)\?:/g)].map(([, value, name]) => ({
         file,
         name,
         value,

@@ -103,7 +103,7 @@ const QEMU_DOWNTIME_LIMIT_MS = 300;
 
 /** What an operator may ask of QEMU's migration; both sides are asked the same. */
 export interface MigrationTuning {
-  /** Streams of QEMU's multifd; 0: it is off. Default: 0. */
+  /** Streams of QEMU's multifd; 0, as by default: it is off. */
   readonly multifdChannels?: number;
   /** Default: QEMU's own setting. */
   readonly downtimeLimitMs?: number;

@@ -33,7 +33,7 @@ export const run: Run<MigrateInput> = async (input, context) => {
   const { signal, interrupts, typed } = context;
   const { json = false, quiet = false } = input;
   if (input.qmp !== undefined)
-    return await (await import("./migrate-qemu.js")).run({ ...input, qmp: input.qmp }, context);
+    return await (await import("./shared/migrate-qemu.js")).run({ ...input, qmp: input.qmp }, context);
   refuseOptions(typed, OF_GUESTS, "it is for a guest of QEMU, which --qmp names");
   let note = tell;
   interrupts.tellFirst(() => note("cancelling: the source goes on running; a second Ctrl-C forces"));

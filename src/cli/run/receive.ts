@@ -19,7 +19,7 @@ export const run: Run<ReceiveInput> = async (input, context) => {
   const { signal, typed } = context;
   const { json = false, once = false } = input;
   if (input.qmp !== undefined)
-    return await (await import("./receive-qemu.js")).run({ ...input, qmp: input.qmp }, context);
+    return await (await import("./shared/receive-qemu.js")).run({ ...input, qmp: input.qmp }, context);
   refuseOptions(typed, ["qemuAddress", "channels"], "it is for a QEMU that waits, which --qmp names");
   const tell = tellEvent({ json });
   const { endpoint, credentials } = await readEndpoint(input.listen, "server", input);

@@ -43,7 +43,7 @@ export interface PredictedConditions {
   readonly bandwidth?: number;
   /** True: the memories are compared before GO. Default: false. */
   readonly verifyFirst?: boolean;
-  /** Milliseconds that a read of the trackers takes. Default: 1. */
+  /** Milliseconds that a read of the trackers takes; 1 if it isn't known. */
   readonly readMs?: number;
 }
 

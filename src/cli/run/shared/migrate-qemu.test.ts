@@ -4,15 +4,15 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { describe, expect, it } from "vitest";
-import { openStore } from "../../evidence/store/store.js";
-import { FakePlaces } from "../../qemu/fake-places.test.helper.js";
+import { openStore } from "../../../evidence/store/store.js";
+import { FakePlaces } from "../../../qemu/fake-places.test.helper.js";
 
 /*
  * What can't be asked of `dirtmap migrate --qmp` and `dirtmap receive --qmp`, and what is said then. The move itself, by these
  * commands, is test/interop/qemu-move.test.ts; here QEMUs are fakes.
  */
 
-const PROGRAM = fileURLToPath(new URL("../../../../bin/dirtmap.js", import.meta.url));
+const PROGRAM = fileURLToPath(new URL("../../../../../bin/dirtmap.js", import.meta.url));
 
 interface Ended {
   readonly code: number | null;

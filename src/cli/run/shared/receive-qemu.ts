@@ -1,20 +1,20 @@
-import { explain, UsageError } from "../../errors.js";
-import { receiveBy } from "../../migration/destination.js";
-import { formatEndpoint } from "../../migration/transport/endpoint.js";
-import { listen } from "../../migration/transport/listener.js";
-import { DestinationGuest } from "../../qemu/destination-guest.js";
-import { QemuDestination } from "../../qemu/destination-memory.js";
-import { Qemu } from "../../qemu/qmp/qemu.js";
-import { SocketMonitor } from "../../qemu/qmp/socket-monitor.js";
-import { checkStreamSecurity } from "../../qemu/stream-address.js";
-import type { ReceiveInput } from "../commands/receive.js";
-import { EXIT_CODES } from "../exit-codes.js";
-import { readEndpoint } from "../input/endpoint.js";
-import { refuseOptions } from "../input/which-go-together.js";
-import { tidyUp } from "../kept/tidy.js";
-import { note, tellEvent } from "../output.js";
-import type { RunContext } from "../run-command.js";
-import { nextSource } from "./shared/next-source.js";
+import { explain, UsageError } from "../../../errors.js";
+import { receiveBy } from "../../../migration/destination.js";
+import { formatEndpoint } from "../../../migration/transport/endpoint.js";
+import { listen } from "../../../migration/transport/listener.js";
+import { DestinationGuest } from "../../../qemu/destination-guest.js";
+import { QemuDestination } from "../../../qemu/destination-memory.js";
+import { Qemu } from "../../../qemu/qmp/qemu.js";
+import { SocketMonitor } from "../../../qemu/qmp/socket-monitor.js";
+import { checkStreamSecurity } from "../../../qemu/stream-address.js";
+import type { ReceiveInput } from "../../commands/receive.js";
+import { EXIT_CODES } from "../../exit-codes.js";
+import { readEndpoint } from "../../input/endpoint.js";
+import { refuseOptions } from "../../input/which-go-together.js";
+import { tidyUp } from "../../kept/tidy.js";
+import { note, tellEvent } from "../../output.js";
+import type { RunContext } from "../../run-command.js";
+import { nextSource } from "./next-source.js";
 
 /** `dirtmap receive --qmp`: takes one guest into a QEMU that waits for it. */
 export async function run(
