@@ -55,3 +55,16 @@ export async function within<T>(ms: number, what: string, promise: Promise<T>, s
     if (onAbort !== undefined) signal?.removeEventListener("abort", onAbort);
   }
 }
+
+/** Waits, but no longer than until the signal is aborted. */
+export function pause(ms: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const done = () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", done);
+      resolve();
+    };
+    const timer = setTimeout(done, Math.max(0, ms));
+    signal.addEventListener("abort", done, { once: true });
+  });
+}

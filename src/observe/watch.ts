@@ -1,3 +1,4 @@
+import { pause } from "../migration/deadline.js";
 import { publishRead } from "../migration/events.js";
 import type { DirtyRead, DirtySource } from "../tracking/dirty-source.js";
 
@@ -36,17 +37,4 @@ export async function watch({ source, intervalMs, signal, reads, onRead }: Watch
     publishRead(read, { atMs: now - startedAt, round: null, elapsedMs });
     await onRead?.(read, elapsedMs);
   }
-}
-
-/** Waits, but no longer than until the signal is aborted. */
-function pause(ms: number, signal: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    const done = () => {
-      clearTimeout(timer);
-      signal.removeEventListener("abort", done);
-      resolve();
-    };
-    const timer = setTimeout(done, Math.max(0, ms));
-    signal.addEventListener("abort", done, { once: true });
-  });
 }

@@ -23,8 +23,10 @@ export function trackerFor(id: string, trackers: Readonly<Record<string, GuestTr
 }
 
 /** How reports call it: by messages it is QEMU that tracks. */
-export function reportedTracker(tracker: GuestTracker): "vmm" | "device" {
-  return tracker === "messages" ? "vmm" : tracker;
+export function reportedTracking(tracker: GuestTracker) {
+  return tracker === "messages"
+    ? ({ tracker: "vmm", granule: null } as const)
+    : ({ tracker, granule: GRANULE } as const);
 }
 
 /** Runs of pages that the server has been asked to rewrite, and has not. */

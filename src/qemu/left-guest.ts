@@ -8,7 +8,7 @@ import type { MovedMachine } from "../migration/memory-mover.js";
 import type { OutlivingMachine } from "../migration/outliving.js";
 import { countersOf, openControl } from "./guest-devices.js";
 import { MigrationSettings, type PreviousSettings } from "./migration-settings.js";
-import { IDLE, MigrationWatch, statusOf } from "./migration-status.js";
+import { MigrationWatch } from "./migration-status.js";
 import { Qemu } from "./qmp/qemu.js";
 import { SocketMonitor } from "./qmp/socket-monitor.js";
 import type { SourceGuest } from "./source-guest.js";
@@ -19,7 +19,6 @@ import type { SourceGuest } from "./source-guest.js";
  */
 
 const { deviceMs } = DEFAULT_TIMEOUTS;
-const CANCEL_MS = 30_000;
 /** After a migration has ended, QEMU takes a moment until its vCPUs run again. */
 const RUNS_AGAIN_MS = 5000;
 
@@ -133,12 +132,8 @@ export class LeftGuest implements OutlivingMachine {
   /** QEMU's migration is over, and the vCPUs run if they ran. Returns that as a sentence. */
   async #runAgain(): Promise<string> {
     const qemu = this.#qemu;
-    const migrated = statusOf(await qemu.migration());
-    if (!IDLE.has(migrated)) {
-      using watch = new MigrationWatch(qemu);
-      await qemu.migrateCancel();
-      await watch.until(IDLE, { limitMs: CANCEL_MS });
-    }
+    using watch = new MigrationWatch(qemu);
+    await watch.cancel();
     const until = performance.now() + RUNS_AGAIN_MS;
     let state = await qemu.status();
     while (!state.running && state.status === "finish-migrate" && performance.now() < until) {

@@ -5,6 +5,9 @@ import type { MigrationInfo, Qemu } from "./qmp/qemu.js";
 /** QEMU is asked this often, besides after each of its events: not every change is told, and progress never is. */
 const POLL_MS = 250;
 
+/** From `migrate_cancel` until the migration is over. */
+const CANCEL_MS = 30_000;
+
 /** Statuses of a migration (MigrationStatus) in which nothing is under way. */
 export const IDLE: ReadonlySet<string> = new Set(["none", "completed", "failed", "cancelled"]);
 
@@ -55,6 +58,13 @@ export class MigrationWatch implements Disposable {
       }
       if (await firstOf(this.#next, POLL_MS, signal)) this.#next = this.#following();
     }
+  }
+
+  /** Cancels the migration, if one is under way, and waits until it is over. @throws as {@link until} does */
+  async cancel(): Promise<void> {
+    if (IDLE.has(statusOf(await this.#qemu.migration()))) return;
+    await this.#qemu.migrateCancel();
+    await this.until(IDLE, { limitMs: CANCEL_MS });
   }
 
   [Symbol.dispose](): void {

@@ -1,5 +1,6 @@
 import type { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
 import { explain } from "../errors.js";
+import { pause } from "../migration/deadline.js";
 import { publish } from "../migration/events.js";
 import type {
   FinishedMove,
@@ -18,9 +19,8 @@ import {
   DEFAULT_TRACKER,
   type DeviceShare,
   DeviceTracking,
-  GRANULE,
   type GuestTracker,
-  reportedTracker,
+  reportedTracking,
   trackerFor,
 } from "./guest-tracking.js";
 import { noteOfGuest } from "./left-guest.js";
@@ -30,7 +30,7 @@ import {
   migrationSettings,
   type PreviousSettings,
 } from "./migration-settings.js";
-import { IDLE, MigrationWatch, statusOf } from "./migration-status.js";
+import { MigrationWatch } from "./migration-status.js";
 import { pciAddressesOf } from "./pci-address.js";
 import { type PciState, readPciState } from "./pci-state.js";
 import type { MigrationInfo } from "./qmp/qemu.js";
@@ -38,7 +38,6 @@ import type { SourceGuest } from "./source-guest.js";
 
 /** From `migrate-continue` until QEMU has sent the rest: far longer than any downtime. */
 const SWITCHOVER_MS = 60_000;
-const CANCEL_MS = 30_000;
 
 /** While QEMU moves memory, devices are asked this often whether it is worth sending what has changed in them. */
 const PRECOPY_EVERY_MS = 1000;
@@ -189,7 +188,7 @@ class QemuMove implements MemoryMove {
     const tried = async (what: string, doing: () => Promise<unknown>) => {
       await doing().catch((error: unknown) => problems.push(`${what}: ${explain(error)}`));
     };
-    await tried("QEMU's migration cancelled", () => this.#cancel());
+    await tried("QEMU's migration cancelled", () => this.#watch.cancel());
     await tried("the guest running again", async () => {
       if (running && !(await qemu.status()).running) await qemu.cont();
     });
@@ -222,8 +221,7 @@ class QemuMove implements MemoryMove {
       return {
         id: device.id,
         model: device.model,
-        tracker: reportedTracker(tracker),
-        granule: tracker === "device" ? GRANULE : null,
+        ...reportedTracking(tracker),
         reason: REASONS[tracker],
         alternatives: tracker === DEFAULT_TRACKER ? PASSED_OVER : [],
         pagesReported: share?.pages ?? null,
@@ -259,7 +257,7 @@ class QemuMove implements MemoryMove {
     // What there is at first, whatever its size: a device that refuses it does so while the guest runs.
     for (let more = true; more && !paused.aborted; ) more = !(await states.send());
     while (!paused.aborted) {
-      await elapsed(PRECOPY_EVERY_MS, paused);
+      await pause(PRECOPY_EVERY_MS, paused);
       if (paused.aborted || (await states.expectedBytes()) < WORTH_SENDING_BYTES) continue;
       await states.send();
     }
@@ -276,13 +274,6 @@ class QemuMove implements MemoryMove {
       for (const [i, { id }] of devices.entries()) states.set(id, await readPciState(qemu, ports, addresses[i]));
       return { running, devices: states };
     });
-  }
-
-  async #cancel(): Promise<void> {
-    const { qemu } = this.#guest;
-    if (IDLE.has(statusOf(await qemu.migration()))) return;
-    await qemu.migrateCancel();
-    await this.#watch.until(IDLE, { limitMs: CANCEL_MS });
   }
 
   async #restoreSettings(): Promise<string[]> {
@@ -339,19 +330,4 @@ class QemuMove implements MemoryMove {
       ),
     });
   }
-}
-
-/** Resolves when the time is over, or the signal fires. */
-async function elapsed(ms: number, signal: AbortSignal): Promise<void> {
-  await new Promise<void>((resolve) => {
-    const timer = setTimeout(resolve, ms);
-    signal.addEventListener(
-      "abort",
-      () => {
-        clearTimeout(timer);
-        resolve();
-      },
-      { once: true },
-    );
-  });
 }

@@ -14,6 +14,7 @@ import { type Run, untilAborted } from "../run-command.js";
 import { checkMemory } from "../sites/emulated/check-memory.js";
 import { type EmulatedMachine, openMachine } from "../sites/hosts.js";
 import { nextSource } from "./shared/next-source.js";
+import { tellReceived } from "./shared/tell-received.js";
 
 export const run: Run<ReceiveInput> = async (input, context) => {
   const { signal, typed } = context;
@@ -49,19 +50,15 @@ export const run: Run<ReceiveInput> = async (input, context) => {
       signal,
       ...(input.journal === undefined ? {} : { journalDirectory: input.journal }),
     });
-    const { outcome: event, migration } = result;
+    const { outcome, migration } = result;
+    tellReceived(result, tell, "machine");
     if (!("machine" in result)) {
-      tell({ event, migration, message: explain(result.error) }, `${event}: ${explain(result.error)}`);
       // Something that never said what it brings was no migration.
       if (once && migration !== null) return EXIT_CODES.failed.code;
       continue;
     }
     await using _machine = result.machine;
-    if (result.outcome === "run-failed") {
-      tell({ event, migration, message: explain(result.error) }, `it does not run: ${explain(result.error)}`);
-      return EXIT_CODES.failed.code;
-    }
-    tell({ event, migration }, `migration ${migration}: the machine runs here`);
+    if (outcome === "run-failed") return EXIT_CODES.failed.code;
     if (once) return EXIT_CODES.done.code;
     listener.occupy(`the machine of migration ${migration}, which runs here`);
     await untilAborted(signal);

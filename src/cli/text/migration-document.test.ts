@@ -2,6 +2,7 @@ import { describe, expect, test } from "vitest";
 import { parseXml } from "../../evidence/plot/well-formed.test.helper.js";
 import { htmlReport } from "../../evidence/report/html.js";
 import type { ReadEvent } from "../../migration/events.js";
+import { fakeReport } from "../../migration/fake-report.test.helper.js";
 import type { MigrationReport, RoundReport } from "../../migration/report.js";
 import { CONDITIONS } from "../../observe/conditions.test.helper.js";
 import { migrationDocument } from "./migration-document.js";
@@ -30,8 +31,7 @@ const read = (number: number, heats: Record<string, number[]>): ReadEvent => ({
   ),
 });
 
-const REPORT: MigrationReport = {
-  schemaVersion: 1,
+const REPORT = fakeReport({
   migration: "1f0c93ab",
   result: "failed",
   verified: null,
@@ -40,15 +40,9 @@ const REPORT: MigrationReport = {
   bytes: 1,
   phases: [{ phase: "connecting", ms: 1 }],
   rounds: [round(0, owners("vf0", "cpu"))],
-  devices: [],
-  design: "split",
-  policy: "iommu-first",
-  memory: null,
-  destination: null,
-  predicted: null,
   warnings: ["vf0 was slow"],
   error: { code: "DESTINATION_LOST", message: "the destination is gone", remedy: "migrate again" },
-};
+});
 const CONTEXT = { scenario: "mixed", memoryBytes: 2 ** 28, reads: [], conditions: CONDITIONS };
 
 function figures(report: MigrationReport, reads: readonly ReadEvent[] = []) {

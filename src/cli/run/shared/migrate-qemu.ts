@@ -4,7 +4,7 @@ import { newMigrationId } from "../../../migration/journal.js";
 import { sourceTransport } from "../../../migration/network.js";
 import type { MigrationReport } from "../../../migration/report.js";
 import { migrateBy } from "../../../migration/source.js";
-import { GRANULE, reportedTracker, trackerFor } from "../../../qemu/guest-tracking.js";
+import { reportedTracking, trackerFor } from "../../../qemu/guest-tracking.js";
 import { effectiveTuning } from "../../../qemu/migration-settings.js";
 import { Qemu } from "../../../qemu/qmp/qemu.js";
 import { SocketMonitor } from "../../../qemu/qmp/socket-monitor.js";
@@ -15,6 +15,7 @@ import { temporaryFolder } from "../../../sys/temporary-folder.js";
 import { GUEST_TRACKERS, type MigrateInput } from "../../commands/migrate.js";
 import { EXIT_CODES, exitCodeOf } from "../../exit-codes.js";
 import { readEndpoint } from "../../input/endpoint.js";
+import { checkDevices } from "../../input/policy.js";
 import { refuseOptions } from "../../input/which-go-together.js";
 import { FollowedMigration } from "../../kept/followed-migration.js";
 import { guestHeader } from "../../kept/record-run.js";
@@ -51,7 +52,10 @@ export async function run(
   await using qemu = new Qemu(await SocketMonitor.open(input.qmp));
   await checkStreamSecurity(qemu, place.address, input.insecure === true);
   await using guest = await SourceGuest.open(qemu, input.socket === undefined ? {} : { sockets: input.socket });
-  checkNames(guest, trackers);
+  checkDevices(
+    guest.devices.map(({ id }) => id),
+    Object.keys(trackers),
+  );
   if (!quiet) for (const { id, model } of guest.devices) note(`${id} (${model}) moves with the guest`);
   await using local =
     input.qmpTo === undefined
@@ -72,10 +76,7 @@ export async function run(
   const header = guestHeader(
     { id: migration, startedAt: new Date(), downtimeLimitMs: applied.downtimeLimitMs },
     memoryBytes,
-    guest.devices.map(({ id, model }) => {
-      const tracker = reportedTracker(trackerFor(id, trackers));
-      return { id, model, tracker, granule: tracker === "device" ? GRANULE : null };
-    }),
+    guest.devices.map(({ id, model }) => ({ id, model, ...reportedTracking(trackerFor(id, trackers)) })),
   );
   await using followed = await FollowedMigration.begin(header, { options: input, store, note: tell });
   note = (text) => followed.note(text);
@@ -131,16 +132,6 @@ function trackersOf({ tracker = {} }: MigrateInput): Readonly<Record<string, (ty
     });
   });
   return Object.fromEntries(entries);
-}
-
-/** @throws UsageError `NO_SUCH_DEVICE` */
-function checkNames({ devices }: SourceGuest, trackers: Readonly<Record<string, unknown>>): void {
-  const unknown = Object.keys(trackers).find((name) => !devices.some(({ id }) => id === name));
-  if (unknown === undefined) return;
-  throw new UsageError(`the guest has no vfio-user device '${unknown}'`, {
-    code: "NO_SUCH_DEVICE",
-    remedy: devices.length === 0 ? "it has none at all" : `it has: ${devices.map(({ id }) => id).join(", ")}`,
-  });
 }
 
 function tuning({ channels, downtimeLimit, bandwidth }: MigrateInput) {

@@ -15,6 +15,7 @@ import { tidyUp } from "../../kept/tidy.js";
 import { note, tellEvent } from "../../output.js";
 import type { RunContext } from "../../run-command.js";
 import { nextSource } from "./next-source.js";
+import { tellReceived } from "./tell-received.js";
 
 /** `dirtmap receive --qmp`: takes one guest into a QEMU that waits for it. */
 export async function run(
@@ -58,19 +59,15 @@ export async function run(
       },
       { signal, ...(input.journal === undefined ? {} : { journalDirectory: input.journal }) },
     );
-    const { outcome: event, migration } = result;
+    const { outcome, migration } = result;
+    tellReceived(result, tell, "guest");
     if (!("machine" in result)) {
-      tell({ event, migration, message: explain(result.error) }, `${event}: ${explain(result.error)}`);
       // A QEMU that has begun to take a guest can't begin anew.
-      if (event === "discarded" || (input.once === true && migration !== null)) return EXIT_CODES.failed.code;
+      if (outcome === "discarded" || (input.once === true && migration !== null)) return EXIT_CODES.failed.code;
       continue;
     }
     await using _guest = result.machine;
-    if (result.outcome === "run-failed") {
-      tell({ event, migration, message: explain(result.error) }, `it does not run: ${explain(result.error)}`);
-      return EXIT_CODES.failed.code;
-    }
-    tell({ event, migration }, `migration ${migration}: the guest runs here`);
+    if (outcome === "run-failed") return EXIT_CODES.failed.code;
     return EXIT_CODES.done.code;
   }
 }
