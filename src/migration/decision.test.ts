@@ -163,7 +163,7 @@ describe("the command for a decision", () => {
 
 describe("a decision about a machine that outlives its process", () => {
   /** Notes what is done, and which state the journal had then. */
-  function machine() {
+  function machine(isWhole = () => true) {
     const done: string[] = [];
     const doing = (what: string) => async () => {
       done.push(`${what} in '${readJournal(directory, "m1", "source")?.state}'`);
@@ -171,7 +171,11 @@ describe("a decision about a machine that outlives its process", () => {
     };
     const find = async (note: unknown) => {
       expect(note).toEqual({ of: "a guest" });
-      return { takeBack: doing("taken back"), giveUp: doing("given up"), [Symbol.asyncDispose]: async () => {} };
+      return {
+        takeBack: async () => ({ said: await doing("taken back")(), isWhole: isWhole() }),
+        giveUp: doing("given up"),
+        [Symbol.asyncDispose]: async () => {},
+      };
     };
     writeNote(directory, "m1", { of: "a guest" });
     return { done, find };
@@ -210,6 +214,17 @@ describe("a decision about a machine that outlives its process", () => {
     await expect(sendDecision(directory, "m1", "resume", undefined, stuck)).rejects.toThrow("stuck");
     pretendWriter(journalPath(directory, "m1", "source"), ENDED);
     expect(await sendDecision(directory, "m1", "resume", undefined, find)).toBe("taken back");
+  });
+
+  it("can be said again where the machine lacks what may still come back", async () => {
+    givenUpBy(ENDED);
+    let times = 0;
+    const { find } = machine(() => ++times > 1);
+    for (const isOver of [false, true]) {
+      expect(await sendDecision(directory, "m1", "resume", undefined, find)).toBe("taken back");
+      expect(existsSync(notePath(directory, "m1"))).toBe(!isOver);
+      pretendWriter(journalPath(directory, "m1", "source"), ENDED);
+    }
   });
 
   it.each([ELSEWHERE, {}])("is not carried out while its process may live: %j", async (writer) => {

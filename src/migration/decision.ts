@@ -253,8 +253,9 @@ async function decideForMachine(
   }
   // First what binds, then what follows from it.
   if (isGivenUp) journal.record(decision === "abort" ? "gone" : "running");
-  const said = decision === "abort" ? await found.giveUp() : await found.takeBack();
-  removeNote(directory, migration);
+  const { said, isWhole } =
+    decision === "abort" ? { said: await found.giveUp(), isWhole: true } : await found.takeBack();
+  if (isWhole) removeNote(directory, migration);
   return said;
 }
 

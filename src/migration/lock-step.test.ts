@@ -69,6 +69,7 @@ function machineOf(fakes: Readonly<Record<string, Fake>>) {
 }
 
 const none = new Set<string>();
+const all = () => true;
 const MS = 10_000;
 
 describe("the devices of a machine", () => {
@@ -128,7 +129,7 @@ describe("the devices of a machine", () => {
       abrupt: { state: "STOP", support: { p2p: false } },
       left: { state: "STOP" },
     });
-    expect(await takeDevicesBack(devices, new Set(["left"]), MS)).toEqual([]);
+    expect(await takeDevicesBack(devices, { mayP2p: all, deviceMs: MS, except: new Set(["left"]) })).toEqual([]);
     expect(log.filter((entry) => entry.startsWith("left") || entry.startsWith("runs"))).toEqual([]);
     expect(log.filter((entry) => entry.includes("RUNNING_P2P"))).toEqual(["a to RUNNING_P2P", "a in RUNNING_P2P"]);
     for (const id of ["a", "b", "abrupt"]) {
@@ -144,8 +145,9 @@ describe("the devices of a machine", () => {
       late: { state: "STOP", refuses: ["RUNNING"] },
       lost: { state: "ERROR", refuses: ["reset"] },
     });
-    const lost = await takeDevicesBack(devices, none, MS);
-    const of = (id: string) => lost.filter((sentence) => sentence.startsWith(id));
+    const lost = await takeDevicesBack(devices, { mayP2p: all, deviceMs: MS });
+    const of = (id: string) => lost.filter(({ device }) => device === id).map(({ text }) => text);
+    expect(lost.filter(({ isLost }) => isLost).map(({ device }) => device)).toEqual(["lost"]);
     expect(of("error")).toEqual(["error was reset and its guest driver must start it anew: it had gone to ERROR"]);
     expect(of("refuses")).toEqual([expect.stringContaining("must start it anew: refuses did not go to RUNNING_P2P")]);
     expect(of("late")).toEqual([expect.stringContaining("must start it anew: late did not go to RUNNING")]);
@@ -155,6 +157,37 @@ describe("the devices of a machine", () => {
       "late reset",
       "refuses reset",
     ]);
+  });
+
+  it("wait, on the way back, for no other device but those that they may write into", async () => {
+    const { devices, log, index } = machineOf({ silent: { state: "STOP" }, writer: { state: "STOP" }, other: { state: "STOP" } });
+    let answer: (state: MigState) => void = () => {};
+    devices[0].vfio.state = () =>
+      new Promise((resolve) => {
+        answer = resolve;
+      });
+    const mayP2p = (from: string, to: string) => from === "writer" && to === "silent";
+    const back = takeDevicesBack(devices, { mayP2p, deviceMs: MS });
+    await expect.poll(() => log).toContain("other in RUNNING");
+    expect(log).toContain("writer in RUNNING_P2P");
+    expect(log).not.toContain("writer to RUNNING");
+    devices[0].vfio.state = async () => "RUNNING_P2P";
+    answer("STOP");
+    expect(await back).toEqual([]);
+    expect(index("writer to RUNNING")).toBeGreaterThan(index("silent in RUNNING_P2P"));
+  });
+
+  it("are lost at once where nobody answers for them, and asked nothing more", async () => {
+    const { devices } = machineOf({ gone: { state: "STOP" } });
+    let asked = 0;
+    devices[0].vfio.state = async () => {
+      asked++;
+      throw new Error("nobody is there");
+    };
+    devices[0].vfio.reset = devices[0].vfio.state as () => Promise<never>;
+    const lost = await takeDevicesBack(devices, { mayP2p: all, deviceMs: MS });
+    expect(lost).toEqual([{ device: "gone", isLost: true, text: expect.stringContaining("nobody is there") }]);
+    expect(asked).toBe(2);
   });
 
   it("have their servers told how far the handover is; one that can't be told is an error", async () => {

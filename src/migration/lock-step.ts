@@ -7,7 +7,7 @@ import type { MovedMachine } from "./memory-mover.js";
 
 /*
  * Takes all devices of a machine through the migration states together. Devices write into each other: so all reach the
- * P2P-quiescent state before any is stopped, and on the way back all reach it before any runs.
+ * P2P-quiescent state before any is stopped, and on the way back a device runs once those that it may write into have reached it.
  */
 
 /** A device, and what it can do in a migration. */
@@ -91,41 +91,77 @@ export async function runAll(devices: readonly MigratableDevice[], deviceMs: num
   });
 }
 
+/** A device that could not be taken back as it was. */
+export interface NotTakenBack {
+  readonly device: string;
+  /** Nobody could reach it; false: it was reset, and runs. */
+  readonly isLost: boolean;
+  /** What became of it and why, as a sentence. */
+  readonly text: string;
+}
+
 /**
- * All devices back to RUNNING from wherever a migration left them. One in ERROR, or that refuses, is reset, which loses
- * its state. Never throws for a device: returns what could not be done, as sentences.
+ * All devices back to RUNNING from wherever a migration left them. One in ERROR, or that refuses, is reset, which loses its
+ * state. A device that does not answer holds up only those that may write into it. Never throws for a device.
+ * @param options.except devices that are left as they are
+ * @param options.release ends what still reads a device's state; its failure is nobody's
  */
 export async function takeDevicesBack(
   devices: readonly MigratableDevice[],
-  except: ReadonlySet<string>,
-  deviceMs: number,
-): Promise<string[]> {
-  const lost: string[] = [];
-  const step = async (next: MigState, wanted: (device: MigratableDevice, state: MigState) => boolean) => {
-    await Promise.all(
-      devices.map(async (device) => {
-        if (except.has(device.id)) return;
-        try {
-          const state = await within(deviceMs, `the state of ${device.id}`, device.vfio.state());
-          if (state === "ERROR") await reset(device, "it had gone to ERROR");
-          else if (state !== next && wanted(device, state)) await setState(device, next, deviceMs);
-        } catch (error) {
-          await reset(device, explain(error));
-        }
-      }),
-    );
-  };
-  const reset = async (device: MigratableDevice, why: string) => {
+  {
+    mayP2p,
+    deviceMs,
+    except = new Set(),
+    release = async () => {},
+  }: Pick<MovedMachine, "mayP2p"> & {
+    readonly deviceMs: number;
+    readonly except?: ReadonlySet<string>;
+    readonly release?: (device: string) => Promise<void>;
+  },
+): Promise<NotTakenBack[]> {
+  const problems: NotTakenBack[] = [];
+  const taken = devices.filter(({ id }) => !except.has(id));
+  /** False: it is not to be asked for anything more. */
+  const step = async (
+    device: MigratableDevice,
+    next: MigState,
+    wanted: (state: MigState) => boolean,
+  ): Promise<boolean> => {
     try {
-      await within(deviceMs, `the reset of ${device.id}`, device.vfio.reset());
-      lost.push(`${device.id} was reset and its guest driver must start it anew: ${why}`);
+      const state = await within(deviceMs, `the state of ${device.id}`, device.vfio.state());
+      if (state === "ERROR") return await reset(device, "it had gone to ERROR");
+      if (state !== next && wanted(state)) await setState(device, next, deviceMs);
+      return true;
     } catch (error) {
-      lost.push(`${device.id} is lost: ${why}; its reset failed: ${explain(error)}`);
+      return await reset(device, explain(error));
     }
   };
-  await step("RUNNING_P2P", ({ support }, state) => support.p2p && state !== "RUNNING" && state !== "PRE_COPY");
-  await step("RUNNING", () => true);
-  return lost;
+  const reset = async (device: MigratableDevice, why: string): Promise<boolean> => {
+    const { id } = device;
+    const note = (isLost: boolean, text: string) => problems.push({ device: id, isLost, text });
+    try {
+      await within(deviceMs, `the reset of ${id}`, device.vfio.reset());
+      note(false, `${id} was reset and its guest driver must start it anew: ${why}`);
+      return true;
+    } catch (error) {
+      note(true, `${id} is lost: ${why}; its reset failed: ${explain(error)}`);
+      return false;
+    }
+  };
+  const accept = async (device: MigratableDevice): Promise<boolean> => {
+    await release(device.id).catch(() => {});
+    const isStopped = (state: MigState) => state !== "RUNNING" && state !== "PRE_COPY";
+    return await step(device, "RUNNING_P2P", (state) => device.support.p2p && isStopped(state));
+  };
+  const accepting = new Map(taken.map((device) => [device.id, accept(device)]));
+  await Promise.all(
+    taken.map(async (device) => {
+      const targets = taken.filter(({ id }) => id !== device.id && mayP2p(device.id, id));
+      const [isThere] = await Promise.all([device, ...targets].map(({ id }) => accepting.get(id)));
+      if (isThere === true) await step(device, "RUNNING", () => true);
+    }),
+  );
+  return problems;
 }
 
 /**

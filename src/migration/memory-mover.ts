@@ -3,6 +3,7 @@ import type { MachineShape } from "../host/shape.js";
 import type { PhaseClock } from "./clock.js";
 import type { Timeouts } from "./deadline.js";
 import type { MigrationPhase } from "./events.js";
+import type { NotTakenBack } from "./lock-step.js";
 import type { Opened } from "./opened.js";
 import type { Peer } from "./peer.js";
 import type { DeviceReport, MemoryComparison, MigrationReport, RoundReport } from "./report.js";
@@ -26,7 +27,7 @@ import type { MigrationPlace } from "./undecided.js";
  *   PREPARE ──────────────────────────────────────────▶  arrived               all memory is here
  *                                                        load                  devices, then or meanwhile the guest's state
  *           ◀────────────────────────────────────────── READY
- *   gone, or takeBack                                    (devices run, then the vCPUs)
+ *   gone, or takeBack (devices, then vCPUs)              (devices run, then the vCPUs)
  */
 
 /** What of a machine the migration itself handles: its devices. A `Machine` is one, and so is an outside VMM's guest. */
@@ -113,6 +114,8 @@ export interface MemoryMove {
   converge(states: PrecopiedStates): Promise<void>;
   /** When the vCPUs stood still, by performance.now(), if {@link converge} came back with them stopped. */
   readonly pausedAt?: number | undefined;
+  /** When they ran again, if {@link takeBack} had more to do afterwards. */
+  readonly resumedAt?: number | undefined;
   /** Stops the vCPUs, then all devices by `stopDevices`. When it resolves, nothing writes the memory any more. */
   stop(stopDevices: () => Promise<void>): Promise<void>;
   /**
@@ -122,8 +125,12 @@ export interface MemoryMove {
   finish(sendStates: () => Promise<void>): Promise<FinishedMove>;
   /** null: the two memories can't be compared. */
   readonly comparison: MoveComparison | null;
-  /** The devices run again; now so do those that {@link start} stopped, and the vCPUs. What can't be done is a warning. */
-  takeBack(): Promise<void>;
+  /**
+   * The machine runs on here: so do the devices that {@link start} stopped, and the vCPUs. What can't be done is a warning.
+   * @param devicesBack resolves when the devices run again, as far as they do: the vCPUs wait for it, but not for a device that
+   * does not answer if they can do without it
+   */
+  takeBack(devicesBack: Promise<readonly NotTakenBack[]>): Promise<void>;
   /** The machine is the destination's for good. */
   gone(): Promise<void>;
   /** The migration is over, whatever became of the machine. Returns what the report says about the devices. Never throws. */

@@ -13,10 +13,18 @@ import { writeWholeFile } from "../sys/whole-file.js";
 /** Devices of a guest, with their sockets and settings: a few KiB. */
 const MAX_NOTE_BYTES = 64 * 1024;
 
+/** What came of taking a machine back. */
+export interface TakenBack {
+  /** As a sentence. */
+  readonly said: string;
+  /** False: the machine runs, and taking it back once more may bring back what it still lacks. */
+  readonly isWhole: boolean;
+}
+
 /** Such a machine, found again by its note. */
 export interface OutlivingMachine extends AsyncDisposable {
-  /** It runs here again, as before the migration. Returns that as a sentence. @throws DirtmapError where something is left to do */
-  takeBack(): Promise<string>;
+  /** It runs here again, as before the migration or as far as can be. @throws DirtmapError where it does not run */
+  takeBack(): Promise<TakenBack>;
   /** It never runs here again. Returns what became of it, as a sentence; what could not be done is part of that. */
   giveUp(): Promise<string>;
 }

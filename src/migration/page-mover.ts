@@ -274,8 +274,9 @@ class PageMove implements MemoryMove {
     return compareDigests(machine.memory, ours, table.digests, owners);
   }
 
-  async takeBack(): Promise<void> {
+  async takeBack(devicesBack: Promise<unknown>): Promise<void> {
     const { report } = this.#context;
+    await devicesBack;
     await report.tried("suspended devices running again", this.#suspension.resume());
     if (!this.#vcpusPaused) return;
     this.#vcpusPaused = false;

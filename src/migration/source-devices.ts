@@ -2,13 +2,14 @@ import type { SavingStream } from "../host/host.js";
 import type { Timeouts } from "./deadline.js";
 import { within } from "./deadline.js";
 import { checkStateSize, DeviceStateSender } from "./device-state.js";
-import { type MigratableDevice, startPrecopy, stopAll, takeDevicesBack } from "./lock-step.js";
-import type { PrecopiedStates } from "./memory-mover.js";
+import { type MigratableDevice, type NotTakenBack, startPrecopy, stopAll, takeDevicesBack } from "./lock-step.js";
+import type { MovedMachine, PrecopiedStates } from "./memory-mover.js";
 import type { Peer } from "./peer.js";
 
 /** The devices of a machine that is moved, at the source: their migration states together, and their data on its way. */
 export class SourceDevices implements PrecopiedStates {
   readonly devices: readonly MigratableDevice[];
+  readonly #mayP2p: MovedMachine["mayP2p"];
   readonly #peer: Peer;
   readonly #timeouts: Timeouts;
   readonly #signal: AbortSignal;
@@ -20,9 +21,15 @@ export class SourceDevices implements PrecopiedStates {
 
   constructor(
     devices: readonly MigratableDevice[],
-    { peer, timeouts, signal }: { peer: Peer; timeouts: Timeouts; signal: AbortSignal },
+    {
+      mayP2p,
+      peer,
+      timeouts,
+      signal,
+    }: Pick<MovedMachine, "mayP2p"> & { peer: Peer; timeouts: Timeouts; signal: AbortSignal },
   ) {
     this.devices = devices;
+    this.#mayP2p = mayP2p;
     this.#peer = peer;
     this.#timeouts = timeouts;
     this.#signal = signal;
@@ -71,13 +78,17 @@ export class SourceDevices implements PrecopiedStates {
     await Promise.all([...this.#streams.values()].map((stream) => stream.sendRest(this.#signal)));
   }
 
-  /** All back to RUNNING from wherever they are. Returns what could not be done, as sentences. */
-  async takeBack(): Promise<string[]> {
-    await this.close();
+  /** All back to RUNNING from wherever they are. Returns what could not be done. */
+  async takeBack(): Promise<NotTakenBack[]> {
     if (this.#reached === "nothing") return [];
     // Those that were stopped before are in STOP_COPY like the others by now, or still as they were.
     const except: ReadonlySet<string> = this.#reached === "stop" ? new Set() : this.#stoppedBefore;
-    return await takeDevicesBack(this.devices, except, this.#timeouts.deviceMs);
+    return await takeDevicesBack(this.devices, {
+      mayP2p: this.#mayP2p,
+      deviceMs: this.#timeouts.deviceMs,
+      except,
+      release: async (device) => await this.#streams.get(device)?.close(),
+    });
   }
 
   /** Closes the data streams. */

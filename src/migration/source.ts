@@ -169,15 +169,17 @@ async function connect<Kind extends MoverKind>(
     const answer = await agree(peer, { destination, migration, offer, shape, runAfterMs, acceptMs, signal });
     const context: MoverContext = { place, peer, signal, timeouts, clock: report.clock, enter, report, opened };
     const move = await plan.open(answer, context);
-    const devices = new SourceDevices(migratable, { peer, timeouts, signal });
+    const mayP2p = (initiator: string, target: string) => machine.mayP2p(initiator, target);
+    const devices = new SourceDevices(migratable, { mayP2p, peer, timeouts, signal });
     const handover = new SourceHandover({
       journal: Journal.source(directory, migration, destination),
       peer,
       timeouts,
       takeBack: async () => {
-        for (const lost of await devices.takeBack()) report.warn(lost);
-        await move.takeBack();
-        report.resumed(performance.now());
+        const back = devices.takeBack();
+        await move.takeBack(back);
+        report.resumed(move.resumedAt ?? performance.now());
+        for (const { text } of await back) report.warn(text);
       },
       warn: (text) => report.warn(text),
     });

@@ -1,10 +1,11 @@
 import { existsSync } from "node:fs";
 import { DirtmapError, UsageError } from "../errors.js";
 import type { MachineShape } from "../host/shape.js";
+import { within } from "../migration/deadline.js";
 import { safeText } from "../safe-text.js";
 import { isErrno } from "../uapi/errno.js";
 import type { ServerCounters } from "../vfio-user/client/counters.js";
-import { VfioUserDevice } from "../vfio-user/client/device.js";
+import { VfioUserDevice, type VfioUserDeviceOptions } from "../vfio-user/client/device.js";
 import { controlPath } from "../vfio-user/control-path.js";
 import { type GuestDevice, socketOf } from "./guest.js";
 
@@ -56,8 +57,15 @@ export async function closeDevices(devices: readonly ControlledDevice[]): Promis
   await Promise.allSettled(devices.map(({ vfio }) => vfio[Symbol.asyncDispose]()));
 }
 
-/** @throws UsageError `NO_CONTROL` for somebody else's server, and where nobody serves it */
-export async function openControl(id: string, socket: string): Promise<VfioUserDevice> {
+/**
+ * @param options.limitMs how long the server may take for each answer
+ * @throws UsageError `NO_CONTROL` for somebody else's server, and where nobody serves it
+ */
+export async function openControl(
+  id: string,
+  socket: string,
+  options: Pick<VfioUserDeviceOptions, "limitMs"> = {},
+): Promise<VfioUserDevice> {
   const foreign = (cause?: unknown) =>
     new UsageError(`the server of '${id}' at ${socket} has no control connection of Dirtmap's`, {
       code: "NO_CONTROL",
@@ -66,6 +74,7 @@ export async function openControl(id: string, socket: string): Promise<VfioUserD
     });
   try {
     return await VfioUserDevice.open({
+      ...options,
       path: controlPath(socket),
       id,
       control: true,
@@ -76,6 +85,14 @@ export async function openControl(id: string, socket: string): Promise<VfioUserD
   } catch (error) {
     throw isErrno(error, "ENOENT") && existsSync(socket) ? foreign(error) : error;
   }
+}
+
+/** How long vCPUs wait for devices to run again. It takes milliseconds, unless a server stands still. */
+const DEVICES_FIRST_MS = 1000;
+
+/** The devices run before vCPUs do, which want things of them; but one that does not answer holds up nobody. */
+export async function devicesFirst(back: Promise<unknown>): Promise<void> {
+  await within(DEVICES_FIRST_MS, "the devices running again", back).catch(() => {});
 }
 
 /** What the server tells now. */

@@ -63,7 +63,7 @@ export class DeviceTracking {
       await tracking.#start();
       return tracking;
     } catch (error) {
-      await tracking.stop().catch(() => {});
+      await tracking.stop();
       throw error;
     }
   }
@@ -110,13 +110,17 @@ export class DeviceTracking {
     return { ...share, pages: this.#ranges.length === 0 ? null : pages, ms: performance.now() - from };
   }
 
-  /** Everything as it was. */
+  /** Everything as it was. Never throws: where the server does not do it, the connection ends, and with it all of this. */
   async stop(): Promise<void> {
     const { vfio } = this.#device;
     const logged = this.#ranges.length > 0;
     this.#ranges = [];
-    if (logged) await vfio.stopDmaLogging();
-    if (this.tracker === "messages") await vfio.switchWritePath("direct");
+    try {
+      if (logged) await vfio.stopDmaLogging();
+      if (this.tracker === "messages") await vfio.switchWritePath("direct");
+    } catch {
+      await vfio[Symbol.asyncDispose]();
+    }
   }
 
   /**

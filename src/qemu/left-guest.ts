@@ -2,11 +2,9 @@ import { resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
 import { DirtmapError, explain } from "../errors.js";
-import { DEFAULT_TIMEOUTS } from "../migration/deadline.js";
-import { announceHandover, migratableDevices, takeDevicesBack } from "../migration/lock-step.js";
-import type { MovedMachine } from "../migration/memory-mover.js";
-import type { OutlivingMachine } from "../migration/outliving.js";
-import { countersOf, openControl } from "./guest-devices.js";
+import type { OutlivingMachine, TakenBack } from "../migration/outliving.js";
+import { devicesFirst } from "./guest-devices.js";
+import { LeftDevices } from "./left-devices.js";
 import { MigrationSettings, type PreviousSettings } from "./migration-settings.js";
 import { MigrationWatch } from "./migration-status.js";
 import { Qemu } from "./qmp/qemu.js";
@@ -18,7 +16,6 @@ import type { SourceGuest } from "./source-guest.js";
  * pause; a note in the journals' folder says where QEMU and the servers are, and what of QEMU was changed.
  */
 
-const { deviceMs } = DEFAULT_TIMEOUTS;
 /** After a migration has ended, QEMU takes a moment until its vCPUs run again. */
 const RUNS_AGAIN_MS = 5000;
 
@@ -48,8 +45,6 @@ export function noteOfGuest(guest: SourceGuest, settings: PreviousSettings, keep
   const qmp = resolve(guest.qemu.name);
   return { schemaVersion: 1, qmp, running: guest.running, keepSource, devices, settings: { capabilities, parameters } };
 }
-
-type LeftDevices = Awaited<ReturnType<typeof openControl>>[];
 
 /** Such a guest, with its devices. Disposing closes the connections. */
 export class LeftGuest implements OutlivingMachine {
@@ -88,18 +83,19 @@ export class LeftGuest implements OutlivingMachine {
     }
   }
 
-  /** The devices first: vCPUs that run would wait for them. */
-  async takeBack(): Promise<string> {
-    const problems = await this.#withDevices(async (devices) => {
-      const lost = await takeDevicesBack(await migratableDevices(asMachine(devices)), new Set(), deviceMs);
-      for (const vfio of devices) {
-        if ((await countersOf(vfio)).writePath?.path === "messages") await vfio.switchWritePath("direct");
-      }
-      return lost;
-    });
-    const ran = await this.#runAgain();
-    problems.push(...(await MigrationSettings.changed(this.#qemu, this.#note.settings).restore()));
-    return [ran, ...problems].join("; ");
+  async takeBack(): Promise<TakenBack> {
+    const { devices: noted, settings } = this.#note;
+    await using devices = await LeftDevices.reach(noted, this.#migration);
+    const back = devices.takeBack();
+    await devicesFirst(back);
+    // Connections in use stay open: a device whose connection ends goes no further.
+    const ran = await this.#runAgain().finally(() => back.catch(() => {}));
+    const problems = [
+      ...devices.missing.map(({ text }) => text),
+      ...(await back),
+      ...(await MigrationSettings.changed(this.#qemu, settings).restore()),
+    ];
+    return { said: [ran, ...problems].join("; "), isWhole: !devices.missing.some(({ mayAnswer }) => mayAnswer) };
   }
 
   async giveUp(): Promise<string> {
@@ -107,14 +103,13 @@ export class LeftGuest implements OutlivingMachine {
     const tried = async (what: string, doing: () => Promise<unknown>) => {
       await doing().catch((error: unknown) => problems.push(`${what}: ${explain(error)}`));
     };
-    await tried("the servers were not told", () =>
-      this.#withDevices(async (devices) => {
-        const migratable = await migratableDevices(asMachine(devices));
-        // Whoever has the device may say what becomes of it: this connection, once it has moved it.
-        for (const vfio of devices) if ((await vfio.state()) !== "RUNNING") await vfio.setState("STOP");
-        await announceHandover(migratable, "gone", { migration: this.#migration, deviceMs });
-      }),
-    );
+    await tried("the servers were not told", async () => {
+      await using devices = await LeftDevices.reach(this.#note.devices, this.#migration);
+      // One that has ended has nothing to be told.
+      const silent = devices.missing.filter(({ mayAnswer }) => mayAnswer);
+      problems.push(...silent.map(({ id }) => `the server of '${id}' was not told: it stands still`));
+      problems.push(...(await devices.giveUp()));
+    });
     await tried("QEMU was left as it is", () => this.#end());
     return ["the source's guest is given up", ...problems].join("; ");
   }
@@ -153,35 +148,4 @@ export class LeftGuest implements OutlivingMachine {
       remedy: "see QEMU's log; `cont` in its monitor lets a paused guest run",
     });
   }
-
-  /** @throws DirtmapError `DEVICE_BUSY`, `HANDED_OVER` for a device that is not this migration's any more */
-  async #withDevices<Value>(doing: (devices: LeftDevices) => Promise<Value>): Promise<Value> {
-    const devices: LeftDevices = [];
-    try {
-      for (const { id, socket } of this.#note.devices) devices.push(await openControl(id, socket));
-      for (const vfio of devices) checkOurs(vfio.id, await countersOf(vfio), this.#migration);
-      return await doing(devices);
-    } finally {
-      await Promise.allSettled(devices.map((vfio) => vfio[Symbol.asyncDispose]()));
-    }
-  }
-}
-
-function asMachine(devices: LeftDevices): MovedMachine {
-  return { devices: devices.map((vfio) => ({ id: vfio.id, model: vfio.model, vfio })), mayP2p: () => false };
-}
-
-function checkOurs(
-  id: string,
-  { migration: custody }: Awaited<ReturnType<typeof countersOf>>,
-  migration: string,
-): void {
-  if (custody === null) return;
-  const refuse = (what: string, code: string) =>
-    new DirtmapError(`'${id}' ${what}`, { code, attempted: `decide migration ${migration}` });
-  if (custody.connected) throw refuse(`is being moved by ${custody.movedBy}`, "DEVICE_BUSY");
-  if (custody.migration !== null && custody.migration !== migration) {
-    throw refuse(`is in migration ${custody.migration} by now`, "DEVICE_BUSY");
-  }
-  if (custody.notice === "gone") throw refuse("was handed over: it must not go on here", "HANDED_OVER");
 }

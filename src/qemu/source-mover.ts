@@ -2,6 +2,7 @@ import type { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
 import { explain } from "../errors.js";
 import { pause } from "../migration/deadline.js";
 import { publish } from "../migration/events.js";
+import type { NotTakenBack } from "../migration/lock-step.js";
 import type {
   FinishedMove,
   MemoryMove,
@@ -13,7 +14,7 @@ import type {
 import { removeNote, writeNote } from "../migration/outliving.js";
 import type { DeviceReport } from "../migration/report.js";
 import { ConfigPorts } from "./config-ports.js";
-import type { ControlledDevice } from "./guest-devices.js";
+import { type ControlledDevice, devicesFirst } from "./guest-devices.js";
 import { type GuestState, writeGuestState } from "./guest-state.js";
 import {
   DEFAULT_TRACKER,
@@ -23,6 +24,7 @@ import {
   reportedTracking,
   trackerFor,
 } from "./guest-tracking.js";
+import { type MissingDevice, missingDevice } from "./left-devices.js";
 import { noteOfGuest } from "./left-guest.js";
 import {
   MigrationSettings,
@@ -100,6 +102,7 @@ class QemuMove implements MemoryMove {
   /** The two memories are QEMU's: nobody can compare them. */
   readonly comparison = null;
   pausedAt: number | undefined;
+  resumedAt: number | undefined;
   readonly #guest: SourceGuest;
   readonly #options: QemuMoverOptions;
   readonly #context: MoverContext;
@@ -181,22 +184,25 @@ class QemuMove implements MemoryMove {
     return { state: writeGuestState(hooks.guestState?.(state) ?? state) };
   }
 
-  /** Wherever QEMU's migration is; the devices run by now, and QEMU lets its vCPUs run as soon as it is cancelled. */
-  async takeBack(): Promise<void> {
+  /** Wherever QEMU's migration is: QEMU lets its vCPUs run as soon as it is cancelled. */
+  async takeBack(devicesBack: Promise<readonly NotTakenBack[]>): Promise<void> {
     const { qemu, running } = this.#guest;
     const problems: string[] = [];
     const tried = async (what: string, doing: () => Promise<unknown>) => {
       await doing().catch((error: unknown) => problems.push(`${what}: ${explain(error)}`));
     };
+    await devicesFirst(devicesBack);
     await tried("QEMU's migration cancelled", () => this.#watch.cancel());
     await tried("the guest running again", async () => {
       if (running && !(await qemu.status()).running) await qemu.cont();
     });
-    for (const each of this.#tracking.splice(0)) await tried("the tracking of a device ended", () => each.stop());
+    this.resumedAt = performance.now();
+    await Promise.all(this.#tracking.splice(0).map((each) => each.stop()));
     problems.push(...(await this.#restoreSettings()));
-    // With one left, the note stays, for `dirtmap resume`.
-    if (problems.length === 0) this.#forget();
-    for (const problem of problems) this.#context.report.warn(problem);
+    const missing = this.#missing(await devicesBack);
+    // With something left to do, the note stays, for `dirtmap resume`.
+    if (problems.length === 0 && !missing.some(({ mayAnswer }) => mayAnswer)) this.#forget();
+    for (const problem of [...problems, ...missing.map(({ text }) => text)]) this.#context.report.warn(problem);
   }
 
   async gone(): Promise<void> {
@@ -206,8 +212,12 @@ class QemuMove implements MemoryMove {
       this.#readShares((tracking) => tracking.tracker === "messages"),
     );
     this.#forget();
+    const { qemu } = this.#guest;
     if (this.#options.keepSource !== true) {
-      await this.#guest.qemu.quit();
+      // An operator who took this process for dead may have let the guest run here.
+      const { running, status } = await qemu.status();
+      if (running) throw new Error(`the guest runs here too ('${status}'), and QEMU was not told to quit`);
+      await qemu.quit();
       return;
     }
     for (const problem of await this.#restoreSettings()) this.#context.report.warn(problem);
@@ -241,6 +251,16 @@ class QemuMove implements MemoryMove {
   #forget(): void {
     const { directory, migration } = this.#context.place;
     removeNote(directory, migration);
+  }
+
+  /** Devices whose servers did not let them be taken back. */
+  #missing(left: readonly NotTakenBack[]): MissingDevice[] {
+    const { migration } = this.#context.place;
+    return left.flatMap(({ device: id, isLost }) => {
+      const failure = this.#guest.devices.find((device) => device.id === id)?.vfio.failure;
+      if (!isLost || failure === undefined) return [];
+      return missingDevice({ id, socket: this.#guest.sockets.get(id) ?? "" }, failure, migration);
+    });
   }
 
   #trackerOf({ id }: ControlledDevice): GuestTracker {

@@ -184,7 +184,8 @@ class OutsideMove implements MemoryMove {
     return { state: PCI };
   }
 
-  async takeBack(): Promise<void> {
+  async takeBack(devicesBack: Promise<unknown>): Promise<void> {
+    await devicesBack;
     await this.#stream.back();
   }
 

@@ -133,6 +133,11 @@ export class VfioUserDevice extends FeatureDevice implements WorkloadDevice {
     return id;
   }
 
+  /** Why nothing can be asked of the device on this connection any more; undefined while it can. */
+  get failure(): UapiError | undefined {
+    return this.#connection.failure;
+  }
+
   async attach(ioasOrHwpt: ObjectId): Promise<ObjectId> {
     const call = { syscall: "VFIO_DEVICE_ATTACH_IOMMUFD_PT", attempted: `attach '${this.id}' to ${ioasOrHwpt}` };
     const { iommufd, id } = this.#binding(call);
