@@ -160,7 +160,11 @@ describe("the devices of a machine", () => {
   });
 
   it("wait, on the way back, for no other device but those that they may write into", async () => {
-    const { devices, log, index } = machineOf({ silent: { state: "STOP" }, writer: { state: "STOP" }, other: { state: "STOP" } });
+    const { devices, log, index } = machineOf({
+      silent: { state: "STOP" },
+      writer: { state: "STOP" },
+      other: { state: "STOP" },
+    });
     let answer: (state: MigState) => void = () => {};
     devices[0].vfio.state = () =>
       new Promise((resolve) => {

@@ -23,6 +23,7 @@ export class FakePlaces implements AsyncDisposable {
 
   static async start(): Promise<FakePlaces> {
     const servers = { source: await Served.start(), destination: await Served.start({ incoming: true }) };
+    for (const server of [servers.source, servers.destination]) server.giveMemory();
     const source = await FakeVm.start("running", servers.source.server.path);
     return new FakePlaces(servers, source, await FakeVm.start("inmigrate", servers.destination.server.path));
   }

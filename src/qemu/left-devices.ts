@@ -32,21 +32,21 @@ export interface MissingDevice {
 }
 
 /** What brings a device back whose server has ended: QEMU connects to a server once, when it makes its device. */
-const PLUG_IN_AGAIN =
-  "serve it again, then unplug it from QEMU and plug it in (device_del, device_add), where its slot allows that, or start the guest anew";
+const ADD_ANEW =
+  "serve it anew, and add it to the guest under another id, at a root port that is free (device_add), or start the guest anew";
 
 /** @param failure of the connection to its server, or of the attempt to make one. @param migration that it was in */
 export function missingDevice({ id, socket }: NotedDevice, failure: unknown, migration: string): MissingDevice {
   if (failure instanceof UapiError && failure.code === "ETIMEDOUT") {
     return {
       id,
-      text: `'${id}' does not answer: its server at ${socket} stands still. Let it go on (kill -CONT), then say \`dirtmap resume ${migration}\``,
+      text: `'${id}' does not answer: its server at ${socket} stands still, or waits for QEMU. Once it goes on (kill -CONT), say \`dirtmap resume ${migration}\``,
       mayAnswer: true,
     };
   }
   const hasEnded = failure instanceof UapiError && ["ECONNREFUSED", "ECONNRESET", "ENOENT"].includes(failure.code);
   const why = hasEnded ? `its server at ${socket} has ended` : explain(failure);
-  return { id, text: `'${id}' is lost: ${why}. To have it back, ${PLUG_IN_AGAIN}`, mayAnswer: false };
+  return { id, text: `'${id}' is lost: ${why}. To have it back, ${ADD_ANEW}`, mayAnswer: false };
 }
 
 /** Those devices of such a guest that can be reached, over connections of their own, and word of the others. */

@@ -1,19 +1,9 @@
-import { mkdtempSync, rmSync } from "node:fs";
+import { rmSync } from "node:fs";
 import { createServer, type Server } from "node:net";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { DIRTMAP_HANDOVER } from "../uapi/vfio-user.js";
 import { controlPath } from "../vfio-user/control-path.js";
-import type { RawClient } from "../vfio-user/raw-client.test.helper.js";
-import {
-  announce,
-  mapDma,
-  Served,
-  setState,
-  sharedMemory,
-  told,
-} from "../vfio-user/server/served.test.helper.js";
+import { announce, Served, setState, told } from "../vfio-user/server/served.test.helper.js";
 import { FakeVm } from "./fake-vm.test.helper.js";
 import { LeftGuest } from "./left-guest.js";
 
@@ -28,11 +18,9 @@ describe.runIf(process.platform === "linux")("a guest that its migration has lef
   let vm: FakeVm;
   let disks: [Served, Served];
   const silent: Server[] = [];
-  let folder: string;
 
   beforeEach(async () => {
-    folder = mkdtempSync(join(tmpdir(), "dirtmap-left-"));
-    disks = [await served(), await served()];
+    disks = [(await Served.start()).giveMemory(), (await Served.start()).giveMemory()];
     vm = await FakeVm.start("running", disks[0].server.path);
     vm.runState = "finish-migrate";
     vm.status = "pre-switchover";
@@ -42,16 +30,7 @@ describe.runIf(process.platform === "linux")("a guest that its migration has lef
   afterEach(async () => {
     for (const server of silent.splice(0)) server.close();
     for (const each of [vm, ...disks]) await each[Symbol.asyncDispose]();
-    rmSync(folder, { recursive: true, force: true });
   });
-
-  /** A device whose client has given it memory, as QEMU does. */
-  async function served(): Promise<Served> {
-    const device = await Served.start();
-    const { fd } = sharedMemory(0x1000);
-    mapDma(device.client, { address: 0n, size: 0x1000n }, [fd]);
-    return device;
-  }
 
   function note(options: object = {}) {
     return {
@@ -66,8 +45,8 @@ describe.runIf(process.platform === "linux")("a guest that its migration has lef
   }
 
   /** Leaves a device as a migration does that has said that it may have handed the machine over. */
-  function handOver({ server }: Served, notice: keyof typeof DIRTMAP_HANDOVER = "committing", migration = MIGRATION) {
-    using control: RawClient = disks.find((each) => each.server === server)?.control() as RawClient;
+  function handOver(disk: Served, notice: keyof typeof DIRTMAP_HANDOVER = "committing", migration = MIGRATION): void {
+    using control = disk.control();
     setState(control, "STOP_COPY");
     announce(control, DIRTMAP_HANDOVER.committing, migration);
     if (notice === "gone") announce(control, DIRTMAP_HANDOVER.gone, migration);
@@ -99,7 +78,10 @@ describe.runIf(process.platform === "linux")("a guest that its migration has lef
 
   it("runs again with all its devices, and QEMU's settings as they were", async () => {
     for (const disk of disks) handOver(disk);
-    expect(await resume()).toEqual({ said: expect.stringMatching(/^the guest runs again in QEMU at \S+$/), isWhole: true });
+    expect(await resume()).toEqual({
+      said: expect.stringMatching(/^the guest runs again in QEMU at \S+$/),
+      isWhole: true,
+    });
     expect([vm.running, vm.status, vm.capabilities.get("pause-before-switchover")]).toEqual([true, "cancelled", false]);
     for (const disk of disks) expect(stateOf(disk)).toMatchObject({ state: "RUNNING", migration: null });
   });
@@ -109,7 +91,7 @@ describe.runIf(process.platform === "linux")("a guest that its migration has lef
     await end(disks[0]);
     const { said, isWhole } = await resume();
     expect(said).toContain(`'disk0' is lost: its server at ${disks[0].server.path} has ended`);
-    expect(said).toContain("device_del, device_add");
+    expect(said).toContain("device_add");
     expect(isWhole).toBe(true);
     expect([vm.running, vm.capabilities.get("pause-before-switchover")]).toEqual([true, false]);
     expect(stateOf(disks[1])).toMatchObject({ state: "RUNNING" });

@@ -1,4 +1,5 @@
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { readNote } from "../migration/outliving.js";
 import type { HandoverOptions } from "../migration/source.js";
 import { Served } from "../vfio-user/server/served.test.helper.js";
 import { FakePlaces } from "./fake-places.test.helper.js";
@@ -168,6 +169,73 @@ describe.runIf(process.platform === "linux")("the move of a guest between two QE
       await expectTakenBack();
     },
   );
+
+  it(
+    "lets the guest run again at once where its device's server stands still, and the device once that goes on",
+    LONG,
+    async () => {
+      const cancel = new AbortController();
+      let still: { goOn(): void } | undefined;
+      const beforePhase = (next: string) => {
+        if (next !== "stop-copy") return;
+        still = places.servers.source.standStill();
+        cancel.abort(new Error("enough"));
+      };
+      const moving = move({ handover: { signal: cancel.signal, hooks: { beforePhase } } });
+      await expect.poll(() => source.status, { timeout: 60_000 }).toBe("cancelled");
+      expect(source.running).toBe(true);
+      still?.goOn();
+      // Had the vCPUs waited for the device, its server would have been given up first.
+      expect((await moving).report).toMatchObject({ result: "cancelled", warnings: [] });
+      await expectTakenBack();
+    },
+  );
+
+  it(
+    "lets the guest run again without a device whose server does not go on, and says how it is brought back",
+    LONG,
+    async () => {
+      let still: { goOn(): void } | undefined;
+      const beforePhase = (next: string) => {
+        if (next === "stop-copy") still = places.servers.source.standStill();
+      };
+      const { report } = await move({ handover: { hooks: { beforePhase } } });
+      expect([report.result, source.running]).toEqual(["failed", true]);
+      const [missing] = report.warnings.filter((text) => text.includes("'disk' does not answer"));
+      expect(missing).toContain(`dirtmap resume ${report.migration}`);
+      // It is found again by its note.
+      expect(readNote(places.folder, report.migration)).toMatchObject({ qmp: source.pc.qemu.path });
+      still?.goOn();
+      await expectTakenBack();
+    },
+  );
+
+  it(
+    "lets the guest run again without a device whose server has ended, and says what brings it back",
+    LONG,
+    async () => {
+      const beforePhase = async (next: string) => {
+        if (next === "stop-copy") await places.servers.source.server.close();
+      };
+      const { report } = await move({ handover: { hooks: { beforePhase } } });
+      expect([report.result, source.running]).toEqual(["failed", true]);
+      expect([...source.capabilities.values()]).toEqual([false, false, false, false, false]);
+      expect(report.warnings).toContainEqual(
+        expect.stringMatching(/'disk' is lost: its server at \S+ has ended.*device_add/),
+      );
+      // Nothing is left to do here.
+      expect(readNote(places.folder, report.migration)).toBeNull();
+    },
+  );
+
+  it("leaves a QEMU alone in which the guest runs again by somebody's doing", LONG, async () => {
+    destination.before = (command) => {
+      if (command === "cont") source.runState = "running";
+    };
+    const { report } = await move();
+    expect([report.result, source.hasQuit]).toEqual(["completed", false]);
+    expect(report.warnings).toContainEqual(expect.stringContaining("the guest runs here too"));
+  });
 
   it("refuses guests whose devices differ, before anything is touched", LONG, async () => {
     const list = destination.pc.qemu.answers.get("qom-list");

@@ -174,6 +174,7 @@ class QemuMove implements MemoryMove {
     const { hooks = {} } = this.#options;
     const state = this.#state;
     if (state === undefined) throw new Error("not stopped");
+    signal.throwIfAborted();
     const began = performance.now();
     await this.#guest.qemu.migrateContinue();
     const [{ ram }] = await Promise.all([

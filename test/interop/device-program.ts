@@ -41,6 +41,19 @@ export class DeviceProgram implements AsyncDisposable {
     return server;
   }
 
+  get pid(): number {
+    return this.#child.pid as number;
+  }
+
+  /** True until it has ended. */
+  get isRunning(): boolean {
+    return this.#child.exitCode === null && this.#child.signalCode === null;
+  }
+
+  kill(signal: NodeJS.Signals): void {
+    this.#child.kill(signal);
+  }
+
   /** Ends as by an operator, or by a crash. */
   async end(signal: NodeJS.Signals): Promise<void> {
     this.#child.kill(signal);
@@ -49,6 +62,6 @@ export class DeviceProgram implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    if (this.#child.exitCode === null && this.#child.signalCode === null) await this.end("SIGKILL");
+    if (this.isRunning) await this.end("SIGKILL");
   }
 }

@@ -16,6 +16,10 @@ import { makeShellInitramfs, ShellGuest, type ShellImage } from "./guest-shell.j
 
 export const root = fileURLToPath(new URL("../../../", import.meta.url));
 
+/** Blocks that the load writes to, from the disk's beginning on, and the bytes of each. */
+export const LOAD_BLOCKS = 2048;
+export const LOAD_BLOCK_BYTES = 4096;
+
 const DISK_BYTES = 64 * 2 ** 20;
 
 /** One QEMU and the servers of its devices. */
@@ -114,7 +118,7 @@ export const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve
 
 /** Has each disk read and written all the time. @param disks as the guest's kernel names them */
 export async function startLoad({ guest }: Place, disks = ["/dev/nvme0n1", "/dev/nvme1n1"]): Promise<void> {
-  const started = disks.map((disk, n) => `verified-io ${disk} 16 2048 1${n} /tmp/stop >/tmp/load${n} 2>&1 &`);
+  const started = disks.map((disk, n) => `verified-io ${disk} 16 ${LOAD_BLOCKS} 1${n} /tmp/stop >/tmp/load${n} 2>&1 &`);
   await guest.run(["rm -f /tmp/stop /tmp/load*", ...started].join("\n"));
   await guest.run(
     "for i in $(seq 600); do [ $(grep -l wrote /tmp/load0 /tmp/load1 | wc -l) = 2 ] && exit 0; sleep 0.1; done; cat /tmp/load*; exit 1",

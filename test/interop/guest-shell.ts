@@ -146,6 +146,11 @@ export class ShellGuest implements AsyncDisposable {
     return new ShellGuest(image, folder, [...devices, "-S", "-incoming", "defer"]);
   }
 
+  /** A signal to QEMU. */
+  kill(signal: NodeJS.Signals): void {
+    this.#child.kill(signal);
+  }
+
   /** Resolves when QEMU has ended. */
   async ended(): Promise<void> {
     await this.#closed;

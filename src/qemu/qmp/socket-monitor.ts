@@ -65,7 +65,7 @@ export class SocketMonitor implements Monitor {
 
   /**
    * Connects, and agrees on capabilities.
-   * @throws UsageError `QMP_UNREACHABLE` where nobody listens, `QMP_BUSY` where another client holds the monitor;
+   * @throws UsageError `QMP_UNREACHABLE` where nobody listens, `QMP_BUSY` where another client holds the monitor, or QEMU stands still;
    * DirtmapError `QMP_PROTOCOL`
    */
   static async open(path: string, { greetingMs = GREETING_MS }: SocketMonitorOptions = {}): Promise<SocketMonitor> {
@@ -124,10 +124,14 @@ export class SocketMonitor implements Monitor {
       timer = setTimeout(
         () =>
           resolve(
-            new UsageError(`another client holds the monitor at ${this.name}: it has not greeted for ${limitMs} ms`, {
-              code: "QMP_BUSY",
-              remedy: "close that client, or give QEMU a second monitor of its own: -qmp unix:PATH,server=on,wait=off",
-            }),
+            new UsageError(
+              `the monitor at ${this.name} has not greeted for ${limitMs} ms: another client holds the monitor, or QEMU stands still`,
+              {
+                code: "QMP_BUSY",
+                remedy:
+                  "close that client, or start QEMU with a second monitor, -qmp unix:PATH,server=on,wait=off; let a stopped QEMU go on",
+              },
+            ),
           ),
         limitMs,
       );

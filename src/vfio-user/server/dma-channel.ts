@@ -4,8 +4,11 @@ import { VFIO_USER_COMMAND, VFIO_USER_F_TYPE_COMMAND, vfio_user_dma_access } fro
 import { closeFds, type Message, type MessageSocket } from "../message-socket.js";
 import { replyProblem } from "../replies.js";
 
-/** A client that has not answered after this long is not going to: its DMA ends, and so does its connection. */
-const LIMIT_MS = 5000;
+/** A client that has not answered after this long stands still: the log says so. */
+const SILENT_MS = 5000;
+
+/** A wait that nothing bounds is looked at again after this long. */
+const MAX_WAIT_MS = 60_000;
 
 /** DMAs that were given up, and that the client may still answer; one that owes more is not going to. */
 const MAX_ABANDONED = 1024;
@@ -20,14 +23,18 @@ const COUNT = vfio_user_dma_access.offsetOf("count");
  * The server's own commands to its client, VFIO_USER_DMA_READ and _WRITE, on the client's connection or, in twin-socket
  * mode, on one of their own.
  *
- * A DMA is synchronous: the answer is waited for here, for a bounded time. What the client asks for meanwhile is handed
- * to `take`, which answers it if it can, or holds it, to be done afterwards, in order.
+ * A DMA is synchronous: the answer is waited for here. What the client asks for meanwhile is handed to `take`, which answers it
+ * if it can, or holds it, to be done afterwards, in order.
+ *
+ * A client that stands still (it is stopped, or its host is) is waited for as long as it is connected. QEMU never connects again,
+ * so that to end its connection would cost the guest its device.
  */
 export class DmaChannel {
   readonly #socket: MessageSocket;
   readonly #maxBytes: number;
   readonly #take: ((command: Message) => number) | null;
   readonly #broken: (why: string) => void;
+  readonly #silent: (ms: number) => void;
   readonly #waitToRead: PollSet;
   readonly #waitToSend: PollSet;
   readonly #request: Uint8Array;
@@ -52,14 +59,17 @@ export class DmaChannel {
      * commands alone.
      */
     take: ((command: Message) => number) | null;
-    /** The client is gone, or does not answer; called once. */
+    /** The client is gone, or breaks the protocol; called once. */
     broken: (why: string) => void;
+    /** The client has not answered a DMA for so long; called once for each. */
+    silent: (ms: number) => void;
   }) {
-    const { socket, maxTransfer, stop, take, broken } = options;
+    const { socket, maxTransfer, stop, take, broken, silent } = options;
     this.#socket = socket;
     this.#maxBytes = Math.min(maxTransfer, MAX_DMA_BYTES);
     this.#take = take;
     this.#broken = broken;
+    this.#silent = silent;
     const wait = (events: number) =>
       new PollSet([
         { fd: stop, events: POLLIN },
@@ -130,18 +140,22 @@ export class DmaChannel {
   }
 
   #reply(command: number, request: Uint8Array): Message | DmaFault {
-    let until = 0;
+    /** When the log is to say that the client is silent. */
+    let silentAt = 0;
     let giveUpAt = Number.POSITIVE_INFINITY;
     for (;;) {
       const message = this.#socket.receive();
       if (message === "closed") return this.#fail("it has closed its connection in the middle of DMA");
       if (message === undefined) {
         const now = performance.now();
-        if (until === 0) until = now + LIMIT_MS;
-        if (now >= until) return this.#fail(`it has not answered a DMA for ${LIMIT_MS} ms`);
+        if (silentAt === 0) silentAt = now + SILENT_MS;
         if (now >= giveUpAt) return this.#giveUp(command);
+        if (now >= silentAt) {
+          this.#silent(SILENT_MS);
+          silentAt = Number.POSITIVE_INFINITY;
+        }
         const set = this.#socket.unsent ? this.#waitToSend : this.#waitToRead;
-        set.wait(Math.ceil(Math.min(until, giveUpAt) - now));
+        set.wait(Math.ceil(Math.min(silentAt, giveUpAt, now + MAX_WAIT_MS) - now));
         if (set.events(0) !== 0) return "detached";
         this.#socket.flush();
       } else if (!message.isReply) {
@@ -150,7 +164,7 @@ export class DmaChannel {
           return this.#fail("it sent a command on the socket that is for the server's own");
         }
         giveUpAt = Math.min(giveUpAt, performance.now() + this.#take(message));
-      } else if (message.id !== this.#id && this.takeLate(message)) until = 0;
+      } else if (message.id !== this.#id && this.takeLate(message)) silentAt = 0;
       else if (message.id !== this.#id || message.command !== command) {
         closeFds(message.fds);
         return this.#fail(`it answered command ${message.command} with id ${message.id}, which nobody asked`);

@@ -89,6 +89,7 @@ describe.runIf(process.platform === "linux")("a DMA by messages", () => {
           stop: stop.fd,
           take: null,
           broken: (why) => broken.push(why),
+          silent: () => {},
         });
         // Sent before it is asked for: the channel finds it as soon as it looks.
         const { id = 1, flags = VFIO_USER_F_TYPE_REPLY, error = 0, descriptors = 0 } = answer;

@@ -1,6 +1,7 @@
-import { mkdtempSync, rmSync } from "node:fs";
+import { closeSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { PAGE_SIZE } from "../../memory/address.js";
 import { createArena } from "../../memory/arena.js";
 import { createMemfd } from "../../sys/memfd.js";
 import { mapFileOver } from "../../sys/mmap.js";
@@ -17,11 +18,15 @@ import {
   DIRTMAP_COMMAND,
   dirtmap_counters,
   dirtmap_handover,
+  VFIO_USER_COMMAND,
   VFIO_USER_F_DMA_REGION_READ,
   VFIO_USER_F_DMA_REGION_WRITE,
+  VFIO_USER_F_TYPE_REPLY,
+  vfio_user_dma_access,
   vfio_user_dma_map,
   vfio_user_dma_unmap,
   vfio_user_mig_data,
+  vfio_user_region_access,
 } from "../../uapi/vfio-user.js";
 import type { ServerCounters } from "../client/counters.js";
 import { RawClient } from "../raw-client.test.helper.js";
@@ -77,6 +82,33 @@ export class Served implements AsyncDisposable {
       { path: join(directory.path, "device"), log: (line) => lines.push(line) },
     );
     return new Served(server, lines, directory, capabilities);
+  }
+
+  /** The client gives the device memory, as QEMU does when it makes its own. */
+  giveMemory(): this {
+    const { fd } = sharedMemory(PAGE_SIZE);
+    mapDma(this.client, { address: 0n, size: BigInt(PAGE_SIZE) }, [fd]);
+    closeSync(fd);
+    return this;
+  }
+
+  /**
+   * The server stands still: its device does a DMA by a message that the client does not answer, until it is let go on.
+   */
+  standStill(): { goOn(): void } {
+    const { client } = this;
+    const address = 0x1000_0000n;
+    mapDma(client, { address, size: BigInt(PAGE_SIZE) });
+    const registers = Buffer.alloc(16);
+    registers.writeBigUInt64LE(address, 0);
+    registers.writeUInt32LE(4, TEST_REGISTER.BYTES - TEST_REGISTER.ADDRESS);
+    client.regionWrite(0, TEST_REGISTER.ADDRESS, registers);
+    const head = vfio_user_region_access.encode({ offset: BigInt(TEST_REGISTER.COMMAND), region: 0, count: 4 });
+    const write = Buffer.concat([head, Buffer.from([TEST_COMMAND.WRITE_NOW, 0, 0, 0])]);
+    client.send(VFIO_USER_COMMAND.REGION_WRITE, write, undefined, { noReply: true });
+    const { id, command, payload } = client.next();
+    const answer = payload.slice(0, vfio_user_dma_access.size);
+    return { goOn: () => client.socket.send({ id, command, flags: VFIO_USER_F_TYPE_REPLY }, answer) };
   }
 
   /** Another client, in the place of the one that is there. */

@@ -355,6 +355,10 @@ export class Session implements DmaLogUser, Mover {
         this.#over = true;
         this.#log(`${this.name} is closed: ${why}`);
       },
+      silent: (ms) =>
+        this.#log(
+          `${this.name} has not answered a DMA for ${ms} ms: the device, and who controls it, wait until it does`,
+        ),
     });
     if (this.kind === "main") this.#device.memory.channel = this.#channel;
     this.#negotiated = true;
