@@ -31,6 +31,10 @@ export class ReportBuilder {
     this.#deviceMs = deviceMs;
   }
 
+  get warnings(): readonly string[] {
+    return this.#warnings;
+  }
+
   warn(text: string): void {
     this.#warnings.push(text);
   }

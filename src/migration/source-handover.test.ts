@@ -25,7 +25,7 @@ const running = { type: "RUNNING", resumeMs: 1 } as const;
 const abort = { type: "ABORT", code: "X", message: "discarded here" } as const;
 const lost = new DirtmapError("the connection is lost", { code: "CONNECTION_LOST" });
 
-function open(takeBack: () => Promise<void> = async () => {}) {
+function open(takeBack: () => Promise<readonly string[]> = async () => []) {
   /** What happened, each with what was on disk then. */
   const events: string[] = [];
   const note = (what: string) => void events.push(`${what} (${onDisk()})`);
@@ -48,7 +48,7 @@ function open(takeBack: () => Promise<void> = async () => {}) {
     timeouts: { ...DEFAULT_TIMEOUTS, runningMs: 20_000 },
     takeBack: async () => {
       note("taken back");
-      await takeBack();
+      return await takeBack();
     },
     warn: (text) => warnings.push(text),
   });
@@ -68,7 +68,7 @@ function open(takeBack: () => Promise<void> = async () => {}) {
 }
 
 /** After GO, with nothing heard: the operator is asked. */
-async function undecided(takeBack?: () => Promise<void>) {
+async function undecided(takeBack?: () => Promise<readonly string[]>) {
   const opened = open(takeBack);
   const outcome = opened.handOver(Number.POSITIVE_INFINITY);
   opened.says({ type: "RUN_FAILED", code: "Y", message: "a vCPU did not start" });
@@ -120,7 +120,10 @@ describe("the source's side of a handover", () => {
     const takingBack = new Promise<void>((resolve) => {
       done = resolve;
     });
-    const { handover, handOver } = open(() => takingBack);
+    const { handover, handOver } = open(async () => {
+      await takingBack;
+      return [];
+    });
     const first = handover.fail(lost);
     const outcome = handOver();
     const turn = new Promise<string>((resolve) => setImmediate(resolve, "waits"));
@@ -165,6 +168,13 @@ describe("the source's side of a handover", () => {
     expect(await handover.decide("resume")).toBe("the source's machine runs again");
     expect(await outcome).toMatchObject({ state: "taken-back", why: { code: "GO_NOT_CONFIRMED" } });
     expect(events[3]).toBe("taken back (running)");
+  });
+
+  it("tells the operator who says `resume` what the machine lacks", async () => {
+    const { handover } = await undecided(async () => ["disk is lost", "QEMU does not answer"]);
+    expect(await handover.decide("resume")).toBe(
+      "the source has taken its machine back, but disk is lost; QEMU does not answer",
+    );
   });
 
   it("has the operator who says `resume` wait for the destination's answer", async () => {

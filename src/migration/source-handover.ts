@@ -30,8 +30,9 @@ export class SourceHandover {
   readonly #journal: Journal<SourceRecord>;
   readonly #peer: Peer;
   readonly #timeouts: Timeouts;
-  /** Devices and vCPUs run again when it resolves. */
-  readonly #takeBack: () => Promise<void>;
+  /** Devices and vCPUs run again when it resolves, but for what it returns: problems that have been warned of. */
+  readonly #takeBack: () => Promise<readonly string[]>;
+  #problems: readonly string[] = [];
   readonly #warn: (text: string) => void;
   /** Resolves when the machine is gone, or has been taken back and runs. */
   readonly #ended: Promise<HandoverOutcome>;
@@ -44,7 +45,7 @@ export class SourceHandover {
     journal: Journal<SourceRecord>;
     peer: Peer;
     timeouts: Timeouts;
-    takeBack: () => Promise<void>;
+    takeBack: () => Promise<readonly string[]>;
     warn: (text: string) => void;
   }) {
     this.#journal = parts.journal;
@@ -135,7 +136,11 @@ export class SourceHandover {
         },
       );
     }
-    if (decision === "resume") return "the source's machine runs again";
+    if (decision === "resume") {
+      return this.#problems.length === 0
+        ? "the source's machine runs again"
+        : `the source has taken its machine back, but ${this.#problems.join("; ")}`;
+    }
     throw new DirtmapError(
       "the source's machine runs again: the destination has discarded its own, or `resume` was said",
       {
@@ -194,9 +199,10 @@ export class SourceHandover {
   /** What keeps the machine from running again as it was is a warning: it is this side's again all the same. */
   async #takeBackAll(): Promise<void> {
     try {
-      await this.#takeBack();
+      this.#problems = await this.#takeBack();
     } catch (error) {
-      this.#warn(`the machine could not be taken back: ${explain(error)}`);
+      this.#problems = [`the machine could not be taken back: ${explain(error)}`];
+      for (const problem of this.#problems) this.#warn(problem);
     }
   }
 

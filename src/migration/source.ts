@@ -176,10 +176,12 @@ async function connect<Kind extends MoverKind>(
       peer,
       timeouts,
       takeBack: async () => {
+        const before = report.warnings.length;
         const back = devices.takeBack();
         await move.takeBack(back);
         report.resumed(move.resumedAt ?? performance.now());
         for (const { text } of await back) report.warn(text);
+        return report.warnings.slice(before);
       },
       warn: (text) => report.warn(text),
     });

@@ -113,7 +113,7 @@ export class LeftDevices implements AsyncDisposable {
   /** All at once, and each by itself: QEMU's devices reach each other only through its memory. */
   async #each(doing: (vfio: VfioUserDevice) => Promise<string[]>): Promise<string[]> {
     const problems = this.#reached.map((vfio) =>
-      doing(vfio).catch((error: unknown) => [`'${vfio.id}' does not answer any more: ${explain(error)}`]),
+      doing(vfio).catch((error: unknown) => [`'${vfio.id}': ${explain(error)}`]),
     );
     return (await Promise.all(problems)).flat();
   }

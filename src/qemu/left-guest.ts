@@ -1,8 +1,10 @@
 import { resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
-import { DirtmapError, explain } from "../errors.js";
-import type { OutlivingMachine, TakenBack } from "../migration/outliving.js";
+import { DirtmapError, explain, UsageError } from "../errors.js";
+import { listJournals } from "../migration/journals.js";
+import { type OutlivingMachine, readNote, type TakenBack } from "../migration/outliving.js";
+import { safeText } from "../safe-text.js";
 import { devicesFirst } from "./guest-devices.js";
 import { LeftDevices } from "./left-devices.js";
 import { MigrationSettings, type PreviousSettings } from "./migration-settings.js";
@@ -44,6 +46,22 @@ export function noteOfGuest(guest: SourceGuest, settings: PreviousSettings, keep
   const { capabilities, parameters } = settings;
   const qmp = resolve(guest.qemu.name);
   return { schemaVersion: 1, qmp, running: guest.running, keepSource, devices, settings: { capabilities, parameters } };
+}
+
+/**
+ * Refuses to move a guest that an earlier migration has left: what is noted of it would mean another state of it afterwards.
+ * @throws UsageError `LEFT`
+ */
+export function checkNotLeft(qmp: string, directory: string): void {
+  for (const { migration, side, standing } of listJournals(directory)) {
+    if (side !== "source" || standing !== "waits") continue;
+    const note = noteSchema.safeParse(readNote(directory, migration));
+    if (!note.success || note.data.qmp !== resolve(qmp)) continue;
+    throw new UsageError(`migration ${migration} has left the guest at ${safeText(qmp)}, and waits for its operator`, {
+      code: "LEFT",
+      remedy: `decide it first: \`dirtmap list\` shows how`,
+    });
+  }
 }
 
 /** Such a guest, with its devices. Disposing closes the connections. */

@@ -130,8 +130,10 @@ describe.runIf(process.platform === "linux")("a QEMU guest whose `dirtmap migrat
       source.before = () => {};
       const waits = await waiting(places);
       expect(waits).toMatchObject([{ side: "source", commands: [expect.stringContaining("dirtmap resume ")] }]);
-      // It was never given up: what gives it up is refused.
+      // It was never given up: what gives it up is refused. So is another move, before this one is decided.
       const [{ migration }] = waits;
+      const another = await start(migrateArgs(places, "--no-store")).ended;
+      expect([another.code, another.stderr]).toEqual([2, expect.stringContaining(`migration ${migration} has left`)]);
       expect((await start(["abort", migration, "--journal", folder]).ended).code).toBe(2);
       const { code, stdout, stderr } = await start(["resume", migration, "--journal", folder]).ended;
       expect(code, stderr).toBe(0);

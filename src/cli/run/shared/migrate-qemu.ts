@@ -1,10 +1,12 @@
 import { join } from "node:path";
 import { UsageError } from "../../../errors.js";
 import { newMigrationId } from "../../../migration/journal.js";
+import { defaultJournalDirectory } from "../../../migration/journal-directory.js";
 import { sourceTransport } from "../../../migration/network.js";
 import type { MigrationReport } from "../../../migration/report.js";
 import { migrateBy } from "../../../migration/source.js";
 import { reportedTracking, trackerFor } from "../../../qemu/guest-tracking.js";
+import { checkNotLeft } from "../../../qemu/left-guest.js";
 import { effectiveTuning } from "../../../qemu/migration-settings.js";
 import { Qemu } from "../../../qemu/qmp/qemu.js";
 import { SocketMonitor } from "../../../qemu/qmp/socket-monitor.js";
@@ -48,6 +50,7 @@ export async function run(
   const remote = input.to === undefined ? undefined : await readEndpoint(input.to, "client", input);
   using place = placeOf(input);
   await tidyUp(input.journal);
+  checkNotLeft(input.qmp, input.journal ?? defaultJournalDirectory());
 
   await using qemu = new Qemu(await SocketMonitor.open(input.qmp));
   await checkStreamSecurity(qemu, place.address, input.insecure === true);
