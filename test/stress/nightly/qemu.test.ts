@@ -272,15 +272,12 @@ class Move implements AsyncDisposable {
     await Promise.race([migrating.ended, asks, this.#impatience()]);
     const waits = this.#waits();
     if (waits === undefined) return "nobody";
-    const decision = this.watched.destination.runs ? "abort" : "resume";
-    if (decision === "resume") {
-      // It does not run there; now it never will.
-      await this.receiving[Symbol.asyncDispose]();
-      await this.there.guest[Symbol.asyncDispose]();
-    }
+    const decision = (await this.#willRunThere()) ? "abort" : "resume";
     const { status, stdout, stderr } = await runDirtmap([decision, waits.migration, "--journal", this.journals]);
     this.operator.push(`${decision}: ${stdout}${stderr}`);
     if (status === 0) return decision;
+    // What went on in the meantime has settled it.
+    if (this.#waits() === undefined) return "nobody";
     if (this.here.guest.isRunning) {
       // What stands still can't obey yet.
       expect(this.#plan.stopMs, stderr).not.toBeNull();
@@ -290,6 +287,18 @@ class Move implements AsyncDisposable {
     const aborted = await runDirtmap(["abort", waits.migration, "--journal", this.journals]);
     expect(aborted.status, aborted.stderr).toBe(0);
     return "abort";
+  }
+
+  /** The guest runs at the destination. Where it does not, it never will: that is what the operator makes certain of. */
+  async #willRunThere(): Promise<boolean> {
+    const { destination } = this.watched;
+    if (destination.runs) return true;
+    await this.receiving[Symbol.asyncDispose]();
+    // Its last word may have been `cont`.
+    await destination.qemu.status().catch(() => {});
+    if (destination.runs) return true;
+    await this.there.guest[Symbol.asyncDispose]();
+    return false;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
