@@ -12,7 +12,7 @@ import type {
 } from "../migration/memory-mover.js";
 import { removeNote, writeNote } from "../migration/outliving.js";
 import type { DeviceReport } from "../migration/report.js";
-import { ConfigPorts } from "./config-ports.js";
+import { ConfigSpace } from "./config-space.js";
 import type { ControlledDevice } from "./guest-devices.js";
 import { type GuestState, writeGuestState } from "./guest-state.js";
 import {
@@ -31,8 +31,7 @@ import {
   type PreviousSettings,
 } from "./migration-settings.js";
 import { MigrationWatch } from "./migration-status.js";
-import { pciAddressesOf } from "./pci-address.js";
-import { type PciState, readPciState } from "./pci-state.js";
+import { readPciState } from "./pci-state.js";
 import type { MigrationInfo } from "./qmp/qemu.js";
 import type { SourceGuest } from "./source-guest.js";
 
@@ -108,7 +107,7 @@ class QemuMove implements MemoryMove {
   #tracking: DeviceTracking[] = [];
   readonly #shares: DeviceShare[] = [];
   /** Read in the pause. */
-  #state: GuestState | undefined;
+  #state: Promise<GuestState> | undefined;
   /** Where QEMU's stream was at the end of the pre-copy. */
   #precopied: MigrationInfo["ram"];
   /** When tracking began, by the migration's clock. */
@@ -159,26 +158,27 @@ class QemuMove implements MemoryMove {
 
   /** The vCPUs stand still already: what QEMU keeps of the devices can be read while these come to a stop. */
   async stop(stopDevices: () => Promise<void>): Promise<void> {
-    const reading = this.#guestState();
+    let changesNothing = false;
+    const reading = this.#guestState((readsAside) => {
+      changesNothing = readsAside;
+    });
     reading.catch(() => {});
+    this.#state = reading;
     await stopDevices();
     await this.#readShares((tracking) => tracking.tracker === "device");
-    this.#state = await reading;
+    // Else QEMU would save a guest's state that is changed at this moment.
+    if (!changesNothing) await reading;
   }
 
   async finish(sendStates: () => Promise<void>): Promise<FinishedMove> {
-    const { signal } = this.#context;
     const { hooks = {} } = this.#options;
-    const state = this.#state;
-    if (state === undefined) throw new Error("not stopped");
     const began = performance.now();
     await this.#guest.qemu.migrateContinue();
-    const [{ ram }] = await Promise.all([
-      this.#watch.until(["completed"], { limitMs: SWITCHOVER_MS, signal }),
-      sendStates(),
-    ]);
-    this.#reportRound("stop-copy", ram, performance.now() - began);
-    return { state: writeGuestState(hooks.guestState?.(state) ?? state) };
+    const completed = this.#completed(began);
+    completed.catch(() => {});
+    const [state] = await Promise.all([this.#state, sendStates()]);
+    if (state === undefined) throw new Error("not stopped");
+    return { state: writeGuestState(hooks.guestState?.(state) ?? state), completed };
   }
 
   /** Wherever QEMU's migration is; the devices run by now, and QEMU lets its vCPUs run as soon as it is cancelled. */
@@ -263,16 +263,24 @@ class QemuMove implements MemoryMove {
     }
   }
 
-  async #guestState(): Promise<GuestState> {
+  /** QEMU has sent the rest. */
+  async #completed(began: number): Promise<void> {
+    const { signal } = this.#context;
+    const { ram } = await this.#watch.until(["completed"], { limitMs: SWITCHOVER_MS, signal });
+    this.#reportRound("stop-copy", ram, performance.now() - began);
+  }
+
+  /** @param begun told, before anything is changed, whether reading changes nothing */
+  async #guestState(begun: (readsAside: boolean) => void): Promise<GuestState> {
     const { qemu, devices, running } = this.#guest;
-    return await ConfigPorts.with(qemu, async (ports) => {
-      const states = new Map<string, PciState>();
-      const addresses = await pciAddressesOf(
-        qemu,
-        devices.map(({ place }) => place),
+    const places = devices.map(({ place }) => place);
+    return await ConfigSpace.with(qemu, places, async (space, addresses) => {
+      begun(space.readsAside);
+      const reading = devices.map(({ id }, i) =>
+        readPciState(qemu, space, addresses[i]).then((state) => [id, state] as const),
       );
-      for (const [i, { id }] of devices.entries()) states.set(id, await readPciState(qemu, ports, addresses[i]));
-      return { running, devices: states };
+      await Promise.allSettled(reading);
+      return { running, devices: new Map(await Promise.all(reading)) };
     });
   }
 
