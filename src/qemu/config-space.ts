@@ -40,37 +40,27 @@ export interface ConfigWrite {
 }
 
 /**
- * A paused machine's configuration space. The guest may have been stopped between its own two accesses to the ports: its address
- * is put back at the end.
+ * A paused machine's configuration space: with any vCPU that runs, its accesses and these would meet. The guest may have been
+ * stopped between its own two accesses to the ports: disposing puts its address back.
  */
-export class ConfigSpace {
+export class ConfigSpace implements AsyncDisposable {
+  /** Where the devices answer, in their order. */
+  readonly addresses: readonly PciAddress[];
   readonly #qemu: Qemu;
   readonly #window: EcamWindow | null;
   /** The guest's own address, from this object's first access to the ports on. */
   #latch: Promise<number> | undefined;
 
-  private constructor(qemu: Qemu, window: EcamWindow | null) {
+  private constructor(qemu: Qemu, addresses: readonly PciAddress[], window: EcamWindow | null) {
     this.#qemu = qemu;
+    this.addresses = addresses;
     this.#window = window;
   }
 
-  /**
-   * @param use with the vCPUs paused: with any that runs, its accesses and these would meet. `addresses` are the devices'
-   * @throws as {@link pciAddressesOf} does
-   */
-  static async with<T>(
-    qemu: Qemu,
-    devices: readonly GuestDevice[],
-    use: (space: ConfigSpace, addresses: readonly PciAddress[]) => Promise<T>,
-  ): Promise<T> {
+  /** @throws as {@link pciAddressesOf} does */
+  static async open(qemu: Qemu, devices: readonly GuestDevice[]): Promise<ConfigSpace> {
     const [window, addresses] = await Promise.all([findWindow(qemu), pciAddressesOf(qemu, devices)]);
-    const space = new ConfigSpace(qemu, window);
-    try {
-      return await use(space, addresses);
-    } finally {
-      const latch = await space.#latch;
-      if (latch !== undefined) await space.#out(ADDRESS_PORT, latch);
-    }
+    return new ConfigSpace(qemu, addresses, window);
   }
 
   /** True where reading changes nothing in the guest, not even for a moment. */
@@ -104,9 +94,15 @@ export class ConfigSpace {
     await Promise.all(writes.flatMap(({ offset, value }) => [this.#select(at, offset), this.#out(DATA_PORT, value)]));
   }
 
+  async [Symbol.asyncDispose](): Promise<void> {
+    // What could not be read has been told by the accesses after it, and nothing was changed.
+    const latch = await this.#latch?.catch(() => undefined);
+    this.#latch = undefined;
+    if (latch !== undefined) await this.#out(ADDRESS_PORT, latch);
+  }
+
   #keepLatch(): void {
     this.#latch ??= this.#in(ADDRESS_PORT);
-    // Who waits for the accesses that follow hears of it, and so does the end.
     this.#latch.catch(() => {});
   }
 

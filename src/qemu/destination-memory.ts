@@ -102,17 +102,16 @@ class QemuArrival implements MemoryArrival {
   async #restorePci(states: ReadonlyMap<string, PciState>): Promise<void> {
     const { qemu, devices } = this.#guest;
     const places = devices.map(({ place }) => place);
-    await ConfigSpace.with(qemu, places, async (space, addresses) => {
-      const restoring = devices.map(async ({ id, vfio }, i) => {
-        const saved = states.get(id);
-        if (saved === undefined) {
-          throw new DirtmapError(`the PCI state of '${id}' did not come`, { code: "BAD_GUEST_STATE" });
-        }
-        await restorePciState(qemu, space, addresses[i], { saved, server: vfio });
-      });
-      // All have ended before the guest's own port address is put back.
-      await Promise.allSettled(restoring);
-      await Promise.all(restoring);
+    await using space = await ConfigSpace.open(qemu, places);
+    const restoring = devices.map(async ({ id, vfio }, i) => {
+      const saved = states.get(id);
+      if (saved === undefined) {
+        throw new DirtmapError(`the PCI state of '${id}' did not come`, { code: "BAD_GUEST_STATE" });
+      }
+      await restorePciState(qemu, space, space.addresses[i], { saved, server: vfio });
     });
+    // All have ended before the guest's own port address is put back.
+    await Promise.allSettled(restoring);
+    await Promise.all(restoring);
   }
 }

@@ -42,15 +42,15 @@ describe.each([
   async function read(pc: FakePc): Promise<PciState> {
     const qemu = await open(pc);
     const { devices } = await lookAtGuest(qemu);
-    return ConfigSpace.with(qemu, devices, (space, [address]) => readPciState(qemu, space, address));
+    await using space = await ConfigSpace.open(qemu, devices);
+    return await readPciState(qemu, space, space.addresses[0]);
   }
 
   async function restore(saved: PciState, write = tableWriter()): Promise<void> {
     const qemu = await open(destination);
     const { devices } = await lookAtGuest(qemu);
-    await ConfigSpace.with(qemu, devices, (space, [address]) =>
-      restorePciState(qemu, space, address, { saved, server: write }),
-    );
+    await using space = await ConfigSpace.open(qemu, devices);
+    await restorePciState(qemu, space, space.addresses[0], { saved, server: write });
   }
 
   /** As the device's server: by DMA, which needs bus mastering. */

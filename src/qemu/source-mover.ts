@@ -106,8 +106,8 @@ class QemuMove implements MemoryMove {
   #settings: MigrationSettings | undefined;
   #tracking: DeviceTracking[] = [];
   readonly #shares: DeviceShare[] = [];
-  /** Read in the pause. */
-  #state: Promise<GuestState> | undefined;
+  /** What QEMU keeps of the devices; in the pause. */
+  #readState: () => Promise<GuestState> = () => Promise.reject(new Error("not stopped"));
   /** Where QEMU's stream was at the end of the pre-copy. */
   #precopied: MigrationInfo["ram"];
   /** When tracking began, by the migration's clock. */
@@ -156,18 +156,22 @@ class QemuMove implements MemoryMove {
     await sending;
   }
 
-  /** The vCPUs stand still already: what QEMU keeps of the devices can be read while these come to a stop. */
   async stop(stopDevices: () => Promise<void>): Promise<void> {
-    let changesNothing = false;
-    const reading = this.#guestState((readsAside) => {
-      changesNothing = readsAside;
-    });
-    reading.catch(() => {});
-    this.#state = reading;
+    const { qemu, devices } = this.#guest;
+    // The vCPUs stand still already.
+    const opening = ConfigSpace.open(
+      qemu,
+      devices.map(({ place }) => place),
+    );
+    opening.catch(() => {});
     await stopDevices();
     await this.#readShares((tracking) => tracking.tracker === "device");
-    // Else QEMU would save a guest's state that is changed at this moment.
-    if (!changesNothing) await reading;
+    const space = await opening;
+    this.#readState = () => this.#guestState(space);
+    if (space.readsAside) return;
+    // What is read by ports changes the state that QEMU saves next.
+    const state = await this.#guestState(space);
+    this.#readState = async () => state;
   }
 
   async finish(sendStates: () => Promise<void>): Promise<FinishedMove> {
@@ -176,8 +180,7 @@ class QemuMove implements MemoryMove {
     await this.#guest.qemu.migrateContinue();
     const completed = this.#completed(began);
     completed.catch(() => {});
-    const [state] = await Promise.all([this.#state, sendStates()]);
-    if (state === undefined) throw new Error("not stopped");
+    const [state] = await Promise.all([this.#readState(), sendStates()]);
     return { state: writeGuestState(hooks.guestState?.(state) ?? state), completed };
   }
 
@@ -270,18 +273,14 @@ class QemuMove implements MemoryMove {
     this.#reportRound("stop-copy", ram, performance.now() - began);
   }
 
-  /** @param begun told, before anything is changed, whether reading changes nothing */
-  async #guestState(begun: (readsAside: boolean) => void): Promise<GuestState> {
+  async #guestState(opened: ConfigSpace): Promise<GuestState> {
+    await using space = opened;
     const { qemu, devices, running } = this.#guest;
-    const places = devices.map(({ place }) => place);
-    return await ConfigSpace.with(qemu, places, async (space, addresses) => {
-      begun(space.readsAside);
-      const reading = devices.map(({ id }, i) =>
-        readPciState(qemu, space, addresses[i]).then((state) => [id, state] as const),
-      );
-      await Promise.allSettled(reading);
-      return { running, devices: new Map(await Promise.all(reading)) };
-    });
+    const reading = devices.map(({ id }, i) =>
+      readPciState(qemu, space, space.addresses[i]).then((state) => [id, state] as const),
+    );
+    await Promise.allSettled(reading);
+    return { running, devices: new Map(await Promise.all(reading)) };
   }
 
   async #restoreSettings(): Promise<string[]> {
