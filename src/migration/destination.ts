@@ -220,8 +220,11 @@ class Arrival<M extends ArrivingMachine> {
   ): Promise<string | undefined> {
     const { arrival } = this.#accepted;
     const loading = devices.load();
+    // What fails first is told, and ends the wait for the other.
+    const failed = loading.then(() => new Promise<never>(() => {}));
+    failed.catch(() => {});
     try {
-      await arrival.arrived(round);
+      await Promise.race([arrival.arrived(round), failed]);
       this.#setting.clock.enter("stop-copy");
       const rootDigest = await arrival.load(state, loading);
       await loading;
