@@ -13,6 +13,8 @@ export class FakeVm implements AsyncDisposable {
   capabilities = new Map(WRITEABLE_CAPABILITIES.map((name) => [name, false]));
   /** The QEMU that it migrates to. */
   to: FakeVm | undefined;
+  /** While it sends the rest, its main loop waits for a destination that stands still. */
+  sticks = false;
   /** It was told to quit. */
   hasQuit = false;
   /** Called before each command that changes something. */
@@ -55,6 +57,13 @@ export class FakeVm implements AsyncDisposable {
       this.#becomes("setup");
     });
     this.#does("migrate-continue", () => {
+      if (this.sticks) {
+        this.status = "device";
+        setImmediate(() => {
+          qemu.standsStill = true;
+        });
+        return;
+      }
       this.runState = "postmigrate";
       this.#becomes("completed");
       if (this.to === undefined) return;
@@ -63,6 +72,11 @@ export class FakeVm implements AsyncDisposable {
     });
     this.#does("migrate_cancel", () => {
       this.#becomes("cancelled");
+      this.#runs("running", "RESUME");
+    });
+    this.#does("yank", () => {
+      qemu.standsStill = false;
+      this.#becomes("failed");
       this.#runs("running", "RESUME");
     });
     this.#does("cont", () => this.#runs("running", "RESUME"));

@@ -1,5 +1,4 @@
 import { resolve } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
 import { DirtmapError, explain, UsageError } from "../errors.js";
 import { listJournals } from "../migration/journals.js";
@@ -8,7 +7,7 @@ import { safeText } from "../safe-text.js";
 import { devicesFirst } from "./guest-devices.js";
 import { LeftDevices } from "./left-devices.js";
 import { MigrationSettings, type PreviousSettings } from "./migration-settings.js";
-import { MigrationWatch } from "./migration-status.js";
+import { MigrationWatch, stateAfterMigration } from "./migration-status.js";
 import { Qemu } from "./qmp/qemu.js";
 import { SocketMonitor } from "./qmp/socket-monitor.js";
 import type { SourceGuest } from "./source-guest.js";
@@ -17,9 +16,6 @@ import type { SourceGuest } from "./source-guest.js";
  * A guest whose `dirtmap migrate` has ended before it was known where it runs. QEMU's migration goes on without it, as far as the
  * pause; a note in the journals' folder says where QEMU and the servers are, and what of QEMU was changed.
  */
-
-/** After a migration has ended, QEMU takes a moment until its vCPUs run again. */
-const RUNS_AGAIN_MS = 5000;
 
 const path = z.string().min(1).max(4096);
 const noteSchema = z.strictObject({
@@ -147,12 +143,7 @@ export class LeftGuest implements OutlivingMachine {
     const qemu = this.#qemu;
     using watch = new MigrationWatch(qemu);
     await watch.cancel();
-    const until = performance.now() + RUNS_AGAIN_MS;
-    let state = await qemu.status();
-    while (!state.running && state.status === "finish-migrate" && performance.now() < until) {
-      await sleep(20);
-      state = await qemu.status();
-    }
+    let state = await stateAfterMigration(qemu);
     // `postmigrate`: it had sent all. Any other state is somebody else's doing, or a QEMU that was started anew.
     if (this.#note.running && state.status === "postmigrate") {
       await qemu.cont();

@@ -1,9 +1,16 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { DirtmapError } from "../errors.js";
 import type { EventStream } from "./qmp/event-stream.js";
-import type { MigrationInfo, Qemu } from "./qmp/qemu.js";
+import { isRefusal, type MigrationInfo, type Qemu, type RunState } from "./qmp/qemu.js";
 
 /** QEMU is asked this often, besides after each of its events: not every change is told, and progress never is. */
 const POLL_MS = 250;
+
+/** QEMU answers within milliseconds; one that takes so long stands still. */
+const STUCK_MS = 2000;
+
+/** After a migration has ended, QEMU takes a moment until its vCPUs run again. */
+const RUNS_AGAIN_MS = 5000;
 
 /** From `migrate_cancel` until the migration is over. */
 const CANCEL_MS = 30_000;
@@ -17,6 +24,16 @@ const ENDED: ReadonlySet<string> = new Set(["failed", "cancelled", "completed"])
 /** The status of a migration; `none` before the first. */
 export function statusOf(info: MigrationInfo): string {
   return info.status ?? "none";
+}
+
+/** The guest's state, once a migration that is over has let go of it. */
+export async function stateAfterMigration(qemu: Qemu): Promise<RunState> {
+  const until = performance.now() + RUNS_AGAIN_MS;
+  for (;;) {
+    const state = await qemu.status();
+    if (state.status !== "finish-migrate" || performance.now() > until) return state;
+    await sleep(20);
+  }
 }
 
 /** Follows the migrations of one QEMU. */
@@ -62,6 +79,7 @@ export class MigrationWatch implements Disposable {
 
   /** Cancels the migration, if one is under way, and waits until it is over. @throws as {@link until} does */
   async cancel(): Promise<void> {
+    await this.#unstick();
     if (IDLE.has(statusOf(await this.#qemu.migration()))) return;
     await this.#qemu.migrateCancel();
     await this.until(IDLE, { limitMs: CANCEL_MS });
@@ -69,6 +87,21 @@ export class MigrationWatch implements Disposable {
 
   [Symbol.dispose](): void {
     this.#events[Symbol.dispose]();
+  }
+
+  /**
+   * While it sends the rest, QEMU's main loop waits for the destination's. If that stands still, so does this QEMU, and answers
+   * nothing until the stream between them ends.
+   */
+  async #unstick(): Promise<void> {
+    try {
+      await this.#qemu.migration({ limitMs: STUCK_MS });
+    } catch (error) {
+      if ((error as { code?: string }).code !== "QMP_TIMED_OUT") throw error;
+      await this.#qemu.yankMigration().catch((refusal: unknown) => {
+        if (!isRefusal(refusal)) throw refusal;
+      });
+    }
   }
 
   #following(): Promise<unknown> {

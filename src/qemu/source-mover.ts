@@ -32,7 +32,7 @@ import {
   migrationSettings,
   type PreviousSettings,
 } from "./migration-settings.js";
-import { MigrationWatch } from "./migration-status.js";
+import { MigrationWatch, stateAfterMigration } from "./migration-status.js";
 import { readPciState } from "./pci-state.js";
 import type { MigrationInfo } from "./qmp/qemu.js";
 import type { SourceGuest } from "./source-guest.js";
@@ -198,7 +198,7 @@ class QemuMove implements MemoryMove {
     await devicesFirst(devicesBack);
     await tried("QEMU's migration cancelled", () => this.#watch.cancel());
     await tried("the guest running again", async () => {
-      if (running && !(await qemu.status()).running) await qemu.cont();
+      if (running && !(await stateAfterMigration(qemu)).running) await qemu.cont();
     });
     this.resumedAt = performance.now();
     await Promise.all(this.#tracking.splice(0).map((each) => each.stop()));

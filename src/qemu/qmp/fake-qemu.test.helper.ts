@@ -10,7 +10,7 @@ export type FakeAnswer = unknown | { readonly error: { readonly class: string; r
 export interface FakeCommand {
   readonly execute: string;
   readonly arguments: Readonly<Record<string, unknown>>;
-  readonly id: number;
+  readonly id: string;
 }
 
 const GREETING = {
@@ -26,6 +26,8 @@ export class FakeQemu implements AsyncDisposable {
   readonly answers = new Map<string, (command: FakeCommand) => FakeAnswer | undefined>();
   /** What is said to a client that connects; null: nothing. */
   greeting: string | null = JSON.stringify(GREETING);
+  /** Its main loop stands still: only what is asked out of band is answered. */
+  standsStill = false;
   readonly #folder: string;
   readonly #server: Server;
   #client: Socket | undefined;
@@ -95,7 +97,11 @@ export class FakeQemu implements AsyncDisposable {
       text += part;
       const lines = text.split("\n");
       text = lines.pop() ?? "";
-      for (const line of lines) this.#take(JSON.parse(line) as FakeCommand);
+      for (const line of lines) {
+        const { "exec-oob": outOfBand, ...command } = JSON.parse(line) as FakeCommand & { "exec-oob"?: string };
+        if (outOfBand !== undefined) this.#take({ ...command, execute: outOfBand });
+        else if (!this.standsStill) this.#take(command);
+      }
     });
   }
 

@@ -13,17 +13,18 @@ const MAX_NAME = 200;
 const text = z.string().transform((value) => safeText(value, MAX_TEXT));
 const name = z.string().transform((value) => safeText(value, MAX_NAME));
 
+/** A client may give any JSON; an earlier client of the monitor may have. */
+const id = z.union([z.string(), z.number(), z.null()]);
+
 const greetingSchema = z.looseObject({ QMP: z.looseObject({ version: z.looseObject({}) }) });
 
 const messageSchema = z.union([
-  z.looseObject({ return: z.unknown(), id: z.int() }).transform(({ return: value, id }) => {
+  z.looseObject({ return: z.unknown(), id }).transform(({ return: value, id }) => {
     return { kind: "answer" as const, id, value };
   }),
-  z
-    .looseObject({ error: z.looseObject({ class: name, desc: text }), id: z.int().optional() })
-    .transform(({ error, id }) => {
-      return { kind: "refusal" as const, id, qemuClass: error.class, reason: error.desc };
-    }),
+  z.looseObject({ error: z.looseObject({ class: name, desc: text }), id: id.optional() }).transform(({ error, id }) => {
+    return { kind: "refusal" as const, id, qemuClass: error.class, reason: error.desc };
+  }),
   z
     .looseObject({
       event: name,

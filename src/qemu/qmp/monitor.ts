@@ -21,6 +21,11 @@ export interface Monitor extends AsyncDisposable {
 export interface ExecuteOptions {
   /** Milliseconds to wait for the answer. Default: 10 s. */
   readonly limitMs?: number;
+  /**
+   * For a command that QEMU can do out of band: it is done at once, even while QEMU's main loop stands still. A monitor that has no
+   * such way does it as every other.
+   */
+  readonly outOfBand?: boolean;
 }
 
 /** Something that QEMU tells by itself. */

@@ -145,8 +145,8 @@ export class Qemu implements AsyncDisposable {
     return this.#ask("quit", nothing);
   }
 
-  migration(): Promise<MigrationInfo> {
-    return this.#ask("query-migrate", migrateSchema);
+  migration(options?: ExecuteOptions): Promise<MigrationInfo> {
+    return this.#ask("query-migrate", migrateSchema, {}, options);
   }
 
   /** @param uri where the destination listens, as QEMU writes it */
@@ -164,6 +164,11 @@ export class Qemu implements AsyncDisposable {
 
   migrateCancel(): Promise<unknown> {
     return this.#ask("migrate_cancel", nothing);
+  }
+
+  /** Ends the stream of a migration, which then fails: also where QEMU stands still in it. */
+  yankMigration(): Promise<unknown> {
+    return this.#ask("yank", nothing, { instances: [{ type: "migration" }] }, { outOfBand: true });
   }
 
   async capabilities(): Promise<ReadonlyMap<string, boolean>> {

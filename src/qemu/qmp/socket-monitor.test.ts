@@ -60,6 +60,16 @@ describe("a QMP monitor at a socket", () => {
     await expect(monitor.execute("cont")).resolves.toEqual({ late: true });
   });
 
+  it("takes no notice of what an earlier client was owed", async () => {
+    await using monitor = await SocketMonitor.open(fake.path);
+    fake.answer("cont", { mine: true });
+    for (const id of [1, "5f0c9e1a-1", null]) {
+      fake.say(JSON.stringify({ return: {}, id }));
+      fake.say(JSON.stringify({ error: { class: "GenericError", desc: "late" }, id }));
+    }
+    await expect(monitor.execute("cont")).resolves.toEqual({ mine: true });
+  });
+
   it("fails everything once QEMU has gone, events that came before excepted", async () => {
     await using monitor = await SocketMonitor.open(fake.path);
     using events = monitor.events();
@@ -104,7 +114,7 @@ describe("a QMP monitor at a socket", () => {
   });
 
   it.each([
-    ["an answer that nobody asked for", '{"return":{},"id":999}'],
+    ["an answer that nobody asked for", '{"return":{},"id":"ID9"}'],
     ["an answer without an id", '{"return":{}}'],
     ["an error about no command", '{"error":{"class":"GenericError","desc":"Invalid JSON"}}'],
     ["an event without a time", '{"event":"STOP"}'],
@@ -113,7 +123,8 @@ describe("a QMP monitor at a socket", () => {
     await using monitor = await SocketMonitor.open(fake.path);
     fake.ignore("stop");
     const stopped = monitor.execute("stop");
-    fake.say(line);
+    await expect.poll(() => fake.commands).toHaveLength(1);
+    fake.say(line.replace("ID", fake.commands[0].id));
     await expect(stopped).rejects.toMatchObject({ code: "QMP_PROTOCOL" });
   });
 

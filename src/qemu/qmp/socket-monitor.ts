@@ -1,3 +1,4 @@
+import { randomUUID } from "node:crypto";
 import { connect, type Socket } from "node:net";
 import { DirtmapError, UsageError } from "../../errors.js";
 import { safeText } from "../../safe-text.js";
@@ -38,13 +39,15 @@ export interface SocketMonitorOptions {
 export class SocketMonitor implements Monitor {
   readonly name: string;
   readonly #socket: Socket;
-  readonly #pending = new Map<number, Pending>();
+  readonly #pending = new Map<string, Pending>();
+  /** In front of the ids of this connection's commands. */
+  readonly #ours = `${randomUUID().slice(0, 8)}-`;
   readonly #streams = new Set<EventStream>();
   /** The greeting, until it has come. */
   #greeted: ((failure: Error | null) => void) | undefined;
   #parts: string[] = [];
   #bytes = 0;
-  #id = 0;
+  #asked = 0;
   #failure: Error | undefined;
 
   private constructor(path: string) {
@@ -72,7 +75,10 @@ export class SocketMonitor implements Monitor {
     const monitor = new SocketMonitor(path);
     try {
       await monitor.#greeting(greetingMs);
-      await monitor.execute("qmp_capabilities");
+      await monitor.execute("qmp_capabilities", { enable: ["oob"] }).catch((error: unknown) => {
+        if (!(error instanceof QmpRefusal)) throw error;
+        return monitor.execute("qmp_capabilities");
+      });
       return monitor;
     } catch (error) {
       await monitor[Symbol.asyncDispose]();
@@ -80,7 +86,11 @@ export class SocketMonitor implements Monitor {
     }
   }
 
-  execute(command: string, args: object = {}, { limitMs = ANSWER_MS }: ExecuteOptions = {}): Promise<unknown> {
+  execute(
+    command: string,
+    args: object = {},
+    { limitMs = ANSWER_MS, outOfBand = false }: ExecuteOptions = {},
+  ): Promise<unknown> {
     if (this.#failure !== undefined) return Promise.reject(this.#failure);
     if (this.#pending.size >= MAX_PENDING) {
       const error = new DirtmapError(`${MAX_PENDING} commands wait for QEMU at ${this.name}`, {
@@ -88,7 +98,7 @@ export class SocketMonitor implements Monitor {
       });
       return Promise.reject(error);
     }
-    const id = ++this.#id;
+    const id = `${this.#ours}${++this.#asked}`;
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
         this.#pending.delete(id);
@@ -101,7 +111,8 @@ export class SocketMonitor implements Monitor {
         );
       }, limitMs);
       this.#pending.set(id, { command, timer, resolve, reject });
-      this.#socket.write(`${JSON.stringify({ execute: command, arguments: args, id })}\n`);
+      const how = outOfBand ? "exec-oob" : "execute";
+      this.#socket.write(`${JSON.stringify({ [how]: command, arguments: args, id })}\n`);
     });
   }
 
@@ -175,25 +186,35 @@ export class SocketMonitor implements Monitor {
   }
 
   #answer(message: Exclude<QmpMessage, { kind: "event" }>): void {
-    if (message.kind === "refusal" && message.id === undefined) {
+    const { id } = message;
+    if (message.kind === "refusal" && id === undefined) {
       throw new DirtmapError(`QEMU at ${this.name} could not read a command: ${message.reason}`, {
         code: "QMP_PROTOCOL",
       });
     }
-    const { id = 0 } = message;
-    const pending = this.#pending.get(id);
+    const pending = this.#pending.get(String(id));
     if (pending === undefined) {
-      // The late answer to a command that is waited for no more.
-      if (id >= 1 && id <= this.#id) return;
+      if (this.#isLeftOver(id)) return;
       throw new DirtmapError(`QEMU at ${this.name} answers a command that nobody gave`, { code: "QMP_PROTOCOL" });
     }
-    this.#pending.delete(id);
+    this.#pending.delete(String(id));
     clearTimeout(pending.timer);
     if (message.kind === "answer") pending.resolve(message.value);
     else {
       const { qemuClass, reason } = message;
       pending.reject(new QmpRefusal({ monitor: this.name, command: pending.command, qemuClass, reason }));
     }
+  }
+
+  /**
+   * The late answer to a command that is waited for no more, or what an earlier client was owed: a QEMU that stood still gives
+   * that to the next one.
+   */
+  #isLeftOver(id: unknown): boolean {
+    if (id === undefined) return false;
+    if (typeof id !== "string" || !id.startsWith(this.#ours)) return true;
+    const number = Number(id.slice(this.#ours.length));
+    return number >= 1 && number <= this.#asked;
   }
 
   #end(error: Error): void {
