@@ -119,7 +119,7 @@ function placeOf(
       to === undefined
         ? "a guest of QEMU moves to no place by itself"
         : "--to and a QEMU on this machine are two destinations",
-      "give --to ADDRESS of a `dirtmap receive --qmp` or `--libvirt`, or --qmp-to or --libvirt-to for a QEMU on this machine",
+      "give --to ADDRESS of a `dirtmap receive --qmp` or `--libvirt`, or --qmp-to PATH or --libvirt-to DOMAIN of a QEMU on this machine",
     );
   }
   if (qemuAddress !== undefined) return { address: qemuAddress, [Symbol.dispose]: () => {} };
