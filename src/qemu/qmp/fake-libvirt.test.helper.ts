@@ -56,7 +56,7 @@ export class FakeLibvirt implements AsyncDisposable {
 
   private constructor() {
     const socket = join(this.folder, "link");
-    this.#server = createServer((link) => this.#serve(link));
+    this.#server = createServer((link) => void this.#serve(link).catch(() => link.destroy()));
     this.#server.listen(socket);
     const program = join(this.folder, "virsh");
     writeFileSync(program, PROGRAM(socket));
@@ -109,7 +109,9 @@ export class FakeLibvirt implements AsyncDisposable {
       if (!link.destroyed) link.write(`${JSON.stringify(said)}\n`);
     };
     let first = true;
-    for await (const line of createInterface({ input: link })) {
+    // A virsh that was killed resets its link.
+    const lines = createInterface({ input: link }).on("error", () => {});
+    for await (const line of lines) {
       if (!first) {
         await this.#do(line, say, true);
         say({ out: "virsh # " });
