@@ -19,14 +19,15 @@ export function addGuestOptions(command: Command, its: string): Command {
   return command
     .addOption(new Option("--qmp <path>", `reach the QEMU ${its} at this QMP socket`).argParser(argument(nonEmpty)))
     .addOption(
-      new Option("--libvirt <domain>", `reach the QEMU ${its} through virsh, as this domain of libvirt's`).argParser(
+      new Option("--libvirt <domain>", "reach it through virsh instead, as this domain of libvirt's").argParser(
         argument(nonEmpty),
       ),
     )
     .addOption(
-      new Option("--connect <uri>", "have virsh connect to this libvirt (default: virsh's own choice)").argParser(
-        argument(nonEmpty),
-      ),
+      new Option(
+        "--connect <uri>",
+        "have virsh connect to this libvirt, instead of the one that it chooses itself",
+      ).argParser(argument(nonEmpty)),
     );
 }
 
