@@ -1,15 +1,14 @@
-import { resolve } from "node:path";
 import { z } from "zod";
 import { DirtmapError, explain, UsageError } from "../errors.js";
 import { listJournals } from "../migration/journals.js";
 import { type OutlivingMachine, readNote, type TakenBack } from "../migration/outliving.js";
-import { safeText } from "../safe-text.js";
 import { devicesFirst } from "./guest-devices.js";
 import { LeftDevices } from "./left-devices.js";
 import { MigrationSettings, type PreviousSettings } from "./migration-settings.js";
 import { MigrationWatch, stateAfterMigration } from "./migration-status.js";
-import { Qemu } from "./qmp/qemu.js";
-import { SocketMonitor } from "./qmp/socket-monitor.js";
+import type { MonitorPlace } from "./qmp/monitor.js";
+import { openQemu } from "./qmp/open-qemu.js";
+import type { Qemu } from "./qmp/qemu.js";
 import type { SourceGuest } from "./source-guest.js";
 
 /*
@@ -20,7 +19,10 @@ import type { SourceGuest } from "./source-guest.js";
 const path = z.string().min(1).max(4096);
 const noteSchema = z.strictObject({
   schemaVersion: z.literal(1),
-  qmp: path,
+  qmp: path.optional(),
+  /** The guest's domain, instead of a socket. */
+  libvirt: z.string().min(1).max(256).optional(),
+  connect: z.string().min(1).max(4096).optional(),
   /** The vCPUs ran before the migration. */
   running: z.boolean(),
   keepSource: z.boolean(),
@@ -40,22 +42,44 @@ export function noteOfGuest(guest: SourceGuest, settings: PreviousSettings, keep
     return { id, socket };
   });
   const { capabilities, parameters } = settings;
-  const qmp = resolve(guest.qemu.name);
-  return { schemaVersion: 1, qmp, running: guest.running, keepSource, devices, settings: { capabilities, parameters } };
+  const { place } = guest.qemu.monitor;
+  return {
+    schemaVersion: 1,
+    ...place,
+    running: guest.running,
+    keepSource,
+    devices,
+    settings: { capabilities, parameters },
+  };
+}
+
+function placeOf({ qmp, libvirt, connect }: GuestNote, migration: string): MonitorPlace {
+  if (qmp !== undefined) return { qmp };
+  if (libvirt !== undefined) return { libvirt, connect };
+  throw notUnderstood(migration, "it does not say where QEMU is");
+}
+
+function notUnderstood(migration: string, why: string): DirtmapError {
+  return new DirtmapError(`the note of migration ${migration} can't be understood: ${why}`, {
+    code: "JOURNAL",
+    remedy: "decide with the Dirtmap that wrote it",
+  });
 }
 
 /**
  * Refuses to move a guest that an earlier migration has left: what is noted of it would mean another state of it afterwards.
  * @throws UsageError `LEFT`
  */
-export function checkNotLeft(qmp: string, directory: string): void {
+export function checkNotLeft({ monitor }: Qemu, directory: string): void {
   for (const { migration, side, standing } of listJournals(directory)) {
     if (side !== "source" || standing !== "waits") continue;
     const note = noteSchema.safeParse(readNote(directory, migration));
-    if (!note.success || note.data.qmp !== resolve(qmp)) continue;
-    throw new UsageError(`migration ${migration} has left the guest at ${safeText(qmp)}, and waits for its operator`, {
+    const { qmp, libvirt } = note.data ?? {};
+    const isThis = "qmp" in monitor.place ? monitor.place.qmp === qmp : monitor.place.libvirt === libvirt;
+    if (!isThis) continue;
+    throw new UsageError(`migration ${migration} has left the guest of ${monitor.name}, and waits for its operator`, {
       code: "LEFT",
-      remedy: `decide it first: \`dirtmap list\` shows how`,
+      remedy: "decide it first: `dirtmap list` shows how",
     });
   }
 }
@@ -75,25 +99,20 @@ export class LeftGuest implements OutlivingMachine {
   /** @throws DirtmapError `JOURNAL` for a note that is none, `MACHINE_ENDED` where QEMU has ended; those of {@link SocketMonitor} */
   static async find(found: unknown, migration: string): Promise<LeftGuest> {
     const note = noteSchema.safeParse(found);
-    if (!note.success) {
-      throw new DirtmapError(
-        `the note of migration ${migration} can't be understood: ${note.error.issues[0].message}`,
-        {
-          code: "JOURNAL",
-          remedy: "decide with the Dirtmap that wrote it",
-        },
-      );
-    }
+    if (!note.success) throw notUnderstood(migration, note.error.issues[0].message);
     try {
-      return new LeftGuest(note.data, migration, new Qemu(await SocketMonitor.open(note.data.qmp)));
+      return new LeftGuest(note.data, migration, await openQemu(placeOf(note.data, migration)));
     } catch (error) {
       if ((error as { code?: string }).code !== "QMP_UNREACHABLE") throw error;
-      throw new DirtmapError(`the guest's QEMU at ${note.data.qmp} has ended, and the guest with it`, {
-        code: "MACHINE_ENDED",
-        attempted: `reach the guest of migration ${migration}`,
-        remedy: `say so: \`dirtmap abort ${migration}\``,
-        cause: error,
-      });
+      throw new DirtmapError(
+        `the guest's QEMU at ${note.data.qmp ?? note.data.libvirt} has ended, and the guest with it`,
+        {
+          code: "MACHINE_ENDED",
+          attempted: `reach the guest of migration ${migration}`,
+          remedy: `say so: \`dirtmap abort ${migration}\``,
+          cause: error,
+        },
+      );
     }
   }
 
