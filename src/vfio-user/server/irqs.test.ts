@@ -13,7 +13,7 @@ import {
   VFIO_IRQ_SET_DATA_NONE as NONE,
   VFIO_IRQ_SET_ACTION_UNMASK as UNMASK,
 } from "../../uapi/vfio-user.js";
-import { errnoOf, raise, readable, Served } from "./served.test.helper.js";
+import { errnoOf, lower, raise, readable, Served } from "./served.test.helper.js";
 import { TEST_COMMAND, TEST_REGISTER } from "./test-model.test.helper.js";
 
 const INTX = 0;
@@ -129,7 +129,20 @@ describe.runIf(process.platform === "linux")("interrupts of a served device", ()
     unmask.signal();
     expect(readable(trigger.fd, 5000)).toBe(true);
     expect(trigger.take()).toBe(1n);
+    lower(there().client);
+    set(NONE | UNMASK, INTX);
+    expect(trigger.take()).toBe(0n);
+    fire(INTX, 0);
+    expect(trigger.take()).toBe(1n);
     expect(errnoOf(() => set(EVENTFD | MASK, INTX, { fds: [unmask] }))).toBe("ENOTTY");
+  });
+
+  it("of INTx come to a client that listens only after the device has asserted it", () => {
+    const fds = eventfds(1);
+    fire(INTX, 0);
+    set(EVENTFD | TRIGGER, INTX, { fds });
+    expect(fds[0].take()).toBe(1n);
+    lower(there().client);
   });
 
   it("are of one type at a time", () => {

@@ -188,6 +188,10 @@ export class ServedDevice implements DeviceContext, Disposable {
     this.irqs.raise(index, vector);
   }
 
+  lowerIntx(): void {
+    this.irqs.lowerIntx();
+  }
+
   now(): bigint {
     return clockMonotonic();
   }
