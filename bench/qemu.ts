@@ -110,10 +110,9 @@ const byQemu: Mover = async (source, destination, { address }) => {
 
 /** One move of a guest of its own. */
 async function moved(image: Omit<ShellImage, "initramfs">, own: string | undefined, mover: Mover): Promise<Sample> {
-  await using places = new Places(image);
-  const its = own === undefined ? {} : { own };
-  const here = await places.add(its);
-  const there = await places.add(its);
+  await using places = new Places(image, own === undefined ? {} : { own });
+  const here = await places.add();
+  const there = await places.add();
   await startLoad(here, own === "virtio-blk-pci" ? ["/dev/vda", "/dev/vdb"] : undefined);
   const began = performance.now();
   await pause(LOAD_MS);
@@ -150,8 +149,8 @@ async function timeOf(events: EventStream, name: string): Promise<number> {
 /** A type of disk of QEMU's own that it lets migrate. */
 async function firstThatMigrates(image: Omit<ShellImage, "initramfs">): Promise<string> {
   for (const own of OWN) {
-    await using places = new Places(image);
-    const { qmp } = await places.add({ own });
+    await using places = new Places(image, { own });
+    const { qmp } = await places.add();
     await using qemu = await connect(qmp);
     if (((await qemu.migration())["blocked-reasons"] ?? []).length === 0) return own;
   }

@@ -32,9 +32,15 @@ import {
 } from "./migration-settings.js";
 import { MigrationWatch } from "./migration-status.js";
 import { pciAddressesOf } from "./pci-address.js";
-import { type PciState, readPciState } from "./pci-state.js";
+import { endIntx, type PciState, readPciState, usesIntx } from "./pci-state.js";
 import type { MigrationInfo } from "./qmp/qemu.js";
 import type { SourceGuest } from "./source-guest.js";
+
+/**
+ * Commands, one after the other's answer, after which QEMU has taken what was in an eventfd before the first. Its main loop may have
+ * polled before that, and in a turn it may do the command before the eventfd's handler.
+ */
+const TURNS_FOR_EVENTFDS = 2;
 
 /** From `migrate-continue` until QEMU has sent the rest: far longer than any downtime. */
 const SWITCHOVER_MS = 60_000;
@@ -164,6 +170,7 @@ class QemuMove implements MemoryMove {
     await stopDevices();
     await this.#readShares((tracking) => tracking.tracker === "device");
     this.#state = await reading;
+    await this.#endIntx(this.#state);
   }
 
   async finish(sendStates: () => Promise<void>): Promise<FinishedMove> {
@@ -274,6 +281,15 @@ class QemuMove implements MemoryMove {
       for (const [i, { id }] of devices.entries()) states.set(id, await readPciState(qemu, ports, addresses[i]));
       return { running, devices: states };
     });
+  }
+
+  /** What QEMU's main loop has yet to take from a device's eventfd, it takes before. */
+  async #endIntx({ devices }: GuestState): Promise<void> {
+    const { qemu } = this.#guest;
+    const theirs = [...devices.values()].filter(usesIntx);
+    if (theirs.length === 0) return;
+    for (let turn = 0; turn < TURNS_FOR_EVENTFDS; turn++) await qemu.status();
+    for (const state of theirs) await endIntx(qemu, state);
   }
 
   async #restoreSettings(): Promise<string[]> {

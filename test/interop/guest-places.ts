@@ -28,14 +28,32 @@ export interface Place extends AsyncDisposable {
   readonly watched: string;
 }
 
+/** What a guest has besides two disks, one of them behind a root port, the other without an id. */
+export interface GuestShape {
+  /** A device of another model, with memory that QEMU maps, which no driver uses. */
+  readonly engine?: boolean;
+  /** Models of devices that write stamped units, each driven by a program in the guest. */
+  readonly writers?: readonly string[];
+  /** The disks are QEMU's own, of this type. */
+  readonly own?: string;
+  /** What the disks interrupt with. Default: msix. */
+  readonly interrupts?: "msix" | "msi" | "intx";
+  /** Default: 2. */
+  readonly vcpus?: number;
+  /** More options of QEMU. */
+  readonly options?: readonly string[];
+}
+
 /** Places of one guest: the first boots, each other one waits for it. The disks' files are all the same. */
 export class Places implements AsyncDisposable {
   readonly folder = mkdtempSync(join(tmpdir(), "dirtmap-move-"));
   readonly #image: ShellImage;
+  readonly #shape: GuestShape;
   readonly #all: Place[] = [];
 
-  constructor(image: Omit<ShellImage, "initramfs">) {
-    this.#image = { ...image, initramfs: makeShellInitramfs(root, this.folder) };
+  constructor(image: Omit<ShellImage, "initramfs">, shape: GuestShape = {}) {
+    this.#shape = shape;
+    this.#image = { vcpus: shape.vcpus, ...image, initramfs: makeShellInitramfs(root, this.folder) };
     for (const disk of DISKS) {
       const fd = openSync(join(this.folder, disk), "w");
       ftruncateSync(fd, DISK_BYTES);
@@ -43,14 +61,13 @@ export class Places implements AsyncDisposable {
     }
   }
 
-  /**
-   * Two disks, one behind a root port, the other without an id; with `engine` a device of another model, with memory that QEMU
-   * maps, which no driver uses. With `own` the disks are QEMU's, of this type.
-   */
-  async add({ engine = false, own }: { engine?: boolean; own?: string } = {}): Promise<Place> {
-    const number = this.#all.length;
+  /** @param instead a place that is no more, whose sockets this one has */
+  async add({ instead }: { instead?: Place } = {}): Promise<Place> {
+    const { engine = false, writers = [], own, interrupts = "msix", options: others = [] } = this.#shape;
+    const isFirst = this.#all.length === 0;
+    const number = instead === undefined ? this.#all.length : this.#all.indexOf(instead);
     const at = (name: string) => join(this.folder, `${number}-${name}`);
-    const incoming = number === 0 ? [] : ["--incoming"];
+    const incoming = isFirst ? [] : ["--incoming"];
     const servers: DeviceProgram[] = [];
     const devices = ["-device", "pcie-root-port,id=port1,chassis=1,addr=4.0"];
     const serve = async (model: string, name: string, options: readonly string[], its: object) => {
@@ -64,14 +81,18 @@ export class Places implements AsyncDisposable {
         devices.push("-device", `${own},drive=${disk},serial=${disk},addr=${5 + i}`);
         continue;
       }
-      const options = ["--option", `file=${join(this.folder, disk)}`, "--option", `serial=${disk}`];
+      const its = [`file=${join(this.folder, disk)}`, `serial=${disk}`, `interrupts=${interrupts}`];
+      const options = its.flatMap((option) => ["--option", option]);
       await serve("nvme", disk, options, i === 0 ? { id: "disk", bus: "port1" } : { addr: "5.0" });
     }
     if (engine) await serve("dma-engine", "engine", [], { id: "engine", addr: "6.0" });
+    for (const [i, model] of writers.entries()) {
+      await serve(model, model, ["--option", "rate=2"], { id: model, addr: `${WRITERS_FROM + i}.0` });
+    }
     const qmp = at("qmp");
-    devices.push("-qmp", `unix:${qmp},server=on,wait=off`);
+    devices.push("-qmp", `unix:${qmp},server=on,wait=off`, ...others);
     const guest =
-      number === 0
+      isFirst
         ? await ShellGuest.boot(this.#image, at("guest"), devices)
         : ShellGuest.incoming(this.#image, at("guest"), devices);
     const place = {
@@ -84,7 +105,8 @@ export class Places implements AsyncDisposable {
         await Promise.all(servers.map((each) => each[Symbol.asyncDispose]()));
       },
     };
-    this.#all.push(place);
+    if (instead === undefined) this.#all.push(place);
+    else this.#all[number] = place;
     return place;
   }
 
@@ -95,6 +117,8 @@ export class Places implements AsyncDisposable {
 }
 
 export const DISKS = ["disk0", "disk1"];
+/** The slot of the first writer: they are on the root bus. */
+const WRITERS_FROM = 8;
 /** The second disk's name: where it is. */
 export const SECOND = "pcie.0-05.0";
 
@@ -139,8 +163,41 @@ export function counts(said: string) {
   });
 }
 
-/** The driver's complaints: a time-out, a reset, an I/O error. */
-export const COMPLAINT = /nvme nvme\d: .*(timeout|abort|reset|error|fail)|I\/O error/i;
+/** What must not be in the guest's log: a time-out, a reset, an I/O error; an interrupt that is lost, or that nobody wanted. */
+export const COMPLAINT =
+  /nvme nvme\d: .*(timeout|abort|reset|error|fail|polled)|I\/O error|nobody cared|Disabling IRQ|hung_task|rcu: INFO|BUG:|\bOops:/i;
+
+/** Has each writer driven by its program. */
+export async function startWriters({ guest }: Place, writers: readonly string[]): Promise<void> {
+  const folders = writers.map((_, i) => `/sys/bus/pci/devices/0000:00:${hex2(WRITERS_FROM + i)}.0`);
+  const started = folders.map((folder, n) => `stamped-pages ${folder} 200 /tmp/stop >/tmp/writer${n} 2>&1 &`);
+  await guest.run(started.join("\n"));
+  await guest.run(
+    `for i in $(seq 600); do [ $(grep -l driving /tmp/writer? | wc -l) = ${writers.length} ] && exit 0; sleep 0.1; done; cat /tmp/writer?; exit 1`,
+  );
+}
+
+/** Has what they wrote checked for the last time; {@link endLoad} has told them to stop. Returns units written, and pages checked. */
+export async function endWriters({ guest }: Place, writers: readonly string[]) {
+  const said = await guest.run(
+    `for i in $(seq 600); do [ $(grep -lE '^(done|LOST)' /tmp/writer? | wc -l) = ${writers.length} ] && break; sleep 0.1; done; cat /tmp/writer?`,
+  );
+  const found = [...said.matchAll(/^done (\d+) (\d+)$/gm)];
+  if (found.length !== writers.length) throw new Error(`the writers did not end well: ${said}`);
+  return found.map(([, units, checked]) => ({ units: Number(units), checked: Number(checked) }));
+}
+
+const hex2 = (number: number) => number.toString(16).padStart(2, "0");
+
+/** How often each disk's interrupts were counted by the guest, and by which kind of interrupt. */
+export async function interruptsOf({ guest }: Place): Promise<{ kind: string; count: number }[]> {
+  const lines = (await guest.run("cat /proc/interrupts")).split("\n").filter((line) => /\bnvme\d/.test(line));
+  return lines.map((line) => {
+    const counted = line.slice(line.indexOf(":") + 1).trim().split(/\s+/);
+    const cpus = counted.findIndex((word) => !/^\d+$/.test(word));
+    return { kind: counted[cpus], count: counted.slice(0, cpus).reduce((sum, count) => sum + Number(count), 0) };
+  });
+}
 
 /** The program, as an operator runs it. */
 export async function runDirtmap(

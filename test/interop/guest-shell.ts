@@ -26,6 +26,8 @@ export interface ShellImage {
   readonly qemu: Qemu;
   readonly kernel: string;
   readonly initramfs: string;
+  /** Default: 2. */
+  readonly vcpus?: number | undefined;
 }
 
 /** What a guest with vfio-user devices boots from, but for its archive; the error where something is missing. */
@@ -87,14 +89,14 @@ export class ShellGuest implements AsyncDisposable {
   #commands = 0;
 
   /** @param folder of this guest alone, for its sockets and its console's log */
-  private constructor({ qemu, kernel, initramfs }: ShellImage, folder: string, devices: readonly string[]) {
+  private constructor({ qemu, kernel, initramfs, vcpus = 2 }: ShellImage, folder: string, devices: readonly string[]) {
     this.#console = join(folder, "console.log");
     this.#qmpPath = join(folder, "qmp");
     this.#child = spawn(
       qemu.program,
       [
         ...qemu.prefix,
-        ...["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"],
+        ...["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", String(vcpus)],
         // Other processes reach the guest's memory only if it is a file that can be handed to them.
         ...["-object", `memory-backend-memfd,id=mem,size=${GUEST_MEMORY_BYTES},share=on`],
         ...["-M", "q35,memory-backend=mem", "-m", `${GUEST_MEMORY_BYTES / 2 ** 20}M`],

@@ -74,8 +74,8 @@ describe.skipIf(found instanceof MissingError)("a guest of QEMU that moves with 
 
   beforeAll(async () => {
     if (found instanceof MissingError) return;
-    places = new Places(found);
-    here = await places.add({ engine: true });
+    places = new Places(found, { engine: true });
+    here = await places.add();
     await startLoad(here);
   }, TEST_LIMIT_MS);
 
@@ -90,7 +90,7 @@ describe.skipIf(found instanceof MissingError)("a guest of QEMU that moves with 
     "goes on with its I/O, tracked by $tracker, with $multifdChannels channels of multifd",
     async ({ tracker, multifdChannels }) => {
       await pause(LOAD_MS);
-      const there = await places.add({ engine: true });
+      const there = await places.add();
       const trackers = { disk: tracker, [SECOND]: tracker, engine: tracker };
       const { report, received, warnings, pauseMs } = await move(here, there, { trackers, multifdChannels });
       expect(report.error).toBeUndefined();
@@ -117,7 +117,7 @@ describe.skipIf(found instanceof MissingError)("a guest of QEMU that moves with 
         if (phase === "stop-copy") cancel.abort(new Error("enough"));
       };
       const handover = { journalDirectory: `${here.qmp}-journals`, signal: cancel.signal, hooks: { beforePhase } };
-      await using there = await places.add({ engine: true });
+      await using there = await places.add();
       const { report, warnings } = await move(here, there, { handover });
       expect([report.result, report.warnings, warnings]).toEqual(["cancelled", [], []]);
       expect(await here.guest.run("grep -c . /tmp/load0")).toContain("1");
@@ -129,7 +129,7 @@ describe.skipIf(found instanceof MissingError)("a guest of QEMU that moves with 
   it(
     "stands still where `dirtmap migrate` is killed in the pause, and goes on by `dirtmap resume`",
     async () => {
-      await using there = await places.add({ engine: true });
+      await using there = await places.add();
       await using watched = await connect(here.watched);
       await (await connect(there.qmp))[Symbol.asyncDispose]();
       using events = watched.events();
@@ -166,7 +166,7 @@ describe.skipIf(found instanceof MissingError)("a guest of QEMU that moves with 
   it(
     "is moved by the command line, over TLS",
     async () => {
-      const there = await places.add({ engine: true });
+      const there = await places.add();
       // It is up once its monitor is.
       await (await connect(there.qmp))[Symbol.asyncDispose]();
       const [certs, journals] = [join(places.folder, "certs"), join(places.folder, "tls-journals")];
