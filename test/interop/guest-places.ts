@@ -87,7 +87,7 @@ export class Places implements AsyncDisposable {
     }
     if (engine) await serve("dma-engine", "engine", [], { id: "engine", addr: "6.0" });
     for (const [i, model] of writers.entries()) {
-      await serve(model, model, ["--option", "rate=2"], { id: model, addr: `${WRITERS_FROM + i}.0` });
+      await serve(model, model, ["--option", "rate=2"], { id: model, addr: `${hex2(WRITERS_FROM + i)}.0` });
     }
     const qmp = at("qmp");
     devices.push("-qmp", `unix:${qmp},server=on,wait=off`, ...others);
