@@ -115,6 +115,25 @@ describe.runIf(process.platform === "linux")("interrupts of a served device", ()
     expect(fds.map((fd) => fd.take())).toEqual([0n, 1n]);
   });
 
+  it("wait for an eventfd, of a type that is in use, and come once", () => {
+    const fds = eventfds(3);
+    fire(MSIX, 1);
+    set(EVENTFD | TRIGGER, MSIX, { fds: [fds[0]] });
+    fire(MSIX, 1);
+    fire(MSIX, 1);
+    fire(MSIX, 2);
+    set(EVENTFD | TRIGGER, MSIX, { start: 1, fds: [fds[1]] });
+    set(NONE | MASK, MSIX, { start: 2 });
+    set(EVENTFD | TRIGGER, MSIX, { start: 2, fds: [fds[2]] });
+    expect(fds.map((fd) => fd.take())).toEqual([0n, 1n, 0n]);
+    set(NONE | UNMASK, MSIX, { start: 2 });
+    expect(fds[2].take()).toBe(1n);
+    set(NONE | TRIGGER, MSIX, { count: 0 });
+    fire(MSIX, 1);
+    set(EVENTFD | TRIGGER, MSIX, { count: 2, fds: fds.slice(0, 2) });
+    expect(fds[1].take()).toBe(0n);
+  });
+
   it("of INTx mask themselves until they are unmasked, by a command or by the client's eventfd", async () => {
     const [trigger, unmask] = eventfds(2);
     set(EVENTFD | TRIGGER, INTX, { fds: [trigger] });

@@ -28,8 +28,9 @@ interface Vector {
  *
  * INTx is a level. It masks itself when it is sent, until the client unmasks it, by a command or by an eventfd of its own
  * that KVM signals at the guest's end of interrupt; if the device still asserts it, it is sent again. MSI and MSI-X are
- * masked by command only, and one that comes while it is masked is sent once when it is unmasked. Only one of INTx, MSI and
- * MSI-X is in use at a time, as in the kernel (drivers/vfio/pci/vfio_pci_intrs.c).
+ * masked by command, and one that comes while it is masked is sent once when it is unmasked. A vector without an eventfd, of
+ * a type that is in use, counts as masked: QEMU gives a vector of MSI-X its eventfd only when the guest first unmasks it. Only
+ * one of INTx, MSI and MSI-X is in use at a time, as in the kernel (drivers/vfio/pci/vfio_pci_intrs.c).
  */
 export class Irqs {
   readonly #vectors: readonly Vector[][];
@@ -70,7 +71,7 @@ export class Irqs {
     return { count: vectors.length, flags };
   }
 
-  /** The device raises an interrupt. One that nobody listens to is lost, as with real hardware. */
+  /** The device raises an interrupt. One of a type that is not in use is lost, as with real hardware. */
   raise(index: number, vector: number): void {
     const entry = this.#vectors[index]?.[vector];
     if (entry === undefined) return;
@@ -159,7 +160,7 @@ export class Irqs {
       entry.trigger?.[Symbol.dispose]();
       entry.trigger = fds === undefined ? undefined : new EventFd(fds[i]);
       entry.room = fds === undefined ? undefined : new PollSet([{ fd: fds[i], events: POLLOUT }]);
-      if (this.#isAsserted(index)) this.#send(index, entry);
+      if (!entry.masked) this.#sendHeld(index, entry);
     }
   }
 
@@ -169,11 +170,10 @@ export class Irqs {
   }
 
   #send(index: number, entry: Vector): void {
-    if (entry.masked) {
-      entry.pending = true;
+    if (entry.masked || entry.trigger === undefined || entry.room === undefined) {
+      entry.pending = this.#active === index;
       return;
     }
-    if (entry.trigger === undefined || entry.room === undefined) return;
     // INTx is a level: it stays until it is served, and would come again at once.
     if (index === VFIO_PCI_IRQ_INDEX.INTX) entry.masked = true;
     if (entry.room.wait(0) > 0) entry.trigger.signal();
@@ -181,13 +181,14 @@ export class Irqs {
 
   #setMask(index: number, entry: Vector, masked: boolean): void {
     entry.masked = masked;
-    if (masked || !(entry.pending || this.#isAsserted(index))) return;
-    entry.pending = false;
-    this.#send(index, entry);
+    if (!masked) this.#sendHeld(index, entry);
   }
 
-  #isAsserted(index: number): boolean {
-    return index === VFIO_PCI_IRQ_INDEX.INTX && this.#asserted;
+  /** Sends what came while it could not be sent. */
+  #sendHeld(index: number, entry: Vector): void {
+    if (!entry.pending && !(index === VFIO_PCI_IRQ_INDEX.INTX && this.#asserted)) return;
+    entry.pending = false;
+    this.#send(index, entry);
   }
 
   #setUnmask(fd: number | undefined): void {

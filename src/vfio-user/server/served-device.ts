@@ -34,6 +34,7 @@ export class ServedDevice implements DeviceContext, Disposable {
   readonly messages = { answered: 0, refused: 0 };
   #mode: RunMode = "running";
   #waitsForState: boolean;
+  #toldVmm = false;
   readonly #log: (line: string) => void;
   readonly #socket: string;
 
@@ -178,6 +179,19 @@ export class ServedDevice implements DeviceContext, Disposable {
   /** The device's one client has come. */
   noteClient(name: string): void {
     this.#noteMeanwhile(`${name} has come`);
+  }
+
+  /**
+   * The device's one client is no Dirtmap: a VMM. What becomes of its guest can't be seen from here, so that its operator is told
+   * beforehand, once.
+   */
+  noteVmm(name: string): void {
+    if (this.#toldVmm || this.#waitsForState || this.model.info.migration === null) return;
+    this.#toldVmm = true;
+    this.#log(
+      `${name} uses '${this.id}'; if it is QEMU (10.1 to 11.1), its own migration says 'completed' and loses the device: ` +
+        "move its guest by `dirtmap migrate --qmp`",
+    );
   }
 
   get p2pQuiesced(): boolean {
