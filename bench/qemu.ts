@@ -113,7 +113,7 @@ async function moved(image: Omit<ShellImage, "initramfs">, own: string | undefin
   await using places = new Places(image, own === undefined ? {} : { own });
   const here = await places.add();
   const there = await places.add();
-  await startLoad(here, own === "virtio-blk-pci" ? ["/dev/vda", "/dev/vdb"] : undefined);
+  await startLoad(here, own === "virtio-blk-pci" ? { disks: ["/dev/vda", "/dev/vdb"] } : {});
   const began = performance.now();
   await pause(LOAD_MS);
   await using source = await connect(here.qmp);

@@ -304,11 +304,7 @@ describe.each(["mlx5", "nic", "blk", "vgpu"] as const)("the driver of the model 
   function give(model: PciModel, spans: typeof buffers): void {
     for (const [index, { firstPage, pages }] of spans.entries()) {
       const entry = BigUint64Array.of(BigInt(firstPage * PAGE_SIZE), BigInt(pages * PAGE_SIZE));
-      model.regionWrite(
-        REGION.BAR0,
-        REGISTER.BUFFER_TABLE + index * BUFFER_ENTRY_BYTES,
-        new Uint8Array(entry.buffer),
-      );
+      model.regionWrite(REGION.BAR0, REGISTER.BUFFER_TABLE + index * BUFFER_ENTRY_BYTES, new Uint8Array(entry.buffer));
     }
     model.regionWrite(REGION.BAR0, REGISTER.BUFFERS, new Uint8Array(Uint32Array.of(spans.length).buffer));
   }
@@ -323,7 +319,13 @@ describe.each(["mlx5", "nic", "blk", "vgpu"] as const)("the driver of the model 
     };
     await runUntil(model, () => seen && model.counters().lastSequence > 60);
     model.quiesce();
-    expect(checkStamps(memory, model.trail())).toMatchObject({ checked: 40, lost: 0, torn: 0, reordered: 0, foreign: 0 });
+    expect(checkStamps(memory, model.trail())).toMatchObject({
+      checked: 40,
+      lost: 0,
+      torn: 0,
+      reordered: 0,
+      foreign: 0,
+    });
     expect(model.hasFailed || context.failures.length > 0).toBe(false);
   });
 

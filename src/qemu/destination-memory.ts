@@ -7,6 +7,7 @@ import { MigrationSettings, type MigrationTuning, migrationSettings } from "./mi
 import { MigrationWatch } from "./migration-status.js";
 import { pciAddressesOf } from "./pci-address.js";
 import { type PciState, restorePciState } from "./pci-state.js";
+import { isRefusal } from "./qmp/qemu.js";
 
 /** From the source's `completed` until the destination's QEMU says so, too. */
 const LOADED_MS = 30_000;
@@ -49,6 +50,8 @@ export class QemuDestination implements MemoryDestination<DestinationGuest, "qem
       guest.taking = true;
       await guest.qemu.migrateIncoming(this.#options.address);
     } catch (error) {
+      // It has refused, so that it has not begun: it stays as it was, for another.
+      if (isRefusal(error)) guest.taking = false;
       await arrival[Symbol.asyncDispose]();
       throw error;
     }

@@ -140,9 +140,7 @@ function msixTableOf(config: readonly number[]): { readonly address: bigint; rea
   const vectors = ((config[at / 4] >>> 16) & 0x7ff) + 1;
   const place = config[at / 4 + 1];
   const base = memoryBarAt(config, BARS[place & 0x7]);
-  return base === null
-    ? null
-    : { address: base + BigInt((place & ~0x7) >>> 0), dwords: vectors * MSIX_ENTRY_DWORDS };
+  return base === null ? null : { address: base + BigInt((place & ~0x7) >>> 0), dwords: vectors * MSIX_ENTRY_DWORDS };
 }
 
 /** The address in a BAR of memory; null for another, or one that has none. */

@@ -1,6 +1,7 @@
 import type { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
 import { explain } from "../errors.js";
 import { pause } from "../migration/deadline.js";
+import { decisionCommand } from "../migration/decision.js";
 import { publish } from "../migration/events.js";
 import type {
   FinishedMove,
@@ -201,9 +202,12 @@ class QemuMove implements MemoryMove {
     });
     for (const each of this.#tracking.splice(0)) await tried("the tracking of a device ended", () => each.stop());
     problems.push(...(await this.#restoreSettings()));
-    // With one left, the note stays, for `dirtmap resume`.
-    if (problems.length === 0) this.#forget();
     for (const problem of problems) this.#context.report.warn(problem);
+    // With one left, the note stays.
+    if (problems.length === 0) return this.#forget();
+    const { directory, migration } = this.#context.place;
+    const resume = decisionCommand("resume", migration, directory);
+    this.#context.report.warn(`the guest may stand still; once its QEMU answers again: ${resume}`);
   }
 
   async gone(): Promise<void> {

@@ -1,11 +1,15 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, ftruncateSync, mkdtempSync, openSync, rmSync } from "node:fs";
+import { closeSync, copyFileSync, ftruncateSync, mkdirSync, mkdtempSync, openSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { type Moved, type MoveOptions, moveGuest } from "../../src/qemu/move.test.helper.js";
+import type { EventStream } from "../../src/qemu/qmp/event-stream.js";
 import { Qemu } from "../../src/qemu/qmp/qemu.js";
 import { SocketMonitor } from "../../src/qemu/qmp/socket-monitor.js";
+import { VfioUserDevice } from "../../src/vfio-user/client/device.js";
+import { controlPath } from "../../src/vfio-user/control-path.js";
 import { DeviceProgram } from "./device-program.js";
 import { makeShellInitramfs, ShellGuest, type ShellImage } from "./guest-shell.js";
 
@@ -26,7 +30,11 @@ export interface Place extends AsyncDisposable {
   readonly qmp: string;
   /** Another, for whoever watches. */
   readonly watched: string;
+  /** Where a device is served; {@link DISKS} are two. */
+  socketOf(device: string): string;
 }
+
+export type Interrupts = "msix" | "msi" | "intx";
 
 /** What a guest has besides two disks, one of them behind a root port, the other without an id. */
 export interface GuestShape {
@@ -36,8 +44,8 @@ export interface GuestShape {
   readonly writers?: readonly string[];
   /** The disks are QEMU's own, of this type. */
   readonly own?: string;
-  /** What the disks interrupt with. Default: msix. */
-  readonly interrupts?: "msix" | "msi" | "intx";
+  /** What each disk interrupts with. Default: MSI-X. */
+  readonly interrupts?: readonly Interrupts[];
   /** Default: 2. */
   readonly vcpus?: number;
   /** More options of QEMU. */
@@ -63,7 +71,7 @@ export class Places implements AsyncDisposable {
 
   /** @param instead a place that is no more, whose sockets this one has */
   async add({ instead }: { instead?: Place } = {}): Promise<Place> {
-    const { engine = false, writers = [], own, interrupts = "msix", options: others = [] } = this.#shape;
+    const { engine = false, writers = [], own, interrupts = [], options: others = [] } = this.#shape;
     const isFirst = this.#all.length === 0;
     const number = instead === undefined ? this.#all.length : this.#all.indexOf(instead);
     const at = (name: string) => join(this.folder, `${number}-${name}`);
@@ -81,7 +89,7 @@ export class Places implements AsyncDisposable {
         devices.push("-device", `${own},drive=${disk},serial=${disk},addr=${5 + i}`);
         continue;
       }
-      const its = [`file=${join(this.folder, disk)}`, `serial=${disk}`, `interrupts=${interrupts}`];
+      const its = [`file=${join(this.folder, disk)}`, `serial=${disk}`, `interrupts=${interrupts[i] ?? "msix"}`];
       const options = its.flatMap((option) => ["--option", option]);
       await serve("nvme", disk, options, i === 0 ? { id: "disk", bus: "port1" } : { addr: "5.0" });
     }
@@ -91,15 +99,15 @@ export class Places implements AsyncDisposable {
     }
     const qmp = at("qmp");
     devices.push("-qmp", `unix:${qmp},server=on,wait=off`, ...others);
-    const guest =
-      isFirst
-        ? await ShellGuest.boot(this.#image, at("guest"), devices)
-        : ShellGuest.incoming(this.#image, at("guest"), devices);
+    const guest = isFirst
+      ? await ShellGuest.boot(this.#image, at("guest"), devices)
+      : ShellGuest.incoming(this.#image, at("guest"), devices);
     const place = {
       guest,
       servers,
       qmp,
       watched: join(at("guest"), "qmp"),
+      socketOf: at,
       [Symbol.asyncDispose]: async () => {
         await guest[Symbol.asyncDispose]();
         await Promise.all(servers.map((each) => each[Symbol.asyncDispose]()));
@@ -134,11 +142,59 @@ export async function connect(path: string): Promise<Qemu> {
   }
 }
 
+/** Moves the guest; with the pause of its vCPUs by QEMU's own clock, from the source's STOP to the destination's RESUME. */
+export async function move(
+  from: Place,
+  to: Place,
+  options: Partial<MoveOptions> = {},
+): Promise<Moved & { pauseMs: number | null }> {
+  await using source = await connect(from.qmp);
+  await using destination = await connect(to.qmp);
+  using stopped = source.events();
+  using resumed = destination.events();
+  const handover = { journalDirectory: `${from.qmp}-journals`, ...options.handover };
+  const moved = await moveGuest(source, destination, { ...options, address: `unix:${to.qmp}-stream`, handover });
+  if (moved.report.result !== "completed") return { ...moved, pauseMs: null };
+  return { ...moved, pauseMs: (await timeOf(resumed, "RESUME")) - (await timeOf(stopped, "STOP")) };
+}
+
+/** The stream goes on behind the event. */
+export async function timeOf(events: EventStream, name: string): Promise<number> {
+  for (;;) {
+    const { value } = await events.next();
+    if (value === undefined) throw new Error(`no event ${name}`);
+    if (value.name === name) return value.at;
+  }
+}
+
+/** Gives a QEMU TLS credentials for its own stream, as its operator does. @param certs of `dirtmap certs` */
+export async function giveCredentials({ guest }: Place, certs: string, endpoint: "client" | "server"): Promise<void> {
+  const dir = `${certs}-${endpoint}`;
+  mkdirSync(dir);
+  // By QEMU's names (docs/system/tls.rst).
+  copyFileSync(join(certs, "ca.pem"), join(dir, "ca-cert.pem"));
+  copyFileSync(join(certs, `${endpoint}.pem`), join(dir, `${endpoint}-cert.pem`));
+  copyFileSync(join(certs, `${endpoint}-key.pem`), join(dir, `${endpoint}-key.pem`));
+  await guest.monitor("object-add", { "qom-type": "tls-creds-x509", id: "tls0", dir, endpoint, "verify-peer": true });
+  const parameters = endpoint === "client" ? { "tls-hostname": "localhost" } : {};
+  await guest.monitor("migrate-set-parameters", { "tls-creds": "tls0", ...parameters });
+}
+
 export const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** Has each disk read and written all the time. @param disks as the guest's kernel names them */
-export async function startLoad({ guest }: Place, disks = ["/dev/nvme0n1", "/dev/nvme1n1"]): Promise<void> {
-  const started = disks.map((disk, n) => `verified-io ${disk} 16 2048 1${n} /tmp/stop >/tmp/load${n} 2>&1 &`);
+/**
+ * Has each disk read and written all the time.
+ * @param disks as the guest's kernel names them
+ * @param pool pages that each reads into, which are told in /tmp/frames0 and /tmp/frames1; left out: many, and not told
+ */
+export async function startLoad(
+  { guest }: Place,
+  { disks = ["/dev/nvme0n1", "/dev/nvme1n1"], pool }: { disks?: readonly string[]; pool?: number } = {},
+): Promise<void> {
+  const told = (n: number) => (pool === undefined ? "" : `${pool} /tmp/frames${n}`);
+  const started = disks.map(
+    (disk, n) => `verified-io ${disk} 16 2048 1${n} /tmp/stop ${told(n)} >/tmp/load${n} 2>&1 &`,
+  );
   await guest.run(["rm -f /tmp/stop /tmp/load*", ...started].join("\n"));
   await guest.run(
     "for i in $(seq 600); do [ $(grep -l wrote /tmp/load0 /tmp/load1 | wc -l) = 2 ] && exit 0; sleep 0.1; done; cat /tmp/load*; exit 1",
@@ -189,14 +245,48 @@ export async function endWriters({ guest }: Place, writers: readonly string[]) {
 
 const hex2 = (number: number) => number.toString(16).padStart(2, "0");
 
-/** How often each disk's interrupts were counted by the guest, and by which kind of interrupt. */
-export async function interruptsOf({ guest }: Place): Promise<{ kind: string; count: number }[]> {
-  const lines = (await guest.run("cat /proc/interrupts")).split("\n").filter((line) => /\bnvme\d/.test(line));
-  return lines.map((line) => {
-    const counted = line.slice(line.indexOf(":") + 1).trim().split(/\s+/);
+/** What the guest's kernel calls a disk's controller. */
+export async function controllerOf({ guest }: Place, disk: string): Promise<string> {
+  return (await guest.run(`basename $(dirname $(grep -l '^${disk} *$' /sys/class/nvme/*/serial))`)).trim();
+}
+
+/** How often a disk's interrupts were counted by the guest, and of which kind they are. */
+async function interruptsOf({ guest }: Place, controller: string): Promise<{ kinds: string[]; count: number }> {
+  const lines = (await guest.run("cat /proc/interrupts")).split("\n").filter((line) => line.includes(`${controller}q`));
+  const told = lines.map((line) => {
+    const counted = line
+      .slice(line.indexOf(":") + 1)
+      .trim()
+      .split(/\s+/);
     const cpus = counted.findIndex((word) => !/^\d+$/.test(word));
     return { kind: counted[cpus], count: counted.slice(0, cpus).reduce((sum, count) => sum + Number(count), 0) };
   });
+  return {
+    kinds: [...new Set(told.map(({ kind }) => kind.replace(/-[0-9a-f:.]+$/, "")))],
+    count: told.reduce((sum, { count }) => sum + count, 0),
+  };
+}
+
+/**
+ * Reads from an idle disk, one block after the other: how many, how many interrupts the device raised for them, and how many the
+ * guest counted.
+ */
+export async function interruptsOfReads(place: Place, disk: string) {
+  await using control = await VfioUserDevice.open({
+    path: controlPath(place.socketOf(disk)),
+    id: disk,
+    control: true,
+  });
+  const raised = async () => {
+    const counters = (await control.serverCounters()) as { readonly device?: { readonly interrupts?: number } } | null;
+    if (counters?.device?.interrupts === undefined) throw new Error("the server does not tell of interrupts");
+    return counters.device.interrupts;
+  };
+  const controller = await controllerOf(place, disk);
+  const before = { raised: await raised(), counted: (await interruptsOf(place, controller)).count };
+  const reads = Number((await place.guest.run(`random-reads /dev/${controller}n1 1 1`)).split(" ")[0]);
+  const { kinds, count } = await interruptsOf(place, controller);
+  return { kinds, reads, raised: (await raised()) - before.raised, counted: count - before.counted };
 }
 
 /** The program, as an operator runs it. */

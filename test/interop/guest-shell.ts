@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { findKernel } from "../../tools/vm/kernel-image.js";
 import { MissingError } from "../../tools/vm/missing.js";
 import { findQemu, type Qemu } from "../../tools/vm/qemu.js";
+import { atExit } from "../support/at-exit.js";
 
 /*
  * A small guest whose shell the host talks to, for tests of devices that it drives with its own drivers.
@@ -82,7 +83,7 @@ export class ShellGuest implements AsyncDisposable {
   readonly #child: ChildProcess;
   readonly #console: string;
   readonly #qmpPath: string;
-  readonly #kill: () => void;
+  readonly #outlived: () => void;
   readonly #closed: Promise<unknown>;
   #text = "";
   #changed: () => void = () => {};
@@ -114,8 +115,7 @@ export class ShellGuest implements AsyncDisposable {
     );
     this.#closed = once(this.#child, "close");
     this.#closed.catch(() => undefined);
-    this.#kill = () => this.#child.kill("SIGKILL");
-    process.on("exit", this.#kill);
+    this.#outlived = atExit(() => this.#child.kill("SIGKILL"));
     this.#child.stdout?.setEncoding("utf8").on("data", (text: string) => {
       this.#text += text;
       this.#changed();
@@ -212,9 +212,9 @@ export class ShellGuest implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#kill();
+    this.#child.kill("SIGKILL");
     await this.#closed.catch(() => undefined);
-    process.off("exit", this.#kill);
+    this.#outlived();
   }
 }
 

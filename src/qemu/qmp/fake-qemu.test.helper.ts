@@ -26,6 +26,8 @@ export class FakeQemu implements AsyncDisposable {
   readonly answers = new Map<string, (command: FakeCommand) => FakeAnswer | undefined>();
   /** What is said to a client that connects; null: nothing. */
   greeting: string | null = JSON.stringify(GREETING);
+  /** It takes commands and answers none any more. */
+  hangs = false;
   readonly #folder: string;
   readonly #server: Server;
   #client: Socket | undefined;
@@ -105,11 +107,12 @@ export class FakeQemu implements AsyncDisposable {
       this.say(JSON.stringify({ return: {}, id }));
       return;
     }
+    if (this.hangs) return;
     this.commands.push(command);
     const make = this.answers.get(execute);
     const unknown = { error: { class: "CommandNotFound", desc: `The command ${execute} has not been found` } };
     const answer = make === undefined ? unknown : make(command);
-    if (answer === undefined) return;
+    if (answer === undefined || this.hangs) return;
     const isError = typeof answer === "object" && answer !== null && "error" in answer;
     this.say(JSON.stringify(isError ? { ...answer, id } : { return: answer, id }));
   }

@@ -27,6 +27,8 @@ interface Pending {
 export interface SocketMonitorOptions {
   /** Milliseconds for QEMU to greet. Default: 3 s. */
   readonly greetingMs?: number;
+  /** Milliseconds for QEMU to answer a command. Default: 10 s. */
+  readonly answerMs?: number;
 }
 
 /**
@@ -46,9 +48,11 @@ export class SocketMonitor implements Monitor {
   #bytes = 0;
   #id = 0;
   #failure: Error | undefined;
+  readonly #answerMs: number;
 
-  private constructor(path: string) {
+  private constructor(path: string, answerMs: number) {
     this.name = safeText(path);
+    this.#answerMs = answerMs;
     this.#socket = connect(path);
     this.#socket.setEncoding("utf8");
     this.#socket.on("data", (text: string) => this.#take(text));
@@ -68,8 +72,11 @@ export class SocketMonitor implements Monitor {
    * @throws UsageError `QMP_UNREACHABLE` where nobody listens, `QMP_BUSY` where another client holds the monitor;
    * DirtmapError `QMP_PROTOCOL`
    */
-  static async open(path: string, { greetingMs = GREETING_MS }: SocketMonitorOptions = {}): Promise<SocketMonitor> {
-    const monitor = new SocketMonitor(path);
+  static async open(
+    path: string,
+    { greetingMs = GREETING_MS, answerMs = ANSWER_MS }: SocketMonitorOptions = {},
+  ): Promise<SocketMonitor> {
+    const monitor = new SocketMonitor(path, answerMs);
     try {
       await monitor.#greeting(greetingMs);
       await monitor.execute("qmp_capabilities");
@@ -80,7 +87,7 @@ export class SocketMonitor implements Monitor {
     }
   }
 
-  execute(command: string, args: object = {}, { limitMs = ANSWER_MS }: ExecuteOptions = {}): Promise<unknown> {
+  execute(command: string, args: object = {}, { limitMs = this.#answerMs }: ExecuteOptions = {}): Promise<unknown> {
     if (this.#failure !== undefined) return Promise.reject(this.#failure);
     if (this.#pending.size >= MAX_PENDING) {
       const error = new DirtmapError(`${MAX_PENDING} commands wait for QEMU at ${this.name}`, {

@@ -212,6 +212,8 @@ int main(int argc, char **argv)
 			full += check(memory, page);
 		if (full == pages && !told++)
 			printf("driving %u pages\n", pages);
+		/* The registers are asked all the time: others want to be served, too. */
+		usleep(2000);
 	}
 	/* What the device has begun it ends. Then each page holds the very number that the last one tells. */
 	set_command(argv[1], 0, PCI_COMMAND_MASTER);
