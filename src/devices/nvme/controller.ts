@@ -262,10 +262,12 @@ export class Controller {
     switch (offset) {
       case REGISTER.INTMS:
         this.#interrupts.mask = (this.#interrupts.mask | value) >>> 0;
-        return this.updateInterrupts();
+        this.updateInterrupts();
+        return;
       case REGISTER.INTMC:
         this.#interrupts.mask = (this.#interrupts.mask & ~value) >>> 0;
-        return this.updateInterrupts();
+        this.updateInterrupts();
+        return;
       case REGISTER.CC:
         this.#configure(value & CC.WRITEABLE);
         return;
