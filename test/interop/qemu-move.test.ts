@@ -6,10 +6,12 @@ import { afterAll, beforeAll, describe, expect, it, test } from "vitest";
 import type { DirtyBitmap } from "../../src/bitmap/dirty-bitmap.js";
 import { PAGE_SIZE } from "../../src/memory/address.js";
 import { readPhysical } from "../../src/qemu/config-ports.js";
+import { DestinationGuest } from "../../src/qemu/destination-guest.js";
 import type { GuestState } from "../../src/qemu/guest-state.js";
 import type { GuestTracker } from "../../src/qemu/guest-tracking.js";
 import type { PciState } from "../../src/qemu/pci-state.js";
-import type { SourceGuest } from "../../src/qemu/source-guest.js";
+import { SocketMonitor } from "../../src/qemu/qmp/socket-monitor.js";
+import { SourceGuest } from "../../src/qemu/source-guest.js";
 import { checkStreamSecurity } from "../../src/qemu/stream-address.js";
 import { MissingError } from "../../tools/vm/missing.js";
 import { Child } from "../support/child.js";
@@ -92,6 +94,31 @@ describe.skipIf(found instanceof MissingError)("a guest of QEMU that moves with 
       await here[Symbol.asyncDispose]();
       here = there;
       await pause(LOAD_MS);
+    },
+    TEST_LIMIT_MS,
+  );
+
+  it(
+    "is refused from and to the wrong QEMU, and where another client holds the monitor",
+    async () => {
+      await using there = await places.add();
+      await using source = await connect(here.qmp);
+      await using destination = await connect(there.qmp);
+      await expect(SourceGuest.open(destination)).rejects.toMatchObject({
+        code: "WRONG_STATE",
+        remedy: expect.stringContaining("waits for one itself"),
+      });
+      await expect(DestinationGuest.open(source)).rejects.toMatchObject({
+        code: "WRONG_STATE",
+        remedy: expect.stringContaining("this one runs one"),
+      });
+      await expect(SocketMonitor.open(here.qmp)).rejects.toMatchObject({ code: "QMP_BUSY" });
+      await destination.migrateIncoming(`unix:${there.qmp}-another`);
+      await expect(DestinationGuest.open(destination)).rejects.toMatchObject({
+        code: "WRONG_STATE",
+        message: expect.stringContaining("takes a guest already"),
+      });
+      expect(await source.status()).toMatchObject({ running: true });
     },
     TEST_LIMIT_MS,
   );
