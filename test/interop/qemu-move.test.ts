@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it, test } from "vitest";
 import type { DirtyBitmap } from "../../src/bitmap/dirty-bitmap.js";
 import { PAGE_SIZE } from "../../src/memory/address.js";
-import { readPhysical } from "../../src/qemu/config-ports.js";
+import { readPhysical } from "../../src/qemu/config-space.js";
 import { DestinationGuest } from "../../src/qemu/destination-guest.js";
 import type { GuestState } from "../../src/qemu/guest-state.js";
 import type { GuestTracker } from "../../src/qemu/guest-tracking.js";

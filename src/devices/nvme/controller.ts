@@ -164,7 +164,7 @@ export class Controller {
         worked = true;
         if (performance.now() >= until) break;
       }
-      this.updateInterrupts();
+      this.#interrupts.update(this.queues, this.isReady);
       return worked;
     } finally {
       this.#working = false;
@@ -177,9 +177,10 @@ export class Controller {
     this.#interrupts.quiesce();
   }
 
-  /** Something that interrupts depend on has changed. */
+  /** The guest has changed what interrupts depend on. What is due because of work that is under way is raised after that. */
   updateInterrupts(): void {
-    this.#interrupts.update(this.queues, this.isReady);
+    if (this.#working) this.#interrupts.lower(this.queues, this.isReady);
+    else this.#interrupts.update(this.queues, this.isReady);
   }
 
   /** Registers and doorbells; a doorbell reads as 0. */
@@ -324,6 +325,7 @@ export class Controller {
     this.#applied = this.#cc;
     if ((this.#cc & CC.EN) !== 0 && (before & CC.EN) === 0) this.#enable();
     if ((this.#cc & CC.SHN) !== 0 && (before & CC.SHN) === 0) {
+      this.#host.dma.settle?.();
       this.#disk.flush();
       this.#csts = (this.#csts & ~CSTS.SHST) | CSTS.SHST_COMPLETE;
     }
@@ -356,6 +358,8 @@ export class Controller {
 
   /** A controller reset (7.3.2): the registers of the admin queues stay. */
   #resetController(): void {
+    // A guest that sees the reset may use the memory of its commands for something else.
+    this.#host.dma.settle?.();
     this.queues.clear();
     this.events.reset();
     this.features.reset();

@@ -49,6 +49,11 @@ export class Interrupts {
     }
   }
 
+  /** As {@link update}, without raising any. */
+  lower(queues: Queues, isReady: boolean): void {
+    if (this.#isLine && !(isReady && this.#isDue(queues))) this.#setLine(false);
+  }
+
   /** The device stops, until {@link resume}. */
   quiesce(): void {
     if (this.#isLine) this.#setLine(false);
