@@ -168,16 +168,23 @@ export async function timeOf(events: EventStream, name: string): Promise<number>
 }
 
 /** Gives a QEMU TLS credentials for its own stream, as its operator does. @param certs of `dirtmap certs` */
-export async function giveCredentials({ guest }: Place, certs: string, endpoint: "client" | "server"): Promise<void> {
+export async function giveCredentials({ watched }: Place, certs: string, endpoint: "client" | "server"): Promise<void> {
   const dir = `${certs}-${endpoint}`;
-  mkdirSync(dir);
+  mkdirSync(dir, { recursive: true });
   // By QEMU's names (docs/system/tls.rst).
   copyFileSync(join(certs, "ca.pem"), join(dir, "ca-cert.pem"));
   copyFileSync(join(certs, `${endpoint}.pem`), join(dir, `${endpoint}-cert.pem`));
   copyFileSync(join(certs, `${endpoint}-key.pem`), join(dir, `${endpoint}-key.pem`));
-  await guest.monitor("object-add", { "qom-type": "tls-creds-x509", id: "tls0", dir, endpoint, "verify-peer": true });
+  await using qemu = await connect(watched);
+  await qemu.monitor.execute("object-add", {
+    "qom-type": "tls-creds-x509",
+    id: `tls-${endpoint}`,
+    dir,
+    endpoint,
+    "verify-peer": true,
+  });
   const parameters = endpoint === "client" ? { "tls-hostname": "localhost" } : {};
-  await guest.monitor("migrate-set-parameters", { "tls-creds": "tls0", ...parameters });
+  await qemu.setParameters({ "tls-creds": `tls-${endpoint}`, ...parameters });
 }
 
 export const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
