@@ -51,10 +51,8 @@ export class DestinationGuest implements ArrivingMachine {
     const anew = "start the destination's QEMU anew, with `-S -incoming defer`";
     const status = statusOf(await qemu.migration());
     await checkStatus(qemu, ["inmigrate"], {
-      running: `name a QEMU that waits for a guest: this one runs one. ${anew}`,
-      paused: anew,
-      postmigrate: anew,
-      prelaunch: anew,
+      running: "name a QEMU that waits for a guest: this one runs one",
+      otherwise: anew,
     });
     // One that another process has told to, or that was started with another -incoming.
     if (status !== "none") {

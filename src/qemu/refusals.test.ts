@@ -50,11 +50,11 @@ describe.runIf(process.platform === "linux")("a move of a guest", () => {
   it.each([
     ["inmigrate", "waits for one itself"],
     ["postmigrate", "dirtmap list"],
-    ["finish-migrate", "running or paused"],
+    ["finish-migrate", "is paused"],
     ["prelaunch", "cont"],
     ["suspended", "system_wakeup"],
     ["shutdown", "anew"],
-    ["internal-error", "running or paused"],
+    ["internal-error", "is paused"],
   ])("is refused from a QEMU in state '%s'", LONG, async (state, remedy) => {
     source.runState = state;
     await using qemu = await connect(source);
@@ -71,7 +71,7 @@ describe.runIf(process.platform === "linux")("a move of a guest", () => {
     ["paused", "-incoming defer"],
     ["postmigrate", "-incoming defer"],
     ["prelaunch", "-incoming defer"],
-    ["io-error", "inmigrate"],
+    ["io-error", "-incoming defer"],
   ])("is refused to a QEMU in state '%s'", LONG, async (state, remedy) => {
     destination.runState = state;
     await using qemu = await connect(destination);

@@ -15,6 +15,7 @@ const REMEDIES = {
   shutdown: "start the guest anew: it has shut down",
   prelaunch: "start the guest first: cont",
   suspended: "wake the guest first: system_wakeup",
+  otherwise: "let the guest run first (cont), or start it anew: only one that runs, or is paused, is moved",
 } as const;
 
 export interface GuestOptions {

@@ -214,7 +214,7 @@ class QemuMove implements MemoryMove {
     if (problems.length === 0) return this.#forget();
     const { directory, migration } = this.#context.place;
     const resume = decisionCommand("resume", migration, directory);
-    this.#context.report.warn(`the guest may stand still; once its QEMU answers again: ${resume}`);
+    this.#context.report.warn(`not all is as it was; once the source's QEMU answers: ${resume}`);
   }
 
   async gone(): Promise<void> {
