@@ -195,7 +195,7 @@ export class ServedDevice implements DeviceContext, Disposable {
     if (this.#toldVmm || this.#waitsForState || this.model.info.migration === null) return;
     this.#toldVmm = true;
     this.#log(
-      `${name} uses '${this.id}'; if it is QEMU (10.1 to 11.1), its own migration says 'completed' and loses the device: ` +
+      `${name} uses '${this.id}'; if it is QEMU, its own migration says 'completed' and loses the device (tried with 11.1): ` +
         "move its guest by `dirtmap migrate --qmp`",
     );
   }
