@@ -195,12 +195,11 @@ async function moved(
   image: Omit<ShellImage, "initramfs">,
   { idle, own, mover }: { idle: boolean; own?: string; mover: Mover },
 ): Promise<Sample> {
-  await using places = new Places(image);
-  const its = own === undefined ? {} : { own };
-  const here = await places.add(its);
-  const there = await places.add(its);
+  await using places = new Places(image, own === undefined ? {} : { own });
+  const here = await places.add();
+  const there = await places.add();
   if (idle) await here.guest.run("true");
-  else await startLoad(here, own === "virtio-blk-pci" ? ["/dev/vda", "/dev/vdb"] : undefined);
+  else await startLoad(here, own === "virtio-blk-pci" ? { disks: ["/dev/vda", "/dev/vdb"] } : {});
   const began = performance.now();
   await pause(LOAD_MS);
   await using source = await connect(here.qmp);
@@ -236,8 +235,8 @@ async function timeOf(events: EventStream, name: string): Promise<number> {
 /** A type of disk of QEMU's own that it lets migrate. */
 async function firstThatMigrates(image: Omit<ShellImage, "initramfs">): Promise<string> {
   for (const own of OWN) {
-    await using places = new Places(image);
-    const { qmp } = await places.add({ own });
+    await using places = new Places(image, { own });
+    const { qmp } = await places.add();
     await using qemu = await connect(qmp);
     if (((await qemu.migration())["blocked-reasons"] ?? []).length === 0) return own;
   }

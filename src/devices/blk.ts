@@ -111,6 +111,8 @@ export class Blk extends PciModel {
       const bytes = Math.min(PAYLOAD_BYTES, request.bytes - request.done);
       dma.staging.set(request.data.subarray(request.done, request.done + bytes), STAMP_BYTES);
       if (!dma.write(bytes)) return dma.wait(IDLE_MS);
+      // The driver has reset the device meanwhile.
+      if (this.#ready[0] !== request) return IDLE_MS;
       request.done += bytes;
       this.#position = (request.position + request.done) % this.#size;
       if (request.done === request.bytes) {

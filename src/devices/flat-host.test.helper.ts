@@ -10,6 +10,8 @@ import type { DeviceContext, DeviceModel, DmaFault, DmaPort } from "./model.js";
 export class FlatPort implements DmaPort {
   /** The next writes are answered with this fault. */
   fault: DmaFault | null = null;
+  /** Called once, in the middle of the next write: what a driver does meanwhile. */
+  meanwhile: (() => void) | null = null;
   /** Pages that were written, in order. */
   readonly written: PageNumber[] = [];
   readonly #memory: GuestMemory;
@@ -23,6 +25,9 @@ export class FlatPort implements DmaPort {
     const target = this.#find(page);
     if (target === null) return "not-mapped";
     target.u8.set(source.subarray(from, from + bytes), target.at + offset);
+    const { meanwhile } = this;
+    this.meanwhile = null;
+    meanwhile?.();
     this.written.push(page);
     return null;
   }

@@ -1,5 +1,6 @@
 import { MiB, PAGE_SIZE } from "../memory/address.js";
 import { createGuestMemory, type GuestMemory } from "../memory/guest-memory.js";
+import { VFIO_PCI_IRQ_INDEX } from "../uapi/vfio.js";
 import { FlatContext } from "./flat-host.test.helper.js";
 import type { DeviceModel } from "./model.js";
 
@@ -22,10 +23,17 @@ export type DrivenDevice = Pick<DeviceModel, "regionRead" | "regionWrite" | "run
 /** A device's host that tells interrupts' vectors apart. */
 export class VectorContext extends FlatContext {
   readonly vectors: number[] = [];
+  /** INTx is asserted. */
+  intx = false;
 
-  override raiseIrq(_index?: number, vector = 0): void {
+  override raiseIrq(index?: number, vector = 0): void {
     this.interrupts++;
     this.vectors.push(vector);
+    if (index === VFIO_PCI_IRQ_INDEX.INTX) this.intx = true;
+  }
+
+  lowerIntx(): void {
+    this.intx = false;
   }
 }
 

@@ -28,7 +28,10 @@ export interface DeviceContext {
   readonly dma: DmaPort;
   /** True while peer-to-peer DMA must not be started (RUNNING_P2P, PRE_COPY_P2P). */
   readonly p2pQuiesced: boolean;
+  /** INTx is a level: raised, it is asserted until {@link lowerIntx}. MSI and MSI-X are messages. */
   raiseIrq(index: number, vector: number): void;
+  /** Absent: the host has no INTx. */
+  lowerIntx?(): void;
   /** CLOCK_MONOTONIC in nanoseconds, for stamps; the same in all processes of a machine. */
   now(): bigint;
   /** For models whose mdev hardware must have a page pinned before it touches it; resolves to the fault, or null. */

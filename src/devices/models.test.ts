@@ -7,7 +7,7 @@ import { createGuestMemory } from "../memory/guest-memory.js";
 import { FlatContext, runUntil } from "./flat-host.test.helper.js";
 import { MLX5_QUEUES_REGISTER } from "./mlx5.js";
 import { createWorkloadModel, type WorkloadDescription } from "./models.js";
-import { BUFFER_ENTRY_BYTES, type ModelWiring, type PciModel, REGION, REGISTER } from "./pci-model.js";
+import { BUFFER_ENTRY_BYTES, type ModelWiring, type PciModel, REGION, REGISTER, STATUS } from "./pci-model.js";
 import { checkStamps, stampsIntact } from "./stamp.js";
 import { VGPU_WINDOW_PAGES } from "./vgpu.js";
 
@@ -288,6 +288,61 @@ describe("the buffer table", () => {
     writeEntry(model, 2, 2n ** 64n - 4096n);
     model.regionWrite(REGION.BAR0, REGISTER.BUFFERS, u32(3));
     expect(used(model)).toBe(3);
+  });
+});
+
+describe.each(["mlx5", "nic", "blk", "vgpu"] as const)("the driver of the model %s, in the middle of a DMA", (name) => {
+  /** As {@link startModel}, with its work under way in buffers that its driver gave it. */
+  async function working() {
+    const { model, memory, context } = await startModel(name, undefined, { buffers: [] });
+    if (name === "mlx5" || name === "nic") feed(model);
+    give(model, buffers);
+    await runUntil(model, () => model.counters().lastSequence > 10);
+    return { model, memory, context };
+  }
+
+  function give(model: PciModel, spans: typeof buffers): void {
+    for (const [index, { firstPage, pages }] of spans.entries()) {
+      const entry = BigUint64Array.of(BigInt(firstPage * PAGE_SIZE), BigInt(pages * PAGE_SIZE));
+      model.regionWrite(REGION.BAR0, REGISTER.BUFFER_TABLE + index * BUFFER_ENTRY_BYTES, new Uint8Array(entry.buffer));
+    }
+    model.regionWrite(REGION.BAR0, REGISTER.BUFFERS, new Uint8Array(Uint32Array.of(spans.length).buffer));
+  }
+
+  it("gives it other buffers: their units are numbered from 1, without a gap", async () => {
+    const { model, memory, context } = await working();
+    const others = [{ firstPage: 700, pages: 40 }];
+    let seen = false;
+    context.dma.meanwhile = () => {
+      give(model, others);
+      seen = true;
+    };
+    await runUntil(model, () => seen && model.counters().lastSequence > 60);
+    model.quiesce();
+    expect(checkStamps(memory, model.trail())).toMatchObject({
+      checked: 40,
+      lost: 0,
+      torn: 0,
+      reordered: 0,
+      foreign: 0,
+    });
+    expect(model.hasFailed || context.failures.length > 0).toBe(false);
+  });
+
+  it("resets it: it does no more, until it has buffers again", async () => {
+    const { model, memory, context } = await working();
+    let written = -1;
+    context.dma.meanwhile = () => {
+      model.regionWrite(REGION.BAR0, REGISTER.STATUS, new Uint8Array(Uint32Array.of(STATUS.RESET).buffer));
+      written = context.dma.written.length;
+    };
+    await runUntil(model, () => written >= 0);
+    model.run(1);
+    expect([context.dma.written.length, model.counters().slots]).toEqual([written + 1, 0]);
+    give(model, buffers);
+    await runUntil(model, () => model.counters().lastSequence > PAGES);
+    model.quiesce();
+    expect(stampsIntact(checkStamps(memory, model.trail()))).toBe(true);
   });
 });
 

@@ -19,6 +19,7 @@ const PCI = {
   SUBSYSTEM_ID: 0x2e,
   CAPABILITY_LIST: 0x34,
   INTERRUPT_LINE: 0x3c,
+  INTERRUPT_PIN: 0x3d,
 } as const;
 
 const COMMAND_MEMORY = 0x2;
@@ -26,16 +27,19 @@ const COMMAND_MASTER = 0x4;
 const COMMAND_PARITY = 0x40;
 const COMMAND_SERR = 0x100;
 const COMMAND_INTX_DISABLE = 0x400;
+const STATUS_INTERRUPT = 0x08;
 const STATUS_CAP_LIST = 0x10;
+const INTA = 1;
 /** A BAR of memory with a 64-bit address, not prefetchable. */
 const BAR_MEMORY_64 = 0x4;
 
-/** Where the capabilities are, in this order. */
+/** Where the capabilities are, in this order; that of MSI or MSI-X, if there is one, is the second. */
 const PM = 0x40;
-const MSIX = 0x50;
+const MSI = 0x50;
 const EXP = 0x60;
 
 const CAP_ID_PM = 0x01;
+const CAP_ID_MSI = 0x05;
 const CAP_ID_EXP = 0x10;
 const CAP_ID_MSIX = 0x11;
 
@@ -45,6 +49,10 @@ const PM_STATE_MASK = 0x3;
 const PM_NO_SOFT_RESET = 0x8;
 
 const MSIX_WRITEABLE = 0xc000;
+
+/** MSI with a 64-bit address, without masks (PCI Local Bus 3.0, 6.8.1): Enable and Multiple Message Enable are writeable. */
+const MSI_64 = 0x80;
+const MSI_WRITEABLE = 0x71;
 
 /** PCI Express 3.0, 7.8: an endpoint's capability of version 2. */
 const EXP_ENDPOINT_V2 = 0x0002;
@@ -56,6 +64,13 @@ const EXP_DEVCTL_FLR = 0x8000;
 /** 8 GT/s, 4 lanes: what a VMM may show of a link that there isn't. */
 const EXP_LINK = 0x43;
 
+/** What a function interrupts its driver with. */
+export type PciInterrupts =
+  | { readonly kind: "msix"; readonly vectors: number; readonly table: number; readonly pending: number }
+  /** A power of two up to 32. */
+  | { readonly kind: "msi"; readonly vectors: number }
+  | { readonly kind: "intx" };
+
 /** What a function is. */
 export interface PciFunction {
   readonly vendor: number;
@@ -63,21 +78,26 @@ export interface PciFunction {
   readonly revision: number;
   /** Base class, subclass and interface. */
   readonly classCode: number;
-  /** Of BAR 0, which holds the MSI-X table and pending bits, too; a power of two. */
+  /** Of BAR 0, which holds the MSI-X table and pending bits, too, if there are any; a power of two. */
   readonly bar0Bytes: number;
   /** Of BAR 2, a power of two; absent: there is none. */
   readonly bar2Bytes?: number;
-  readonly msix: { readonly vectors: number; readonly table: number; readonly pending: number };
+  readonly interrupts: PciInterrupts;
 }
 
-/** The configuration space of a function with memory behind BAR 0 and perhaps BAR 2, MSI-X, power management and function level reset. */
+/**
+ * The configuration space of a function with memory behind BAR 0 and perhaps BAR 2, one kind of interrupts, power management and
+ * function level reset.
+ */
 export class PciConfig {
   readonly #powerOn = new Uint8Array(PCI_CONFIG_BYTES);
   readonly #bytes = new Uint8Array(PCI_CONFIG_BYTES);
   /** A bit is set where a write changes it. */
   readonly #writeable = new Uint8Array(PCI_CONFIG_BYTES);
+  /** The function asserts INTx, as its status register tells. */
+  intxAsserted = false;
 
-  constructor({ vendor, device, revision, classCode, bar0Bytes, bar2Bytes, msix }: PciFunction) {
+  constructor({ vendor, device, revision, classCode, bar0Bytes, bar2Bytes, interrupts }: PciFunction) {
     const u16 = (at: number, value: number, writeable = 0): void => {
       new DataView(this.#powerOn.buffer).setUint16(at, value, true);
       new DataView(this.#writeable.buffer).setUint16(at, writeable, true);
@@ -100,17 +120,25 @@ export class PciConfig {
     u16(PCI.SUBSYSTEM_VENDOR_ID, vendor);
     u16(PCI.SUBSYSTEM_ID, device);
     u16(PCI.CAPABILITY_LIST, PM);
-    // The pin is 0: there is no INTx.
     u16(PCI.INTERRUPT_LINE, 0, 0xff);
+    if (interrupts.kind === "intx") this.#powerOn[PCI.INTERRUPT_PIN] = INTA;
 
-    u16(PM, CAP_ID_PM | (MSIX << 8));
+    u16(PM, CAP_ID_PM | ((interrupts.kind === "intx" ? EXP : MSI) << 8));
     u16(PM + 2, PM_CAPABILITIES);
     u16(PM + 4, PM_NO_SOFT_RESET, PM_STATE_MASK);
 
-    u16(MSIX, CAP_ID_MSIX | (EXP << 8));
-    u16(MSIX + 2, msix.vectors - 1, MSIX_WRITEABLE);
-    u32(MSIX + 4, msix.table);
-    u32(MSIX + 8, msix.pending);
+    if (interrupts.kind === "msix") {
+      u16(MSI, CAP_ID_MSIX | (EXP << 8));
+      u16(MSI + 2, interrupts.vectors - 1, MSIX_WRITEABLE);
+      u32(MSI + 4, interrupts.table);
+      u32(MSI + 8, interrupts.pending);
+    } else if (interrupts.kind === "msi") {
+      u16(MSI, CAP_ID_MSI | (EXP << 8));
+      u16(MSI + 2, MSI_64 | (Math.log2(interrupts.vectors) << 1), MSI_WRITEABLE);
+      u32(MSI + 4, 0, ~3);
+      u32(MSI + 8, 0, ~0);
+      u16(MSI + 12, 0, 0xffff);
+    }
 
     u16(EXP, CAP_ID_EXP);
     u16(EXP + 2, EXP_ENDPOINT_V2);
@@ -127,8 +155,15 @@ export class PciConfig {
     return (this.#bytes[PCI.COMMAND] & COMMAND_MASTER) !== 0 && (this.#bytes[PM + 4] & PM_STATE_MASK) === 0;
   }
 
+  /** The driver lets it assert INTx. */
+  get intxEnabled(): boolean {
+    return ((this.#bytes[PCI.COMMAND + 1] << 8) & COMMAND_INTX_DISABLE) === 0;
+  }
+
   read(offset: number, target: Uint8Array): void {
     target.set(this.#bytes.subarray(offset, offset + target.byteLength));
+    const status = PCI.STATUS - offset;
+    if (this.intxAsserted && status >= 0 && status < target.byteLength) target[status] |= STATUS_INTERRUPT;
   }
 
   /** @returns true where the write asks for a function level reset, which the caller does */

@@ -106,6 +106,8 @@ export function pciRegions(memoryBytes: number): RegionInfo[] {
  */
 export abstract class PciModel implements DeviceModel {
   readonly info: ModelInfo;
+  /** What a driver changes in the middle of a DMA, the work that is under way finds at its next step. */
+  readonly registersDuringDma = true;
   readonly mappable: readonly MappableRegion[];
   protected readonly dma: StampedDma;
   protected readonly registers = new Uint8Array(REGISTER_BYTES);

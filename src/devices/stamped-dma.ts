@@ -138,21 +138,23 @@ export class StampedDma {
 
   /**
    * Writes the staged payload as the next unit. False where the rate doesn't allow it yet, or where the write was
-   * blocked: then the same number is tried again.
+   * blocked: then the same number is tried again. It counts among the units of the buffers that it was written to, even if the
+   * driver has given others meanwhile.
    */
   write(payloadBytes: number): boolean {
     this.#blocked = this.ring.slots === 0;
     if (this.#blocked || !this.#bucket.take(PAGE_SIZE)) return false;
-    const bytes = this.#memory.stamp(payloadBytes);
+    const memory = this.#memory;
+    const bytes = memory.stamp(payloadBytes);
     const { dma, p2pQuiesced } = this.#bound;
-    const fault = dma.write(this.#memory.nextPage, 0, this.#memory.staging, 0, bytes);
+    const fault = dma.write(memory.nextPage, 0, memory.staging, 0, bytes);
     if (fault !== null) {
       this.#faults++;
       this.#lastFault = fault;
       this.#blocked = true;
       return false;
     }
-    this.#memory.commit();
+    memory.commit();
     this.#units++;
     this.#bytes += bytes;
     if (!p2pQuiesced && this.#peers.length > 0 && this.#units % UNITS_PER_P2P_UNIT === 0) this.#writePeer(payloadBytes);

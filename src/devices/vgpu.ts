@@ -52,10 +52,9 @@ export class Vgpu extends PciModel {
 
   protected override work(budgetMs: number): number {
     const { dma } = this;
-    if (dma.ring.slots === 0) return IDLE_MS;
     dma.beginSlice();
     const until = performance.now() + budgetMs;
-    for (let units = 1; ; units++) {
+    for (let units = 1; dma.ring.slots > 0; units++) {
       const first = dma.nextSlot - (dma.nextSlot % dma.ring.blockSlots);
       const window = this.#window;
       if (window.state === "moving") return IDLE_MS;
@@ -72,6 +71,7 @@ export class Vgpu extends PciModel {
       }
       if (units % UNITS_PER_LOOK === 0 && performance.now() > until) return 0;
     }
+    return IDLE_MS;
   }
 
   override reset(): void {

@@ -1,8 +1,9 @@
-import { explain } from "../errors.js";
+import { DirtmapError, explain } from "../errors.js";
 import type { MachineShape } from "../host/shape.js";
 import type { ArrivingMachine } from "../migration/memory-mover.js";
 import { checkObstacles, checkStatus, type Guest, lookAtGuest } from "./guest.js";
 import { type ControlledDevice, closeDevices, openDevices, shapeOfGuest } from "./guest-devices.js";
+import { statusOf } from "./migration-status.js";
 import type { Qemu } from "./qmp/qemu.js";
 import type { GuestOptions } from "./source-guest.js";
 
@@ -47,7 +48,19 @@ export class DestinationGuest implements ArrivingMachine {
   ): Promise<DestinationGuest> {
     const guest = await lookAtGuest(qemu);
     checkObstacles(guest, "destination");
-    await checkStatus(qemu, ["inmigrate"], "start the destination's QEMU anew, with `-S -incoming defer`");
+    const anew = "start the destination's QEMU anew, with `-S -incoming defer`";
+    const status = statusOf(await qemu.migration());
+    await checkStatus(qemu, ["inmigrate"], {
+      running: "name a QEMU that waits for a guest: this one runs one",
+      otherwise: anew,
+    });
+    // One that another process has told to, or that was started with another -incoming.
+    if (status !== "none") {
+      throw new DirtmapError(`QEMU at ${qemu.name} takes a guest already: that migration is '${status}'`, {
+        code: "WRONG_STATE",
+        remedy: `see whose guest that is; for another one ${anew}`,
+      });
+    }
     const devices = await openDevices(guest.devices, { sockets, side: "destination" });
     return new DestinationGuest(qemu, { guest, devices, warn });
   }

@@ -6,6 +6,7 @@ import { readGuestState } from "./guest-state.js";
 import { MigrationSettings, type MigrationTuning, migrationSettings } from "./migration-settings.js";
 import { MigrationWatch } from "./migration-status.js";
 import { type PciState, restorePciState } from "./pci-state.js";
+import { isRefusal } from "./qmp/qemu.js";
 
 /** From PREPARE, which the source says while its QEMU still sends, until all is loaded: longer than that may take at the source. */
 const LOADED_MS = 90_000;
@@ -48,6 +49,8 @@ export class QemuDestination implements MemoryDestination<DestinationGuest, "qem
       guest.taking = true;
       await guest.qemu.migrateIncoming(this.#options.address);
     } catch (error) {
+      // It has refused, so that it has not begun: it stays as it was, for another.
+      if (isRefusal(error)) guest.taking = false;
       await arrival[Symbol.asyncDispose]();
       throw error;
     }

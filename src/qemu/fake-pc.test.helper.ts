@@ -9,6 +9,7 @@ const CLASS = 0x0108_0201;
 const MSIX = 0x50;
 const EXP = 0x60;
 const VECTORS = 3;
+const INTA = 1;
 
 /** A PCI function with one 64-bit BAR, MSI-X and PCI Express. */
 export class FakeFunction {
@@ -54,14 +55,26 @@ export class FakeFunction {
     return this;
   }
 
+  /** What a driver has made of it that uses INTx. */
+  useIntx(): this {
+    this.drive();
+    this.config[0x3c / 4] |= INTA << 8;
+    this.write(MSIX, 0);
+    return this;
+  }
+
   write(offset: number, value: number): void {
     this.writes.push([offset, value >>> 0]);
     const mask = this.#writeable.get(offset) ?? 0;
     this.config[offset / 4] = (this.config[offset / 4] & ~mask) | (value & mask);
   }
 
+  get barAddress(): bigint {
+    return (BigInt(this.config[5]) << 32n) + BigInt((this.config[4] & ~0xf) >>> 0);
+  }
+
   get tableAddress(): bigint {
-    return (BigInt(this.config[5]) << 32n) + BigInt((this.config[4] & ~0xf) >>> 0) + 0x2000n;
+    return this.barAddress + 0x2000n;
   }
 
   get canDma(): boolean {
@@ -142,7 +155,7 @@ export class FakePc implements AsyncDisposable {
       if (memory === null) return "Cannot access memory\r\n";
       const dwords = Number(/\d+/.exec(format)?.[0]);
       return Array.from({ length: Math.ceil(dwords / 4) }, (_, row) => {
-        const words = Array.from(memory.subarray(row * 4, row * 4 + 4), (word) => `0x${hex8(word)}`);
+        const words = Array.from(memory.subarray(row * 4, Math.min(row * 4 + 4, dwords)), (word) => `0x${hex8(word)}`);
         return `${(address + BigInt(row * 16)).toString(16).padStart(16, "0")}: ${words.join(" ")}\r\n`;
       }).join("");
     }
@@ -167,6 +180,7 @@ export class FakePc implements AsyncDisposable {
 
   #memoryAt(address: bigint): Uint32Array | null {
     if (address === this.function.tableAddress) return this.function.table;
+    if (address === this.function.barAddress) return new Uint32Array(4);
     if (this.window === null) return null;
     if (address === this.window) return Uint32Array.of(0x29c0_8086);
     return address === this.window + BigInt(this.secondary << 20) ? this.function.config : null;

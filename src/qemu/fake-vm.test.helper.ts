@@ -75,6 +75,8 @@ export class FakeVm implements AsyncDisposable {
       this.#runs("running", "RESUME");
     });
     this.#does("yank", () => {
+      // One that stands still for another reason goes on doing so.
+      if (!this.sticks) return;
       qemu.standsStill = false;
       this.#becomes("failed");
       this.#runs("running", "RESUME");

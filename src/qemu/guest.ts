@@ -199,9 +199,19 @@ export function socketOf({ name, socket }: GuestDevice, given: Readonly<Record<s
   });
 }
 
-/** @throws DirtmapError `WRONG_STATE` for a guest that is in none of these states */
-export async function checkStatus(qemu: Qemu, expected: readonly string[], remedy: string): Promise<void> {
+/**
+ * @param remedies by states, and for all others
+ * @throws DirtmapError `WRONG_STATE` for a guest that is in none of the expected states
+ */
+export async function checkStatus(
+  qemu: Qemu,
+  expected: readonly string[],
+  remedies: Readonly<Record<string, string>> & { readonly otherwise: string },
+): Promise<void> {
   const { status } = await qemu.status();
   if (expected.includes(status)) return;
-  throw new DirtmapError(`the guest of QEMU at ${qemu.name} is in state '${status}'`, { code: "WRONG_STATE", remedy });
+  throw new DirtmapError(`the guest of QEMU at ${qemu.name} is in state '${status}'`, {
+    code: "WRONG_STATE",
+    remedy: Object.hasOwn(remedies, status) ? remedies[status] : remedies.otherwise,
+  });
 }

@@ -71,6 +71,18 @@ describe.runIf(process.platform === "linux")("the move of a guest between two QE
     expect(commands).toEqual(["migrate-set-capabilities", "migrate", "migrate-continue", "quit"]);
   });
 
+  it("has QEMU end a device's INTx once the device has stopped, before QEMU sends its last", LONG, async () => {
+    source.pc.function.useIntx();
+    destination.pc.function.config[0x3c / 4] |= 1 << 8;
+    const { report } = await move();
+    expect(report.error).toBeUndefined();
+    expect(report.result).toBe("completed");
+    const done = source.pc.qemu.commands.map(({ execute, arguments: its }) => its["command-line"] ?? execute);
+    const ended = done.indexOf(`xp /1xw 0x${source.pc.function.barAddress.toString(16)}`);
+    expect(done.slice(ended - 2, ended)).toEqual(["query-status", "query-status"]);
+    expect(ended).toBeLessThan(done.indexOf("migrate-continue"));
+  });
+
   it("tracks by the device's log where that is asked for", LONG, async () => {
     const { report } = await move({ trackers: { disk: "device" } });
     expect(report.result).toBe("completed");

@@ -2,7 +2,7 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { ConfigSpace } from "./config-space.js";
 import { FakePc } from "./fake-pc.test.helper.js";
 import { lookAtGuest } from "./guest.js";
-import { type PciState, readPciState, restorePciState } from "./pci-state.js";
+import { endIntx, type PciState, readPciState, restorePciState, usesIntx } from "./pci-state.js";
 import { Qemu } from "./qmp/qemu.js";
 import { SocketMonitor } from "./qmp/socket-monitor.js";
 
@@ -162,5 +162,25 @@ describe.each([
     await expect(read(source)).rejects.toMatchObject({ code: "NO_FUNCTION" });
     source.qemu.answer("human-monitor-command", "unknown command: 'i'\r\n");
     await expect(read(source)).rejects.toMatchObject({ code: "QMP_PROTOCOL" });
+  });
+
+  it("tells whether the device uses INTx, whose end is an access to its registers", async () => {
+    expect(usesIntx(await read(source))).toBe(false);
+    source.function.useIntx();
+    const state = await read(source);
+    expect(usesIntx(state)).toBe(true);
+    const asked = source.qemu.commands.length;
+    await endIntx(await open(source), state);
+    expect(source.qemu.commands.slice(asked)).toMatchObject([
+      { arguments: { "command-line": `xp /1xw 0x${source.function.barAddress.toString(16)}` } },
+    ]);
+  });
+
+  it("leaves the registers of a device alone whose memory is switched off", async () => {
+    source.function.useIntx().write(0x04, 0);
+    const state = await read(source);
+    const asked = source.qemu.commands.length;
+    await endIntx(await open(source), state);
+    expect(source.qemu.commands.length).toBe(asked);
   });
 });

@@ -25,7 +25,9 @@ const BAR_64 = 0x4;
 const ROM = 0x30;
 const CAPABILITIES = 0x34;
 const INTERRUPT_LINE = 0x3c;
+const INTERRUPT_PIN_SHIFT = 8;
 const CAP = { MSI: 0x05, EXP: 0x10, MSIX: 0x11 } as const;
+const MSI_ENABLE = 0x1_0000;
 const MSI_64 = 0x80_0000;
 const MSI_MASKS = 0x100_0000;
 const MSIX_ENABLE = 0x8000_0000;
@@ -118,18 +120,49 @@ export async function restorePciState(
   compare(saved, now, capabilities);
 }
 
+/**
+ * Has QEMU let go the INTx that it asserts for a device, which has stopped and asserts none: QEMU takes any access to a BAR for the
+ * end of the interrupt. It migrates how many devices assert each line of a bus, not which: one that was left would be asserted at
+ * the destination for good, and its guest would be flooded until it disables the line.
+ */
+export async function endIntx(qemu: Qemu, { config }: PciState): Promise<void> {
+  const bar = firstMemoryBar(config);
+  if (bar !== null) await readPhysical(qemu, bar, 1);
+}
+
+/** True for a device whose driver has it use INTx: QEMU does so while neither MSI nor MSI-X is on. */
+export function usesIntx({ config }: PciState): boolean {
+  if (((config[INTERRUPT_LINE / 4] >>> INTERRUPT_PIN_SHIFT) & 0xff) === 0) return false;
+  const capabilities = capabilitiesOf(config);
+  const isOn = (id: number, enable: number) => {
+    const at = capabilities.get(id);
+    return at !== undefined && (config[at / 4] & enable) !== 0;
+  };
+  return !isOn(CAP.MSI, MSI_ENABLE) && !isOn(CAP.MSIX, MSIX_ENABLE);
+}
+
 /** Where the MSI-X table lies in the guest's physical memory; null where there is none, or it can't be reached there. */
 function msixTableOf(config: readonly number[]): { readonly address: bigint; readonly dwords: number } | null {
   const at = capabilitiesOf(config).get(CAP.MSIX);
   if (at === undefined || (config[COMMAND / 4] & COMMAND_MEMORY) === 0) return null;
   const vectors = ((config[at / 4] >>> 16) & 0x7ff) + 1;
   const place = config[at / 4 + 1];
-  const bar = BARS[place & 0x7];
+  const base = memoryBarAt(config, BARS[place & 0x7]);
+  return base === null ? null : { address: base + BigInt((place & ~0x7) >>> 0), dwords: vectors * MSIX_ENTRY_DWORDS };
+}
+
+/** The address in a BAR of memory; null for another, or one that has none. */
+function memoryBarAt(config: readonly number[], bar: number): bigint | null {
   const low = config[bar / 4];
   const high = (low & BAR_64) === 0 ? 0 : config[bar / 4 + 1];
   const base = (BigInt(high) << 32n) | BigInt((low & ~0xf) >>> 0);
-  if (base === 0n || (low & BAR_IO) !== 0) return null;
-  return { address: base + BigInt((place & ~0x7) >>> 0), dwords: vectors * MSIX_ENTRY_DWORDS };
+  return base === 0n || (low & BAR_IO) !== 0 ? null : base;
+}
+
+/** The address of the first BAR of memory that the driver has enabled. */
+function firstMemoryBar(config: readonly number[]): bigint | null {
+  if ((config[COMMAND / 4] & COMMAND_MEMORY) === 0) return null;
+  return memoryBarAt(config, BARS[0]);
 }
 
 function capabilitiesOf(config: readonly number[]): Capabilities {

@@ -8,6 +8,16 @@ import { IDLE, statusOf } from "./migration-status.js";
 import { pciAddressesOf } from "./pci-address.js";
 import type { Qemu } from "./qmp/qemu.js";
 
+/** By the states that a guest can't be moved in. */
+const REMEDIES = {
+  inmigrate: "name the QEMU that runs the guest: this one waits for one itself",
+  postmigrate: "see where the guest runs: it has been moved from here. If Dirtmap moved it: `dirtmap list`",
+  shutdown: "start the guest anew: it has shut down",
+  prelaunch: "start the guest first: cont",
+  suspended: "wake the guest first: system_wakeup",
+  otherwise: "let the guest run first (cont), or start it anew: only one that runs, or is paused, is moved",
+} as const;
+
 export interface GuestOptions {
   /** Sockets of devices that QEMU does not tell, by the devices' names. */
   readonly sockets?: Readonly<Record<string, string>>;
@@ -55,7 +65,7 @@ export class SourceGuest implements MovedMachine, AsyncDisposable {
         remedy: "wait until it ends, or cancel it: migrate_cancel",
       });
     }
-    await checkStatus(qemu, ["running", "paused"], "start the guest first: only one that runs, or is paused, is moved");
+    await checkStatus(qemu, ["running", "paused"], REMEDIES);
     const { running } = await qemu.status();
     await pciAddressesOf(qemu, guest.devices);
     const devices = await openDevices(guest.devices, { sockets, side: "source" });

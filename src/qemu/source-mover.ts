@@ -1,6 +1,7 @@
 import type { DirtyBitmap } from "../bitmap/dirty-bitmap.js";
 import { explain } from "../errors.js";
 import { pause } from "../migration/deadline.js";
+import { decisionCommand } from "../migration/decision.js";
 import { publish } from "../migration/events.js";
 import type { NotTakenBack } from "../migration/lock-step.js";
 import type {
@@ -13,6 +14,7 @@ import type {
 } from "../migration/memory-mover.js";
 import { removeNote, writeNote } from "../migration/outliving.js";
 import type { DeviceReport } from "../migration/report.js";
+import { VFIO_PCI_IRQ_INDEX } from "../uapi/vfio.js";
 import { ConfigSpace } from "./config-space.js";
 import { type ControlledDevice, devicesFirst } from "./guest-devices.js";
 import { type GuestState, writeGuestState } from "./guest-state.js";
@@ -33,9 +35,15 @@ import {
   type PreviousSettings,
 } from "./migration-settings.js";
 import { MigrationWatch, stateAfterMigration } from "./migration-status.js";
-import { readPciState } from "./pci-state.js";
+import { endIntx, readPciState, usesIntx } from "./pci-state.js";
 import type { MigrationInfo } from "./qmp/qemu.js";
 import type { SourceGuest } from "./source-guest.js";
+
+/**
+ * Commands, one after the other's answer, after which QEMU has taken what was in an eventfd before the first. Its main loop may have
+ * polled before that, and in a turn it may do the command before the eventfd's handler.
+ */
+const TURNS_FOR_EVENTFDS = 2;
 
 /** From `migrate-continue` until QEMU has sent the rest: far longer than any downtime. */
 const SWITCHOVER_MS = 60_000;
@@ -171,9 +179,13 @@ class QemuMove implements MemoryMove {
     await this.#readShares((tracking) => tracking.tracker === "device");
     const space = await opening;
     this.#readState = () => this.#guestState(space);
-    if (space.readsAside) return;
-    // What is read by ports changes the state that QEMU saves next.
+    // What is read by ports changes the state that QEMU saves next, and so does an INTx that is asserted.
+    const mayUseIntx = devices.some(({ vfio }) =>
+      vfio.irqs.some(({ index, count }) => index === VFIO_PCI_IRQ_INDEX.INTX && count > 0),
+    );
+    if (space.readsAside && !mayUseIntx) return;
     const state = await this.#guestState(space);
+    await this.#endIntx(state);
     this.#readState = async () => state;
   }
 
@@ -204,9 +216,12 @@ class QemuMove implements MemoryMove {
     await Promise.all(this.#tracking.splice(0).map((each) => each.stop()));
     problems.push(...(await this.#restoreSettings()));
     const missing = this.#missing(await devicesBack);
-    // With something left to do, the note stays, for `dirtmap resume`.
-    if (problems.length === 0 && !missing.some(({ mayAnswer }) => mayAnswer)) this.#forget();
     for (const problem of [...problems, ...missing.map(({ text }) => text)]) this.#context.report.warn(problem);
+    // With something left to do, the note stays.
+    if (problems.length === 0 && !missing.some(({ mayAnswer }) => mayAnswer)) return this.#forget();
+    const { directory, migration } = this.#context.place;
+    const resume = decisionCommand("resume", migration, directory);
+    this.#context.report.warn(`not all is as it was; once what is missing answers: ${resume}`);
   }
 
   async gone(): Promise<void> {
@@ -302,6 +317,15 @@ class QemuMove implements MemoryMove {
     );
     await Promise.allSettled(reading);
     return { running, devices: new Map(await Promise.all(reading)) };
+  }
+
+  /** What QEMU's main loop has yet to take from a device's eventfd, it takes before. */
+  async #endIntx({ devices }: GuestState): Promise<void> {
+    const { qemu } = this.#guest;
+    const theirs = [...devices.values()].filter(usesIntx);
+    if (theirs.length === 0) return;
+    for (let turn = 0; turn < TURNS_FOR_EVENTFDS; turn++) await qemu.status();
+    for (const state of theirs) await endIntx(qemu, state);
   }
 
   async #restoreSettings(): Promise<string[]> {

@@ -2,6 +2,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { atExit } from "../support/at-exit.js";
 
 const root = fileURLToPath(new URL("../../../", import.meta.url));
 
@@ -12,9 +13,7 @@ export class DeviceProgram implements AsyncDisposable {
   output = "";
   readonly #child: ChildProcess;
   readonly #closed: Promise<unknown>;
-  readonly #kill = (): void => {
-    this.#child.kill("SIGKILL");
-  };
+  readonly #outlived: () => void;
 
   private constructor(model: string, socket: string, options: readonly string[]) {
     const args = ["device", model, "--socket", socket, ...options];
@@ -22,7 +21,7 @@ export class DeviceProgram implements AsyncDisposable {
       stdio: ["ignore", "pipe", "pipe"],
     });
     this.#closed = once(this.#child, "close");
-    process.on("exit", this.#kill);
+    this.#outlived = atExit(() => this.#child.kill("SIGKILL"));
     for (const stream of [this.#child.stdout, this.#child.stderr]) {
       stream?.setEncoding("utf8").on("data", (text: string) => {
         this.output += text;
@@ -58,7 +57,7 @@ export class DeviceProgram implements AsyncDisposable {
   async end(signal: NodeJS.Signals): Promise<void> {
     this.#child.kill(signal);
     await this.#closed;
-    process.off("exit", this.#kill);
+    this.#outlived();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

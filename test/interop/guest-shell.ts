@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { findKernel } from "../../tools/vm/kernel-image.js";
 import { MissingError } from "../../tools/vm/missing.js";
 import { findQemu, type Qemu } from "../../tools/vm/qemu.js";
+import { atExit } from "../support/at-exit.js";
 
 /*
  * A small guest whose shell the host talks to, for tests of devices that it drives with its own drivers.
@@ -26,6 +27,8 @@ export interface ShellImage {
   readonly qemu: Qemu;
   readonly kernel: string;
   readonly initramfs: string;
+  /** Default: 2. */
+  readonly vcpus?: number | undefined;
 }
 
 /** What a guest with vfio-user devices boots from, but for its archive; the error where something is missing. */
@@ -80,21 +83,21 @@ export class ShellGuest implements AsyncDisposable {
   readonly #child: ChildProcess;
   readonly #console: string;
   readonly #qmpPath: string;
-  readonly #kill: () => void;
+  readonly #outlived: () => void;
   readonly #closed: Promise<unknown>;
   #text = "";
   #changed: () => void = () => {};
   #commands = 0;
 
   /** @param folder of this guest alone, for its sockets and its console's log */
-  private constructor({ qemu, kernel, initramfs }: ShellImage, folder: string, devices: readonly string[]) {
+  private constructor({ qemu, kernel, initramfs, vcpus = 2 }: ShellImage, folder: string, devices: readonly string[]) {
     this.#console = join(folder, "console.log");
     this.#qmpPath = join(folder, "qmp");
     this.#child = spawn(
       qemu.program,
       [
         ...qemu.prefix,
-        ...["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"],
+        ...["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", String(vcpus)],
         // Other processes reach the guest's memory only if it is a file that can be handed to them.
         ...["-object", `memory-backend-memfd,id=mem,size=${GUEST_MEMORY_BYTES},share=on`],
         ...["-M", "q35,memory-backend=mem", "-m", `${GUEST_MEMORY_BYTES / 2 ** 20}M`],
@@ -112,8 +115,7 @@ export class ShellGuest implements AsyncDisposable {
     );
     this.#closed = once(this.#child, "close");
     this.#closed.catch(() => undefined);
-    this.#kill = () => this.#child.kill("SIGKILL");
-    process.on("exit", this.#kill);
+    this.#outlived = atExit(() => this.#child.kill("SIGKILL"));
     this.#child.stdout?.setEncoding("utf8").on("data", (text: string) => {
       this.#text += text;
       this.#changed();
@@ -215,9 +217,9 @@ export class ShellGuest implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#kill();
+    this.#child.kill("SIGKILL");
     await this.#closed.catch(() => undefined);
-    process.off("exit", this.#kill);
+    this.#outlived();
   }
 }
 

@@ -92,7 +92,7 @@ export class DmaEngine implements DeviceModel {
       classCode: CLASS_CODE,
       bar0Bytes: BAR0_BYTES,
       bar2Bytes: bytes,
-      msix: { vectors: VECTORS, table: MSIX_TABLE, pending: MSIX_PENDING },
+      interrupts: { kind: "msix", vectors: VECTORS, table: MSIX_TABLE, pending: MSIX_PENDING },
     });
   }
 

@@ -3,7 +3,7 @@ import type { AsyncEvents } from "./async-events.js";
 import type { Commands } from "./command.js";
 import type { Features } from "./features.js";
 import { type DiskIdentity, IDENTIFY_BYTES, identify } from "./identity.js";
-import { MAX_QUEUE_ENTRIES, MAX_TRANSFER_BYTES, VECTORS } from "./limits.js";
+import { MAX_QUEUE_ENTRIES, MAX_TRANSFER_BYTES } from "./limits.js";
 import type { Logs } from "./logs.js";
 import { Queues } from "./queues.js";
 import { ADMIN, CC, CNS, CQE_SHIFT, NSID, NSID_ALL, SQE_SHIFT, STATUS } from "./spec.js";
@@ -27,6 +27,8 @@ export interface AdminParts {
   readonly logs: Logs;
   readonly transfer: Transfer;
   readonly identity: () => DiskIdentity;
+  /** How many there are for completion queues. */
+  readonly vectors: number;
   /** The register CC, which says how large entries are. */
   readonly configuration: () => number;
   /** Completes a request for an event that was aborted; false where its completion has no room. */
@@ -96,7 +98,7 @@ export class AdminCommands {
   }
 
   #createCompletion(commands: Commands): number {
-    const { queues, configuration } = this.#parts;
+    const { queues, configuration, vectors } = this.#parts;
     const id = commands.dword(10) & 0xffff;
     const entries = (commands.dword(10) >>> 16) + 1;
     const flags = commands.dword(11) & 0xffff;
@@ -105,7 +107,7 @@ export class AdminCommands {
     if (entries < 2 || entries > MAX_QUEUE_ENTRIES) return STATUS.INVALID_QUEUE_SIZE;
     if ((configuration() >>> CC.IOCQES_SHIFT) % 16 !== CQE_SHIFT) return STATUS.INVALID_QUEUE_SIZE;
     if ((flags & CONTIGUOUS) === 0) return STATUS.INVALID_FIELD;
-    if (vector >= VECTORS) return STATUS.INVALID_INTERRUPT_VECTOR;
+    if (vector >= vectors) return STATUS.INVALID_INTERRUPT_VECTOR;
     if (commands.dword(6) % 4096 !== 0) return STATUS.INVALID_PRP_OFFSET;
     const page = pageOf(commands.dword(6), commands.dword(7));
     queues.addCompletion({ id, page, entries, vector, interrupts: (flags & INTERRUPTS_ENABLED) !== 0 });

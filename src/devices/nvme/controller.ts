@@ -1,6 +1,5 @@
 import { PAGE_SHIFT, PAGE_SIZE } from "../../memory/address.js";
 import { struct } from "../../uapi/struct.js";
-import { VFIO_PCI_IRQ_INDEX } from "../../uapi/vfio.js";
 import type { DeviceContext } from "../model.js";
 import { badState } from "../records.js";
 import { AdminCommands, HELD } from "./admin-commands.js";
@@ -9,6 +8,7 @@ import { Commands } from "./command.js";
 import type { Disk } from "./disk.js";
 import { Features } from "./features.js";
 import type { DiskIdentity } from "./identity.js";
+import type { Interrupts } from "./interrupts.js";
 import { IoCommands, lbaOf } from "./io-commands.js";
 import { DOORBELLS_END, MAX_QUEUE_ENTRIES } from "./limits.js";
 import { Logs } from "./logs.js";
@@ -71,15 +71,14 @@ export class Controller {
   readonly logs = new Logs();
   commands = 0;
   errors = 0;
-  interrupts = 0;
   readonly #disk: Disk;
+  readonly #interrupts: Interrupts;
   readonly #admin: AdminCommands;
   readonly #io: IoCommands;
   readonly #fetched = new Commands();
   readonly #entry = new Uint8Array(CQE_BYTES);
   readonly #entryDwords = new Uint32Array(this.#entry.buffer);
   #context: DeviceContext | undefined;
-  #intms = 0;
   #cc = 0;
   /** The CC that is in effect: behind {@link #cc} while a command is being done. */
   #applied = 0;
@@ -94,8 +93,9 @@ export class Controller {
   #asq = { low: 0, high: 0 };
   #acq = { low: 0, high: 0 };
 
-  constructor(disk: Disk, identity: () => DiskIdentity) {
+  constructor(disk: Disk, identity: () => DiskIdentity, interrupts: Interrupts) {
     this.#disk = disk;
+    this.#interrupts = interrupts;
     const { queues, events, features, logs } = this;
     const transfer = new Transfer();
     this.#io = new IoCommands({ disk, transfer, features, logs });
@@ -106,6 +106,7 @@ export class Controller {
       logs,
       transfer,
       identity,
+      vectors: interrupts.vectors,
       configuration: () => this.#cc,
       completeAborted: (cid) => this.#completeAborted(cid),
     });
@@ -113,6 +114,12 @@ export class Controller {
 
   start(context: DeviceContext): void {
     this.#context = context;
+    this.#interrupts.start(context);
+  }
+
+  /** Interrupts that it has raised. */
+  get interrupts(): number {
+    return this.#interrupts.raised;
   }
 
   /** Commands are fetched: it is ready, not shut down, and has not failed. */
@@ -133,6 +140,7 @@ export class Controller {
 
   /** See DeviceModel.run. */
   run(budgetMs: number): number {
+    this.#interrupts.resume();
     const until = performance.now() + budgetMs;
     while (this.isReady) {
       const worked = this.#work(until);
@@ -156,7 +164,7 @@ export class Controller {
         worked = true;
         if (performance.now() >= until) break;
       }
-      this.#announce();
+      this.#interrupts.update(this.queues, this.isReady);
       return worked;
     } finally {
       this.#working = false;
@@ -166,6 +174,13 @@ export class Controller {
   /** The device stops: what it does next depends on its state alone, here and elsewhere. */
   quiesce(): void {
     this.#turn = 0;
+    this.#interrupts.quiesce();
+  }
+
+  /** The guest has changed what interrupts depend on. What is due because of work that is under way is raised after that. */
+  updateInterrupts(): void {
+    if (this.#working) this.#interrupts.lower(this.queues, this.isReady);
+    else this.#interrupts.update(this.queues, this.isReady);
   }
 
   /** Registers and doorbells; a doorbell reads as 0. */
@@ -175,8 +190,8 @@ export class Controller {
     view.setUint32(REGISTER.CAP, CAP_LOW, true);
     view.setUint32(REGISTER.CAP + 4, CAP_HIGH, true);
     view.setUint32(REGISTER.VS, VERSION, true);
-    view.setUint32(REGISTER.INTMS, this.#intms, true);
-    view.setUint32(REGISTER.INTMC, this.#intms, true);
+    view.setUint32(REGISTER.INTMS, this.#interrupts.mask, true);
+    view.setUint32(REGISTER.INTMC, this.#interrupts.mask, true);
     view.setUint32(REGISTER.CC, this.#cc, true);
     view.setUint32(REGISTER.CSTS, this.#csts, true);
     view.setUint32(REGISTER.AQA, this.#aqa, true);
@@ -203,7 +218,7 @@ export class Controller {
 
   saveRegisters(): Uint8Array {
     return savedRegisters.encode({
-      intms: this.#intms,
+      intms: this.#interrupts.mask,
       cc: this.#cc,
       csts: this.#csts,
       aqa: this.#aqa,
@@ -220,7 +235,7 @@ export class Controller {
     const isReady = (saved.csts & CSTS.RDY) !== 0;
     const hasAdmin = this.queues.submission[0] !== undefined && this.queues.completion[0] !== undefined;
     if (isReady !== hasAdmin) throw badState("it is ready without admin queues, or has some without being ready");
-    this.#intms = saved.intms;
+    this.#interrupts.mask = saved.intms;
     this.#cc = saved.cc;
     this.#applied = saved.cc;
     this.#csts = saved.csts;
@@ -246,12 +261,13 @@ export class Controller {
       return;
     }
     switch (offset) {
-      // Of no effect with MSI-X, where they are not to be used.
       case REGISTER.INTMS:
-        this.#intms = (this.#intms | value) >>> 0;
+        this.#interrupts.mask = (this.#interrupts.mask | value) >>> 0;
+        this.updateInterrupts();
         return;
       case REGISTER.INTMC:
-        this.#intms = (this.#intms & ~value) >>> 0;
+        this.#interrupts.mask = (this.#interrupts.mask & ~value) >>> 0;
+        this.updateInterrupts();
         return;
       case REGISTER.CC:
         this.#configure(value & CC.WRITEABLE);
@@ -296,7 +312,7 @@ export class Controller {
       this.#disabled = false;
       this.#cc = 0;
       this.#applied = 0;
-      this.#intms = 0;
+      this.#interrupts.mask = 0;
       this.#aqa = 0;
       this.#asq = { low: 0, high: 0 };
       this.#acq = { low: 0, high: 0 };
@@ -313,6 +329,7 @@ export class Controller {
       this.#disk.flush();
       this.#csts = (this.#csts & ~CSTS.SHST) | CSTS.SHST_COMPLETE;
     }
+    this.updateInterrupts();
   }
 
   /** What can't be configured is a fatal error, from which a reset leads. */
@@ -358,6 +375,7 @@ export class Controller {
       this.events.doorbellError(DOORBELL_ERROR.INVALID_VALUE);
     } else if (isTail) queue.tail = value;
     else queue.head = value;
+    this.updateInterrupts();
   }
 
   /** Does some of a queue's commands; false where there are none, or no room for their completions. */
@@ -443,17 +461,6 @@ export class Controller {
     if (admin === undefined || room(admin.completion) < 2 || !this.events.withdraw(cid)) return false;
     this.#post(admin, cid, STATUS.ABORT_REQUESTED, 0);
     return true;
-  }
-
-  /** One interrupt per completion queue tells of all that was posted since the last. */
-  #announce(): void {
-    for (const queue of this.queues.completion) {
-      if (queue === undefined || !queue.unannounced) continue;
-      queue.unannounced = false;
-      if (!queue.interrupts) continue;
-      this.interrupts++;
-      this.#host.raiseIrq(VFIO_PCI_IRQ_INDEX.MSIX, queue.vector);
-    }
   }
 }
 

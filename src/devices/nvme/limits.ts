@@ -7,6 +7,8 @@ import { DOORBELLS } from "./spec.js";
 /** I/O queue pairs at most; each completion queue can have a vector of its own, and so can the admin queue. */
 export const MAX_IO_QUEUES = 16;
 export const VECTORS = MAX_IO_QUEUES + 1;
+/** Of MSI: a power of two, and no more than a state has room for. */
+export const MSI_VECTORS = 16;
 
 /** Entries of a queue (CAP.MQES is one less). */
 export const MAX_QUEUE_ENTRIES = 1024;

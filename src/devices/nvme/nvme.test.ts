@@ -52,11 +52,12 @@ async function startGuest(
 }
 
 /** A device for the same guest that goes on where the other stopped. */
-async function moveTo(guest: Guest, file: string): Promise<void> {
-  const target = new Nvme({ file, blockBytes: BLOCK, incoming: true });
+async function moveTo(guest: Guest, file: string, options: Partial<NvmeOptions> = {}): Promise<void> {
+  const target = new Nvme({ file, blockBytes: BLOCK, incoming: true, ...options });
   await target.start(guest.context);
   const source = guest.device;
   source.quiesce();
+  target.quiesce();
   target.load(source.save());
   source[Symbol.dispose]();
   guest.device = target;
@@ -634,6 +635,48 @@ describe.runIf(process.platform === "linux")("an NVMe controller's disk", () => 
     expect(guest.context.vectors).toEqual([2, 3]);
   });
 
+  it("interrupts with messages of MSI, unless INTMS masks them", async () => {
+    const { guest } = await startGuest({ interrupts: "msi" }, { ioQueues: 2 });
+    expect([guest.config(0x3d, 1), guest.config(0x50, 1), guest.config(0x52, 2)]).toEqual([0, 5, 0x88]);
+    guest.setConfig(0x52, 0xffff, 2);
+    expect(guest.config(0x52, 2)).toBe(0x88 | 0x71);
+    guest.setRegister(REGISTER.INTMS, 1 << 2);
+    guest.context.vectors.length = 0;
+    guest.execute(1, { opcode: IO.FLUSH, nsid: NSID });
+    guest.execute(2, { opcode: IO.FLUSH, nsid: NSID });
+    expect(guest.context.vectors).toEqual([1]);
+    guest.setRegister(REGISTER.INTMC, 1 << 2);
+    expect(guest.context.vectors).toEqual([1, 2]);
+  });
+
+  it("asserts INTx while there are completions that the guest has not taken, and may", async () => {
+    const { guest } = await startGuest({ interrupts: "intx" }, { ioQueues: 0 });
+    const { context } = guest;
+    expect([guest.config(0x3d, 1), guest.config(0x41, 1)]).toEqual([1, 0x60]);
+    expect(context.intx).toBe(false);
+    guest.queue(0, { opcode: ADMIN.GET_FEATURES, dword10: FEATURE.INTERRUPT_COALESCING });
+    guest.ring(0);
+    guest.device.run(UNTIL_IDLE_MS);
+    expect([context.intx, guest.config(0x06, 2)]).toEqual([true, 0x18]);
+    guest.setRegister(REGISTER.INTMS, 1);
+    expect([context.intx, guest.config(0x06, 2)]).toEqual([false, 0x10]);
+    guest.setRegister(REGISTER.INTMC, 1);
+    expect(context.intx).toBe(true);
+    guest.setConfig(0x04, 0x406, 2);
+    expect(context.intx).toBe(false);
+    guest.setConfig(0x04, 0x6, 2);
+    expect(context.intx).toBe(true);
+    guest.take(0);
+    expect(context.intx).toBe(false);
+  });
+
+  it("refuses a completion queue a vector that its kind of interrupts lacks", async () => {
+    const { guest } = await startGuest({ interrupts: "intx" }, { ioQueues: 0 });
+    const queue = { opcode: ADMIN.CREATE_CQ, prp1: guest.allocate(PAGE_SIZE), dword10: (7 << 16) | 1 };
+    expect(guest.execute(0, { ...queue, dword11: (1 << 16) | 3 }).status).toBe(STATUS.INVALID_INTERRUPT_VECTOR);
+    expect(guest.execute(0, { ...queue, dword11: 3 }).status).toBe(STATUS.SUCCESS);
+  });
+
   it("ends a slice after the command in which its budget is over, and gives each queue its turn", async () => {
     const { guest } = await startGuest({}, { ioQueues: 3 });
     const prp1 = guest.allocate(PAGE_SIZE);
@@ -819,6 +862,31 @@ describe.runIf(process.platform === "linux")("an NVMe controller's state", () =>
     await moveTo(guest, disk.path);
     guest.device.run(UNTIL_IDLE_MS);
     expect(guest.context.vectors).toEqual([1]);
+  });
+
+  it("lets INTx go while it is stopped, and asserts it again where it goes on", async () => {
+    const interrupts = "intx";
+    const { guest, disk } = await startGuest({ interrupts }, { ioQueues: 0 });
+    const { context } = guest;
+    guest.queue(0, { opcode: ADMIN.GET_FEATURES, dword10: FEATURE.INTERRUPT_COALESCING });
+    guest.ring(0);
+    guest.device.run(UNTIL_IDLE_MS);
+    guest.device.quiesce();
+    expect(context.intx).toBe(false);
+    guest.device.run(UNTIL_IDLE_MS);
+    expect(context.intx).toBe(true);
+    await moveTo(guest, disk.path, { interrupts });
+    guest.setConfig(0x04, 0x6, 2);
+    expect(context.intx).toBe(false);
+    guest.device.run(UNTIL_IDLE_MS);
+    expect(context.intx).toBe(true);
+    guest.take(0);
+    expect(context.intx).toBe(false);
+  });
+
+  it("is refused of a function with other interrupts", async () => {
+    const { guest, disk } = await startGuest({ interrupts: "msi" });
+    await expect(moveTo(guest, disk.path)).rejects.toMatchObject({ code: "BAD_DEVICE_STATE" });
   });
 
   it("is refused where it is cut off or changed, and leaves a device that works after a reset", async () => {

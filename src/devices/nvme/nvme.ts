@@ -1,11 +1,13 @@
 import { createHash } from "node:crypto";
 import { realpathSync } from "node:fs";
 import { type DirtmapError, UsageError } from "../../errors.js";
+import type { IrqInfo } from "../../host/host.js";
 import type { ShapeFacts } from "../../host/shape.js";
+import { safeText } from "../../safe-text.js";
 import { struct } from "../../uapi/struct.js";
 import { VFIO_PCI_IRQ_INDEX, VFIO_PCI_REGION_INDEX } from "../../uapi/vfio.js";
 import type { DeviceContext, DeviceModel, ModelInfo } from "../model.js";
-import { PCI_CONFIG_BYTES, PciConfig } from "../pci-config.js";
+import { PCI_CONFIG_BYTES, PciConfig, type PciInterrupts } from "../pci-config.js";
 import { badState, decodeRecords, encodeRecords } from "../records.js";
 import { numberOption, type ServableModel, textOption, WITHIN } from "../servable.js";
 import { ASYNC_EVENTS_BYTES } from "./async-events.js";
@@ -13,7 +15,8 @@ import { Controller, REGISTERS_STATE_BYTES } from "./controller.js";
 import { BLOCK_BYTES, Disk, lockedFile } from "./disk.js";
 import { FEATURE_DWORDS } from "./features.js";
 import { PCI_IDS, SERIAL_BYTES } from "./identity.js";
-import { BAR0_BYTES, MSIX_PENDING, MSIX_TABLE, MSIX_TABLE_BYTES, VECTORS } from "./limits.js";
+import { Interrupts } from "./interrupts.js";
+import { BAR0_BYTES, MSI_VECTORS, MSIX_PENDING, MSIX_TABLE, MSIX_TABLE_BYTES, VECTORS } from "./limits.js";
 import { LOGS_BYTES } from "./logs.js";
 import { QUEUES_BYTES } from "./queues.js";
 
@@ -23,6 +26,21 @@ const CLASS_CODE = 0x01_08_02;
 const BAR0 = VFIO_PCI_REGION_INDEX.BAR0;
 const CONFIG = VFIO_PCI_REGION_INDEX.CONFIG;
 
+/** What a controller interrupts with, by the name that an option has for it. */
+const INTERRUPTS = {
+  msix: { kind: "msix", vectors: VECTORS, table: MSIX_TABLE, pending: MSIX_PENDING },
+  msi: { kind: "msi", vectors: MSI_VECTORS },
+  intx: { kind: "intx" },
+} as const satisfies Record<string, PciInterrupts>;
+
+export type NvmeInterrupts = keyof typeof INTERRUPTS;
+
+const IRQS = {
+  msix: { index: VFIO_PCI_IRQ_INDEX.MSIX, name: "msix", count: VECTORS },
+  msi: { index: VFIO_PCI_IRQ_INDEX.MSI, name: "msi", count: MSI_VECTORS },
+  intx: { index: VFIO_PCI_IRQ_INDEX.INTX, name: "intx", count: 1 },
+} as const satisfies Record<NvmeInterrupts, IrqInfo>;
+
 export const NVME_INFO: ModelInfo = {
   model: "nvme",
   stateVersion: 1,
@@ -31,7 +49,7 @@ export const NVME_INFO: ModelInfo = {
     { index: BAR0, name: "bar0", bytes: BAR0_BYTES, readable: true, writeable: true },
     { index: CONFIG, name: "config", bytes: PCI_CONFIG_BYTES, readable: true, writeable: true },
   ],
-  irqs: [{ index: VFIO_PCI_IRQ_INDEX.MSIX, name: "msix", count: VECTORS }],
+  irqs: [IRQS.msix],
   migration: { stopCopy: true, p2p: true, preCopy: true },
   tracking: { tracksInternally: true, tracksThroughContainer: false },
   dmaLogging: {
@@ -69,31 +87,28 @@ export interface NvmeOptions {
   readonly blockBytes: number;
   /** Up to 20 printable ASCII characters; absent: made from the file's path. */
   readonly serial?: string | undefined;
+  /** Default: MSI-X. */
+  readonly interrupts?: NvmeInterrupts;
   /** Another server's device is to be migrated here: the file is locked when this one first works, not before. */
   readonly incoming: boolean;
 }
 
 /**
  * An NVMe 1.4 controller with one namespace on a raw file, for a guest's own nvme driver: up to 16 I/O queue pairs of 1024
- * entries, PRPs, MSI-X.
+ * entries, PRPs, and one of MSI-X, MSI and INTx.
  *
  * The file is locked from its start (or first work, see `incoming`) until it is quiesced, and again when it goes on: so the
  * file of a device that migrates is free for the destination's when that begins to work.
  */
 export class Nvme implements DeviceModel {
-  readonly info = NVME_INFO;
+  readonly info: ModelInfo;
   readonly registersDuringDma = true;
   /** Of completions its registers tell nothing; a reset and a shutdown wait for them. */
   readonly postsWrites = true;
   readonly #options: NvmeOptions;
   readonly #disk: Disk;
   readonly #controller: Controller;
-  readonly #config = new PciConfig({
-    ...PCI_IDS,
-    classCode: CLASS_CODE,
-    bar0Bytes: BAR0_BYTES,
-    msix: { vectors: VECTORS, table: MSIX_TABLE, pending: MSIX_PENDING },
-  });
+  readonly #config: PciConfig;
   /** Only memory: who serves the device's interrupts keeps its own table. */
   readonly #msix = new Uint8Array(MSIX_TABLE_BYTES);
   #context: DeviceContext | undefined;
@@ -109,11 +124,20 @@ export class Nvme implements DeviceModel {
     if (options.serial !== undefined && !isSerial(options.serial)) {
       throw badOption(`'${options.serial}' as serial number`, `give 1 to ${SERIAL_BYTES} printable ASCII characters`);
     }
+    const { interrupts = "msix" } = options;
+    this.info = { ...NVME_INFO, irqs: [IRQS[interrupts]] };
+    this.#config = new PciConfig({
+      ...PCI_IDS,
+      classCode: CLASS_CODE,
+      bar0Bytes: BAR0_BYTES,
+      interrupts: INTERRUPTS[interrupts],
+    });
     this.#options = options;
     this.#disk = new Disk(options.file, options.blockBytes, options);
     this.#serial = options.serial ?? serialOf(options.file);
     const { blocks, blockBytes } = this.#disk;
-    this.#controller = new Controller(this.#disk, () => ({ serial: this.#serial, blocks, blockBytes }));
+    const identity = () => ({ serial: this.#serial, blocks, blockBytes });
+    this.#controller = new Controller(this.#disk, identity, new Interrupts(IRQS[interrupts], this.#config));
   }
 
   get busMaster(): boolean {
@@ -216,6 +240,7 @@ export class Nvme implements DeviceModel {
   regionWrite(region: number, offset: number, source: Uint8Array): void {
     if (region === CONFIG) {
       if (this.#config.write(offset, source)) this.reset();
+      else this.#controller.updateInterrupts();
     } else if (offset < MSIX_TABLE) this.#controller.write(offset, source);
     else if (offset + source.byteLength <= MSIX_TABLE + MSIX_TABLE_BYTES) this.#msix.set(source, offset - MSIX_TABLE);
   }
@@ -261,6 +286,7 @@ export const NVME: ServableModel = {
     WITHIN,
     { name: "block", about: "bytes of a logical block: 512 or 4096", kind: "size", default: 512 },
     { name: "serial", about: "serial number; left out: made from the file's path", kind: "text" },
+    { name: "interrupts", about: "what it interrupts with: msix, msi or intx", kind: "text", default: "msix" },
   ],
   needsEventLoop: false,
   create(options, { incoming }): DeviceModel {
@@ -271,10 +297,16 @@ export const NVME: ServableModel = {
       within: textOption(options, "within"),
       blockBytes: numberOption(options, "block"),
       serial: textOption(options, "serial"),
+      interrupts: interruptsOf(textOption(options, "interrupts")),
       incoming,
     });
   },
 };
+
+function interruptsOf(name = "msix"): NvmeInterrupts {
+  if (Object.hasOwn(INTERRUPTS, name)) return name as NvmeInterrupts;
+  throw badOption(`'${safeText(name, 100)}' as interrupts`, `give one of ${Object.keys(INTERRUPTS).join(", ")}`);
+}
 
 function isSerial(text: string): boolean {
   return /^[!-~][ -~]*$/.test(text) && text.length <= SERIAL_BYTES;

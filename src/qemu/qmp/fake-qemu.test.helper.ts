@@ -99,13 +99,13 @@ export class FakeQemu implements AsyncDisposable {
       text = lines.pop() ?? "";
       for (const line of lines) {
         const { "exec-oob": outOfBand, ...command } = JSON.parse(line) as FakeCommand & { "exec-oob"?: string };
-        if (outOfBand !== undefined) this.#take({ ...command, execute: outOfBand });
-        else if (!this.standsStill) this.#take(command);
+        if (outOfBand !== undefined) this.#take({ ...command, execute: outOfBand }, true);
+        else if (!this.standsStill) this.#take(command, false);
       }
     });
   }
 
-  #take(command: FakeCommand): void {
+  #take(command: FakeCommand, outOfBand: boolean): void {
     const { execute, id } = command;
     if (execute === "qmp_capabilities") {
       this.say(JSON.stringify({ return: {}, id }));
@@ -115,7 +115,7 @@ export class FakeQemu implements AsyncDisposable {
     const make = this.answers.get(execute);
     const unknown = { error: { class: "CommandNotFound", desc: `The command ${execute} has not been found` } };
     const answer = make === undefined ? unknown : make(command);
-    if (answer === undefined) return;
+    if (answer === undefined || (this.standsStill && !outOfBand)) return;
     const isError = typeof answer === "object" && answer !== null && "error" in answer;
     this.say(JSON.stringify(isError ? { ...answer, id } : { return: answer, id }));
   }

@@ -23,6 +23,8 @@ interface Pending {
 export interface SocketMonitorOptions {
   /** Milliseconds for QEMU to greet. Default: 3 s. */
   readonly greetingMs?: number;
+  /** Milliseconds for QEMU to answer a command. Default: 10 s. */
+  readonly answerMs?: number;
 }
 
 /**
@@ -45,9 +47,11 @@ export class SocketMonitor implements Monitor {
   #bytes = 0;
   #asked = 0;
   #failure: Error | undefined;
+  readonly #answerMs: number;
 
-  private constructor(path: string) {
+  private constructor(path: string, answerMs: number) {
     this.name = safeText(path);
+    this.#answerMs = answerMs;
     this.place = { qmp: resolve(path) };
     this.#socket = connect(path);
     this.#socket.setEncoding("utf8");
@@ -68,8 +72,11 @@ export class SocketMonitor implements Monitor {
    * @throws UsageError `QMP_UNREACHABLE` where nobody listens, `QMP_BUSY` where another client holds the monitor, or QEMU stands still;
    * DirtmapError `QMP_PROTOCOL`
    */
-  static async open(path: string, { greetingMs = GREETING_MS }: SocketMonitorOptions = {}): Promise<SocketMonitor> {
-    const monitor = new SocketMonitor(path);
+  static async open(
+    path: string,
+    { greetingMs = GREETING_MS, answerMs = ANSWER_MS }: SocketMonitorOptions = {},
+  ): Promise<SocketMonitor> {
+    const monitor = new SocketMonitor(path, answerMs);
     try {
       await monitor.#greeting(greetingMs);
       await monitor.execute("qmp_capabilities", { enable: ["oob"] }).catch((error: unknown) => {
@@ -86,7 +93,7 @@ export class SocketMonitor implements Monitor {
   execute(
     command: string,
     args: object = {},
-    { limitMs = ANSWER_MS, outOfBand = false }: ExecuteOptions = {},
+    { limitMs = this.#answerMs, outOfBand = false }: ExecuteOptions = {},
   ): Promise<unknown> {
     if (this.#failure !== undefined) return Promise.reject(this.#failure);
     if (this.#pending.size >= MAX_PENDING) return Promise.reject(tooMany(this.name));

@@ -13,7 +13,7 @@ import {
   VFIO_IRQ_SET_DATA_NONE as NONE,
   VFIO_IRQ_SET_ACTION_UNMASK as UNMASK,
 } from "../../uapi/vfio-user.js";
-import { errnoOf, raise, readable, Served } from "./served.test.helper.js";
+import { errnoOf, lower, raise, readable, Served } from "./served.test.helper.js";
 import { TEST_COMMAND, TEST_REGISTER } from "./test-model.test.helper.js";
 
 const INTX = 0;
@@ -115,6 +115,25 @@ describe.runIf(process.platform === "linux")("interrupts of a served device", ()
     expect(fds.map((fd) => fd.take())).toEqual([0n, 1n]);
   });
 
+  it("wait for an eventfd, of a type that is in use, and come once", () => {
+    const fds = eventfds(3);
+    fire(MSIX, 1);
+    set(EVENTFD | TRIGGER, MSIX, { fds: [fds[0]] });
+    fire(MSIX, 1);
+    fire(MSIX, 1);
+    fire(MSIX, 2);
+    set(EVENTFD | TRIGGER, MSIX, { start: 1, fds: [fds[1]] });
+    set(NONE | MASK, MSIX, { start: 2 });
+    set(EVENTFD | TRIGGER, MSIX, { start: 2, fds: [fds[2]] });
+    expect(fds.map((fd) => fd.take())).toEqual([0n, 1n, 0n]);
+    set(NONE | UNMASK, MSIX, { start: 2 });
+    expect(fds[2].take()).toBe(1n);
+    set(NONE | TRIGGER, MSIX, { count: 0 });
+    fire(MSIX, 1);
+    set(EVENTFD | TRIGGER, MSIX, { count: 2, fds: fds.slice(0, 2) });
+    expect(fds[1].take()).toBe(0n);
+  });
+
   it("of INTx mask themselves until they are unmasked, by a command or by the client's eventfd", async () => {
     const [trigger, unmask] = eventfds(2);
     set(EVENTFD | TRIGGER, INTX, { fds: [trigger] });
@@ -129,7 +148,20 @@ describe.runIf(process.platform === "linux")("interrupts of a served device", ()
     unmask.signal();
     expect(readable(trigger.fd, 5000)).toBe(true);
     expect(trigger.take()).toBe(1n);
+    lower(there().client);
+    set(NONE | UNMASK, INTX);
+    expect(trigger.take()).toBe(0n);
+    fire(INTX, 0);
+    expect(trigger.take()).toBe(1n);
     expect(errnoOf(() => set(EVENTFD | MASK, INTX, { fds: [unmask] }))).toBe("ENOTTY");
+  });
+
+  it("of INTx come to a client that listens only after the device has asserted it", () => {
+    const fds = eventfds(1);
+    fire(INTX, 0);
+    set(EVENTFD | TRIGGER, INTX, { fds });
+    expect(fds[0].take()).toBe(1n);
+    lower(there().client);
   });
 
   it("are of one type at a time", () => {

@@ -26,16 +26,19 @@ interface Vector {
 /**
  * A device's interrupts, which reach the client by eventfds. They belong to the client: when it goes, so do they.
  *
- * INTx masks itself when it is sent, until the client unmasks it, by a command or by an eventfd of its own that KVM
- * signals at the guest's end of interrupt. MSI and MSI-X are masked by command only. An interrupt that comes while it is
- * masked is sent once when it is unmasked. Only one of INTx, MSI and MSI-X is in use at a time, as in the kernel
- * (drivers/vfio/pci/vfio_pci_intrs.c).
+ * INTx is a level. It masks itself when it is sent, until the client unmasks it, by a command or by an eventfd of its own
+ * that KVM signals at the guest's end of interrupt; if the device still asserts it, it is sent again. MSI and MSI-X are
+ * masked by command, and one that comes while it is masked is sent once when it is unmasked. A vector without an eventfd, of
+ * a type that is in use, counts as masked: QEMU gives a vector of MSI-X its eventfd only when the guest first unmasks it. Only
+ * one of INTx, MSI and MSI-X is in use at a time, as in the kernel (drivers/vfio/pci/vfio_pci_intrs.c).
  */
 export class Irqs {
   readonly #vectors: readonly Vector[][];
   /** Of INTx, MSI and MSI-X the one in use. */
   #active: number | null = null;
   #unmask: EventFd | undefined;
+  /** The device asserts INTx, whether or not a client listens. */
+  #asserted = false;
 
   constructor(infos: readonly IrqInfo[]) {
     const counts = Array.from(
@@ -68,10 +71,18 @@ export class Irqs {
     return { count: vectors.length, flags };
   }
 
-  /** The device raises an interrupt. One that nobody listens to is lost, as with real hardware. */
+  /** The device raises an interrupt. One of a type that is not in use is lost, as with real hardware. */
   raise(index: number, vector: number): void {
     const entry = this.#vectors[index]?.[vector];
-    if (entry !== undefined) this.#send(index, entry);
+    if (entry === undefined) return;
+    if (index === VFIO_PCI_IRQ_INDEX.INTX) this.#asserted = true;
+    this.#send(index, entry);
+  }
+
+  /** The device asserts INTx no longer. */
+  lowerIntx(): void {
+    this.#asserted = false;
+    for (const entry of this.#vectors[VFIO_PCI_IRQ_INDEX.INTX]) entry.pending = false;
   }
 
   /** A descriptor that is readable when the client unmasks INTx by it; -1: there is none. */
@@ -149,6 +160,7 @@ export class Irqs {
       entry.trigger?.[Symbol.dispose]();
       entry.trigger = fds === undefined ? undefined : new EventFd(fds[i]);
       entry.room = fds === undefined ? undefined : new PollSet([{ fd: fds[i], events: POLLOUT }]);
+      if (!entry.masked) this.#sendHeld(index, entry);
     }
   }
 
@@ -158,11 +170,10 @@ export class Irqs {
   }
 
   #send(index: number, entry: Vector): void {
-    if (entry.masked) {
-      entry.pending = true;
+    if (entry.masked || entry.trigger === undefined || entry.room === undefined) {
+      entry.pending = this.#active === index;
       return;
     }
-    if (entry.trigger === undefined || entry.room === undefined) return;
     // INTx is a level: it stays until it is served, and would come again at once.
     if (index === VFIO_PCI_IRQ_INDEX.INTX) entry.masked = true;
     if (entry.room.wait(0) > 0) entry.trigger.signal();
@@ -170,7 +181,12 @@ export class Irqs {
 
   #setMask(index: number, entry: Vector, masked: boolean): void {
     entry.masked = masked;
-    if (masked || !entry.pending) return;
+    if (!masked) this.#sendHeld(index, entry);
+  }
+
+  /** Sends what came while it could not be sent. */
+  #sendHeld(index: number, entry: Vector): void {
+    if (!entry.pending && !(index === VFIO_PCI_IRQ_INDEX.INTX && this.#asserted)) return;
     entry.pending = false;
     this.#send(index, entry);
   }

@@ -36,6 +36,7 @@ export class ServedDevice implements DeviceContext, Disposable {
   /** Interrupts that tell of writes of which it is not known whether the client has done them. */
   readonly #owed = new Map<string, { readonly index: number; readonly vector: number }>();
   #waitsForState: boolean;
+  #toldVmm = false;
   readonly #log: (line: string) => void;
   readonly #socket: string;
 
@@ -186,6 +187,19 @@ export class ServedDevice implements DeviceContext, Disposable {
     this.#noteMeanwhile(`${name} has come`);
   }
 
+  /**
+   * The device's one client is no Dirtmap: a VMM. What becomes of its guest can't be seen from here, so that its operator is told
+   * beforehand, once.
+   */
+  noteVmm(name: string): void {
+    if (this.#toldVmm || this.#waitsForState || this.model.info.migration === null) return;
+    this.#toldVmm = true;
+    this.#log(
+      `${name} uses '${this.id}'; if it is QEMU, its own migration says 'completed' and loses the device (tried with 11.1): ` +
+        "move its guest by `dirtmap migrate --qmp`",
+    );
+  }
+
   get p2pQuiesced(): boolean {
     return this.#mode === "p2p-quiesced";
   }
@@ -202,6 +216,11 @@ export class ServedDevice implements DeviceContext, Disposable {
     if (this.#owed.size === 0 || this.memory.channel?.owes === true) return;
     for (const { index, vector } of this.#owed.values()) this.irqs.raise(index, vector);
     this.#owed.clear();
+  }
+
+  lowerIntx(): void {
+    this.#owed.delete(`${VFIO_PCI_IRQ_INDEX.INTX} 0`);
+    this.irqs.lowerIntx();
   }
 
   now(): bigint {

@@ -246,6 +246,11 @@ export function raise(client: RawClient, index: number, vector: number): void {
   client.writeRegister(0, TEST_REGISTER.COMMAND, TEST_COMMAND.RAISE);
 }
 
+/** Has the device let INTx go. */
+export function lower(client: RawClient): void {
+  client.writeRegister(0, TEST_REGISTER.COMMAND, TEST_COMMAND.LOWER);
+}
+
 /** True if a descriptor is readable, now or within the time. */
 export function readable(fd: number, withinMs = 0): boolean {
   return new PollSet([{ fd, events: POLLIN }]).wait(withinMs) > 0;

@@ -150,6 +150,17 @@ describe.runIf(process.platform === "linux")("serveDevice", () => {
     expect(client.readRegister(REGION.BAR0, REGISTER.SCRATCH)).toBe(0);
   });
 
+  it("says once what moves a guest, when a VMM comes that is no Dirtmap; not where a state is waited for", async () => {
+    const about = (lines: readonly string[]) => lines.filter((line) => line.includes("dirtmap migrate --qmp"));
+    await using served = await Served.start({ capabilities: {} });
+    expect(await served.logged(/dirtmap migrate --qmp/)).toContain("client 1 uses 'test'");
+    served.reconnect({}).readRegister(0, TEST_REGISTER.RESULT);
+    await using waiting = await Served.start({ capabilities: {}, incoming: true });
+    await using ours = await Served.start();
+    for (const { client } of [waiting, ours]) client.readRegister(0, TEST_REGISTER.RESULT);
+    expect([served, waiting, ours].map(({ lines }) => about(lines).length)).toEqual([1, 0, 0]);
+  });
+
   it("disconnects its clients and removes its sockets when it is closed, also twice", async () => {
     const server = await serve();
     using client = RawClient.open(path);

@@ -363,6 +363,7 @@ export class Session implements DmaLogUser, Mover {
     if (this.kind === "main") this.#device.memory.channel = this.#channel;
     this.#negotiated = true;
     this.#speaksDirtmap = agreement.dirtmap !== null;
+    if (this.kind === "main" && !this.#speaksDirtmap) this.#device.noteVmm(this.name);
     this.#over = false;
     return canTwin ? { payload: answer, fds: [this.#twinEnd] } : answer;
   }

@@ -36,6 +36,8 @@ export const TEST_COMMAND = {
   WRITE_PAGES: 7,
   /** Ends the server's thread on the spot. */
   EXIT: 8,
+  /** Asserts INTx no longer. */
+  LOWER: 9,
 } as const;
 
 export const TEST_FAULTS = ["", "done", "not-mapped", "not-writeable", "not-readable", "detached"] as const;
@@ -181,6 +183,9 @@ export class TestModel implements DeviceModel {
         break;
       case TEST_COMMAND.RAISE:
         context.raiseIrq(page, value);
+        break;
+      case TEST_COMMAND.LOWER:
+        context.lowerIntx?.();
         break;
       case TEST_COMMAND.EXIT:
         process.exit(1);

@@ -1,12 +1,13 @@
 /*
  * Reads and writes a disk past the page cache, so many at a time, and knows what each block must hold.
  *
- * usage: verified-io DISK DEPTH BLOCKS SEED STOPFILE
+ * usage: verified-io DISK DEPTH BLOCKS SEED STOPFILE [POOL FRAMESFILE]
  *
  * Every block of 4 KiB has a version, which each write raises, and contents that follow from its number and version. A read is
  * compared at once. Its memory is kept as long as there is room, and compared once more when it is used again and at the end: a
  * page that the device wrote, and that was lost on the way to another machine, is found there. Ends when STOPFILE exists: then
- * all blocks are read once more.
+ * all blocks are read once more. With POOL it reads into so many pages, and writes to FRAMESFILE the numbers of these frames of the
+ * machine's memory, after the one that tells what is in each of them (struct kept): for who wants to know what a page holds.
  *
  * Prints "wrote N" once all blocks are written, and at the end "took MEDIAN_US P999_US", of reads and writes, and
  * "done READS WRITES KEPT SLOWEST_MS".
@@ -28,6 +29,8 @@
 #define MAX_DEPTH 128
 /* Pages that reads go to, one after the other. */
 #define POOL 4096
+/* As many as are told of in a page. */
+#define MAX_TOLD (BLOCK / sizeof(struct kept))
 #define NOTHING UINT32_MAX
 /* How long requests took is counted by steps of so many microseconds; the last step has all that took longer. */
 #define STEP_US 10
@@ -41,7 +44,8 @@ static uint64_t state;
 static uint32_t *versions;
 static uint8_t *busy;
 static uint8_t *pool;
-static struct kept kept[POOL];
+static struct kept *kept;
+static unsigned pool_pages = POOL;
 static uint32_t took_steps[STEPS];
 
 /* xorshift64 */
@@ -110,6 +114,31 @@ static void check_kept(unsigned slot, const char *when)
 	kept[slot].block = NOTHING;
 }
 
+/* Documentation/admin-guide/mm/pagemap.rst: bit 63 is "present", bits 0 to 54 are the frame number. */
+static void tell_frame(FILE *file, int pagemap, const void *page)
+{
+	uint64_t frame;
+
+	if (pread(pagemap, &frame, 8, (uintptr_t)page / BLOCK * 8) != 8 || !(frame >> 63))
+		fail("pagemap");
+	fprintf(file, "%llu\n", (unsigned long long)(frame & ((1ull << 55) - 1)));
+}
+
+static void tell_frames(const char *path)
+{
+	int pagemap = open("/proc/self/pagemap", O_RDONLY);
+	FILE *file = fopen(path, "w");
+
+	if (pagemap < 0 || !file || mlock(kept, BLOCK) || mlock(pool, (size_t)pool_pages * BLOCK))
+		fail(path);
+	tell_frame(file, pagemap, kept);
+	for (unsigned i = 0; i < pool_pages; i++)
+		tell_frame(file, pagemap, pool + (size_t)i * BLOCK);
+	if (fclose(file))
+		fail(path);
+	close(pagemap);
+}
+
 int main(int argc, char **argv)
 {
 	static struct iocb requests[MAX_DEPTH];
@@ -119,25 +148,31 @@ int main(int argc, char **argv)
 	aio_context_t context = 0;
 	uint64_t reads = 0, writes = 0, kept_pages = 0, slowest = 0;
 
-	if (argc != 6)
+	if (argc != 6 && argc != 8)
 		return 2;
+	if (argc == 8)
+		pool_pages = strtoul(argv[6], NULL, 0);
 	int disk = open(argv[1], O_RDWR | O_DIRECT);
 	unsigned depth = strtoul(argv[2], NULL, 0);
 	uint32_t blocks = strtoul(argv[3], NULL, 0);
 
 	state = strtoull(argv[4], NULL, 0) | 1;
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	if (depth < 1 || depth > MAX_DEPTH || blocks < 2 * depth)
+	if (depth < 1 || depth > MAX_DEPTH || blocks < 2 * depth || pool_pages < 2 * depth || pool_pages > POOL ||
+	    (argc == 8 && pool_pages > MAX_TOLD))
 		return 2;
-	pool = mmap(NULL, (size_t)(POOL + depth) * BLOCK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	pool = mmap(NULL, (size_t)(pool_pages + depth) * BLOCK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	kept = mmap(NULL, sizeof *kept * POOL, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	versions = calloc(blocks, sizeof *versions);
 	busy = calloc(blocks, 1);
-	if (disk < 0 || pool == MAP_FAILED || !versions || !busy || syscall(SYS_io_setup, depth, &context))
+	if (disk < 0 || pool == MAP_FAILED || kept == MAP_FAILED || !versions || !busy || syscall(SYS_io_setup, depth, &context))
 		fail(argv[1]);
-	memset(pool, 0xee, (size_t)(POOL + depth) * BLOCK);
-	for (unsigned i = 0; i < POOL; i++)
+	memset(pool, 0xee, (size_t)(pool_pages + depth) * BLOCK);
+	for (unsigned i = 0; i < pool_pages; i++)
 		kept[i].block = NOTHING;
-	uint64_t *writing = (uint64_t *)(pool + (size_t)POOL * BLOCK);
+	if (argc == 8)
+		tell_frames(argv[7]);
+	uint64_t *writing = (uint64_t *)(pool + (size_t)pool_pages * BLOCK);
 
 	for (uint32_t block = 0; block < blocks; block++) {
 		fill(writing, block, 0);
@@ -174,7 +209,7 @@ int main(int argc, char **argv)
 			request->aio_offset = (uint64_t)block * BLOCK;
 			request->aio_data = i;
 			if (what[i].writes) {
-				uint8_t *page = pool + (size_t)(POOL + i) * BLOCK;
+				uint8_t *page = pool + (size_t)(pool_pages + i) * BLOCK;
 
 				fill((uint64_t *)page, block, versions[block] + 1);
 				request->aio_buf = (uintptr_t)page;
@@ -184,7 +219,7 @@ int main(int argc, char **argv)
 				check_kept(next_slot, "while kept");
 				request->aio_buf = (uintptr_t)(pool + (size_t)next_slot * BLOCK);
 				request->aio_lio_opcode = IOCB_CMD_PREAD;
-				next_slot = (next_slot + 1) % POOL;
+				next_slot = (next_slot + 1) % pool_pages;
 			}
 			since[i] = now();
 			if (syscall(SYS_io_submit, context, 1, &one) != 1)
@@ -223,7 +258,7 @@ int main(int argc, char **argv)
 			under_way--;
 		}
 	}
-	for (unsigned i = 0; i < POOL; i++) {
+	for (unsigned i = 0; i < pool_pages; i++) {
 		kept_pages += kept[i].block != NOTHING;
 		check_kept(i, "at the end");
 	}
