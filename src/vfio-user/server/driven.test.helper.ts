@@ -64,9 +64,10 @@ export class ServedDriven implements DrivenDevice, AsyncDisposable {
     );
   }
 
+  /** The server first: a device whose client leaves in the middle of a move would run again, and take its disk's file. */
   async [Symbol.asyncDispose](): Promise<void> {
-    this.client[Symbol.dispose]();
     await this.server.close();
+    this.client[Symbol.dispose]();
   }
 }
 
