@@ -1,0 +1,160 @@
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { afterAll, beforeAll, describe, expect, it, test } from "vitest";
+import { MissingError } from "../../tools/vm/missing.js";
+import { findShellImage, makeShellInitramfs, ShellGuest, type ShellImage } from "../interop/guest-shell.js";
+
+/*
+ * The bugs of Linux that docs/kernel-bugs.md describes, each shown by the C program beside this file that the document names. A
+ * test fails if the kernel no longer has its bug: then the document, and what the library does about the bug, are to be updated.
+ */
+
+const root = fileURLToPath(new URL("../../../", import.meta.url));
+const TEST_LIMIT_MS = 300_000;
+const KILLED = 128 + 9;
+
+/** What the programs print on Linux 7.2.13. */
+const SHOWN: Readonly<Record<string, readonly string[]>> = {
+  "leaf-short": [
+    "leaf of 64 KiB, 32 entries of 2 KiB, the last one written: 31 reported, without the written one",
+    "read again: 0 reported",
+    "leaf of 2048 KiB, 2 entries of 1024 KiB, the last one written: 1 reported, without the written one",
+    "read again: 0 reported",
+  ],
+  "bitmap-lost": [
+    "128 pages written, the second page of the bitmap can't be: success, bits 0-63: 64 set, bits 64-127: 0 set",
+    "read again into a good bitmap: 0 set",
+  ],
+  "leaf-inside": [
+    "leaf of 1 MiB, one entry, written; its second half is read: 256 of 256 bits set, 256 beyond the bitmap's end",
+    "then its first half is read: 0 of 256 bits set",
+  ],
+  "zero-length": [
+    "length 0 at IOVA 4096: Value too large for defined data type",
+    "length 0 at IOVA 0: success, bits written",
+  ],
+  hole: [
+    "two mappings of 64 KiB, a hole between them, the second one written",
+    "read as one range: success, 0 bits set",
+    "the second one read alone: bits set",
+  ],
+};
+
+const EDU = "0000:00:05.0";
+const MTTY = "00000000-0000-4000-8000-000000000001";
+
+const found = findShellImage(root);
+
+if (found instanceof MissingError) {
+  test.skipIf(!process.env.CI)(`the kernel that has the bugs: ${found.message}`, () => {
+    throw found;
+  });
+}
+
+describe.skipIf(found instanceof MissingError)("a bug that docs/kernel-bugs.md describes is still in the kernel:", () => {
+  let folder = "";
+  let image: ShellImage;
+  let guests = 0;
+
+  beforeAll(() => {
+    if (found instanceof MissingError) return;
+    folder = mkdtempSync(join(tmpdir(), "dirtmap-bugs-"));
+    image = { ...found, initramfs: makeShellInitramfs(root, folder, "test/kernel-bugs") };
+  });
+  afterAll(() => {
+    if (folder !== "") rmSync(folder, { recursive: true, force: true });
+  });
+
+  /** Boots a machine of its own, with huge pages. @param devices QEMU's options for them */
+  async function boot(devices: readonly string[] = []): Promise<ShellGuest> {
+    const guest = await ShellGuest.boot(image, join(folder, String(guests++)), devices);
+    await guest.run("echo 8 >/proc/sys/vm/nr_hugepages");
+    return guest;
+  }
+
+  describe("one that leaves the machine as it was:", () => {
+    let guest: ShellGuest;
+    beforeAll(async () => {
+      guest = await boot(["-device", "intel-iommu", "-device", `edu,addr=${EDU.slice(-4)}`]);
+    }, TEST_LIMIT_MS);
+    afterAll(() => guest?.[Symbol.asyncDispose]());
+
+    it.each(Object.entries(SHOWN))("%s", { timeout: TEST_LIMIT_MS }, async (program, lines) => {
+      expect((await guest.run(program)).trim().split("\n")).toEqual(lines);
+    });
+
+    it("type1-stale", { timeout: TEST_LIMIT_MS }, async () => {
+      const device = `/sys/bus/pci/devices/${EDU}`;
+      await guest.run(`echo vfio-pci >${device}/driver_override; echo ${EDU} >/sys/bus/pci/drivers_probe`);
+      expect(await guest.run(`type1-stale $(basename $(readlink ${device}/iommu_group)) ${EDU}`)).toBe(
+        "mappings of 40 and 30 pages; bits set after those of the 70 pages: first read 0, second read 40\n",
+      );
+    });
+  });
+
+  it(
+    "leaf-loop: the read never returns, no signal ends it, its CPU stays in iova_bitmap_set, and an unmap of the IOAS waits for ever",
+    { timeout: TEST_LIMIT_MS },
+    async () => {
+      await using guest = await boot();
+      await guest.run("leaf-loop >/tmp/loop 2>&1 &");
+      const started = await guest.run("until grep reader /tmp/loop; do sleep 0.1; done");
+      const [reader, unmapper] = [...started.matchAll(/\d+/g)].map(([pid]) => Number(pid));
+      const stateOf = async (pid: number) => fieldsOf(await guest.run(`cat /proc/${pid}/stat`));
+      await until(async () => (await stateOf(unmapper)).state === "D");
+
+      await guest.run(`kill -9 ${reader} ${unmapper}`);
+      const killed = await stateOf(reader);
+      const [start, end] = rangeOf(await guest.run("sort /proc/kallsyms | grep -A 1 ' iova_bitmap_set$'"));
+      let inside = 0;
+      for (let sample = 0; sample < 20; sample++) {
+        const at = instructionPointers(await guest.monitor("human-monitor-command", { "command-line": "info registers -a" }));
+        if (at.some((ip) => ip >= start && ip < end)) inside++;
+      }
+      // An interrupt may be handled at the moment of a sample.
+      expect(inside).toBeGreaterThanOrEqual(10);
+      await until(async () => (await stateOf(reader)).systemTicks > killed.systemTicks + 100);
+      expect((await stateOf(reader)).state).toBe("R");
+      expect((await stateOf(unmapper)).state).toBe("D");
+      expect(await guest.run("cat /tmp/loop")).toBe(started);
+    },
+  );
+
+  it(
+    "mtty-close: a device that was closed in RESUMING makes the kernel dereference a null pointer",
+    { timeout: TEST_LIMIT_MS },
+    async () => {
+      await using guest = await boot();
+      await guest.run(`echo ${MTTY} >/sys/class/mdev_bus/mtty/mdev_supported_types/mtty-1/create`);
+      const command = `mtty-close $(basename $(readlink /sys/bus/mdev/devices/${MTTY}/iommu_group)) ${MTTY}`;
+      expect(await guest.run(`${command}; echo $?`)).toBe(`opened again: RESUMING\nKilled\n${KILLED}\n`);
+      expect(guest.kernelLog).toContain("BUG: kernel NULL pointer dereference");
+      expect(guest.kernelLog).toMatch(/mtty_set_state\+/);
+    },
+  );
+});
+
+/** What a test looks at of /proc/PID/stat. */
+function fieldsOf(stat: string): { readonly state: string; readonly systemTicks: number } {
+  // The second field is the program's name, in parentheses.
+  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+  return { state: fields[0], systemTicks: Number(fields[12]) };
+}
+
+/** The addresses of a function, from its line of /proc/kallsyms and the next. */
+function rangeOf(symbols: string): readonly [bigint, bigint] {
+  const [start, end] = symbols.split("\n", 2).map((line) => BigInt(`0x${line.split(" ")[0]}`));
+  return [start, end];
+}
+
+/** Where each CPU is, as QEMU's monitor says. */
+function instructionPointers(registers: unknown): readonly bigint[] {
+  return [...String(registers).matchAll(/\bRIP=([0-9a-f]+)/g)].map(([, ip]) => BigInt(`0x${ip}`));
+}
+
+/** Waits until something holds; the test's own limit ends it otherwise. */
+async function until(holds: () => Promise<boolean>): Promise<void> {
+  while (!(await holds())) await new Promise((resolve) => setTimeout(resolve, 200));
+}
