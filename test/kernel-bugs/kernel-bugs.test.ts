@@ -53,51 +53,52 @@ if (found instanceof MissingError) {
   });
 }
 
-describe.skipIf(found instanceof MissingError)("a bug that docs/kernel-bugs.md describes is still in the kernel:", () => {
-  let folder = "";
-  let image: ShellImage;
-  let guests = 0;
+describe.skipIf(found instanceof MissingError)(
+  "a bug that docs/kernel-bugs.md describes is still in the kernel:",
+  () => {
+    let folder = "";
+    let image: ShellImage;
+    let guests = 0;
 
-  beforeAll(() => {
-    if (found instanceof MissingError) return;
-    folder = mkdtempSync(join(tmpdir(), "dirtmap-bugs-"));
-    image = { ...found, initramfs: makeShellInitramfs(root, folder, "test/kernel-bugs") };
-  });
-  afterAll(() => {
-    if (folder !== "") rmSync(folder, { recursive: true, force: true });
-  });
-
-  /** Boots a machine of its own, with huge pages. @param devices QEMU's options for them */
-  async function boot(devices: readonly string[] = []): Promise<ShellGuest> {
-    const guest = await ShellGuest.boot(image, join(folder, String(guests++)), devices);
-    await guest.run("echo 8 >/proc/sys/vm/nr_hugepages");
-    return guest;
-  }
-
-  describe("one that leaves the machine as it was:", () => {
-    let guest: ShellGuest;
-    beforeAll(async () => {
-      guest = await boot(["-device", "intel-iommu", "-device", `edu,addr=${EDU.slice(-4)}`]);
-    }, TEST_LIMIT_MS);
-    afterAll(() => guest?.[Symbol.asyncDispose]());
-
-    it.each(Object.entries(SHOWN))("%s", { timeout: TEST_LIMIT_MS }, async (program, lines) => {
-      expect((await guest.run(program)).trim().split("\n")).toEqual(lines);
+    beforeAll(() => {
+      if (found instanceof MissingError) return;
+      folder = mkdtempSync(join(tmpdir(), "dirtmap-bugs-"));
+      image = { ...found, initramfs: makeShellInitramfs(root, folder, "test/kernel-bugs") };
+    });
+    afterAll(() => {
+      if (folder !== "") rmSync(folder, { recursive: true, force: true });
     });
 
-    it("type1-stale", { timeout: TEST_LIMIT_MS }, async () => {
-      const device = `/sys/bus/pci/devices/${EDU}`;
-      await guest.run(`echo vfio-pci >${device}/driver_override; echo ${EDU} >/sys/bus/pci/drivers_probe`);
-      expect(await guest.run(`type1-stale $(basename $(readlink ${device}/iommu_group)) ${EDU}`)).toBe(
-        "mappings of 40 and 30 pages; bits set after those of the 70 pages: first read 0, second read 40\n",
-      );
-    });
-  });
+    /** Boots a machine of its own, with huge pages. @param devices QEMU's options for them */
+    async function boot(devices: readonly string[] = []): Promise<ShellGuest> {
+      const guest = await ShellGuest.boot(image, join(folder, String(guests++)), devices);
+      await guest.run("echo 8 >/proc/sys/vm/nr_hugepages");
+      return guest;
+    }
 
-  it(
-    "leaf-loop: the read never returns, no signal ends it, its CPU stays in iova_bitmap_set, and an unmap of the IOAS waits for ever",
-    { timeout: TEST_LIMIT_MS },
-    async () => {
+    describe("one that leaves the machine as it was:", () => {
+      let guest: ShellGuest;
+      beforeAll(async () => {
+        guest = await boot(["-device", "intel-iommu", "-device", `edu,addr=${EDU.slice(-4)}`]);
+      }, TEST_LIMIT_MS);
+      afterAll(() => guest?.[Symbol.asyncDispose]());
+
+      it.each(Object.entries(SHOWN))("%s", { timeout: TEST_LIMIT_MS }, async (program, lines) => {
+        expect((await guest.run(program)).trim().split("\n")).toEqual(lines);
+      });
+
+      it("type1-stale", { timeout: TEST_LIMIT_MS }, async () => {
+        const device = `/sys/bus/pci/devices/${EDU}`;
+        await guest.run(`echo vfio-pci >${device}/driver_override; echo ${EDU} >/sys/bus/pci/drivers_probe`);
+        expect(await guest.run(`type1-stale $(basename $(readlink ${device}/iommu_group)) ${EDU}`)).toBe(
+          "mappings of 40 and 30 pages; bits set after those of the 70 pages: first read 0, second read 40\n",
+        );
+      });
+    });
+
+    it("leaf-loop: the read never returns, no signal ends it, its CPU stays in iova_bitmap_set, and an unmap of the IOAS waits for ever", {
+      timeout: TEST_LIMIT_MS,
+    }, async () => {
       await using guest = await boot();
       await guest.run("leaf-loop >/tmp/loop 2>&1 &");
       const started = await guest.run("until grep reader /tmp/loop; do sleep 0.1; done");
@@ -110,7 +111,9 @@ describe.skipIf(found instanceof MissingError)("a bug that docs/kernel-bugs.md d
       const [start, end] = rangeOf(await guest.run("sort /proc/kallsyms | grep -A 1 ' iova_bitmap_set$'"));
       let inside = 0;
       for (let sample = 0; sample < 20; sample++) {
-        const at = instructionPointers(await guest.monitor("human-monitor-command", { "command-line": "info registers -a" }));
+        const at = instructionPointers(
+          await guest.monitor("human-monitor-command", { "command-line": "info registers -a" }),
+        );
         if (at.some((ip) => ip >= start && ip < end)) inside++;
       }
       // An interrupt may be handled at the moment of a sample.
@@ -119,22 +122,20 @@ describe.skipIf(found instanceof MissingError)("a bug that docs/kernel-bugs.md d
       expect((await stateOf(reader)).state).toBe("R");
       expect((await stateOf(unmapper)).state).toBe("D");
       expect(await guest.run("cat /tmp/loop")).toBe(started);
-    },
-  );
+    });
 
-  it(
-    "mtty-close: a device that was closed in RESUMING makes the kernel dereference a null pointer",
-    { timeout: TEST_LIMIT_MS },
-    async () => {
+    it("mtty-close: a device that was closed in RESUMING makes the kernel dereference a null pointer", {
+      timeout: TEST_LIMIT_MS,
+    }, async () => {
       await using guest = await boot();
       await guest.run(`echo ${MTTY} >/sys/class/mdev_bus/mtty/mdev_supported_types/mtty-1/create`);
       const command = `mtty-close $(basename $(readlink /sys/bus/mdev/devices/${MTTY}/iommu_group)) ${MTTY}`;
       expect(await guest.run(`${command}; echo $?`)).toBe(`opened again: RESUMING\nKilled\n${KILLED}\n`);
       expect(guest.kernelLog).toContain("BUG: kernel NULL pointer dereference");
       expect(guest.kernelLog).toMatch(/mtty_set_state\+/);
-    },
-  );
-});
+    });
+  },
+);
 
 /** What a test looks at of /proc/PID/stat. */
 function fieldsOf(stat: string): { readonly state: string; readonly systemTicks: number } {
