@@ -18,7 +18,7 @@ import { type ErrnoName, errnoName, isErrno, UapiError } from "../uapi/errno.js"
 import type { IoctlRequest } from "../uapi/ioctl.js";
 import * as uapi from "../uapi/iommufd.js";
 import type { Fields, Given, Struct, Values } from "../uapi/struct.js";
-import { mayBeLastEntry, reportsLeavesShort } from "./iommufd/contiguous-leaves.js";
+import { type LeafReport, leafReport, whyNotInside } from "./iommufd/contiguous-leaves.js";
 import { GET_DIRTY_BITMAP } from "./iommufd/dirty-bitmap.js";
 import { decodeHwInfo } from "./iommufd/hw-info.js";
 import { COPY, MAP, MAP_FILE, UNMAP } from "./iommufd/mapping.js";
@@ -60,6 +60,11 @@ class Space {
   tail: Promise<unknown> | null = null;
   /** False while everything in it is mapped with pages of the smallest size. */
   largeLeaves = true;
+
+  /** True for an IOVA inside a mapping that is known here, but not at its start. */
+  isInside(iova: Iova): boolean {
+    return this.mappings.in(iova, iova).some(({ start }) => start < iova);
+  }
 }
 
 /**
@@ -70,8 +75,8 @@ class Space {
  */
 export class LinuxIommufd implements Iommufd {
   readonly #spaces = new Map<ObjectId, Space>();
-  /** HWPTs whose contiguous leaves are reported one entry short, and their IOASes. */
-  readonly #short = new Map<ObjectId, Space>();
+  /** HWPTs whose leaves this kernel does not report as they were read, and their IOASes. */
+  readonly #oddLeaves = new Map<ObjectId, { readonly space: Space; readonly report: LeafReport }>();
   readonly #underWay = new Set<Promise<unknown>>();
   #fd: number;
   #closing: Promise<void> | null = null;
@@ -224,10 +229,15 @@ export class LinuxIommufd implements Iommufd {
       pt_id: idOf(ioas, request, attempted),
     };
     const hwpt = this.#call(request, uapi.iommu_hwpt_alloc, values, attempted).out_hwpt_id;
-    this.#short.delete(hwpt);
-    if (!dirtyTracking || !reportsLeavesShort()) return hwpt;
+    this.#oddLeaves.delete(hwpt);
+    const report = leafReport();
+    if (!dirtyTracking || report === "as-read") return hwpt;
     try {
-      if ((await this.hwInfo(device)).type === "amd") this.#short.set(hwpt, this.#space(ioas));
+      const { type } = await this.hwInfo(device);
+      // Leaves of several entries are AMD's alone; Intel's tables are the generic ones, too.
+      if (type === "amd" || (type === "intel-vtd" && report === "whole")) {
+        this.#oddLeaves.set(hwpt, { space: this.#space(ioas), report });
+      }
       return hwpt;
     } catch (error) {
       // Its caller would never hear of it.
@@ -262,16 +272,12 @@ export class LinuxIommufd implements Iommufd {
     const firstBit = into.iova === iova ? 0 : Number(iova - into.iova) / pageSize;
     // The kernel writes from a byte on. A bitmap whose bits for this range begin inside one is filled by way of another.
     if (firstBit > 0 && Number.isInteger(firstBit) && firstBit % 8 !== 0) return this.#readAside(hwpt, query);
-    const space = this.#short.get(hwpt);
-    const complete = space?.largeLeaves ?? false;
-    const args = { hwpt, query, firstBit, complete };
-    if (complete && isU64(iova) && mayBeLastEntry(iova) && space?.mappings.in(iova, iova).some((m) => m.start < iova)) {
-      refuse(
-        "EINVAL",
-        GET_DIRTY_BITMAP,
-        args,
-        "begin where a mapping begins: inside one, this kernel may never return",
-      );
+    const odd = this.#oddLeaves.get(hwpt);
+    const leaves = odd?.space.largeLeaves === true ? odd : undefined;
+    const args = { hwpt, query, firstBit, complete: leaves?.report === "short" };
+    if (leaves !== undefined && isU64(iova) && leaves.space.isInside(iova)) {
+      const why = whyNotInside(leaves.report, iova);
+      if (why !== undefined) refuse("EINVAL", GET_DIRTY_BITMAP, args, `begin where a mapping begins: ${why}`);
     }
     if (length > READ_HERE_BYTES) return this.#later(NO_SPACES, GET_DIRTY_BITMAP, args);
     this.#checkOpen(GET_DIRTY_BITMAP, args);

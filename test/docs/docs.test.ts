@@ -38,7 +38,7 @@ beforeAll(async () => {
 afterAll(() => session[Symbol.asyncDispose]());
 
 it("each block says what it is", () => {
-  const known = ["sh", "console", "yaml", "json", "ts", "text"];
+  const known = ["sh", "console", "yaml", "json", "ts", "text", "diff"];
   expect(blocks.filter(({ language }) => !known.includes(language)).map(named)).toEqual([]);
 });
 

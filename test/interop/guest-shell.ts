@@ -41,21 +41,24 @@ export function findShellImage(root: string): Omit<ShellImage, "initramfs"> | Mi
   }
 }
 
+/** Where the C programs of a guest with disks lie. */
+const DISK_PROGRAMS = "test/interop/guest";
+
 /**
- * Writes the archive that the guest boots from: busybox, the guest's init, and the C programs of test/interop/guest,
- * compiled here.
+ * Writes the archive that the guest boots from: busybox, the guest's init, and C programs, compiled here.
  * @param root the project's folder
  * @param work an empty folder
+ * @param programs the folder of the C programs, in the project's
  * @throws MissingError without busybox, cpio, or a C compiler
  */
-export function makeShellInitramfs(root: string, work: string): string {
+export function makeShellInitramfs(root: string, work: string, programs = DISK_PROGRAMS): string {
   const busybox = BUSYBOX.find((path) => existsSync(path));
   if (busybox === undefined) throw new MissingError("no busybox", "install the package busybox-static");
-  const sources = join(root, "test/interop/guest");
+  const sources = join(root, programs);
   const tree = join(work, "tree");
   for (const folder of ["bin", "proc", "sys", "dev", "tmp"]) mkdirSync(join(tree, folder), { recursive: true });
   symlinkSync(busybox, join(tree, "bin/busybox"));
-  symlinkSync(join(sources, "init"), join(tree, "init"));
+  symlinkSync(join(root, "test/interop/guest/init"), join(tree, "init"));
   for (const source of readdirSync(sources).filter((name) => name.endsWith(".c"))) {
     const program = join(tree, "bin", source.slice(0, -2));
     const options = ["-O2", "-Wall", "-Werror", "-static", "-o", program, join(sources, source)];

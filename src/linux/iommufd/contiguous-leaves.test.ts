@@ -2,7 +2,7 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import { GiB, KiB, MiB } from "../../memory/address.js";
-import { completeLeaves, mayBeLastEntry, reportsLeavesShort } from "./contiguous-leaves.js";
+import { completeLeaves, leafReport, mayBeLastEntry, whyNotInside } from "./contiguous-leaves.js";
 
 describe("a contiguous leaf that was reported one entry short", () => {
   const ENTRIES = [4 * KiB, 32 * KiB];
@@ -60,16 +60,29 @@ describe("a read that begins inside a mapping", () => {
     const even = [0, 8 * KiB, 4 * MiB + 8 * KiB + 1, 2 * GiB].map((iova) => mayBeLastEntry(BigInt(iova)));
     expect([...odd, ...even]).toEqual([true, true, true, true, false, false, false, false]);
   });
+
+  it("is refused where a kernel could hang, or could lose what it was asked for", () => {
+    const [odd, even] = [4096n, 8192n];
+    expect([whyNotInside("as-read", odd), whyNotInside("short", even)]).toEqual([undefined, undefined]);
+    expect(whyNotInside("short", odd)).toContain("never return");
+    for (const iova of [odd, even]) expect(whyNotInside("whole", iova)).toContain("reports nothing");
+  });
 });
 
-describe("the kernels that report leaves short", () => {
-  it("are those with AMD's tables on the generic ones, and those whose release can't be read", () => {
-    expect(["6.1.0-40-amd64", "6.18.3", "6.19.0-rc1", "7.2.13+deb14-amd64", "odd"].map(reportsLeavesShort)).toEqual([
-      false,
-      false,
-      true,
-      true,
-      true,
-    ]);
+describe("how a kernel reports leaves", () => {
+  it.each([
+    ["6.1.0-40-amd64", "as-read"],
+    ["6.18.3", "as-read"],
+    ["6.19.0-rc1", "short"],
+    ["7.2.13+deb14-amd64", "short"],
+    ["7.3.0-1-amd64", "short"],
+    ["7.3.3", "short"],
+    ["7.3.4+deb14-amd64", "whole"],
+    ["7.4.0-rc2", "short"],
+    ["7.4", "whole"],
+    ["8.0.1", "whole"],
+    ["odd", "short"],
+  ] as const)("%s: %s", (kernel, report) => {
+    expect(leafReport(kernel)).toBe(report);
   });
 });

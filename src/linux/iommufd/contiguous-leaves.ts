@@ -4,23 +4,42 @@ import type { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import { GiB, type Iova, KiB, MiB } from "../../memory/address.js";
 
 /*
- * Linux's generic page tables (drivers/iommu/generic_pt/iommu_pt.h, record_dirty) report a dirty contiguous leaf one
- * entry short: of a leaf that is made of n entries the last is left out, and cleaned with the rest. Seen in 7.2.13. Of
- * the formats that can be tracked only AMD v1 has such leaves. A write that is reported by nobody is a lost write, so
- * here the missing entries are added.
+ * How Linux's generic page tables (drivers/iommu/generic_pt/iommu_pt.h, record_dirty) report dirty leaves: docs/kernel-bugs.md, 1, 2
+ * and 5. From 6.19 on a contiguous leaf is reported one entry short: of a leaf that is made of n entries the last is left out, and
+ * cleaned with the rest. Of the formats that can be tracked only AMD v1 has such leaves. A write that is reported by nobody is a
+ * lost write, so here the missing entries are added. Since 7.3.4 a leaf is reported whole, or not at all if its start is not read.
  */
 
 /** What an entry of AMD v1 tables stands for, by level, in bytes; at the levels above, no memory is that contiguous. */
 export const AMD_V1_ENTRIES: readonly number[] = [4 * KiB, 2 * MiB, 1 * GiB];
 
-/** Linux 6.19 moved AMD's tables to the generic ones. No release is known to report whole leaves. */
-const FIRST_RELEASE = [6, 19] as const;
+/**
+ * How a kernel reports leaves. `as-read`: the part of a leaf that was read. `short`: a contiguous leaf without its last entry.
+ * `whole`: a leaf from its start, or, if the read begins inside it, nothing of it.
+ */
+export type LeafReport = "as-read" | "short" | "whole";
 
-/** True where this kernel, or the one of the given release, reports contiguous leaves one entry short. */
-export function reportsLeavesShort(kernel: string = release()): boolean {
-  const [major, minor] = kernel.split(".", 2).map((part) => Number.parseInt(part, 10));
-  if (Number.isNaN(major) || Number.isNaN(minor)) return true;
-  return major > FIRST_RELEASE[0] || (major === FIRST_RELEASE[0] && minor >= FIRST_RELEASE[1]);
+/** The release that moved AMD's tables to the generic ones. */
+const GENERIC_TABLES = [6, 19, 0] as const;
+/** "iommupt: Do not allow PTEs to be split when dirty logging". */
+const WHOLE_LEAVES = [7, 3, 4] as const;
+
+/** How this kernel, or the one of the given release, reports leaves. */
+export function leafReport(kernel: string = release()): LeafReport {
+  const numbers = /^(\d+)\.(\d+)(?:\.(\d+))?/
+    .exec(kernel)
+    ?.slice(1)
+    .map((part) => Number(part ?? 0));
+  // What is added for a kernel that needs nothing costs time; what is missing would be lost.
+  if (numbers === undefined) return "short";
+  if (isBefore(numbers, GENERIC_TABLES)) return "as-read";
+  // A candidate of a later release may be older than the mend.
+  return isBefore(numbers, WHOLE_LEAVES) || kernel.includes("-rc") ? "short" : "whole";
+}
+
+function isBefore(numbers: readonly number[], other: readonly number[]): boolean {
+  const at = numbers.findIndex((number, index) => number !== other[index]);
+  return at >= 0 && numbers[at] < other[at];
 }
 
 /**
@@ -59,11 +78,18 @@ export function completeLeaves(
 
 /**
  * True for an IOVA that may lie in the last entry of a contiguous leaf: at some level its entry is an odd one. A read that
- * begins there, if the leaf is dirty, marks a length of 0, and the kernel never returns from it (iova_bitmap_set of
- * drivers/iommu/iommufd/iova_bitmap.c): no signal ends the loop.
+ * begins there, if the leaf is dirty, marks a length of 0, and a kernel that reports leaves short never returns from it
+ * (iova_bitmap_set of drivers/iommu/iommufd/iova_bitmap.c): no signal ends the loop.
  */
 export function mayBeLastEntry(iova: Iova, entries: readonly number[] = AMD_V1_ENTRIES): boolean {
   return entries.some((entry) => (iova / BigInt(entry)) % 2n === 1n);
+}
+
+/** Why a read may not begin at this IOVA, inside a mapping; undefined if it may. */
+export function whyNotInside(report: LeafReport, iova: Iova): string | undefined {
+  if (report === "whole") return "of a page that it cuts, this kernel reports nothing";
+  if (report === "short" && mayBeLastEntry(iova)) return "inside one, this kernel may never return";
+  return undefined;
 }
 
 /** Sets each bit of an odd entry in [first, end) that comes after a set bit in there. */

@@ -258,7 +258,7 @@ describe("a contiguous leaf of AMD v1 tables", () => {
     markDirty(iommufd.fd, hwpt, marks);
     const into = new DirtyBitmap({ ...range, granule: PAGE });
     await iommufd.getDirtyBitmap(hwpt, { ...range, pageSize: PAGE, into, clear: true });
-    // The page that was written is not among them. Should this fail, the kernel has been mended: see FIRST_RELEASE.
+    // The page that was written is not among them. Should this fail, the kernel has been mended: see leafReport.
     expect([into.count(), into.get(511)]).toEqual([256, false]);
     completeLeaves(into, range, entries);
     expect(into.count()).toBe(512);
