@@ -28,6 +28,7 @@ export class DmaChannel {
   readonly #maxBytes: number;
   readonly #take: ((command: Message) => number) | null;
   readonly #broken: (why: string) => void;
+  readonly #others: { readonly below: number; take(reply: Message): void } | null;
   readonly #waitToRead: PollSet;
   readonly #waitToSend: PollSet;
   readonly #request: Uint8Array;
@@ -54,12 +55,15 @@ export class DmaChannel {
     take: ((command: Message) => number) | null;
     /** The client is gone, or does not answer; called once. */
     broken: (why: string) => void;
+    /** Takes replies with ids below this one: somebody else asks on the same socket. Default: nobody does. */
+    others?: { readonly below: number; take(reply: Message): void };
   }) {
-    const { socket, maxTransfer, stop, take, broken } = options;
+    const { socket, maxTransfer, stop, take, broken, others = null } = options;
     this.#socket = socket;
     this.#maxBytes = Math.min(maxTransfer, MAX_DMA_BYTES);
     this.#take = take;
     this.#broken = broken;
+    this.#others = others;
     const wait = (events: number) =>
       new PollSet([
         { fd: stop, events: POLLIN },
@@ -114,7 +118,7 @@ export class DmaChannel {
   /** Sends a command and waits for its reply. */
   #ask(command: number, address: bigint, count: number, dataBytes: number): Message | DmaFault {
     if (!this.#usable || this.#stalled) return "detached";
-    do this.#id = (this.#id + 1) & 0xffff;
+    do this.#id = Math.max((this.#id + 1) & 0xffff, this.#others?.below ?? 0);
     while (this.#abandoned.has(this.#id));
     this.#address = address;
     this.#view.setBigUint64(ADDRESS, address, true);
@@ -150,6 +154,9 @@ export class DmaChannel {
           return this.#fail("it sent a command on the socket that is for the server's own");
         }
         giveUpAt = Math.min(giveUpAt, performance.now() + this.#take(message));
+      } else if (this.#others !== null && message.id < this.#others.below) {
+        this.#others.take(message);
+        until = 0;
       } else if (message.id !== this.#id && this.takeLate(message)) until = 0;
       else if (message.id !== this.#id || message.command !== command) {
         closeFds(message.fds);

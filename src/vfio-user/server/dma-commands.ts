@@ -27,7 +27,15 @@ const END = U64_MAX;
 
 /** VFIO_USER_DMA_MAP. At once, in the middle of a DMA even, but where a log of everything has to end. */
 export function mapDma(message: Message, device: ServedDevice, channel: DmaChannel): null | Promise<null> {
-  const { payload, fds } = message;
+  const region = regionToMap(message);
+  const fd = message.fds.at(0);
+  message.fds.length = 0;
+  device.memory.map(region, fd, channel);
+  return device.logging.covers(region) ? null : device.logging.end().then(() => null);
+}
+
+/** What a VFIO_USER_DMA_MAP asks for; its descriptor, if there is one, is left with it. @throws UapiError EINVAL */
+export function regionToMap({ payload, fds }: Message): DmaRegion {
   const { flags, offset, address, size } = sizedRequestOf(vfio_user_dma_map, payload, MAP);
   const refuse = (remedy: string) => refusal("EINVAL", MAP, `map ${hex(size)} bytes at ${hex(address)}`, remedy);
   const rights = VFIO_USER_F_DMA_REGION_READ | VFIO_USER_F_DMA_REGION_WRITE;
@@ -41,9 +49,7 @@ export function mapDma(message: Message, device: ServedDevice, channel: DmaChann
   if (fds.length > 1) throw refuse(`${fds.length} descriptors came: send one, or none`);
   if (offset % BigInt(PAGE_SIZE) !== 0n) throw refuse(`an offset of ${hex(offset)} is no multiple of ${PAGE_SIZE}`);
   if (fds.length > 0 && offset + size > BigInt(Number.MAX_SAFE_INTEGER)) throw refuse("no file is that long");
-  const fd = fds.at(0);
-  fds.length = 0;
-  const region: DmaRegion = {
+  return {
     page: pageOf(address),
     pages: Number(size / BigInt(PAGE_SIZE)),
     readable: (flags & VFIO_USER_F_DMA_REGION_READ) !== 0,
@@ -51,8 +57,6 @@ export function mapDma(message: Message, device: ServedDevice, channel: DmaChann
     offset: Number(offset),
     fileIo: (flags & VFIO_USER_F_DMA_REGION_FILE_IO) !== 0,
   };
-  device.memory.map(region, fd, channel);
-  return device.logging.covers(region) ? null : device.logging.end().then(() => null);
 }
 
 /**

@@ -24,6 +24,7 @@ import {
   vfio_user_mig_data,
 } from "../../uapi/vfio-user.js";
 import type { ServerCounters } from "../client/counters.js";
+import { proxyDevice } from "../proxy/proxy.js";
 import { RawClient } from "../raw-client.test.helper.js";
 import type { DmaMode } from "./client-memory.js";
 import { type DeviceServer, startServer } from "./server.js";
@@ -44,15 +45,23 @@ export function socketDirectory(): { path: string } & Disposable {
   return { path, [Symbol.dispose]: () => rmSync(path, { recursive: true, force: true }) };
 }
 
-/** A server, its log, and a client that has agreed on the version. */
+/** A server, its log, and a client that has agreed on the version. With a proxy: the client's server is the proxy. */
 export class Served implements AsyncDisposable {
   readonly server: DeviceServer;
+  /** The server that the proxy stands before; without one, the same. */
+  readonly behind: DeviceServer;
   readonly lines: string[];
   client: RawClient;
   readonly #directory: Disposable;
 
-  private constructor(server: DeviceServer, lines: string[], directory: Disposable, capabilities: object | undefined) {
+  private constructor(
+    { server, behind = server }: { server: DeviceServer; behind?: DeviceServer },
+    lines: string[],
+    directory: Disposable,
+    capabilities: object | undefined,
+  ) {
     this.server = server;
+    this.behind = behind;
     this.lines = lines;
     this.#directory = directory;
     this.client = RawClient.open(server.path, capabilities);
@@ -62,11 +71,14 @@ export class Served implements AsyncDisposable {
     dma = "auto",
     busy = false,
     incoming = false,
+    proxy = process.env.VIA_PROXY ? { dma: process.env.VIA_PROXY as DmaMode } : undefined,
     capabilities,
   }: {
     dma?: DmaMode;
     incoming?: boolean;
     busy?: boolean;
+    /** Whose log is then {@link lines}. */
+    proxy?: { readonly dma?: DmaMode; readonly incoming?: boolean };
     capabilities?: object;
   } = {}): Promise<Served> {
     const directory = socketDirectory();
@@ -74,9 +86,21 @@ export class Served implements AsyncDisposable {
     const server = await startServer(
       new URL("./test-model-thread.test.helper.js", import.meta.url),
       { model: "test", options: {}, id: "test", dma, incoming, busy },
-      { path: join(directory.path, "device"), log: (line) => lines.push(line) },
+      {
+        path: join(directory.path, "device"),
+        log: (line) => proxy === undefined && lines.push(line),
+      },
     );
-    return new Served(server, lines, directory, capabilities);
+    if (proxy === undefined) return new Served({ server }, lines, directory, capabilities);
+    const path = join(directory.path, "proxied");
+    const log = (line: string) => lines.push(line);
+    try {
+      const started = await proxyDevice({ server: server.path, path, id: "test", ...proxy, log });
+      return new Served({ server: started, behind: server }, lines, directory, capabilities);
+    } catch (error) {
+      await server.close();
+      throw error;
+    }
   }
 
   /** Another client, in the place of the one that is there. */
@@ -104,6 +128,7 @@ export class Served implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.client[Symbol.dispose]();
     await this.server.close();
+    if (this.behind !== this.server) await this.behind.close();
     this.#directory[Symbol.dispose]();
   }
 }

@@ -1,0 +1,97 @@
+import type { DmaFault } from "../../devices/model.js";
+import { PAGE_SIZE, pageOf, U64_MAX } from "../../memory/address.js";
+import { ERRNO, type ErrnoName } from "../../uapi/errno.js";
+import { VFIO_USER_COMMAND, vfio_user_dma_access } from "../../uapi/vfio-user.js";
+import { closeFds, type Message, type MessageSocket } from "../message-socket.js";
+import { MAX_TRANSFER } from "../server/region-access.js";
+import type { ProxiedDevice } from "./proxied-device.js";
+import type { UnderWay } from "./under-way.js";
+
+const HEAD = vfio_user_dma_access.size;
+
+/** A client that can be asked for its memory. */
+export interface AskedClient {
+  readonly commands: UnderWay;
+  /** Bytes of data that it takes in a message. */
+  readonly maxTransfer: number;
+}
+
+/**
+ * A command of the server's own: VFIO_USER_DMA_READ or _WRITE. It is the client's to answer. But memory that the client has
+ * shared, and the server was not given, is read and written here: that takes the client no time, and can't meet a vCPU of QEMU
+ * that waits for a register with the lock that its DMA needs. While writes go by messages, the client does them itself.
+ */
+export function serveDma(
+  message: Message,
+  from: MessageSocket,
+  { device, server, client }: { device: ProxiedDevice; server: UnderWay; client: AskedClient | null },
+): void {
+  const { id, command, payload, noReply } = message;
+  const refuse = (errno: ErrnoName) => {
+    closeFds(message.fds);
+    device.messages.refused++;
+    if (!noReply) server.send(() => from.sendError({ id, command }, ERRNO[errno]));
+  };
+  const isWrite = command === VFIO_USER_COMMAND.DMA_WRITE;
+  if (!isWrite && command !== VFIO_USER_COMMAND.DMA_READ) return refuse("ENOTTY");
+  if (payload.byteLength < HEAD) return refuse("EINVAL");
+  const { address, count } = vfio_user_dma_access.decode(payload);
+  if (count > BigInt(MAX_TRANSFER) || address + count > U64_MAX) return refuse("EINVAL");
+  const bytes = Number(count);
+  if (payload.byteLength !== HEAD + (isWrite ? bytes : 0)) return refuse("EINVAL");
+  if (client === null) return refuse("EFAULT");
+
+  if (isHere(device, address, bytes) && !(isWrite && device.writePath.state.path === "messages")) {
+    closeFds(message.fds);
+    const answer = isWrite ? payload.subarray(0, HEAD) : from.outgoing(HEAD + bytes);
+    if (!isWrite) answer.set(payload);
+    const fault = isWrite ? write(device, address, payload) : read(device, address, answer);
+    if (fault !== null) return refuse("EFAULT");
+    device.messages.answered++;
+    if (!noReply) server.send(() => from.sendReply({ id, command }, answer));
+    return;
+  }
+  if (bytes > client.maxTransfer) return refuse("EINVAL");
+  if (client.commands.isFull) return refuse("EBUSY");
+  device.messages.passed++;
+  client.commands.pass(message, (reply) => {
+    if (reply !== null && reply.error === 0 && isWrite) device.noteWrite(address, bytes);
+    server.send(() => (reply === null ? from.sendError({ id, command }, ERRNO.EIO) : from.pass(reply, id)));
+  });
+}
+
+function isHere(device: ProxiedDevice, address: bigint, bytes: number): boolean {
+  if (device.dma !== "messages" || bytes === 0) return false;
+  const first = pageOf(address);
+  return device.memory.isHere(first, pageOf(address + BigInt(bytes) - 1n) - first + 1);
+}
+
+function write(device: ProxiedDevice, address: bigint, payload: Uint8Array): DmaFault | null {
+  return byPages(address, payload.byteLength - HEAD, (page, offset, at, bytes) =>
+    device.memory.write(page, offset, payload, HEAD + at, bytes),
+  );
+}
+
+function read(device: ProxiedDevice, address: bigint, answer: Uint8Array): DmaFault | null {
+  return byPages(address, answer.byteLength - HEAD, (page, offset, at, bytes) =>
+    device.memory.read(page, offset, answer, HEAD + at, bytes),
+  );
+}
+
+function byPages(
+  address: bigint,
+  bytes: number,
+  each: (page: number, offset: number, at: number, bytes: number) => DmaFault | null,
+): DmaFault | null {
+  let page = pageOf(address);
+  let offset = Number(address % BigInt(PAGE_SIZE));
+  for (let at = 0; at < bytes; ) {
+    const part = Math.min(PAGE_SIZE - offset, bytes - at);
+    const fault = each(page, offset, at, part);
+    if (fault !== null) return fault;
+    at += part;
+    page++;
+    offset = 0;
+  }
+  return null;
+}
