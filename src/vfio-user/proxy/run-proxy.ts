@@ -222,7 +222,8 @@ class Proxy {
     if (main !== null && set.events(AT.mainTwin) !== 0) main.serveTwin();
     if (main !== null && (set.events(AT.main) !== 0 || main.hasMore)) main.serve();
     for (const session of controls) session.serve();
-    if (set.events(AT.listener) !== 0) this.#accept("main");
+    // One that comes as the last one goes has its turn when that one's memory is taken away.
+    if (set.events(AT.listener) !== 0 && this.#main?.isOver !== true) this.#accept("main");
     if (set.events(AT.controlListener) !== 0) this.#accept("control");
   }
 
@@ -252,7 +253,8 @@ class Proxy {
       throw new Error("it sent a command on the socket that is for its client's");
     }
     const client = this.#main?.isReady === true ? this.#main : null;
-    serveDma(message, socket, { device: this.#device, server: link.commands, client });
+    const background = (work: Promise<void>) => this.#work(work);
+    serveDma(message, socket, { device: this.#device, server: link.commands, client, background });
   }
 
   /** @param error null: it has closed the connection */

@@ -3,7 +3,9 @@ import { PAGE_SIZE, pageOf, U64_MAX } from "../../memory/address.js";
 import { ERRNO, type ErrnoName } from "../../uapi/errno.js";
 import { VFIO_USER_COMMAND, vfio_user_dma_access } from "../../uapi/vfio-user.js";
 import { closeFds, type Message, type MessageSocket } from "../message-socket.js";
+import { replyProblem } from "../replies.js";
 import { MAX_TRANSFER } from "../server/region-access.js";
+import { nameOf } from "../server/rights.js";
 import type { ProxiedDevice } from "./proxied-device.js";
 import type { UnderWay } from "./under-way.js";
 
@@ -14,6 +16,17 @@ export interface AskedClient {
   readonly commands: UnderWay;
   /** Bytes of data that it takes in a message. */
   readonly maxTransfer: number;
+  /** It has done what no client does: its connection is of no more use. */
+  end(why: string): void;
+}
+
+interface DmaParties {
+  readonly device: ProxiedDevice;
+  readonly server: UnderWay;
+  /** Null: there is none. */
+  readonly client: AskedClient | null;
+  /** Is told of work that goes on after the call. */
+  background(work: Promise<void>): void;
 }
 
 /**
@@ -24,7 +37,7 @@ export interface AskedClient {
 export function serveDma(
   message: Message,
   from: MessageSocket,
-  { device, server, client }: { device: ProxiedDevice; server: UnderWay; client: AskedClient | null },
+  { device, server, client, background }: DmaParties,
 ): void {
   const { id, command, payload, noReply } = message;
   const refuse = (errno: ErrnoName) => {
@@ -51,13 +64,50 @@ export function serveDma(
     if (!noReply) server.send(() => from.sendReply({ id, command }, answer));
     return;
   }
-  if (bytes > client.maxTransfer) return refuse("EINVAL");
   if (client.commands.isFull) return refuse("EBUSY");
   device.messages.passed++;
+  if (bytes > client.maxTransfer) {
+    closeFds(message.fds);
+    const answer = (answered: Uint8Array | null) => {
+      if (noReply) return;
+      server.send(() =>
+        answered === null ? from.sendError({ id, command }, ERRNO.EIO) : from.sendReply({ id, command }, answered),
+      );
+    };
+    const parts = inParts({ command, address, bytes, payload: payload.slice() }, { device, client });
+    background(parts.then(answer, () => answer(null)));
+    return;
+  }
+  const head = payload.slice(0, HEAD);
   client.commands.pass(message, (reply) => {
-    if (reply !== null && reply.error === 0 && isWrite) device.noteWrite(address, bytes);
-    server.send(() => (reply === null ? from.sendError({ id, command }, ERRNO.EIO) : from.pass(reply, id)));
+    const problem = reply === null || reply.error !== 0 ? null : replyProblem(command, head, reply.payload);
+    // A server would take it for a mistake of this proxy's, and end the connection.
+    if (problem !== null) client.end(`its answer to a DMA can't be: ${problem}`);
+    else if (reply?.error === 0 && isWrite) device.noteWrite(address, bytes);
+    server.send(() =>
+      reply === null || problem !== null ? from.sendError({ id, command }, ERRNO.EIO) : from.pass(reply, id),
+    );
   });
+}
+
+/** A DMA of more than the client takes in a message: the server was told before there was a client. Returns its answer. */
+async function inParts(
+  { command, address, bytes, payload }: { command: number; address: bigint; bytes: number; payload: Uint8Array },
+  { device, client }: { device: ProxiedDevice; client: AskedClient },
+): Promise<Uint8Array> {
+  const isWrite = command === VFIO_USER_COMMAND.DMA_WRITE;
+  const answer = isWrite ? payload.subarray(0, HEAD) : new Uint8Array(HEAD + bytes);
+  answer.set(payload.subarray(0, HEAD));
+  for (let done = 0; done < bytes; done += client.maxTransfer) {
+    const count = Math.min(client.maxTransfer, bytes - done);
+    const request = new Uint8Array(HEAD + (isWrite ? count : 0));
+    vfio_user_dma_access.encode({ address: address + BigInt(done), count: BigInt(count) }, request);
+    if (isWrite) request.set(payload.subarray(HEAD + done, HEAD + done + count), HEAD);
+    const part = await client.commands.call(command, nameOf(command), request);
+    if (isWrite) device.noteWrite(address + BigInt(done), count);
+    else answer.set(part.subarray(HEAD), HEAD + done);
+  }
+  return answer;
 }
 
 function isHere(device: ProxiedDevice, address: bigint, bytes: number): boolean {

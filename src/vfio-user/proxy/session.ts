@@ -61,10 +61,13 @@ const MAX_AHEAD_BYTES = 4 * 2 ** 20;
 /** How long a client may be connected without having agreed on the version. */
 const VERSION_LIMIT_MS = 10_000;
 
-/** How long a client may take to answer a DMA: as with Dirtmap's own server. */
-const DMA_LIMIT_MS = 5000;
+/** How long a client may take to answer a DMA: less than Dirtmap's own server waits, which would end its connection. */
+const DMA_LIMIT_MS = 4000;
 
-/** While the client's memory is reached for a control connection, a command of the client's waits no longer than this. */
+/**
+ * A command of the client's waits no longer than this for a DMA that it does not answer, as with Dirtmap's own server: QEMU serves
+ * no DMA while a vCPU waits for a register. The server is then told that the DMA has failed.
+ */
 const HELD_LIMIT_MS = 2000;
 
 /** The command was passed on, and its reply will be, too. */
@@ -101,6 +104,8 @@ export class ProxySession implements DmaLogUser, Mover {
   #maxFds = 0;
   #held: Message[] = [];
   #busy = false;
+  /** Commands that were passed on and have no reply yet. */
+  #waits = 0;
   #over = false;
 
   constructor(options: {
@@ -170,6 +175,7 @@ export class ProxySession implements DmaLogUser, Mover {
     if (this.#commands === null && now - this.#since > VERSION_LIMIT_MS) {
       this.end(`it has not said its version for ${VERSION_LIMIT_MS} ms`);
     } else if (this.#commands?.isLate(now) === true) this.end(`it has not answered a DMA for ${DMA_LIMIT_MS} ms`);
+    else if (this.#waits > 0 || this.#busy) this.#commands?.giveUp(now - HELD_LIMIT_MS);
   }
 
   /** Handles what has come. Does not throw. */
@@ -312,9 +318,12 @@ export class ProxySession implements DmaLogUser, Mover {
   }
 
   #pass(message: Message, answered?: (reply: Message) => void): typeof PASSED {
-    const { id, command } = message;
+    const { id, command, noReply } = message;
     this.#device.messages.passed++;
-    this.#device.connected().commands.pass(message, (reply) => {
+    const { commands } = this.#device.connected();
+    if (!noReply) this.#waits++;
+    commands.pass(message, (reply) => {
+      this.#waits--;
       if (this.#over) {
         if (reply !== null) closeFds(reply.fds);
         return;

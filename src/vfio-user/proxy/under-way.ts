@@ -1,5 +1,5 @@
 import { DirtmapError } from "../../errors.js";
-import { errnoName, UapiError } from "../../uapi/errno.js";
+import { ERRNO, errnoName, UapiError } from "../../uapi/errno.js";
 import type { Caller } from "../client/connection.js";
 import { closeFds, type Message, type MessageSocket } from "../message-socket.js";
 import { replyProblem } from "../replies.js";
@@ -13,8 +13,12 @@ const MAX_UNDER_WAY = 4096;
 /** How long a peer may take to answer a command of the proxy's own. */
 const LIMIT_MS = 10_000;
 
+/** Commands that were given up, and that the peer may still answer; one that owes more is not going to. */
+const MAX_GIVEN_UP = 1024;
+
 interface Waiting {
   readonly command: number;
+  readonly since: number;
   /** When it counts as unanswered, by performance.now(). */
   readonly until: number;
   /** @param reply valid until this returns; null: none will come */
@@ -37,6 +41,8 @@ export class UnderWay implements Caller {
   readonly #peer: string;
   readonly #limitMs: number;
   readonly #waiting = new Map<number, Waiting>();
+  /** Commands by their ids: see {@link giveUp}. */
+  readonly #givenUp = new Map<number, number>();
   #id = 0;
   #failure: UapiError | undefined;
   /** What could not be sent to the peer: the connection is of no more use. */
@@ -71,7 +77,8 @@ export class UnderWay implements Caller {
   pass(message: Message, answered: (reply: Message | null) => void): void {
     const id = this.#next();
     if (!message.noReply) {
-      this.#waiting.set(id, { command: message.command, until: performance.now() + this.#limitMs, answered });
+      const since = performance.now();
+      this.#waiting.set(id, { command: message.command, since, until: since + this.#limitMs, answered });
     }
     this.send(() => this.socket.pass(message, id));
   }
@@ -106,7 +113,7 @@ export class UnderWay implements Caller {
     if (this.#failure !== undefined) return Promise.reject(this.#failure);
     return new Promise((resolve, reject) => {
       const answered = (reply: Message | null) => {
-        if (reply === null) reject(this.#failure ?? new Error("not answered"));
+        if (reply === null) reject(this.#failure ?? this.#refused(what, ERRNO.ETIMEDOUT));
         else if (reply.error !== 0) reject(this.#refused(what, reply.error));
         else {
           const problem = replyProblem(command, payload, reply.payload);
@@ -115,7 +122,8 @@ export class UnderWay implements Caller {
         }
       };
       const id = this.#next();
-      this.#waiting.set(id, { command, until: performance.now() + LIMIT_MS, answered });
+      const since = performance.now();
+      this.#waiting.set(id, { command, since, until: since + Math.min(LIMIT_MS, this.#limitMs), answered });
       this.send(() => this.socket.sendCommand(command, id, payload, fds));
     });
   }
@@ -124,6 +132,10 @@ export class UnderWay implements Caller {
   take(reply: Message): void {
     const waiting = this.#waiting.get(reply.id);
     try {
+      if (waiting === undefined && this.#givenUp.get(reply.id) === reply.command) {
+        this.#givenUp.delete(reply.id);
+        return;
+      }
       if (waiting === undefined || waiting.command !== reply.command) {
         const what = `a reply to command ${reply.command} with id ${reply.id}, which nobody asked`;
         throw new DirtmapError(what, { code: "PROTOCOL" });
@@ -141,6 +153,16 @@ export class UnderWay implements Caller {
     return false;
   }
 
+  /** Gives up what was sent before a moment: an answer that still comes is dropped. */
+  giveUp(before: number): void {
+    for (const [id, { command, since, answered }] of this.#waiting) {
+      if (since >= before || this.#givenUp.size >= MAX_GIVEN_UP) continue;
+      this.#waiting.delete(id);
+      this.#givenUp.set(id, command);
+      answered(null);
+    }
+  }
+
   /** The peer is gone: nothing more will be answered. */
   fail(error: UapiError): void {
     if (this.#failure !== undefined) return;
@@ -152,7 +174,7 @@ export class UnderWay implements Caller {
 
   #next(): number {
     do this.#id = (this.#id + 1) % IDS_BELOW;
-    while (this.#waiting.has(this.#id));
+    while (this.#waiting.has(this.#id) || this.#givenUp.has(this.#id));
     return this.#id;
   }
 
