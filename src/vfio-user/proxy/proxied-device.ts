@@ -29,7 +29,7 @@ import type { ServerLink } from "./server-link.js";
 
 /** Of a log that this proxy keeps: it sees the address of every write. */
 const OWN_LOG: DmaLoggingLimits = {
-  pageSizes: Array.from({ length: 10 }, (_, i) => PAGE_SIZE << i),
+  pageSizes: Array.from({ length: 19 }, (_, i) => PAGE_SIZE << i),
   maxRanges: MAX_LOGGED_RANGES,
   addressWidth: 52,
   readableWhen: "always",

@@ -223,6 +223,7 @@ class Proxy {
     if (main !== null && (set.events(AT.main) !== 0 || main.hasMore)) main.serve();
     for (const session of controls) session.serve();
     // One that comes as the last one goes has its turn when that one's memory is taken away.
+    if (set.events(AT.listener) !== 0) this.#main?.serve();
     if (set.events(AT.listener) !== 0 && this.#main?.isOver !== true) this.#accept("main");
     if (set.events(AT.controlListener) !== 0) this.#accept("control");
   }

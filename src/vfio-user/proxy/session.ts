@@ -24,6 +24,7 @@ import {
   VFIO_USER_F_DMA_REGION_READ,
   VFIO_USER_F_DMA_REGION_WRITE,
   VFIO_USER_F_DMA_UNMAP_ALL,
+  VFIO_USER_F_DMA_UNMAP_GET_DIRTY_BITMAP,
   vfio_user_dma_map,
   vfio_user_dma_unmap,
 } from "../../uapi/vfio-user.js";
@@ -34,7 +35,7 @@ import { readClient, rewriteClient, switchWritePath, writeClient } from "../serv
 import type { Mover } from "../server/custody.js";
 import { deviceFeature, isProbe, LOG_FEATURES } from "../server/device-feature.js";
 import { DmaChannel } from "../server/dma-channel.js";
-import { regionToMap } from "../server/dma-commands.js";
+import { regionToMap, unmapDma } from "../server/dma-commands.js";
 import type { DmaLogUser } from "../server/dma-logging.js";
 import { announceHandover } from "../server/handover.js";
 import { agreeWith } from "../server/negotiation.js";
@@ -378,10 +379,15 @@ export class ProxySession implements DmaLogUser, Mover {
     return null;
   }
 
-  async #unmap(message: Message): Promise<Uint8Array> {
-    const { command, payload } = message;
+  async #unmap({ command, payload }: Message): Promise<Answer> {
     const device = this.#device;
     const { flags, address, size } = requestOf(vfio_user_dma_unmap, payload, nameOf(command));
+    if (device.serversLog === null && (flags & VFIO_USER_F_DMA_UNMAP_GET_DIRTY_BITMAP) !== 0) {
+      // The log is kept here: the server is told of the unmapping alone.
+      const plain = vfio_user_dma_unmap.encode({ argsz: vfio_user_dma_unmap.size, address, size });
+      await device.connected().commands.call(command, nameOf(command), plain);
+      return unmapDma({ payload }, device, { socket: this.#socket, user: this });
+    }
     const all = (flags & VFIO_USER_F_DMA_UNMAP_ALL) !== 0;
     const first = pageOf(address);
     const regions = device.memory.regions().filter(({ page }) => all || page === first);

@@ -13,9 +13,9 @@ import {
 import type { Message, MessageSocket } from "../message-socket.js";
 import type { Answer } from "./answer.js";
 import { bitmapBytes, bitmapOver, MAX_BITMAP_BYTES } from "./bitmap.js";
-import type { DmaRegion } from "./client-memory.js";
+import type { ClientMemory, DmaRegion } from "./client-memory.js";
 import type { DmaChannel } from "./dma-channel.js";
-import type { DmaLogUser } from "./dma-logging.js";
+import type { DmaLog, DmaLogUser } from "./dma-logging.js";
 import { refusal, requestOf, sizedRequestOf } from "./refusal.js";
 import type { ServedDevice } from "./served-device.js";
 
@@ -24,6 +24,12 @@ const UNMAP = "VFIO_USER_DMA_UNMAP";
 
 /** The last page of the 64-bit address space; one behind it counts as outside, as in the kernel. */
 const END = U64_MAX;
+
+/** A device to which memory is mapped, and its log. */
+interface Mapped {
+  readonly memory: ClientMemory;
+  readonly logging: DmaLog;
+}
 
 /** VFIO_USER_DMA_MAP. At once, in the middle of a DMA even, but where a log of everything has to end. */
 export function mapDma(message: Message, device: ServedDevice, channel: DmaChannel): null | Promise<null> {
@@ -64,8 +70,8 @@ export function regionToMap({ payload, fds }: Message): DmaRegion {
  * unmapped: so none is in flight to what is unmapped when the reply is sent.
  */
 export function unmapDma(
-  { payload }: Message,
-  device: ServedDevice,
+  { payload }: Pick<Message, "payload">,
+  device: Mapped,
   { socket, user }: { socket: MessageSocket; user: DmaLogUser },
 ): Answer | Promise<Answer> {
   const { flags, address, size } = sizedRequestOf(vfio_user_dma_unmap, payload, UNMAP);
@@ -97,7 +103,7 @@ export function leavesMapped({ payload }: Message, address: bigint): boolean {
 /** With the bits of the device's own log: what it wrote since they were last read, up to the unmapping. */
 async function unmapWithBitmap(
   payload: Uint8Array,
-  device: ServedDevice,
+  device: Mapped,
   { socket, user }: { socket: MessageSocket; user: DmaLogUser },
 ): Promise<Answer> {
   const head = vfio_user_dma_unmap.size + vfio_user_bitmap.size;
