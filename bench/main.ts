@@ -11,7 +11,7 @@ import { type LogRow, run as runLogs } from "./logs.js";
 import { type MigrationRow, run as runMigration } from "./migration.js";
 import { type ObserveRow, run as runObserve } from "./observe.js";
 import { metShare, type PredictRow, run as runPredict } from "./predict.js";
-import { type QemuMoveRow, run as runQemu } from "./qemu.js";
+import { type QemuMoveRow, type QemuTrackingRow, run as runQemu, runTracking } from "./qemu.js";
 import { run as runScan, type ScanRow } from "./scan.js";
 import { type NvmeRow, run as runNvme } from "./vfio-user/nvme.js";
 import { WAYS } from "./vfio-user/servers.js";
@@ -21,7 +21,7 @@ import { run as runVfioUser, type VfioUserRow } from "./vfio-user.js";
  *   npm run bench -- [scan] [logs] [dma] [channels] [migration] [ioctl] [observe] [vfio-user] [predict] [doors] [qemu]
  *                    [--full] [--json] [--qemu | --qemu-root DIR]
  *
- * All benches by default, in about three minutes on an idle machine; progress on standard error. --full maps up to 1 TiB and repeats more.
+ * By default all benches but `qemu`, in about three minutes on an idle machine; `qemu` takes ten. Progress on standard error. --full maps up to 1 TiB and repeats more.
  * QEMU runs beside `migration` where it is asked for: from PATH, or from a Debian tree to chroot into.
  */
 
@@ -40,7 +40,8 @@ type Row =
   | PredictRow
   | DoorRow
   | NvmeRow
-  | QemuMoveRow;
+  | QemuMoveRow
+  | QemuTrackingRow;
 
 interface Options {
   readonly full: boolean;
@@ -63,7 +64,10 @@ const BENCHES: Readonly<Record<string, (options: Options) => Promise<readonly Ro
     ...(await runNvme({ turns: full ? 11 : 5, seconds: 1 })),
   ],
   predict: ({ full }) => runPredict({ repetitions: full ? 5 : 1 }),
-  qemu: ({ full }) => runQemu({ turns: full ? 11 : 3 }),
+  qemu: async ({ full }) => [
+    ...(await runQemu({ turns: full ? 11 : 3 })),
+    ...(await runTracking({ turns: full ? 21 : 5 })),
+  ],
   doors: ({ full }) => runDoors({ turns: full ? 31 : 7 }),
 };
 
@@ -192,10 +196,16 @@ function cells(row: Row): Readonly<Record<string, string>> {
         "pause ms": spread(row.pauseMs),
         "total ms": spread(row.totalMs),
         "sent MiB": short(row.bytes.median / MiB),
-        "I/O us": spread(row.medianUs),
-        "99.9 %": spread(row.p999Us),
-        "slowest ms": spread(row.slowestMs),
-        "I/O a second": short(row.perSecond.median),
+        "I/O us": figure(row.io?.medianUs),
+        "99.9 %": figure(row.io?.p999Us),
+        "slowest ms": figure(row.io?.slowestMs),
+        "I/O a second": short(row.io?.perSecond.median ?? null),
+      };
+    case "qemu-tracking":
+      return {
+        disks: row.way,
+        "I/O a second": spread(row.perSecond),
+        "/ untracked": row.ratio === null ? "-" : ratio(row.ratio),
       };
     case "nvme":
       return {
@@ -236,7 +246,8 @@ async function main(): Promise<void> {
   }
   const describe = watchMachine();
   const results: Row[] = [];
-  for (const name of positionals.length > 0 ? positionals : Object.keys(BENCHES)) {
+  const byDefault = Object.keys(BENCHES).filter((name) => name !== "qemu");
+  for (const name of positionals.length > 0 ? positionals : byDefault) {
     process.stderr.write(`${name} …\n`);
     const rows = await BENCHES[name](options);
     results.push(...rows);

@@ -19,6 +19,8 @@ export interface DmaPort {
   /** Writes source[from, from + bytes) at `offset` of a page; offset + bytes is at most 4096. */
   write(page: PageNumber, offset: number, source: Uint8Array, from: number, bytes: number): DmaFault | null;
   read(page: PageNumber, offset: number, target: Uint8Array, to: number, bytes: number): DmaFault | null;
+  /** Returns when all that was written is in memory. Absent: it always is. See {@link DeviceModel.postsWrites}. */
+  settle?(): DmaFault | null;
 }
 
 /** What hosts a model. */
@@ -71,6 +73,12 @@ export interface DeviceModel extends Disposable {
    * host that does DMA by asking its client needs it, where the client waits for a register and serves no DMA meanwhile.
    */
   readonly registersDuringDma?: boolean;
+  /**
+   * True: its writes may be posted, as PCI's are. They reach memory in order, and no later than its next interrupt, its next read
+   * of the same page, or the end of its slice of work; what its guest could see in its registers before that it shows only after
+   * {@link DmaPort.settle}. A host that does DMA by asking its client then waits once, and not for each write.
+   */
+  readonly postsWrites?: boolean;
   /** Absent: none. */
   readonly mappable?: readonly MappableRegion[];
   /**

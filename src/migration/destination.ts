@@ -171,8 +171,8 @@ class Arrival<M extends ArrivingMachine> {
     });
     try {
       await devices.open();
-      const state = await this.#take(devices);
-      const rootDigest = await this.#load(devices, state);
+      const taken = await this.#take(devices);
+      const rootDigest = await this.#load(devices, taken);
       await this.#ready(handover, rootDigest);
       await this.#waitForGo();
     } catch (error) {
@@ -181,8 +181,8 @@ class Arrival<M extends ArrivingMachine> {
     return await this.#run(handover, devices);
   }
 
-  /** Takes all that comes, until PREPARE. Memory arrives meanwhile. Returns the guest's state. */
-  async #take(devices: DestinationDevices): Promise<Uint8Array> {
+  /** Takes all that comes, until PREPARE. Memory arrives meanwhile. Returns the guest's state, and what PREPARE says. */
+  async #take(devices: DestinationDevices): Promise<{ state: Uint8Array; round: number | undefined }> {
     const { peer, clock } = this.#setting;
     const { arrival, signal } = this.#accepted;
     const { takeRound } = arrival;
@@ -207,23 +207,33 @@ class Arrival<M extends ArrivingMachine> {
         if (state !== undefined) throw new DirtmapError("the vCPUs' state came twice", { code: "BAD_VCPU_STATE" });
         state = message.data;
       } else if (message.type === "PREPARE") {
-        await arrival.arrived(message.round);
-        break;
+        if (state === undefined) throw new DirtmapError("no state of the vCPUs came", { code: "BAD_VCPU_STATE" });
+        return { state, round: message.round };
       } else await takeRound?.(message);
     }
-    clock.enter("stop-copy");
-    if (state === undefined) throw new DirtmapError("no state of the vCPUs came", { code: "BAD_VCPU_STATE" });
-    return state;
   }
 
-  /** Has the devices and the guest take their states over. Returns what READY says that memory holds. */
-  async #load(devices: DestinationDevices, state: Uint8Array): Promise<string | undefined> {
+  /** Has the devices take their states over while the rest of memory arrives, then the guest. Returns READY's hash of memory. */
+  async #load(
+    devices: DestinationDevices,
+    { state, round }: { state: Uint8Array; round: number | undefined },
+  ): Promise<string | undefined> {
+    const { arrival } = this.#accepted;
     const loading = devices.load();
-    // The mover awaits it; where that fails before, nobody is left to hear of it.
-    loading.catch(() => {});
-    const rootDigest = await this.#accepted.arrival.load(state, loading);
-    await loading;
-    return rootDigest;
+    // What fails first is told, and ends the wait for the other.
+    const failed = loading.then(() => new Promise<never>(() => {}));
+    failed.catch(() => {});
+    try {
+      await Promise.race([arrival.arrived(round), failed]);
+      this.#setting.clock.enter("stop-copy");
+      const rootDigest = await arrival.load(state, loading);
+      await loading;
+      return rootDigest;
+    } catch (error) {
+      // No device is discarded in the middle of it.
+      await Promise.allSettled([loading]);
+      throw error;
+    }
   }
 
   /** All is here and verified: says so, with the hash of what memory holds now. */

@@ -23,8 +23,8 @@ import type { MigrationPlace } from "./undecided.js";
  *   converge    until the rest fits a downtime           takeRound             own rounds only
  *   stop        vCPUs, then the devices                  (devices take their states)
  *   finish      the rest of memory; the guest's state
- *   PREPARE ──────────────────────────────────────────▶  arrived               all memory is here
- *                                                        load                  devices, then or meanwhile the guest's state
+ *   PREPARE ──────────────────────────────────────────▶  arrived               all memory is here; devices load meanwhile
+ *                                                        load                  the guest's state
  *           ◀────────────────────────────────────────── READY
  *   gone, or takeBack                                    (devices run, then the vCPUs)
  */
@@ -116,8 +116,8 @@ export interface MemoryMove {
   /** Stops the vCPUs, then all devices by `stopDevices`. When it resolves, nothing writes the memory any more. */
   stop(stopDevices: () => Promise<void>): Promise<void>;
   /**
-   * Moves the rest of memory, and has the devices' states sent by `sendStates`: beside it, or first, if going back is harder
-   * afterwards (QEMU's `migrate-continue`). Resolves when both are done.
+   * Moves the rest of memory, and has the devices' states sent by `sendStates`. Resolves when these are sent; the rest of memory
+   * may then still be on its way, as {@link FinishedMove.completed} says.
    */
   finish(sendStates: () => Promise<void>): Promise<FinishedMove>;
   /** null: the two memories can't be compared. */
@@ -136,6 +136,8 @@ export interface FinishedMove {
   readonly state: Uint8Array;
   /** The last round; absent for a mover without rounds. */
   readonly round?: number;
+  /** Resolves when this side has nothing more to send. The machine is not given up before. Absent: that is so already. */
+  readonly completed?: Promise<void>;
 }
 
 /** Compares the source's memory, which is stopped, with the destination's as it was before it ran. */

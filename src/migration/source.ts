@@ -238,13 +238,14 @@ class Migration {
   /** Moves the rest. Resolves when the destination has it all, verified, with what it says that its memory holds. */
   async #finish(): Promise<string | undefined> {
     const { peer, signal, devices, move } = this.#connected;
-    const { state, round } = await move.finish(() => devices.sendRest());
+    const { state, round, completed } = await move.finish(() => devices.sendRest());
     if (state.length > MAX_MESSAGE_DATA) {
       throw new DirtmapError(`the vCPUs' state has ${state.length} bytes`, { code: "BAD_VCPU_STATE" });
     }
     await peer.send({ type: "VCPU_STATE", data: state });
     peer.expectNothingBefore("PREPARE");
     await peer.send({ type: "PREPARE", ...(round === undefined ? {} : { round }) });
+    await completed;
     const { rootDigest } = await peer.expect(["READY"], this.#setting.timeouts.readyMs, signal);
     return rootDigest;
   }

@@ -1,15 +1,14 @@
 import { DirtmapError } from "../errors.js";
 import type { MemoryArrival, MemoryDestination } from "../migration/memory-mover.js";
-import { ConfigPorts } from "./config-ports.js";
+import { ConfigSpace } from "./config-space.js";
 import type { DestinationGuest } from "./destination-guest.js";
 import { readGuestState } from "./guest-state.js";
 import { MigrationSettings, type MigrationTuning, migrationSettings } from "./migration-settings.js";
 import { MigrationWatch } from "./migration-status.js";
-import { pciAddressesOf } from "./pci-address.js";
 import { type PciState, restorePciState } from "./pci-state.js";
 
-/** From the source's `completed` until the destination's QEMU says so, too. */
-const LOADED_MS = 30_000;
+/** From PREPARE, which the source says while its QEMU still sends, until all is loaded: longer than that may take at the source. */
+const LOADED_MS = 90_000;
 
 export interface QemuDestinationOptions extends MigrationTuning {
   /** Where this side's QEMU listens for the source's, as QEMU writes it: `tcp:HOST:PORT` or `unix:PATH`. */
@@ -102,18 +101,17 @@ class QemuArrival implements MemoryArrival {
 
   async #restorePci(states: ReadonlyMap<string, PciState>): Promise<void> {
     const { qemu, devices } = this.#guest;
-    await ConfigPorts.with(qemu, async (ports) => {
-      const addresses = await pciAddressesOf(
-        qemu,
-        devices.map(({ place }) => place),
-      );
-      for (const [i, { id, vfio }] of devices.entries()) {
-        const saved = states.get(id);
-        if (saved === undefined) {
-          throw new DirtmapError(`the PCI state of '${id}' did not come`, { code: "BAD_GUEST_STATE" });
-        }
-        await restorePciState(qemu, ports, addresses[i], { saved, server: vfio });
+    const places = devices.map(({ place }) => place);
+    await using space = await ConfigSpace.open(qemu, places);
+    const restoring = devices.map(async ({ id, vfio }, i) => {
+      const saved = states.get(id);
+      if (saved === undefined) {
+        throw new DirtmapError(`the PCI state of '${id}' did not come`, { code: "BAD_GUEST_STATE" });
       }
+      await restorePciState(qemu, space, space.addresses[i], { saved, server: vfio });
     });
+    // All have ended before the guest's own port address is put back.
+    await Promise.allSettled(restoring);
+    await Promise.all(restoring);
   }
 }

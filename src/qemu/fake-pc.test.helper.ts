@@ -106,7 +106,8 @@ export class FakePc implements AsyncDisposable {
       ];
     });
     qemu.answers.set("qom-get", ({ arguments: { path, property } }) => {
-      const value = properties[`${path} ${property}`];
+      const value =
+        properties[`${path} ${property}`] ?? (path === "/machine/q35" ? this.#ecam[String(property)] : undefined);
       return value ?? { error: { class: "GenericError", desc: `Property '${property}' not found` } };
     });
     qemu.answers.set("query-pci", () => [
@@ -140,7 +141,7 @@ export class FakePc implements AsyncDisposable {
       const memory = this.#memoryAt(address);
       if (memory === null) return "Cannot access memory\r\n";
       const dwords = Number(/\d+/.exec(format)?.[0]);
-      return Array.from({ length: dwords / 4 }, (_, row) => {
+      return Array.from({ length: Math.ceil(dwords / 4) }, (_, row) => {
         const words = Array.from(memory.subarray(row * 4, row * 4 + 4), (word) => `0x${hex8(word)}`);
         return `${(address + BigInt(row * 16)).toString(16).padStart(16, "0")}: ${words.join(" ")}\r\n`;
       }).join("");
@@ -151,11 +152,7 @@ export class FakePc implements AsyncDisposable {
       return "";
     }
     const read =
-      address === 0xcf8n
-        ? this.latch
-        : this.#selects
-          ? this.function.config[(this.latch & 0xfc) / 4]
-          : this.#hostBridge;
+      address === 0xcf8n ? this.latch : this.#selects ? this.function.config[(this.latch & 0xfc) / 4] : 0xffff_ffff;
     return `portl[0x0${address.toString(16)}] = 0x${hex8(read)}\r\n`;
   }
 
@@ -163,21 +160,16 @@ export class FakePc implements AsyncDisposable {
     return (this.latch & 0x7fff_ff00) === this.secondary << 16;
   }
 
-  /** A dword of the host bridge's configuration space, where that is selected; else all ones. */
-  get #hostBridge(): number {
-    if ((this.latch & 0x7fff_ff00) !== 0 || this.window === null) return -1;
-    const places: Record<number, number> = {
-      0: 0x29c0_8086,
-      96: Number(this.window & 0xffff_ffffn) | 1,
-      100: Number(this.window >> 32n),
-    };
-    return places[this.latch & 0xfc] ?? 0;
+  /** Properties of a Q35's host bridge; another machine has none. */
+  get #ecam(): Readonly<Record<string, number>> {
+    return this.window === null ? {} : { MCFG: Number(this.window), mcfg_size: 2 ** 28 };
   }
 
   #memoryAt(address: bigint): Uint32Array | null {
     if (address === this.function.tableAddress) return this.function.table;
-    const place = this.window === null ? null : this.window + BigInt(this.secondary << 20);
-    return address === place ? this.function.config : null;
+    if (this.window === null) return null;
+    if (address === this.window) return Uint32Array.of(0x29c0_8086);
+    return address === this.window + BigInt(this.secondary << 20) ? this.function.config : null;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

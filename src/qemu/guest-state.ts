@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { DirtmapError } from "../errors.js";
-import { PORT_CONFIG_BYTES } from "./config-ports.js";
+import { PORT_CONFIG_BYTES } from "./config-space.js";
 import type { PciState } from "./pci-state.js";
 
 /*

@@ -153,6 +153,14 @@ describe.runIf(process.platform === "linux")("the move of a guest between two QE
     await expectTakenBack();
   });
 
+  it("takes the guest back where a device's state does not come, while QEMU still sends", LONG, async () => {
+    // The destination's QEMU has never got it all.
+    source.to = undefined;
+    const { report } = await move({ machine: () => ({ devices: [], mayP2p: () => false }) });
+    expect([report.result, report.error?.code]).toEqual(["failed", "BAD_DEVICE_STATE"]);
+    await expectTakenBack();
+  });
+
   it.each(["tracking", "pre-copy", "pausing", "stop-copy", "handover"] as const)(
     "takes the guest back where it is cancelled in '%s'",
     LONG,

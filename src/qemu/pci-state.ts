@@ -1,6 +1,6 @@
 import { DirtmapError } from "../errors.js";
 import { hex } from "../memory/address.js";
-import { type ConfigPorts, type ConfigWrite, PORT_CONFIG_BYTES, readPhysical } from "./config-ports.js";
+import { type ConfigSpace, type ConfigWrite, PORT_CONFIG_BYTES, readPhysical } from "./config-space.js";
 import type { PciAddress } from "./pci-address.js";
 import type { Qemu } from "./qmp/qemu.js";
 
@@ -53,14 +53,9 @@ export interface TableWriter {
 }
 
 /** Reads a paused machine's device. @throws DirtmapError `NO_FUNCTION` where nothing answers there, `NO_MSIX_TABLE` */
-export async function readPciState(qemu: Qemu, ports: ConfigPorts, at: PciAddress): Promise<PciState> {
-  const config = await ports.readAll(at);
-  if (config[ID] === 0xffff_ffff) {
-    throw new DirtmapError(`no PCI function answers at ${at.bus}:${at.slot}.${at.function}`, {
-      code: "NO_FUNCTION",
-      remedy: "see whether the guest has the device, and its server still runs",
-    });
-  }
+export async function readPciState(qemu: Qemu, space: ConfigSpace, at: PciAddress): Promise<PciState> {
+  const config = await space.readAll(at);
+  checkPresent(config, at);
   const table = msixTableOf(config);
   if (table !== null) return { config, msixTable: await readPhysical(qemu, table.address, table.dwords) };
   const msix = capabilitiesOf(config).get(CAP.MSIX);
@@ -75,39 +70,52 @@ export async function readPciState(qemu: Qemu, ports: ConfigPorts, at: PciAddres
 
 /**
  * Makes a device of a paused machine what `saved` says, by the accesses that a driver makes; interrupts are enabled last. The
- * device's server has its own part of the state by then.
+ * device's server has its own part of the state by then, so that seldom more is to be written than what QEMU keeps itself.
  * @throws DirtmapError `PCI_STATE_DIFFERS` for another device, or one that does not read back as it was written
  */
 export async function restorePciState(
   qemu: Qemu,
-  ports: ConfigPorts,
+  space: ConfigSpace,
   at: PciAddress,
   { saved, server }: { saved: PciState; server: TableWriter },
 ): Promise<void> {
-  const { config } = saved;
-  const found = await ports.readAll(at);
+  const { config, msixTable } = saved;
   const capabilities = capabilitiesOf(config);
-  checkSameDevice(config, found, capabilities);
+  const table = msixTableOf(config);
   const its = (offset: number): ConfigWrite => ({ offset, value: config[offset / 4] });
   const command = config[COMMAND / 4] & COMMAND_BITS;
   const last = interruptWrites(config, capabilities);
   const apart = new Set([COMMAND, ROM, ...BARS, ...last.map(({ offset }) => offset)]);
-  const others = OFFSETS.filter((offset) => !apart.has(offset) && isState(offset, capabilities))
-    .filter((offset) => config[offset / 4] !== found[offset / 4])
-    .map(its);
-  const table = msixTableOf(config);
-  await ports.write(at, [
-    // After a reset they are 0.
-    ...[...BARS, ROM].map(its).filter(({ value }) => value !== 0),
-    ...others,
-    // The table is written by DMA, and the device is stopped.
-    { offset: COMMAND, value: table === null ? command : command | COMMAND_MASTER },
-  ]);
-  if (table !== null && saved.msixTable !== null) {
-    await server.writeClientMemory(table.address, new Uint8Array(Uint32Array.from(saved.msixTable).buffer));
-  }
-  await ports.write(at, [{ offset: COMMAND, value: command }, ...last]);
-  compare(saved, await readPciState(qemu, ports, at), capabilities);
+
+  /** @param others to be written besides what QEMU keeps. Returns what is read afterwards */
+  const write = async (others: readonly number[]): Promise<PciState> => {
+    await space.write(at, [
+      // After a reset they are 0.
+      ...[...BARS, ROM].map(its).filter(({ value }) => value !== 0),
+      ...others.map(its),
+      // The table is written by DMA, and the device is stopped.
+      { offset: COMMAND, value: table === null ? command : command | COMMAND_MASTER },
+    ]);
+    if (table !== null && msixTable !== null) {
+      await server.writeClientMemory(table.address, new Uint8Array(Uint32Array.from(msixTable).buffer));
+    }
+    // QEMU does one after the other: what is read is what was written before.
+    const [, now, read] = await Promise.all([
+      space.write(at, [{ offset: COMMAND, value: command }, ...last]),
+      space.readAll(at),
+      table === null ? null : readPhysical(qemu, table.address, table.dwords),
+    ]);
+    checkPresent(now, at);
+    checkSameDevice(config, now, capabilities);
+    return { config: now, msixTable: read };
+  };
+
+  let now = await write([]);
+  const others = OFFSETS.filter(
+    (offset) => !apart.has(offset) && isState(offset, capabilities) && config[offset / 4] !== now.config[offset / 4],
+  );
+  if (others.length > 0) now = await write(others);
+  compare(saved, now, capabilities);
 }
 
 /** Where the MSI-X table lies in the guest's physical memory; null where there is none, or it can't be reached there. */
@@ -166,6 +174,15 @@ function maskOf(offset: number, capabilities: Capabilities): number {
   // Device, link and slot status, of the first and the second half of the capability.
   const isStatus = [0x08, 0x10, 0x18, 0x28, 0x30].some((status) => offset === express + status);
   return isStatus ? 0xffff : 0xffff_ffff;
+}
+
+/** @throws DirtmapError `NO_FUNCTION` */
+function checkPresent(config: readonly number[], { bus, slot, function: its }: PciAddress): void {
+  if (config[ID] !== 0xffff_ffff) return;
+  throw new DirtmapError(`no PCI function answers at ${bus}:${slot}.${its}`, {
+    code: "NO_FUNCTION",
+    remedy: "see whether the guest has the device, and its server still runs",
+  });
 }
 
 /** @throws DirtmapError `PCI_STATE_DIFFERS` */

@@ -12,7 +12,7 @@ import type {
 } from "../migration/memory-mover.js";
 import { removeNote, writeNote } from "../migration/outliving.js";
 import type { DeviceReport } from "../migration/report.js";
-import { ConfigPorts } from "./config-ports.js";
+import { ConfigSpace } from "./config-space.js";
 import type { ControlledDevice } from "./guest-devices.js";
 import { type GuestState, writeGuestState } from "./guest-state.js";
 import {
@@ -31,8 +31,7 @@ import {
   type PreviousSettings,
 } from "./migration-settings.js";
 import { MigrationWatch } from "./migration-status.js";
-import { pciAddressesOf } from "./pci-address.js";
-import { type PciState, readPciState } from "./pci-state.js";
+import { readPciState } from "./pci-state.js";
 import type { MigrationInfo } from "./qmp/qemu.js";
 import type { SourceGuest } from "./source-guest.js";
 
@@ -107,8 +106,8 @@ class QemuMove implements MemoryMove {
   #settings: MigrationSettings | undefined;
   #tracking: DeviceTracking[] = [];
   readonly #shares: DeviceShare[] = [];
-  /** Read in the pause. */
-  #state: GuestState | undefined;
+  /** What QEMU keeps of the devices; in the pause. */
+  #readState: () => Promise<GuestState> = () => Promise.reject(new Error("not stopped"));
   /** Where QEMU's stream was at the end of the pre-copy. */
   #precopied: MigrationInfo["ram"];
   /** When tracking began, by the migration's clock. */
@@ -157,28 +156,32 @@ class QemuMove implements MemoryMove {
     await sending;
   }
 
-  /** The vCPUs stand still already: what QEMU keeps of the devices can be read while these come to a stop. */
   async stop(stopDevices: () => Promise<void>): Promise<void> {
-    const reading = this.#guestState();
-    reading.catch(() => {});
+    const { qemu, devices } = this.#guest;
+    // The vCPUs stand still already.
+    const opening = ConfigSpace.open(
+      qemu,
+      devices.map(({ place }) => place),
+    );
+    opening.catch(() => {});
     await stopDevices();
     await this.#readShares((tracking) => tracking.tracker === "device");
-    this.#state = await reading;
+    const space = await opening;
+    this.#readState = () => this.#guestState(space);
+    if (space.readsAside) return;
+    // What is read by ports changes the state that QEMU saves next.
+    const state = await this.#guestState(space);
+    this.#readState = async () => state;
   }
 
   async finish(sendStates: () => Promise<void>): Promise<FinishedMove> {
-    const { signal } = this.#context;
     const { hooks = {} } = this.#options;
-    const state = this.#state;
-    if (state === undefined) throw new Error("not stopped");
     const began = performance.now();
     await this.#guest.qemu.migrateContinue();
-    const [{ ram }] = await Promise.all([
-      this.#watch.until(["completed"], { limitMs: SWITCHOVER_MS, signal }),
-      sendStates(),
-    ]);
-    this.#reportRound("stop-copy", ram, performance.now() - began);
-    return { state: writeGuestState(hooks.guestState?.(state) ?? state) };
+    const completed = this.#completed(began);
+    completed.catch(() => {});
+    const [state] = await Promise.all([this.#readState(), sendStates()]);
+    return { state: writeGuestState(hooks.guestState?.(state) ?? state), completed };
   }
 
   /** Wherever QEMU's migration is; the devices run by now, and QEMU lets its vCPUs run as soon as it is cancelled. */
@@ -263,17 +266,21 @@ class QemuMove implements MemoryMove {
     }
   }
 
-  async #guestState(): Promise<GuestState> {
+  /** QEMU has sent the rest. */
+  async #completed(began: number): Promise<void> {
+    const { signal } = this.#context;
+    const { ram } = await this.#watch.until(["completed"], { limitMs: SWITCHOVER_MS, signal });
+    this.#reportRound("stop-copy", ram, performance.now() - began);
+  }
+
+  async #guestState(opened: ConfigSpace): Promise<GuestState> {
+    await using space = opened;
     const { qemu, devices, running } = this.#guest;
-    return await ConfigPorts.with(qemu, async (ports) => {
-      const states = new Map<string, PciState>();
-      const addresses = await pciAddressesOf(
-        qemu,
-        devices.map(({ place }) => place),
-      );
-      for (const [i, { id }] of devices.entries()) states.set(id, await readPciState(qemu, ports, addresses[i]));
-      return { running, devices: states };
-    });
+    const reading = devices.map(({ id }, i) =>
+      readPciState(qemu, space, space.addresses[i]).then((state) => [id, state] as const),
+    );
+    await Promise.allSettled(reading);
+    return { running, devices: new Map(await Promise.all(reading)) };
   }
 
   async #restoreSettings(): Promise<string[]> {

@@ -309,6 +309,7 @@ export class Controller {
     this.#applied = this.#cc;
     if ((this.#cc & CC.EN) !== 0 && (before & CC.EN) === 0) this.#enable();
     if ((this.#cc & CC.SHN) !== 0 && (before & CC.SHN) === 0) {
+      this.#host.dma.settle?.();
       this.#disk.flush();
       this.#csts = (this.#csts & ~CSTS.SHST) | CSTS.SHST_COMPLETE;
     }
@@ -340,6 +341,8 @@ export class Controller {
 
   /** A controller reset (7.3.2): the registers of the admin queues stay. */
   #resetController(): void {
+    // A guest that sees the reset may use the memory of its commands for something else.
+    this.#host.dma.settle?.();
     this.queues.clear();
     this.events.reset();
     this.features.reset();

@@ -83,6 +83,8 @@ export interface NvmeOptions {
 export class Nvme implements DeviceModel {
   readonly info = NVME_INFO;
   readonly registersDuringDma = true;
+  /** Of completions its registers tell nothing; a reset and a shutdown wait for them. */
+  readonly postsWrites = true;
   readonly #options: NvmeOptions;
   readonly #disk: Disk;
   readonly #controller: Controller;

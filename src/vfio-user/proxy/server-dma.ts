@@ -79,15 +79,18 @@ export function serveDma(
     return;
   }
   const head = payload.slice(0, HEAD);
-  client.commands.pass(message, (reply) => {
+  // Also where the server wants no answer: that the client has written is only then known.
+  const answered = (reply: Message | null) => {
     const problem = reply === null || reply.error !== 0 ? null : replyProblem(command, head, reply.payload);
     // A server would take it for a mistake of this proxy's, and end the connection.
     if (problem !== null) client.end(`its answer to a DMA can't be: ${problem}`);
     else if (reply?.error === 0 && isWrite) device.noteWrite(address, bytes);
+    if (noReply) return;
     server.send(() =>
       reply === null || problem !== null ? from.sendError({ id, command }, ERRNO.EIO) : from.pass(reply, id),
     );
-  });
+  };
+  client.commands.pass(message, answered, true);
 }
 
 /** A DMA of more than the client takes in a message: the server was told before there was a client. Returns its answer. */

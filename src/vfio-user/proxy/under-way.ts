@@ -73,14 +73,15 @@ export class UnderWay implements Caller {
   /**
    * Passes on a command as it came, and its descriptors with it; `answered` is called with the reply, if one is wanted. Does
    * not throw: see {@link broken}.
+   * @param wantsReply true: even if whoever sent the command wants none
    */
-  pass(message: Message, answered: (reply: Message | null) => void): void {
+  pass(message: Message, answered: (reply: Message | null) => void, wantsReply = !message.noReply): void {
     const id = this.#next();
-    if (!message.noReply) {
+    if (wantsReply) {
       const since = performance.now();
       this.#waiting.set(id, { command: message.command, since, until: since + this.#limitMs, answered });
     }
-    this.send(() => this.socket.pass(message, id));
+    this.send(() => this.socket.pass(message, id, wantsReply));
   }
 
   /** Sends something, if the connection is of any use. Does not throw: see {@link broken}. */

@@ -102,6 +102,11 @@ export class MessageBacking implements Backing {
     return this.#channel.write(this.#address + BigInt(offset), source, from, bytes);
   }
 
+  /** Without waiting for its answer: see {@link DmaChannel.post}. */
+  post(offset: number, source: Uint8Array, from: number, bytes: number): DmaFault | null {
+    return this.#channel.post(this.#address + BigInt(offset), source, from, bytes);
+  }
+
   read(offset: number, target: Uint8Array, to: number, bytes: number): DmaFault | null {
     return this.#channel.read(this.#address + BigInt(offset), target, to, bytes);
   }

@@ -51,7 +51,7 @@ interface Piece {
   readonly region: MappedRegion;
   readonly backing: Backing;
   /** The same memory by asking the client, who sees each write. */
-  readonly asked: Backing;
+  readonly asked: MessageBacking;
 }
 
 interface MappedRegion extends DmaRegion {
@@ -82,6 +82,10 @@ export class ClientMemory implements DmaPort {
   readonly counts: DmaCounts = { writes: 0, bytesWritten: 0, reads: 0, bytesRead: 0, faults: 0 };
   /** Where `messages`, reads still go to the memory as it was given: the client need not see those. */
   writePath: WritePath = "direct";
+  /** Writes that go by message may happen as late as {@link settle}: while the model works, if it allows that. */
+  posts = false;
+  /** Pages of writes that may not have happened. */
+  readonly #posted = new Set<PageNumber>();
   /** To the client, whether or not it has mapped anything; null: there is none. */
   channel: DmaChannel | null = null;
   readonly #mode: DmaMode;
@@ -103,12 +107,13 @@ export class ClientMemory implements DmaPort {
     if ((page < this.#first || page >= this.#end) && !this.#find(page)) return this.#fault("not-mapped");
     const { region, backing, asked } = this.#last as Piece;
     if (!region.writeable) return this.#fault("not-writeable");
-    const fault = (this.writePath === "direct" ? backing : asked).write(
-      (page - this.#first) * PAGE_SIZE + offset,
-      source,
-      from,
-      bytes,
-    );
+    const at = (page - this.#first) * PAGE_SIZE + offset;
+    const fault =
+      this.writePath === "direct"
+        ? backing.write(at, source, from, bytes)
+        : this.posts
+          ? this.#post(page, asked.post(at, source, from, bytes))
+          : asked.write(at, source, from, bytes);
     if (fault !== null) return this.#fault(fault);
     this.log?.mark(page);
     this.counts.writes++;
@@ -120,6 +125,7 @@ export class ClientMemory implements DmaPort {
     if ((page < this.#first || page >= this.#end) && !this.#find(page)) return this.#fault("not-mapped");
     const { region, backing } = this.#last as Piece;
     if (!region.readable) return this.#fault("not-readable");
+    if (this.#posted.size > 0 && this.#posted.has(page)) this.settle();
     const fault = backing.read((page - this.#first) * PAGE_SIZE + offset, target, to, bytes);
     if (fault !== null) return this.#fault(fault);
     this.counts.reads++;
@@ -127,25 +133,38 @@ export class ClientMemory implements DmaPort {
     return null;
   }
 
+  /** See {@link DmaPort.settle}. A write that the client has refused is counted as a fault. */
+  settle(): DmaFault | null {
+    if (this.#posted.size === 0) return null;
+    this.#posted.clear();
+    const fault = this.channel?.settle() ?? null;
+    return fault === null ? null : this.#fault(fault);
+  }
+
   /**
    * Has the client write what pages hold over itself, as many at a time as a message takes. Returns the fault, or null; null, too,
    * where the client has written the memory itself all along. Neither counted nor logged: nothing changes.
    */
   rewrite(page: PageNumber, pages: number): DmaFault | null {
-    for (let next = page; next < page + pages; ) {
+    let fault: DmaFault | null = null;
+    for (let next = page; next < page + pages && fault === null; ) {
       const piece = this.#pieces.at(next)?.value;
-      if (piece === undefined) return "not-mapped";
+      if (piece === undefined) {
+        fault = "not-mapped";
+        break;
+      }
       const { region, backing, asked } = piece;
       const count = Math.min(page + pages, piece.page + piece.pages, next + REWRITTEN_PAGES) - next;
       if (region.kind !== "messages") {
-        if (!region.writeable) return "not-writeable";
         const [offset, bytes] = [(next - piece.page) * PAGE_SIZE, count * PAGE_SIZE];
-        const fault = backing.read(offset, this.#rewritten, 0, bytes) ?? asked.write(offset, this.#rewritten, 0, bytes);
-        if (fault !== null) return fault;
+        fault = region.writeable
+          ? (backing.read(offset, this.#rewritten, 0, bytes) ?? asked.post(offset, this.#rewritten, 0, bytes))
+          : "not-writeable";
       }
       next += count;
     }
-    return null;
+    const refused = this.channel?.settle() ?? null;
+    return fault ?? refused;
   }
   readonly #rewritten = new Uint8Array(REWRITTEN_PAGES * PAGE_SIZE);
 
@@ -241,6 +260,11 @@ export class ClientMemory implements DmaPort {
   [Symbol.dispose](): void {
     this.clear();
     this.#space[Symbol.dispose]();
+  }
+
+  #post(page: PageNumber, fault: DmaFault | null): DmaFault | null {
+    if (fault === null) this.#posted.add(page);
+    return fault;
   }
 
   #find(page: PageNumber): boolean {

@@ -1,6 +1,14 @@
 import type { DmaFault } from "../../devices/model.js";
+import { explain } from "../../errors.js";
+import { PAGE_SIZE } from "../../memory/address.js";
+import { Copier } from "../../memory/copier.js";
 import { POLLIN, POLLOUT, PollSet } from "../../sys/poll.js";
-import { VFIO_USER_COMMAND, VFIO_USER_F_TYPE_COMMAND, vfio_user_dma_access } from "../../uapi/vfio-user.js";
+import {
+  VFIO_USER_COMMAND,
+  VFIO_USER_F_NO_REPLY,
+  VFIO_USER_F_TYPE_COMMAND,
+  vfio_user_dma_access,
+} from "../../uapi/vfio-user.js";
 import { closeFds, type Message, type MessageSocket } from "../message-socket.js";
 import { replyProblem } from "../replies.js";
 
@@ -10,9 +18,16 @@ const LIMIT_MS = 5000;
 /** DMAs that were given up, and that the client may still answer; one that owes more is not going to. */
 const MAX_ABANDONED = 1024;
 
+/** Writes that are sent without waiting for one's answer; then for one's. */
+const MAX_POSTED = 64;
+/** A client may answer them although it need not, some time: it is told apart from one that answers what nobody asked. */
+const MAX_UNASKED = 1024;
+
 /** What is moved by one message at most, whatever the client takes. A device's DMA is of at most a page, what is rewritten of more. */
 export const MAX_DMA_BYTES = 65_536;
 
+const PAGE = BigInt(PAGE_SIZE);
+const HEAD = vfio_user_dma_access.size;
 const ADDRESS = vfio_user_dma_access.offsetOf("address");
 const COUNT = vfio_user_dma_access.offsetOf("count");
 
@@ -22,6 +37,9 @@ const COUNT = vfio_user_dma_access.offsetOf("count");
  *
  * A DMA is synchronous: the answer is waited for here, for a bounded time. What the client asks for meanwhile is handed
  * to `take`, which answers it if it can, or holds it, to be done afterwards, in order.
+ *
+ * Writes can be posted, as PCI's are: they are sent in order without an answer, the last of them with one, once it is wanted
+ * ({@link settle}). A client does its messages in their order, so that answer is all the others', too.
  */
 export class DmaChannel {
   readonly #socket: MessageSocket;
@@ -33,6 +51,7 @@ export class DmaChannel {
   readonly #waitToSend: PollSet;
   readonly #request: Uint8Array;
   readonly #view: DataView;
+  readonly #copier = new Copier();
   #id = 0;
   #address = 0n;
   #usable = true;
@@ -40,6 +59,17 @@ export class DmaChannel {
   readonly #abandoned = new Map<number, number>();
   /** A DMA was given up, since a command waits: there is no use in another before that is answered. */
   #stalled = false;
+  /** Bytes of the posted write that is still here, in the frame of requests, to be sent with what follows on it; 0: none. */
+  #heldBytes = 0;
+  #heldAddress = 0n;
+  /** Posted writes since the last answer. */
+  #posted: { readonly address: bigint; readonly bytes: number }[] = [];
+  /** Ids of posted writes, the oldest first. */
+  readonly #unasked = new Set<number>();
+  /** A posted write was refused. */
+  #refused = false;
+  /** The id of the last of those that were given up. */
+  #owed: number | null = null;
 
   constructor(options: {
     socket: MessageSocket;
@@ -71,14 +101,15 @@ export class DmaChannel {
       ]);
     this.#waitToRead = wait(POLLIN);
     this.#waitToSend = wait(POLLIN | POLLOUT);
-    this.#request = socket.frame(vfio_user_dma_access.size + MAX_DMA_BYTES);
+    this.#request = socket.frame(HEAD + MAX_DMA_BYTES);
     this.#view = new DataView(this.#request.buffer, this.#request.byteOffset);
   }
 
   write(address: bigint, source: Uint8Array, from: number, bytes: number): DmaFault | null {
+    this.#sendHeld();
     for (let done = 0; done < bytes; done += this.#maxBytes) {
       const count = Math.min(this.#maxBytes, bytes - done);
-      for (let i = 0; i < count; i++) this.#request[vfio_user_dma_access.size + i] = source[from + done + i];
+      this.#put(0, source, from + done, count);
       const reply = this.#ask(VFIO_USER_COMMAND.DMA_WRITE, address + BigInt(done), count, count);
       if (typeof reply === "string") return reply;
       closeFds(reply.fds);
@@ -86,20 +117,68 @@ export class DmaChannel {
     return null;
   }
 
+  /** A write that has happened once {@link settle} returns, after all that was written or posted before. */
+  post(address: bigint, source: Uint8Array, from: number, bytes: number): DmaFault | null {
+    for (let done = 0; done < bytes; ) {
+      const at = address + BigInt(done);
+      // What begins inside a page stays apart: a guest may look at such a piece for what it wrote before it.
+      const goesOn = this.#heldBytes > 0 && at === this.#heldAddress + BigInt(this.#heldBytes) && at % PAGE === 0n;
+      if (!goesOn || this.#heldBytes === this.#maxBytes) {
+        const fault = this.#makeRoom();
+        if (fault !== null) return fault;
+        this.#heldAddress = at;
+      }
+      const count = Math.min(this.#maxBytes - this.#heldBytes, bytes - done);
+      this.#put(this.#heldBytes, source, from + done, count);
+      this.#heldBytes += count;
+      done += count;
+    }
+    return null;
+  }
+
+  /**
+   * Waits until all that was posted has happened.
+   * @returns the fault of any of it; `detached`, too, where it may not have happened yet: see {@link owes}
+   */
+  settle(): DmaFault | null {
+    const bytes = this.#heldBytes;
+    if (bytes === 0) return null;
+    this.#heldBytes = 0;
+    this.#posted.push({ address: this.#heldAddress, bytes });
+    const reply = this.#ask(VFIO_USER_COMMAND.DMA_WRITE, this.#heldAddress, bytes, bytes);
+    this.#posted = [];
+    if (reply === "detached") {
+      this.#owed = this.#id;
+      return reply;
+    }
+    this.#owed = null;
+    const refused = this.#refused || typeof reply === "string";
+    this.#refused = false;
+    if (typeof reply !== "string") closeFds(reply.fds);
+    return refused ? "not-mapped" : null;
+  }
+
+  /** Posted writes were given up, and may not have happened yet: until the client answers them, or later ones. */
+  get owes(): boolean {
+    return this.#owed !== null && this.#abandoned.has(this.#owed);
+  }
+
   read(address: bigint, target: Uint8Array, to: number, bytes: number): DmaFault | null {
+    this.#sendHeld();
     for (let done = 0; done < bytes; done += this.#maxBytes) {
       const count = Math.min(this.#maxBytes, bytes - done);
       const reply = this.#ask(VFIO_USER_COMMAND.DMA_READ, address + BigInt(done), count, 0);
       if (typeof reply === "string") return reply;
       closeFds(reply.fds);
-      target.set(reply.payload.subarray(vfio_user_dma_access.size), to + done);
+      target.set(reply.payload.subarray(HEAD), to + done);
     }
     return null;
   }
 
-  /** Of the last DMA: the one that is under way while a command is taken. */
-  get address(): bigint {
-    return this.#address;
+  /** True if the DMA that is under way while a command is taken, or one that was posted, reaches any of these bytes. */
+  reaches(start: bigint, size: bigint): boolean {
+    const isIn = (address: bigint, bytes: number) => address < start + size && address + BigInt(bytes) > start;
+    return isIn(this.#address, 1) || this.#posted.some(({ address, bytes }) => isIn(address, bytes));
   }
 
   /** Commands that were held are being answered: DMA may be tried again. */
@@ -108,29 +187,70 @@ export class DmaChannel {
   }
 
   /** A reply came while none was waited for; false where it is not one to a DMA that was given up. */
-  takeLate({ id, command, fds }: Message): boolean {
-    if (this.#abandoned.get(id) !== command) return false;
-    this.#abandoned.delete(id);
+  takeLate({ id, command, fds, error }: Message): boolean {
+    if (command === VFIO_USER_COMMAND.DMA_WRITE && this.#unasked.delete(id)) this.#refused ||= error !== 0;
+    else if (this.#abandoned.get(id) === command) this.#abandoned.delete(id);
+    else return false;
     closeFds(fds);
     return true;
+  }
+
+  #put(at: number, source: Uint8Array, from: number, bytes: number): void {
+    this.#copier.copy(this.#request, HEAD + at, source, from, bytes);
+  }
+
+  /** For the next posted write; waits if there are many, or the client takes none. */
+  #makeRoom(): DmaFault | null {
+    if (!this.#usable || this.#stalled) return "detached";
+    if (this.#posted.length >= MAX_POSTED || this.#socket.unsent) return this.settle();
+    this.#sendHeld();
+    return this.#usable ? null : "detached";
+  }
+
+  #sendHeld(): void {
+    const bytes = this.#heldBytes;
+    if (bytes === 0) return;
+    this.#heldBytes = 0;
+    this.#posted.push({ address: this.#heldAddress, bytes });
+    try {
+      this.#send(VFIO_USER_COMMAND.DMA_WRITE, { address: this.#heldAddress, count: bytes, dataBytes: bytes }, true);
+    } catch (error) {
+      this.#fail(explain(error));
+    }
+    this.#unasked.add(this.#id);
+    for (const oldest of this.#unasked) {
+      if (this.#unasked.size <= MAX_UNASKED) break;
+      this.#unasked.delete(oldest);
+    }
   }
 
   /** Sends a command and waits for its reply. */
   #ask(command: number, address: bigint, count: number, dataBytes: number): Message | DmaFault {
     if (!this.#usable || this.#stalled) return "detached";
+    try {
+      const payload = this.#send(command, { address, count, dataBytes }, false);
+      return this.#reply(command, payload);
+    } catch (error) {
+      return this.#fail(explain(error));
+    }
+  }
+
+  /** @throws UapiError of the socket */
+  #send(
+    command: number,
+    { address, count, dataBytes }: { address: bigint; count: number; dataBytes: number },
+    isPosted: boolean,
+  ): Uint8Array {
     do this.#id = Math.max((this.#id + 1) & 0xffff, this.#others?.below ?? 0);
-    while (this.#abandoned.has(this.#id));
+    while (this.#abandoned.has(this.#id) || this.#unasked.has(this.#id));
     this.#address = address;
     this.#view.setBigUint64(ADDRESS, address, true);
     this.#view.setUint32(COUNT, count, true);
     this.#view.setUint32(COUNT + 4, 0, true);
-    const payload = this.#request.subarray(0, vfio_user_dma_access.size + dataBytes);
-    try {
-      this.#socket.send({ id: this.#id, command, flags: VFIO_USER_F_TYPE_COMMAND }, payload);
-      return this.#reply(command, payload);
-    } catch (error) {
-      return this.#fail(error instanceof Error ? error.message : String(error));
-    }
+    const payload = this.#request.subarray(0, HEAD + dataBytes);
+    const flags = VFIO_USER_F_TYPE_COMMAND | (isPosted ? VFIO_USER_F_NO_REPLY : 0);
+    this.#socket.send({ id: this.#id, command, flags }, payload);
+    return payload;
   }
 
   #reply(command: number, request: Uint8Array): Message | DmaFault {

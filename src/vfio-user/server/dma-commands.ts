@@ -93,11 +93,11 @@ export function unmapDma(
   }
 }
 
-/** True for a VFIO_USER_DMA_UNMAP that leaves `address` mapped, or is refused: the DMA to it need not end before the answer. */
-export function leavesMapped({ payload }: Message, address: bigint): boolean {
+/** True for a VFIO_USER_DMA_UNMAP that leaves mapped what DMA reaches, or is refused: that need not end before the answer. */
+export function leavesMapped({ payload }: Message, channel: DmaChannel): boolean {
   if (payload.byteLength < vfio_user_dma_unmap.size) return true;
-  const { flags, address: start, size } = vfio_user_dma_unmap.decode(payload);
-  return flags === 0 && (address < start || address >= start + size);
+  const { flags, address, size } = vfio_user_dma_unmap.decode(payload);
+  return flags === 0 && !channel.reaches(address, size);
 }
 
 /** With the bits of the device's own log: what it wrote since they were last read, up to the unmapping. */

@@ -32,6 +32,8 @@ export class ServedDevice implements DeviceContext, Disposable {
   /** Commands that were answered, and those that were refused. */
   readonly messages = { answered: 0, refused: 0 };
   #mode: RunMode = "running";
+  /** Interrupts that tell of writes of which it is not known whether the client has done them. */
+  readonly #owed = new Map<string, { readonly index: number; readonly vector: number }>();
   #waitsForState: boolean;
   readonly #log: (line: string) => void;
   readonly #socket: string;
@@ -121,7 +123,11 @@ export class ServedDevice implements DeviceContext, Disposable {
     if (this.failure !== undefined || this.#mode === "stopped" || !this.model.busMaster) return undefined;
     if (this.#waitsForState) return undefined;
     if (this.#mode === "p2p-quiesced" && !this.model.info.separatesP2p) return undefined;
+    this.#raiseOwed();
+    this.memory.posts = this.model.postsWrites === true;
     const wait = this.contained.run(budgetMs);
+    this.memory.posts = false;
+    this.memory.settle();
     return this.failure === undefined ? wait : undefined;
   }
 
@@ -174,8 +180,18 @@ export class ServedDevice implements DeviceContext, Disposable {
     return this.#mode === "p2p-quiesced";
   }
 
+  /** What it tells of is in memory by then. */
   raiseIrq(index: number, vector: number): void {
-    this.irqs.raise(index, vector);
+    this.memory.settle();
+    if (this.memory.channel?.owes === true) this.#owed.set(`${index} ${vector}`, { index, vector });
+    else this.irqs.raise(index, vector);
+  }
+
+  /** A client that was given up has answered. */
+  #raiseOwed(): void {
+    if (this.#owed.size === 0 || this.memory.channel?.owes === true) return;
+    for (const { index, vector } of this.#owed.values()) this.irqs.raise(index, vector);
+    this.#owed.clear();
   }
 
   now(): bigint {
@@ -197,6 +213,7 @@ export class ServedDevice implements DeviceContext, Disposable {
   forgetClient(name: string): void {
     this.memory.clear();
     this.memory.channel = null;
+    this.#owed.clear();
     this.irqs.clear();
     this.#noteMeanwhile(`${name} has gone`);
   }

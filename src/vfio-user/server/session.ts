@@ -331,7 +331,7 @@ export class Session implements DmaLogUser, Mover {
   /** A command that can be done in the middle of the DMA that is under way. */
   #isFree(message: Message): boolean {
     const { command } = message;
-    if (command === VFIO_USER_COMMAND.DMA_UNMAP) return leavesMapped(message, this.#dmaChannel.address);
+    if (command === VFIO_USER_COMMAND.DMA_UNMAP) return leavesMapped(message, this.#dmaChannel);
     return DURING_DMA.has(command) || (REGISTERS.has(command) && this.#device.model.registersDuringDma === true);
   }
 
