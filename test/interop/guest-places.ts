@@ -28,6 +28,12 @@ export interface Place extends AsyncDisposable {
   readonly watched: string;
 }
 
+interface PlaceOptions {
+  readonly engine?: boolean;
+  readonly own?: string;
+  readonly proxied?: "auto" | "messages";
+}
+
 /** Places of one guest: the first boots, each other one waits for it. The disks' files are all the same. */
 export class Places implements AsyncDisposable {
   readonly folder = mkdtempSync(join(tmpdir(), "dirtmap-move-"));
@@ -45,9 +51,10 @@ export class Places implements AsyncDisposable {
 
   /**
    * Two disks, one behind a root port, the other without an id; with `engine` a device of another model, with memory that QEMU
-   * maps, which no driver uses. With `own` the disks are QEMU's, of this type.
+   * maps, which no driver uses. With `own` the disks are QEMU's, of this type. With `proxied` QEMU reaches each server by way of
+   * a proxy, with that mode of DMA, and the server's own control connection is left alone.
    */
-  async add({ engine = false, own }: { engine?: boolean; own?: string } = {}): Promise<Place> {
+  async add({ engine = false, own, proxied }: PlaceOptions = {}): Promise<Place> {
     const number = this.#all.length;
     const at = (name: string) => join(this.folder, `${number}-${name}`);
     const incoming = number === 0 ? [] : ["--incoming"];
@@ -55,7 +62,11 @@ export class Places implements AsyncDisposable {
     const devices = ["-device", "pcie-root-port,id=port1,chassis=1,addr=4.0"];
     const serve = async (model: string, name: string, options: readonly string[], its: object) => {
       const path = at(name);
-      servers.push(await DeviceProgram.start(model, path, [...options, ...incoming]));
+      const served = proxied === undefined ? path : `${path}-served`;
+      servers.push(await DeviceProgram.start(model, served, [...options, ...incoming]));
+      if (proxied !== undefined) {
+        servers.push(await DeviceProgram.start("proxy", path, ["--server", served, "--dma", proxied, ...incoming]));
+      }
       devices.push("-device", JSON.stringify({ driver: "vfio-user-pci", socket: { type: "unix", path }, ...its }));
     };
     for (const [i, disk] of DISKS.entries()) {

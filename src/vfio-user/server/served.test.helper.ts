@@ -17,14 +17,17 @@ import {
   DIRTMAP_COMMAND,
   dirtmap_counters,
   dirtmap_handover,
+  VFIO_USER_COMMAND,
   VFIO_USER_F_DMA_REGION_READ,
   VFIO_USER_F_DMA_REGION_WRITE,
+  vfio_user_dma_access,
   vfio_user_dma_map,
   vfio_user_dma_unmap,
   vfio_user_mig_data,
 } from "../../uapi/vfio-user.js";
 import type { ServerCounters } from "../client/counters.js";
 import { proxyDevice } from "../proxy/proxy.js";
+import type { Message } from "../message-socket.js";
 import { RawClient } from "../raw-client.test.helper.js";
 import type { DmaMode } from "./client-memory.js";
 import { type DeviceServer, startServer } from "./server.js";
@@ -71,7 +74,7 @@ export class Served implements AsyncDisposable {
     dma = "auto",
     busy = false,
     incoming = false,
-    proxy = process.env.VIA_PROXY ? { dma: process.env.VIA_PROXY as DmaMode } : undefined,
+    proxy,
     capabilities,
   }: {
     dma?: DmaMode;
@@ -204,6 +207,23 @@ export function announce(client: RawClient, notice: number, migration: string, a
   const data = Buffer.from(migration);
   const size = dirtmap_handover.size + data.byteLength;
   client.call(DIRTMAP_COMMAND.HANDOVER, dirtmap_handover, { argsz: argsz ?? size, notice }, { data });
+}
+
+/** A client's memory that is reached by messages: answers the server's commands from a Map of bytes. */
+export function messageMemory(bytes: number, base: bigint) {
+  const memory = Buffer.alloc(bytes);
+  const seen: { command: number; address: bigint; count: number }[] = [];
+  const answer = (message: Message, client: RawClient) => {
+    const { address, count } = vfio_user_dma_access.decode(message.payload);
+    const at = Number(address - base);
+    seen.push({ command: message.command, address, count: Number(count) });
+    const head = vfio_user_dma_access.encode({ address, count });
+    if (message.command === VFIO_USER_COMMAND.DMA_WRITE) {
+      memory.set(message.payload.subarray(vfio_user_dma_access.size), at);
+      client.socket.sendReply(message, head);
+    } else client.socket.sendReply(message, Buffer.concat([head, memory.subarray(at, at + Number(count))]));
+  };
+  return { memory, seen, answer };
 }
 
 /** Has the device do a DMA in its next slice of work; returns the fault, or `done`. */
