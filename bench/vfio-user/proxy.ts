@@ -34,7 +34,11 @@ const BATCHES = 9;
 const WARM_UP = 20_000;
 const DEPTHS = [1, 32];
 const SERVERS: readonly Way[] = ["dirtmap", "libvfio-user"];
-const MESSAGES = { "register read": `read ${BATCH} block`, "register write": `write ${BATCH} block`, "posted write": `posted ${BATCH}` };
+const MESSAGES = {
+  "register read": `read ${BATCH} block`,
+  "register write": `write ${BATCH} block`,
+  "posted write": `posted ${BATCH}`,
+};
 
 /** Without a C compiler, QEMU or a kernel: what can be measured, with a line that says what is missing. */
 export async function run(options: { turns: number; seconds: number }): Promise<ProxyRow[]> {
@@ -101,7 +105,10 @@ async function reads(folder: string, { turns, seconds }: { turns: number; second
   await using direct = await serve("direct");
   await using behind = await serve("proxied");
   await using proxy = await proxyDevice({ server: behind.path, path: join(folder, "proxy"), log });
-  const device = (path: string) => ["-device", JSON.stringify({ driver: "vfio-user-pci", socket: { type: "unix", path } })];
+  const device = (path: string) => [
+    "-device",
+    JSON.stringify({ driver: "vfio-user-pci", socket: { type: "unix", path } }),
+  ];
   await using guest = await ShellGuest.boot(image, join(folder, "guest"), [
     ...device(direct.path),
     ...device(proxy.path),

@@ -264,7 +264,11 @@ export class MessageSocket implements Disposable {
     this.send({ id, command, flags: VFIO_USER_F_TYPE_COMMAND }, payload, fds);
   }
 
-  sendReply({ id, command }: Pick<Message, "id" | "command">, payload: Uint8Array | null, fds?: readonly number[]): void {
+  sendReply(
+    { id, command }: Pick<Message, "id" | "command">,
+    payload: Uint8Array | null,
+    fds?: readonly number[],
+  ): void {
     this.send({ id, command, flags: VFIO_USER_F_TYPE_REPLY }, payload, fds);
   }
 

@@ -101,7 +101,12 @@ for (const proxy of ["auto", "messages"] as const) {
   const migration = { stopCopy: true, p2p: true, preCopy: true };
   conformance("mlx5", { rate: 0 }, { migration, dmaLogging: true }, proxy);
   // Its own server has no log: the proxy has one.
-  conformance("nic", { rate: 0 }, { migration: { ...migration, preCopy: false }, dmaLogging: proxy === "messages" }, proxy);
+  conformance(
+    "nic",
+    { rate: 0 },
+    { migration: { ...migration, preCopy: false }, dmaLogging: proxy === "messages" },
+    proxy,
+  );
 }
 
 conformance("dma-engine", {}, { migration: { stopCopy: true, p2p: true, preCopy: true }, dmaLogging: true });

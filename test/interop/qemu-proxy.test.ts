@@ -9,7 +9,6 @@ import { findShellImage } from "./guest-shell.js";
  * between, on both sides, and `dirtmap migrate --qmp` moves the guest by the proxies' control connections.
  */
 
-
 const TEST_LIMIT_MS = 300_000;
 const LOAD_MS = 1500;
 

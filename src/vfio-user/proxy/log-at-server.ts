@@ -8,7 +8,7 @@ import {
   vfio_device_feature_dma_logging_report,
 } from "../../uapi/vfio.js";
 import type { NotedMappings } from "../client/feature.js";
-import { WrittenPages } from "../client/written-pages.js";
+import type { WrittenPages } from "../client/written-pages.js";
 import type { ClientMemory, DmaRegion } from "../server/client-memory.js";
 import { checkLogUser, type DmaLog, type DmaLogUser } from "../server/dma-logging.js";
 import { refusal } from "../server/refusal.js";

@@ -5,12 +5,7 @@ import type { DmaLoggingLimits } from "../../host/host.js";
 import { hex, iovaOf, PAGE_SIZE } from "../../memory/address.js";
 import { Lock } from "../../threads/lock.js";
 import { UapiError } from "../../uapi/errno.js";
-import {
-  type MigState,
-  VFIO_IRQ_SET_ACTION_TRIGGER,
-  VFIO_PCI_REGION_INDEX,
-  vfio_irq_set,
-} from "../../uapi/vfio.js";
+import { type MigState, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_PCI_REGION_INDEX, vfio_irq_set } from "../../uapi/vfio.js";
 import {
   VFIO_IRQ_SET_DATA_NONE,
   VFIO_USER_COMMAND,
@@ -36,7 +31,12 @@ const OWN_LOG: DmaLoggingLimits = {
 };
 
 /** Of a server's log, whose limits the protocol has no message for: what every server takes. */
-const SERVERS_LOG: DmaLoggingLimits = { pageSizes: [PAGE_SIZE], maxRanges: 64, addressWidth: 64, readableWhen: "always" };
+const SERVERS_LOG: DmaLoggingLimits = {
+  pageSizes: [PAGE_SIZE],
+  maxRanges: 64,
+  addressWidth: 64,
+  readableWhen: "always",
+};
 
 export interface ProxiedDeviceOptions {
   readonly id: string;
@@ -125,7 +125,8 @@ export class ProxiedDevice implements ClientAccess, Disposable {
     if (migration === null) lacks.push("can't be migrated");
     else if (!migration.stopCopy) lacks.push("can't save its state");
     else if (!migration.preCopy) lacks.push("sends no state before it is stopped");
-    if (!log && this.dma === "auto") lacks.push("is not tracked: its server has no log (--dma messages tracks it here)");
+    if (!log && this.dma === "auto")
+      lacks.push("is not tracked: its server has no log (--dma messages tracks it here)");
     if (!twin && this.dma === "messages") lacks.push("has its DMA on the socket of its commands");
     this.#options.log(`'${this.id}' is at ${server.path}${lacks.length === 0 ? "" : `; it ${lacks.join(", and ")}`}`);
     if (this.#state !== "RUNNING") this.#options.log(`'${this.id}' is in ${this.#state}, as its server has it`);

@@ -319,7 +319,8 @@ describe.runIf(process.platform === "linux")("a proxy before a vfio-user server"
       closeSync(fd);
       u8.fill(3);
       using control = served.control();
-      const rewrite = () => control.send(DIRTMAP_COMMAND.CLIENT_REWRITE, dirtmap_client_memory.encode({ address: PAGE, count: PAGE }));
+      const rewrite = () =>
+        control.send(DIRTMAP_COMMAND.CLIENT_REWRITE, dirtmap_client_memory.encode({ address: PAGE, count: PAGE }));
       rewrite();
       expect(control.next().error).not.toBe(0);
       setState(control, "STOP");
@@ -368,7 +369,10 @@ describe.runIf(process.platform === "linux")("a proxy that gives the server no m
   it("logs all that the device writes, whoever stores it", () => {
     const { client } = served;
     using control = served.control();
-    expect(told(control)).toMatchObject({ dmaLogging: { addressWidth: 52 }, writePath: { possible: ["direct", "messages"] } });
+    expect(told(control)).toMatchObject({
+      dmaLogging: { addressWidth: 52 },
+      writePath: { possible: ["direct", "messages"] },
+    });
     startLog(control, 7n);
     for (const page of [3n, 6n]) expect(dma(client, "WRITE", { address: page * PAGE })).toBe("done");
     expect(readLog(control, 7n)).toEqual([3, 6]);

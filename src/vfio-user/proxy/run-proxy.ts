@@ -3,8 +3,8 @@ import { explain } from "../../errors.js";
 import { POLLIN, POLLOUT, PollSet } from "../../sys/poll.js";
 import { accept } from "../../sys/unix-socket.js";
 import { UapiError } from "../../uapi/errno.js";
-import { closeFds, type Message, type MessageSocket } from "../message-socket.js";
 import type { NotedMappings } from "../client/feature.js";
+import { closeFds, type Message, type MessageSocket } from "../message-socket.js";
 import type { SessionKind } from "../server/rights.js";
 import type { ProxiedDevice } from "./proxied-device.js";
 import { serveDma } from "./server-dma.js";
@@ -27,7 +27,16 @@ const ACCEPT_PAUSE_MS = 1000;
 const MAX_PER_TURN = 64;
 
 /** Places in the poll set; a control connection's is behind them. */
-const AT = { stop: 0, server: 1, serverTwin: 2, main: 3, mainTwin: 4, listener: 5, controlListener: 6, controls: 7 } as const;
+const AT = {
+  stop: 0,
+  server: 1,
+  serverTwin: 2,
+  main: 3,
+  mainTwin: 4,
+  listener: 5,
+  controlListener: 6,
+  controls: 7,
+} as const;
 
 export interface RunProxyOptions {
   readonly device: ProxiedDevice;
@@ -54,15 +63,15 @@ export interface RunProxyOptions {
  * @throws UapiError if there is no server to begin with
  */
 export async function runProxy(options: RunProxyOptions): Promise<void> {
-  const proxy = new Proxy(options);
+  const relay = new Relay(options);
   try {
-    await proxy.run();
+    await relay.run();
   } finally {
-    await proxy.close();
+    await relay.close();
   }
 }
 
-class Proxy {
+class Relay {
   readonly #options: RunProxyOptions;
   readonly #device: ProxiedDevice;
   readonly #set: PollSet;
@@ -166,7 +175,8 @@ class Proxy {
     const now = performance.now();
     const link = this.#link;
     if (link?.commands.broken !== undefined) this.#serverFailed(link.commands.broken);
-    else if (link?.commands.isLate(now) === true) this.#serverFailed(new Error("it has left a command unanswered for 10 s"));
+    else if (link?.commands.isLate(now) === true)
+      this.#serverFailed(new Error("it has left a command unanswered for 10 s"));
     this.#main?.checkTime(now);
     if (this.#main?.isOver === true) {
       const main = this.#main;
@@ -236,7 +246,10 @@ class Proxy {
       for (let turn = 0; turn < MAX_PER_TURN; turn++) {
         const message = turn === 0 ? socket.receive() : socket.buffered();
         if (message === undefined) return;
-        if (message === "closed") return this.#serverFailed(null);
+        if (message === "closed") {
+          this.#serverFailed(null);
+          return;
+        }
         this.#takeFromServer(link, socket, message);
       }
     } catch (error) {

@@ -45,26 +45,31 @@ export function serveDma(
     device.messages.refused++;
     if (!noReply) server.send(() => from.sendError({ id, command }, ERRNO[errno]));
   };
+  const problem = problemOf(message);
+  if (problem !== null || client === null) {
+    refuse(problem ?? "EFAULT");
+    return;
+  }
   const isWrite = command === VFIO_USER_COMMAND.DMA_WRITE;
-  if (!isWrite && command !== VFIO_USER_COMMAND.DMA_READ) return refuse("ENOTTY");
-  if (payload.byteLength < HEAD) return refuse("EINVAL");
   const { address, count } = vfio_user_dma_access.decode(payload);
-  if (count > BigInt(MAX_TRANSFER) || address + count > U64_MAX) return refuse("EINVAL");
   const bytes = Number(count);
-  if (payload.byteLength !== HEAD + (isWrite ? bytes : 0)) return refuse("EINVAL");
-  if (client === null) return refuse("EFAULT");
 
   if (isHere(device, address, bytes) && !(isWrite && device.writePath.state.path === "messages")) {
     closeFds(message.fds);
     const answer = isWrite ? payload.subarray(0, HEAD) : from.outgoing(HEAD + bytes);
     if (!isWrite) answer.set(payload);
     const fault = isWrite ? write(device, address, payload) : read(device, address, answer);
-    if (fault !== null) return refuse("EFAULT");
-    device.messages.answered++;
-    if (!noReply) server.send(() => from.sendReply({ id, command }, answer));
+    if (fault !== null) refuse("EFAULT");
+    else {
+      device.messages.answered++;
+      if (!noReply) server.send(() => from.sendReply({ id, command }, answer));
+    }
     return;
   }
-  if (client.commands.isFull) return refuse("EBUSY");
+  if (client.commands.isFull) {
+    refuse("EBUSY");
+    return;
+  }
   device.messages.passed++;
   if (bytes > client.maxTransfer) {
     closeFds(message.fds);
@@ -86,11 +91,24 @@ export function serveDma(
     if (problem !== null) client.end(`its answer to a DMA can't be: ${problem}`);
     else if (reply?.error === 0 && isWrite) device.noteWrite(address, bytes);
     if (noReply) return;
-    server.send(() =>
-      reply === null || problem !== null ? from.sendError({ id, command }, ERRNO.EIO) : from.pass(reply, id),
-    );
+    server.send(() => {
+      if (reply === null || problem !== null) from.sendError({ id, command }, ERRNO.EIO);
+      // QEMU answers a write with the header alone, which libvfio-user's servers take for another write's answer.
+      else if (reply.error === 0 && reply.payload.length === 0) from.sendReply({ id, command }, head);
+      else from.pass(reply, id);
+    });
   };
   client.commands.pass(message, answered, true);
+}
+
+/** Why the server can't ask that of anyone; null: it can. */
+function problemOf({ command, payload }: Message): ErrnoName | null {
+  const isWrite = command === VFIO_USER_COMMAND.DMA_WRITE;
+  if (!isWrite && command !== VFIO_USER_COMMAND.DMA_READ) return "ENOTTY";
+  if (payload.byteLength < HEAD) return "EINVAL";
+  const { address, count } = vfio_user_dma_access.decode(payload);
+  if (count > BigInt(MAX_TRANSFER) || address + count > U64_MAX) return "EINVAL";
+  return payload.byteLength === HEAD + (isWrite ? Number(count) : 0) ? null : "EINVAL";
 }
 
 /** A DMA of more than the client takes in a message: the server was told before there was a client. Returns its answer. */

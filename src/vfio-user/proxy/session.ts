@@ -1,5 +1,6 @@
 import { closeSync } from "node:fs";
 import { DirtmapError, explain } from "../../errors.js";
+import { getFeature, stateOf } from "../../host/device-feature.js";
 import { PAGE_SIZE, pageOf } from "../../memory/address.js";
 import { dup } from "../../sys/fd.js";
 import { socketPair, type UnixSocket } from "../../sys/unix-socket.js";
@@ -28,7 +29,6 @@ import {
   vfio_user_dma_map,
   vfio_user_dma_unmap,
 } from "../../uapi/vfio-user.js";
-import { getFeature, stateOf } from "../../host/device-feature.js";
 import { closeFds, keptMessage, type Message, MessageSocket } from "../message-socket.js";
 import type { Answer } from "../server/answer.js";
 import { readClient, rewriteClient, switchWritePath, writeClient } from "../server/client-access.js";
@@ -188,8 +188,8 @@ export class ProxySession implements DmaLogUser, Mover {
       for (let turn = 0; turn < MAX_PER_TURN && !this.isFull && !this.#over; turn++) {
         const message = turn === 0 ? this.#socket.receive() : this.#socket.buffered();
         if (message === undefined) return;
-        if (message === "closed") return this.end(null);
-        this.#take(message);
+        if (message === "closed") this.end(null);
+        else this.#take(message);
       }
     } catch (error) {
       this.#fail(error);
@@ -204,12 +204,12 @@ export class ProxySession implements DmaLogUser, Mover {
       for (let turn = 0; turn < MAX_PER_TURN && !this.#over; turn++) {
         const message = turn === 0 ? this.#twin.receive() : this.#twin.buffered();
         if (message === undefined) return;
-        if (message === "closed") return this.end("it has closed its twin socket");
-        if (!message.isReply) {
+        if (message === "closed") this.end("it has closed its twin socket");
+        else if (message.isReply) this.#takeReply(message);
+        else {
           closeFds(message.fds);
-          return this.end("it sent a command on the socket that is for the server's own");
+          this.end("it sent a command on the socket that is for the server's own");
         }
-        this.#takeReply(message);
       }
     } catch (error) {
       this.#fail(error);
@@ -229,7 +229,10 @@ export class ProxySession implements DmaLogUser, Mover {
     for (const { fds } of this.#held.splice(0)) closeFds(fds);
     this.#twin?.[Symbol.dispose]();
     this.#socket[Symbol.dispose]();
-    const gone = new UapiError("ECONNRESET", { syscall: "recvmsg", attempted: `have ${this.name} answer, which is gone` });
+    const gone = new UapiError("ECONNRESET", {
+      syscall: "recvmsg",
+      attempted: `have ${this.name} answer, which is gone`,
+    });
     this.#commands?.fail(gone);
     if (this.kind === "main") await this.#device.forgetClient();
     await this.#device.release(this);
@@ -331,7 +334,8 @@ export class ProxySession implements DmaLogUser, Mover {
       }
       try {
         // A server that is gone takes the device's client along; a control connection stays.
-        if (reply === null) this.#refuse({ ...message, id, command, fds: [] }, this.#device.server?.commands.failure ?? gone());
+        if (reply === null)
+          this.#refuse({ ...message, id, command, fds: [] }, this.#device.server?.commands.failure ?? gone());
         else {
           answered?.(reply);
           closeFds(reply.fds.splice(this.#maxFds));

@@ -95,12 +95,7 @@ export class UnderWay implements Caller {
   }
 
   /** A command of the proxy's own, as {@link Caller.call}: descriptors that come with the answer are closed. */
-  async call(
-    command: number,
-    what: string,
-    payload: Uint8Array | null,
-    fds?: readonly number[],
-  ): Promise<Uint8Array> {
+  async call(command: number, what: string, payload: Uint8Array | null, fds?: readonly number[]): Promise<Uint8Array> {
     const answer = await this.ask(command, what, payload, fds);
     closeFds(answer.fds);
     return answer.payload;

@@ -59,7 +59,11 @@ export class WritePathSwitch {
 }
 
 /** DIRTMAP_COMMAND.WRITE_PATH: holds for every write that the device does after the answer. */
-export function switchWritePath({ payload }: Message, { writePath }: { readonly writePath: WritePathSwitch }, user: Switcher): Uint8Array {
+export function switchWritePath(
+  { payload }: Message,
+  { writePath }: { readonly writePath: WritePathSwitch },
+  user: Switcher,
+): Uint8Array {
   const { path: number } = sizedRequestOf(dirtmap_write_path, payload, "write path");
   const path = (Object.keys(DIRTMAP_WRITE_PATH) as WritePath[]).find((name) => DIRTMAP_WRITE_PATH[name] === number);
   if (path === undefined) throw refusal("EINVAL", "write path", `have writes go by path ${number}`, "there is none");

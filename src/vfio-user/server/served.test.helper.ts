@@ -26,8 +26,8 @@ import {
   vfio_user_mig_data,
 } from "../../uapi/vfio-user.js";
 import type { ServerCounters } from "../client/counters.js";
-import { proxyDevice } from "../proxy/proxy.js";
 import type { Message } from "../message-socket.js";
+import { proxyDevice } from "../proxy/proxy.js";
 import { RawClient } from "../raw-client.test.helper.js";
 import type { DmaMode } from "./client-memory.js";
 import { type DeviceServer, startServer } from "./server.js";
