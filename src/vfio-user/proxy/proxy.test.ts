@@ -44,6 +44,7 @@ import {
   told,
   unmapDma,
 } from "../server/served.test.helper.js";
+import { startServer } from "../server/server.js";
 import { BAR1_BYTES, TEST_REGISTER } from "../server/test-model.test.helper.js";
 import { proxyDevice } from "./proxy.js";
 
@@ -193,9 +194,17 @@ describe.runIf(process.platform === "linux")("a proxy before a vfio-user server"
     expect(errnoOf(() => setState(control, "STOP"))).toBe("ENOTCONN");
     using early = RawClient.connect(served.server.path);
     expect(() => early.version()).toThrow();
-    await using again = await Served.start();
-    again.client[Symbol.dispose]();
-    expect(existsSync(served.server.path)).toBe(true);
+    await using _again = await startServer(
+      new URL("../server/test-model-thread.test.helper.js", import.meta.url),
+      { model: "test", options: {}, id: "test", dma: "auto", busy: false },
+      { path: served.behind.path, log: () => {} },
+    );
+    // It looks for one twice a second, and says so when it has one.
+    while (served.lines.filter((line) => line.startsWith("'test' is at")).length < 2) {
+      await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+    expect(served.reconnect().readRegister(0, 8)).toBe(0);
+    expect(told(control)).toMatchObject({ failure: null, state: "RUNNING" });
   });
 
   it("can't be started before a server that is not there, and leaves no socket", async () => {

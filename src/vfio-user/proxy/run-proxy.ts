@@ -86,6 +86,7 @@ class Relay {
   #background = 0;
   #failure: unknown;
   #isReady = false;
+  #lastFailure = "";
   #retryAt = 0;
   #acceptFrom = 0;
   #connections = 0;
@@ -145,6 +146,7 @@ class Relay {
       const attaching = async () => {
         await link.greet();
         await device.attach(link);
+        this.#lastFailure = "";
         if (!this.#isReady) ready();
         this.#isReady = true;
       };
@@ -154,10 +156,16 @@ class Relay {
     }
   }
 
-  /** Without a server to begin with there is no proxy; one that is gone is looked for again, which needs no line each time. */
+  /** Without a server to begin with there is no proxy; one that is gone is looked for again, with a line for each new reason. */
   #unreachable(error: unknown): void {
-    if (this.#isReady) this.#endServer(asUapiError(error));
-    else this.#failure = asUapiError(error);
+    const failure = asUapiError(error);
+    if (!this.#isReady) {
+      this.#failure = failure;
+      return;
+    }
+    if (this.#lastFailure !== failure.message) this.#options.log(`the server is not back: ${explain(failure)}`);
+    this.#lastFailure = failure.message;
+    this.#endServer(failure);
   }
 
   /** The server is gone: so is the device's client. */
