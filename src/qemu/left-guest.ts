@@ -1,4 +1,3 @@
-import { resolve } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
 import { DirtmapError, explain } from "../errors.js";
@@ -9,8 +8,9 @@ import type { OutlivingMachine } from "../migration/outliving.js";
 import { countersOf, openControl } from "./guest-devices.js";
 import { MigrationSettings, type PreviousSettings } from "./migration-settings.js";
 import { MigrationWatch } from "./migration-status.js";
-import { Qemu } from "./qmp/qemu.js";
-import { SocketMonitor } from "./qmp/socket-monitor.js";
+import type { MonitorPlace } from "./qmp/monitor.js";
+import { openQemu } from "./qmp/open-qemu.js";
+import type { Qemu } from "./qmp/qemu.js";
 import type { SourceGuest } from "./source-guest.js";
 
 /*
@@ -25,7 +25,10 @@ const RUNS_AGAIN_MS = 5000;
 const path = z.string().min(1).max(4096);
 const noteSchema = z.strictObject({
   schemaVersion: z.literal(1),
-  qmp: path,
+  qmp: path.optional(),
+  /** The guest's domain, instead of a socket. */
+  libvirt: z.string().min(1).max(256).optional(),
+  connect: z.string().min(1).max(4096).optional(),
   /** The vCPUs ran before the migration. */
   running: z.boolean(),
   keepSource: z.boolean(),
@@ -45,8 +48,28 @@ export function noteOfGuest(guest: SourceGuest, settings: PreviousSettings, keep
     return { id, socket };
   });
   const { capabilities, parameters } = settings;
-  const qmp = resolve(guest.qemu.name);
-  return { schemaVersion: 1, qmp, running: guest.running, keepSource, devices, settings: { capabilities, parameters } };
+  const { place } = guest.qemu.monitor;
+  return {
+    schemaVersion: 1,
+    ...place,
+    running: guest.running,
+    keepSource,
+    devices,
+    settings: { capabilities, parameters },
+  };
+}
+
+function placeOf({ qmp, libvirt, connect }: GuestNote, migration: string): MonitorPlace {
+  if (qmp !== undefined) return { qmp };
+  if (libvirt !== undefined) return { libvirt, connect };
+  throw notUnderstood(migration, "it does not say where QEMU is");
+}
+
+function notUnderstood(migration: string, why: string): DirtmapError {
+  return new DirtmapError(`the note of migration ${migration} can't be understood: ${why}`, {
+    code: "JOURNAL",
+    remedy: "decide with the Dirtmap that wrote it",
+  });
 }
 
 type LeftDevices = Awaited<ReturnType<typeof openControl>>[];
@@ -66,25 +89,20 @@ export class LeftGuest implements OutlivingMachine {
   /** @throws DirtmapError `JOURNAL` for a note that is none, `MACHINE_ENDED` where QEMU has ended; those of {@link SocketMonitor} */
   static async find(found: unknown, migration: string): Promise<LeftGuest> {
     const note = noteSchema.safeParse(found);
-    if (!note.success) {
-      throw new DirtmapError(
-        `the note of migration ${migration} can't be understood: ${note.error.issues[0].message}`,
-        {
-          code: "JOURNAL",
-          remedy: "decide with the Dirtmap that wrote it",
-        },
-      );
-    }
+    if (!note.success) throw notUnderstood(migration, note.error.issues[0].message);
     try {
-      return new LeftGuest(note.data, migration, new Qemu(await SocketMonitor.open(note.data.qmp)));
+      return new LeftGuest(note.data, migration, await openQemu(placeOf(note.data, migration)));
     } catch (error) {
       if ((error as { code?: string }).code !== "QMP_UNREACHABLE") throw error;
-      throw new DirtmapError(`the guest's QEMU at ${note.data.qmp} has ended, and the guest with it`, {
-        code: "MACHINE_ENDED",
-        attempted: `reach the guest of migration ${migration}`,
-        remedy: `say so: \`dirtmap abort ${migration}\``,
-        cause: error,
-      });
+      throw new DirtmapError(
+        `the guest's QEMU at ${note.data.qmp ?? note.data.libvirt} has ended, and the guest with it`,
+        {
+          code: "MACHINE_ENDED",
+          attempted: `reach the guest of migration ${migration}`,
+          remedy: `say so: \`dirtmap abort ${migration}\``,
+          cause: error,
+        },
+      );
     }
   }
 

@@ -18,6 +18,8 @@ export const NOT_RUN: Readonly<Record<string, string>> = {
   "npx dirtmap receive --listen tls://0.0.0.0:7700 --tls-folder certs --file":
     "needs a source's disk and a served device; test/machine/granted.test.ts has them",
   "dirtmap receive --qmp": "needs a QEMU that waits for a guest; test/interop/qemu-move.test.ts has one",
+  "dirtmap receive --libvirt": "needs libvirt; src/qemu/qmp/libvirt-monitor.test.ts has a fake one",
+  "dirtmap migrate --libvirt": "needs libvirt; src/qemu/qmp/libvirt-monitor.test.ts has a fake one",
   "dirtmap migrate --qmp": "needs the guest of a QEMU; test/interop/qemu-move.test.ts has one",
   "dirtmap device nvme --socket ./nvme2": "serves beside the commands that are not run",
   "npx dirtmap migrate --qmp": "needs the guest of a QEMU; test/interop/qemu-move.test.ts has one",

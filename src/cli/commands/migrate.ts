@@ -34,6 +34,7 @@ export interface MigrateInput
     ReportOption {
   readonly to?: string;
   readonly qmpTo?: string;
+  readonly libvirtTo?: string;
   readonly keepSource?: boolean;
   readonly socket?: Readonly<Record<string, string>>;
   readonly tracker?: Readonly<Record<string, (typeof DEVICE_TRACKERS)[number] | (typeof GUEST_TRACKERS)[number]>>;
@@ -58,8 +59,9 @@ Examples:
 
   dirtmap migrate --qmp src.qmp --qmp-to dst.qmp
   dirtmap migrate --qmp src.qmp --to tls://dst:7700 --tls-folder certs --qemu-address tcp:dst:4444
+  dirtmap migrate --libvirt vm7 --connect qemu:///system --to tls://dst:7700 --tls-folder certs --qemu-address tcp:dst:4444
 
-With --qmp, the guest of a QEMU is moved together with its vfio-user devices, which \`dirtmap device\` serves; docs/qemu.md says
+With --qmp or --libvirt, the guest of a QEMU is moved together with its vfio-user devices, which \`dirtmap device\` serves; docs/qemu.md says
 what both sides need. QEMU's own migration moves its memory.
 
 There is no --host linux here: a guest on this machine's devices needs a VMM, and Dirtmap is none. A VMM that is written
@@ -83,6 +85,12 @@ export function declareMigrate(program: Command): Command {
   );
   addQemuOptions(command, "whose guest is moved, instead of a scenario's machine,")
     .option("--qmp-to <path>", "move it to the QEMU at this QMP socket of the same machine, instead of --to")
+    .addOption(
+      new Option(
+        "--libvirt-to <domain>",
+        "move it to this domain of libvirt's on the same machine, instead of --to",
+      ).argParser(argument(nonEmpty)),
+    )
     .option("--socket <dev=path>", "reach a device of it at this vfio-user socket", perDevice(nonEmpty))
     .option(
       "--keep-source",

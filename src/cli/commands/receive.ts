@@ -28,6 +28,7 @@ Examples:
   dirtmap receive --file disk0=/srv/vm7/disk.img --socket vf0=/run/vm7/vf0.sock
   dirtmap receive --shared-folder /mnt/shared
   dirtmap receive --qmp dst.qmp --qemu-address tcp:127.0.0.1:4444 --once
+  dirtmap receive --libvirt vm7 --qemu-address tcp:0.0.0.0:4444 --listen tls://0.0.0.0:7700 --tls-folder certs
 
 It opens nothing because a source names it. A disk or trace is the file that --file gives for its device. With
 --shared-folder, it may also be a file that the source names and that lies in that folder, links followed: any source that

@@ -11,7 +11,7 @@ export const OF_MACHINES = [
 ] as const;
 
 /** Options about the guest of a QEMU. */
-export const OF_GUESTS = ["qemuAddress", "qmpTo", "socket", "keepSource"] as const;
+export const OF_GUESTS = ["connect", "qemuAddress", "qmpTo", "libvirtTo", "socket", "keepSource"] as const;
 
 /**
  * Refuses options that don't go with another.

@@ -11,6 +11,7 @@ import type { MigrateInput } from "../commands/migrate.js";
 import { exitCodeOf } from "../exit-codes.js";
 import { readEndpoint } from "../input/endpoint.js";
 import { grantsOf } from "../input/granted.js";
+import { guestPlace } from "../input/guest-place.js";
 import type { PolicyOptions } from "../input/options/policy.js";
 import { type Asked, readScenario } from "../input/scenario.js";
 import { OF_GUESTS, refuseOptions } from "../input/which-go-together.js";
@@ -32,9 +33,9 @@ import { predictMachine } from "./shared/predict-machine.js";
 export const run: Run<MigrateInput> = async (input, context) => {
   const { signal, interrupts, typed } = context;
   const { json = false, quiet = false } = input;
-  if (input.qmp !== undefined)
-    return await (await import("./shared/migrate-qemu.js")).run({ ...input, qmp: input.qmp }, context);
-  refuseOptions(typed, OF_GUESTS, "it is for a guest of QEMU, which --qmp names");
+  const guest = guestPlace(input);
+  if (guest !== undefined) return await (await import("./shared/migrate-qemu.js")).run({ ...input, guest }, context);
+  refuseOptions(typed, OF_GUESTS, "it is for a guest of QEMU, which --qmp or --libvirt names");
   let note = tell;
   interrupts.tellFirst(() => note("cancelling: the source goes on running; a second Ctrl-C forces"));
   // All that may be wrong with what was asked for is found out before anything is started.

@@ -7,6 +7,7 @@ import type { ReceiveInput } from "../commands/receive.js";
 import { EXIT_CODES } from "../exit-codes.js";
 import { readEndpoint } from "../input/endpoint.js";
 import { grantedFolder, withGranted } from "../input/granted.js";
+import { guestPlace } from "../input/guest-place.js";
 import { refuseOptions } from "../input/which-go-together.js";
 import { tidyUp } from "../kept/tidy.js";
 import { tellEvent } from "../output.js";
@@ -19,9 +20,13 @@ import { tellReceived } from "./shared/tell-received.js";
 export const run: Run<ReceiveInput> = async (input, context) => {
   const { signal, typed } = context;
   const { json = false, once = false } = input;
-  if (input.qmp !== undefined)
-    return await (await import("./shared/receive-qemu.js")).run({ ...input, qmp: input.qmp }, context);
-  refuseOptions(typed, ["qemuAddress", "channels"], "it is for a QEMU that waits, which --qmp names");
+  const guest = guestPlace(input);
+  if (guest !== undefined) return await (await import("./shared/receive-qemu.js")).run({ ...input, guest }, context);
+  refuseOptions(
+    typed,
+    ["connect", "qemuAddress", "channels"],
+    "it is for a QEMU that waits, which --qmp or --libvirt names",
+  );
   const tell = tellEvent({ json });
   const { endpoint, credentials } = await readEndpoint(input.listen, "server", input);
   await tidyUp(input.journal);

@@ -1,4 +1,6 @@
+import type { MonitorPlace } from "../../qemu/qmp/monitor.js";
 import type { Granted } from "../input/granted.js";
+import { placeArguments } from "../input/guest-place.js";
 import { type OwnProcess, startOwnProcess } from "./own-process.js";
 
 /** Time that it waits for the source. */
@@ -8,7 +10,7 @@ export interface LocalOptions {
   /** Its folder. */
   readonly journal?: string | undefined;
   /** The QEMU that takes a guest, instead of a machine of this program's. */
-  readonly qemu?: { readonly qmp: string; readonly address: string; readonly tuning: readonly string[] };
+  readonly qemu?: { readonly place: MonitorPlace; readonly address: string; readonly tuning: readonly string[] };
 }
 
 /**
@@ -26,7 +28,7 @@ export async function startLocalDestination(
   for (const [device, path] of Object.entries(grants.files)) args.push("--file", `${device}=${path}`);
   for (const [device, path] of Object.entries(grants.sockets)) args.push("--socket", `${device}=${path}`);
   if (journal !== undefined) args.push("--journal", journal);
-  if (qemu !== undefined) args.push("--qmp", qemu.qmp, "--qemu-address", qemu.address, ...qemu.tuning);
+  if (qemu !== undefined) args.push(...placeArguments(qemu.place), "--qemu-address", qemu.address, ...qemu.tuning);
   return await startOwnProcess({
     args,
     name: "the destination",

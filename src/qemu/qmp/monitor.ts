@@ -1,13 +1,23 @@
 import { DirtmapError } from "../../errors.js";
 import type { EventStream } from "./event-stream.js";
 
-/**
- * The way to one QEMU's monitor. A UNIX socket is one ({@link SocketMonitor}); a program that passes commands on for a monitor
- * that it holds itself is another.
- */
+/** Where a QEMU's monitor is: at a UNIX socket, or in the hands of libvirt. */
+export type MonitorPlace = { readonly qmp: string } | LibvirtPlace;
+
+/** A domain of libvirt's. */
+export interface LibvirtPlace {
+  /** Its name, UUID or number. */
+  readonly libvirt: string;
+  /** URI of libvirt's connection; left out: virsh's own default. */
+  readonly connect?: string | undefined;
+}
+
+/** The way to one QEMU's monitor: a UNIX socket ({@link SocketMonitor}), or libvirt, which holds it ({@link LibvirtMonitor}). */
 export interface Monitor extends AsyncDisposable {
   /** For messages: the socket's path, or the guest's name. */
   readonly name: string;
+  /** How it is reached, also by a later process. */
+  readonly place: MonitorPlace;
   /**
    * Has QEMU do a command; resolves to what it returns, unchecked. Commands are sent at once and answered in order, so several
    * may be under way.
@@ -17,6 +27,12 @@ export interface Monitor extends AsyncDisposable {
   /** What QEMU tells from now on, in order, with nothing left out. */
   events(): EventStream;
 }
+
+/** How long QEMU may take to answer a command. */
+export const ANSWER_MS = 10_000;
+
+/** Commands under way. */
+export const MAX_PENDING = 4096;
 
 export interface ExecuteOptions {
   /** Milliseconds to wait for the answer. Default: 10 s. */
@@ -53,4 +69,18 @@ export class QmpRefusal extends DirtmapError {
     this.qemuClass = qemuClass;
     this.reason = reason;
   }
+}
+
+/** QEMU has not answered in time. */
+export function timedOut(monitor: string, command: string, limitMs: number): DirtmapError {
+  return new DirtmapError(`QEMU at ${monitor} has not answered '${command}' for ${limitMs} ms`, {
+    code: "QMP_TIMED_OUT",
+    attempted: `have QEMU do '${command}'`,
+    remedy: "see whether QEMU hangs, or the host is too busy; its state is not known",
+  });
+}
+
+/** More commands wait than anyone should have given. */
+export function tooMany(monitor: string): DirtmapError {
+  return new DirtmapError(`${MAX_PENDING} commands wait for QEMU at ${monitor}`, { code: "QMP_TIMED_OUT" });
 }

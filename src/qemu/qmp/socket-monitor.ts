@@ -1,21 +1,16 @@
 import { connect, type Socket } from "node:net";
+import { resolve } from "node:path";
 import { DirtmapError, UsageError } from "../../errors.js";
 import { safeText } from "../../safe-text.js";
 import { EventStream } from "./event-stream.js";
 import { checkGreeting, type QmpMessage, readMessage } from "./messages.js";
-import { type ExecuteOptions, type Monitor, QmpRefusal } from "./monitor.js";
+import { ANSWER_MS, type ExecuteOptions, MAX_PENDING, type Monitor, QmpRefusal, timedOut, tooMany } from "./monitor.js";
 
 /** How long QEMU may take to greet. A monitor that has a client accepts another, and says nothing. */
 const GREETING_MS = 3000;
 
-/** How long QEMU may take to answer a command. */
-const ANSWER_MS = 10_000;
-
 /** Bytes of a line. The longest answers that are asked for are lists of devices; a line that is longer ends the connection. */
 const MAX_LINE = 8 * 2 ** 20;
-
-/** Commands under way. */
-const MAX_PENDING = 4096;
 
 interface Pending {
   readonly command: string;
@@ -37,6 +32,7 @@ export interface SocketMonitorOptions {
  */
 export class SocketMonitor implements Monitor {
   readonly name: string;
+  readonly place: { readonly qmp: string };
   readonly #socket: Socket;
   readonly #pending = new Map<number, Pending>();
   readonly #streams = new Set<EventStream>();
@@ -49,6 +45,7 @@ export class SocketMonitor implements Monitor {
 
   private constructor(path: string) {
     this.name = safeText(path);
+    this.place = { qmp: resolve(path) };
     this.#socket = connect(path);
     this.#socket.setEncoding("utf8");
     this.#socket.on("data", (text: string) => this.#take(text));
@@ -82,23 +79,12 @@ export class SocketMonitor implements Monitor {
 
   execute(command: string, args: object = {}, { limitMs = ANSWER_MS }: ExecuteOptions = {}): Promise<unknown> {
     if (this.#failure !== undefined) return Promise.reject(this.#failure);
-    if (this.#pending.size >= MAX_PENDING) {
-      const error = new DirtmapError(`${MAX_PENDING} commands wait for QEMU at ${this.name}`, {
-        code: "QMP_TIMED_OUT",
-      });
-      return Promise.reject(error);
-    }
+    if (this.#pending.size >= MAX_PENDING) return Promise.reject(tooMany(this.name));
     const id = ++this.#id;
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
         this.#pending.delete(id);
-        reject(
-          new DirtmapError(`QEMU at ${this.name} has not answered '${command}' for ${limitMs} ms`, {
-            code: "QMP_TIMED_OUT",
-            attempted: `have QEMU do '${command}'`,
-            remedy: "see whether QEMU hangs, or the host is too busy; its state is not known",
-          }),
-        );
+        reject(timedOut(this.name, command, limitMs));
       }, limitMs);
       this.#pending.set(id, { command, timer, resolve, reject });
       this.#socket.write(`${JSON.stringify({ execute: command, arguments: args, id })}\n`);

@@ -3,9 +3,10 @@ import { once } from "node:events";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { describe, expect, it } from "vitest";
+import { afterEach, describe, expect, it } from "vitest";
 import { openStore } from "../../../evidence/store/store.js";
 import { FakePlaces } from "../../../qemu/fake-places.test.helper.js";
+import { FakeLibvirt } from "../../../qemu/qmp/fake-libvirt.test.helper.js";
 
 /*
  * What can't be asked of `dirtmap migrate --qmp` and `dirtmap receive --qmp`, and what is said then. The move itself, by these
@@ -61,6 +62,14 @@ describe("a move of a QEMU guest is refused", () => {
     ["to what is no address", ["migrate", "--qmp", "a", "--qemu-address", "exec:cat"], "tcp:HOST:PORT"],
     ["with a scenario's options", ["migrate", "--qmp", "a", "--qmp-to", "b", "--scenario", "mixed"], "--scenario"],
     ["with another tracker", ["migrate", "--qmp", "a", "--qmp-to", "b", "--tracker", "d=iommu"], "messages, device"],
+    ["from two places", ["migrate", "--qmp", "a", "--libvirt", "a", "--qmp-to", "b"], "two ways to one QEMU"],
+    [
+      "to a socket and a domain",
+      ["migrate", "--qmp", "a", "--qmp-to", "b", "--libvirt-to", "b"],
+      "two ways to one QEMU",
+    ],
+    ["of a scenario's machine through libvirt", ["migrate", "--connect", "qemu:///system"], "--connect"],
+    ["into a scenario's machine through libvirt", ["receive", "--connect", "qemu:///system"], "--connect"],
     ["from a socket that is not there", ["migrate", "--qmp", "/nowhere/qmp", "--qmp-to", "b"], "no such socket"],
     ["of a scenario's machine", ["migrate", "--keep-source"], "--keep-source"],
     ["of a scenario's device by messages", ["migrate", "--tracker", "nic0=messages"], "dma: messages"],
@@ -101,6 +110,69 @@ describe.runIf(process.platform === "linux")("a move of a QEMU guest", () => {
     const text = readFileSync(report, "utf8");
     expect(text).toContain("disk: QEMU does its writes itself");
     expect(text).toContain("Memories compared | never");
+  });
+});
+
+describe.runIf(process.platform === "linux")("a move of a guest of libvirt's", () => {
+  const LONG = { timeout: 120_000 };
+  const { PATH } = process.env;
+
+  afterEach(() => {
+    process.env.PATH = PATH;
+  });
+
+  /** The two QEMUs, as domains. */
+  async function asDomains({ source, destination }: FakePlaces): Promise<FakeLibvirt> {
+    const libvirt = await FakeLibvirt.start({ vm7: source.pc.qemu.path, "vm7-there": destination.pc.qemu.path });
+    process.env.PATH = libvirt.path;
+    return libvirt;
+  }
+
+  const args = ({ folder }: FakePlaces) => {
+    const domains = ["--libvirt", "vm7", "--libvirt-to", "vm7-there", "--connect", "qemu:///session"];
+    return ["migrate", ...domains, "--journal", folder, "--no-store"];
+  };
+
+  it("goes through virsh at both sides", LONG, async () => {
+    await using places = await FakePlaces.start();
+    await using libvirt = await asDomains(places);
+    const { code, stderr } = await start(args(places)).ended;
+    expect(code, stderr).toBe(0);
+    expect([places.destination.running, places.source.hasQuit]).toEqual([true, true]);
+    for (const [, connect] of libvirt.calls) expect(connect).toBe("--connect=qemu:///session");
+  });
+
+  it("is found again by `dirtmap resume` once its `dirtmap migrate` was killed", LONG, async () => {
+    await using places = await FakePlaces.start();
+    await using _libvirt = await asDomains(places);
+    const { source } = places;
+    const running = start(args(places));
+    source.before = (next) => {
+      if (next === "migrate") running.kill();
+    };
+    await running.ended;
+    source.before = () => {};
+    const [{ migration }] = await waiting(places);
+    const { code, stderr } = await start(["resume", migration, "--journal", places.folder]).ended;
+    expect(code, stderr).toBe(0);
+    expect(source.running).toBe(true);
+    expect(await waiting(places)).toEqual([]);
+  });
+
+  it("is over by `dirtmap abort` where its domain does not run any more", LONG, async () => {
+    await using places = await FakePlaces.start();
+    await using libvirt = await asDomains(places);
+    const running = start(args(places));
+    places.source.before = (next) => {
+      if (next === "migrate") running.kill();
+    };
+    await running.ended;
+    libvirt.stop("vm7");
+    const [{ migration }] = await waiting(places);
+    const resumed = await start(["resume", migration, "--journal", places.folder]).ended;
+    expect(resumed.stderr).toContain("has ended, and the guest with it");
+    const { code, stderr } = await start(["abort", migration, "--journal", places.folder]).ended;
+    expect(code, stderr).toBe(0);
   });
 });
 

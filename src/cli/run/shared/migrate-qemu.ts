@@ -6,8 +6,8 @@ import type { MigrationReport } from "../../../migration/report.js";
 import { migrateBy } from "../../../migration/source.js";
 import { reportedTracking, trackerFor } from "../../../qemu/guest-tracking.js";
 import { effectiveTuning } from "../../../qemu/migration-settings.js";
-import { Qemu } from "../../../qemu/qmp/qemu.js";
-import { SocketMonitor } from "../../../qemu/qmp/socket-monitor.js";
+import type { MonitorPlace } from "../../../qemu/qmp/monitor.js";
+import { openQemu } from "../../../qemu/qmp/open-qemu.js";
 import { SourceGuest } from "../../../qemu/source-guest.js";
 import { QemuMover } from "../../../qemu/source-mover.js";
 import { checkStreamSecurity } from "../../../qemu/stream-address.js";
@@ -15,6 +15,7 @@ import { temporaryFolder } from "../../../sys/temporary-folder.js";
 import { GUEST_TRACKERS, type MigrateInput } from "../../commands/migrate.js";
 import { EXIT_CODES, exitCodeOf } from "../../exit-codes.js";
 import { readEndpoint } from "../../input/endpoint.js";
+import { destinationPlace } from "../../input/guest-place.js";
 import { checkDevices } from "../../input/policy.js";
 import { refuseOptions } from "../../input/which-go-together.js";
 import { FollowedMigration } from "../../kept/followed-migration.js";
@@ -34,22 +35,23 @@ const OF_SCENARIOS = [
   ...["verify", "runAfter", "predict", "maxRounds"],
 ];
 
-/** `dirtmap migrate --qmp`: moves the guest of a QEMU, with its vfio-user devices. */
+/** `dirtmap migrate --qmp`, or `--libvirt`: moves the guest of a QEMU, with its vfio-user devices. */
 export async function run(
-  input: MigrateInput & { readonly qmp: string },
+  input: MigrateInput & { readonly guest: MonitorPlace },
   { signal, interrupts, typed }: RunContext,
 ): Promise<number> {
   const { json = false, quiet = false } = input;
-  refuseOptions(typed, OF_SCENARIOS, "it is for a scenario's machine, and --qmp names a guest of QEMU");
+  refuseOptions(typed, OF_SCENARIOS, "it is for a scenario's machine, and --qmp or --libvirt names a guest of QEMU");
   let note = tell;
   interrupts.tellFirst(() => note("cancelling: the guest goes on running at the source; a second Ctrl-C forces"));
   const trackers = trackersOf(input);
   const store = storeOrNone(input, note);
   const remote = input.to === undefined ? undefined : await readEndpoint(input.to, "client", input);
-  using place = placeOf(input);
+  const to = destinationPlace(input);
+  using place = placeOf(input, to);
   await tidyUp(input.journal);
 
-  await using qemu = new Qemu(await SocketMonitor.open(input.qmp));
+  await using qemu = await openQemu(input.guest);
   await checkStreamSecurity(qemu, place.address, input.insecure === true);
   await using guest = await SourceGuest.open(qemu, input.socket === undefined ? {} : { sockets: input.socket });
   checkDevices(
@@ -58,14 +60,14 @@ export async function run(
   );
   if (!quiet) for (const { id, model } of guest.devices) note(`${id} (${model}) moves with the guest`);
   await using local =
-    input.qmpTo === undefined
+    to === undefined
       ? undefined
       : await startLocalDestination(
           signal,
           { files: {}, sockets: {} },
           {
             journal: input.journal,
-            qemu: { qmp: input.qmpTo, address: place.address, tuning: tuningArguments(input) },
+            qemu: { place: to, address: place.address, tuning: tuningArguments(input) },
           },
         );
   const destination = remote ?? (await readEndpoint(local?.ready ?? "", "client", input));
@@ -113,12 +115,17 @@ export async function run(
 }
 
 /** Where QEMU's stream goes. @throws UsageError `BAD_OPTION` */
-function placeOf({ to, qmpTo, qemuAddress }: MigrateInput): { readonly address: string } & Disposable {
+function placeOf(
+  { to, qemuAddress }: MigrateInput,
+  here: MonitorPlace | undefined,
+): { readonly address: string } & Disposable {
   const refuse = (what: string, remedy: string) => new UsageError(what, { code: "BAD_OPTION", remedy });
-  if ((to === undefined) === (qmpTo === undefined)) {
+  if ((to === undefined) === (here === undefined)) {
     throw refuse(
-      to === undefined ? "a guest of QEMU moves to no place by itself" : "--to and --qmp-to are two destinations",
-      "give --to ADDRESS of a `dirtmap receive --qmp`, or --qmp-to PATH of a QEMU on this machine",
+      to === undefined
+        ? "a guest of QEMU moves to no place by itself"
+        : "--to and a QEMU on this machine are two destinations",
+      "give --to ADDRESS of a `dirtmap receive --qmp` or `--libvirt`, or --qmp-to PATH or --libvirt-to DOMAIN of a QEMU on this machine",
     );
   }
   if (qemuAddress !== undefined) return { address: qemuAddress, [Symbol.dispose]: () => {} };

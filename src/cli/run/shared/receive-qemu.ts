@@ -4,8 +4,8 @@ import { formatEndpoint } from "../../../migration/transport/endpoint.js";
 import { listen } from "../../../migration/transport/listener.js";
 import { DestinationGuest } from "../../../qemu/destination-guest.js";
 import { QemuDestination } from "../../../qemu/destination-memory.js";
-import { Qemu } from "../../../qemu/qmp/qemu.js";
-import { SocketMonitor } from "../../../qemu/qmp/socket-monitor.js";
+import type { MonitorPlace } from "../../../qemu/qmp/monitor.js";
+import { openQemu } from "../../../qemu/qmp/open-qemu.js";
 import { checkStreamSecurity } from "../../../qemu/stream-address.js";
 import type { ReceiveInput } from "../../commands/receive.js";
 import { EXIT_CODES } from "../../exit-codes.js";
@@ -17,14 +17,14 @@ import type { RunContext } from "../../run-command.js";
 import { nextSource } from "./next-source.js";
 import { tellReceived } from "./tell-received.js";
 
-/** `dirtmap receive --qmp`: takes one guest into a QEMU that waits for it. */
+/** `dirtmap receive --qmp`, or `--libvirt`: takes one guest into a QEMU that waits for it. */
 export async function run(
-  input: ReceiveInput & { readonly qmp: string },
+  input: ReceiveInput & { readonly guest: MonitorPlace },
   { signal, typed }: RunContext,
 ): Promise<number> {
   const { json = false, qemuAddress: address } = input;
   const tell = tellEvent({ json });
-  refuseOptions(typed, ["file", "sharedFolder"], "it is for a scenario's machine, and --qmp names a QEMU");
+  refuseOptions(typed, ["file", "sharedFolder"], "it is for a scenario's machine, and --qmp or --libvirt names a QEMU");
   if (address === undefined) {
     throw new UsageError("QEMU's own stream has no address", {
       code: "BAD_OPTION",
@@ -33,7 +33,7 @@ export async function run(
   }
   const { endpoint, credentials } = await readEndpoint(input.listen, "server", input);
   await tidyUp(input.journal);
-  await using qemu = new Qemu(await SocketMonitor.open(input.qmp));
+  await using qemu = await openQemu(input.guest);
   await checkStreamSecurity(qemu, address, input.insecure === true);
   const options = { ...(input.socket === undefined ? {} : { sockets: input.socket }), warn: note };
   // What can't be is found out before a source comes.
