@@ -173,10 +173,11 @@ class Relay {
     const link = this.#link;
     if (link === null) return;
     this.#link = null;
+    if (this.#device.server === link) {
+      this.#main?.end("the device's server is gone");
+      this.#device.detach();
+    }
     link.end(error);
-    if (this.#device.server !== link) return;
-    this.#device.detach();
-    this.#main?.end("the device's server is gone");
   }
 
   #checkEnds(): void {
