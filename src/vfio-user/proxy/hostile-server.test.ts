@@ -45,7 +45,9 @@ describe.runIf(process.platform === "linux").each(["auto", "messages"] as const)
     });
 
     it("lives, lets every call of its client end in bounded time, and keeps nothing of it", async () => {
+      // Whatever a process opens once, and keeps, it has by then: of a proxy that serves, and of one that doesn't.
       await useProxied([], dma, HONEST_LIMIT_MS);
+      await useProxied([[0, { kind: "header", field: "msg_id", value: 0 }]], dma, HONEST_LIMIT_MS);
       const before = readdirSync("/proc/self/fd").length;
       const one = fc
         .tuple(fc.nat(MESSAGES), mischief)

@@ -5,7 +5,7 @@ import type { DmaLoggingLimits } from "../../host/host.js";
 import { hex, iovaOf, PAGE_SIZE } from "../../memory/address.js";
 import { Lock } from "../../threads/lock.js";
 import { UapiError } from "../../uapi/errno.js";
-import { type MigState, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_PCI_REGION_INDEX, vfio_irq_set } from "../../uapi/vfio.js";
+import { type MigState, SAVING_GROUP, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_PCI_REGION_INDEX, vfio_irq_set } from "../../uapi/vfio.js";
 import {
   VFIO_IRQ_SET_DATA_NONE,
   VFIO_USER_COMMAND,
@@ -74,6 +74,8 @@ export class ProxiedDevice implements ClientAccess, Disposable {
   readonly #irqs = new Set<number>();
   #state: MigState = "RUNNING";
   #waitsForState: boolean;
+  /** Nothing has been read of the state since the device began to save it. */
+  #isUnread = false;
   /** The configuration space as it was before STOP_COPY. */
   #config: Uint8Array | null = null;
 
@@ -97,6 +99,16 @@ export class ProxiedDevice implements ClientAccess, Disposable {
   /** See ServedDevice: nothing but a state, or an operator's reset, has the device work. */
   get waitsForState(): boolean {
     return this.#waitsForState;
+  }
+
+  /** See VFIO_MIG_GET_PRECOPY_INFO: what was never read is `initial_bytes`. */
+  get isUnread(): boolean {
+    return this.#isUnread;
+  }
+
+  /** A client reads the device's state. */
+  noteDataRead(): void {
+    this.#isUnread = false;
   }
 
   /** Null: nobody logs. */
@@ -276,9 +288,11 @@ export class ProxiedDevice implements ClientAccess, Disposable {
   async #moveTo(next: MigState): Promise<void> {
     const server = this.connected();
     if (next === "STOP_COPY" && this.#config === null) this.#config = await server.readConfig().catch(() => null);
+    const wasSaving = SAVING_GROUP.has(this.#state);
     try {
       await server.requestState(next);
       this.#state = next;
+      if (!wasSaving) this.#isUnread = SAVING_GROUP.has(next);
     } catch (error) {
       this.#state = await server.state().catch(() => this.#state);
       throw error;

@@ -302,6 +302,9 @@ export class ProxySession implements DmaLogUser, Mover {
         return this.#feature(message);
       case VFIO_USER_COMMAND.VERSION:
         throw refusal("EINVAL", nameOf(message.command), "agree on the version again", "connect anew");
+      case VFIO_USER_COMMAND.MIG_DATA_READ:
+        device.noteDataRead();
+        return this.#pass(message);
       case DIRTMAP_COMMAND.COUNTERS:
         return tellCounters(keptMessage(message), device);
       case DIRTMAP_COMMAND.PRECOPY_INFO:
@@ -456,7 +459,8 @@ export class ProxySession implements DmaLogUser, Mover {
       const layout = vfio_device_feature_mig_data_size;
       bytes = (await getFeature(features, "MIG_DATA_SIZE", layout, call)).stop_copy_length;
     }
-    return vfio_precopy_info.encode({ argsz: vfio_precopy_info.size, dirty_bytes: bytes });
+    const values = this.#device.isUnread ? { initial_bytes: bytes } : { dirty_bytes: bytes };
+    return vfio_precopy_info.encode({ argsz: vfio_precopy_info.size, ...values });
   }
 
   #switchWritePath(message: Message): Uint8Array {
