@@ -14,14 +14,15 @@ import { metShare, type PredictRow, run as runPredict } from "./predict.js";
 import { type QemuMoveRow, type QemuTrackingRow, run as runQemu, runTracking } from "./qemu.js";
 import { run as runScan, type ScanRow } from "./scan.js";
 import { type NvmeRow, run as runNvme } from "./vfio-user/nvme.js";
+import { type ProxyRow, run as runProxy } from "./vfio-user/proxy.js";
 import { WAYS } from "./vfio-user/servers.js";
 import { run as runVfioUser, type VfioUserRow } from "./vfio-user.js";
 
 /*
- *   npm run bench -- [scan] [logs] [dma] [channels] [migration] [ioctl] [observe] [vfio-user] [predict] [doors] [qemu]
+ *   npm run bench -- [scan] [logs] [dma] [channels] [migration] [ioctl] [observe] [vfio-user] [predict] [doors] [qemu] [proxy]
  *                    [--full] [--json] [--qemu | --qemu-root DIR]
  *
- * By default all benches but `qemu`, in about three minutes on an idle machine; `qemu` takes ten. Progress on standard error. --full maps up to 1 TiB and repeats more.
+ * By default all benches but `qemu` and `proxy`, in about three minutes on an idle machine; `qemu` takes ten, `proxy` one. Progress on standard error. --full maps up to 1 TiB and repeats more.
  * QEMU runs beside `migration` where it is asked for: from PATH, or from a Debian tree to chroot into.
  */
 
@@ -40,6 +41,7 @@ type Row =
   | PredictRow
   | DoorRow
   | NvmeRow
+  | ProxyRow
   | QemuMoveRow
   | QemuTrackingRow;
 
@@ -68,6 +70,7 @@ const BENCHES: Readonly<Record<string, (options: Options) => Promise<readonly Ro
     ...(await runQemu({ turns: full ? 11 : 3 })),
     ...(await runTracking({ turns: full ? 21 : 5 })),
   ],
+  proxy: ({ full }) => runProxy({ turns: full ? 21 : 5, seconds: 1 }),
   doors: ({ full }) => runDoors({ turns: full ? 31 : 7 }),
 };
 
@@ -207,6 +210,14 @@ function cells(row: Row): Readonly<Record<string, string>> {
         "I/O a second": spread(row.perSecond),
         "/ untracked": row.ratio === null ? "-" : ratio(row.ratio),
       };
+    case "proxy":
+      return {
+        measured: row.what,
+        unit: row.unit,
+        direct: spread(row.direct),
+        proxied: spread(row.proxied),
+        "/ direct": short(row.ratio),
+      };
     case "nvme":
       return {
         "reads under way": String(row.depth),
@@ -246,7 +257,7 @@ async function main(): Promise<void> {
   }
   const describe = watchMachine();
   const results: Row[] = [];
-  const byDefault = Object.keys(BENCHES).filter((name) => name !== "qemu");
+  const byDefault = Object.keys(BENCHES).filter((name) => name !== "qemu" && name !== "proxy");
   for (const name of positionals.length > 0 ? positionals : byDefault) {
     process.stderr.write(`${name} …\n`);
     const rows = await BENCHES[name](options);

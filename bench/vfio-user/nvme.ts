@@ -74,7 +74,7 @@ export async function run({ turns, seconds }: { turns: number; seconds: number }
 }
 
 /** A disk of which no block is a hole. */
-function makeDisk(path: string): string {
+export function makeDisk(path: string): string {
   const fd = openSync(path, "w");
   try {
     const part = new Uint8Array(MiB).fill(0x5a);
@@ -85,13 +85,14 @@ function makeDisk(path: string): string {
   return path;
 }
 
-/** The disk whose controller has this serial number. */
-async function diskOf(guest: ShellGuest, serial: string): Promise<string> {
+/** The disk in the guest whose controller has this serial number. */
+export async function diskOf(guest: ShellGuest, serial: string): Promise<string> {
   const name = (await guest.run(`basename $(dirname $(grep -lw ${serial} /sys/class/nvme/*/serial))`)).trim();
   return `/dev/${name}n1`;
 }
 
-async function readsPerSecond(guest: ShellGuest, command: string): Promise<number> {
+/** Reads per second that a load in the guest has done. */
+export async function readsPerSecond(guest: ShellGuest, command: string): Promise<number> {
   const [reads, nanoseconds] = (await guest.run(command)).trim().split(" ").map(Number);
   return (reads / nanoseconds) * 1e9;
 }

@@ -6,6 +6,13 @@ import type { Programs } from "./programs.js";
 
 const LIMIT_MS = 20_000;
 
+/** `dirtmap device proxy`, as an operator starts it. */
+const PROXY = [
+  process.execPath,
+  fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url)),
+  ...["device", "proxy", "--until-stdin-ends"],
+];
+
 /** The servers that take turns, by name; `-poll`: never asleep while it has a client. */
 export const WAYS = ["dirtmap", "libvfio-user", "bare", "dirtmap-poll", "libvfio-user-poll", "bare-poll"] as const;
 export type Way = (typeof WAYS)[number];
@@ -22,13 +29,21 @@ export class Servers implements AsyncDisposable {
     process.on("exit", this.#kill);
   }
 
-  /** @param folder for their sockets */
-  static async start(programs: Programs, folder: string): Promise<Servers> {
+  /** @param folder for their sockets @param proxied true: each is reached by way of a proxy */
+  static async start(
+    programs: Programs,
+    folder: string,
+    { ways = WAYS, proxied = false }: { ways?: readonly Way[]; proxied?: boolean } = {},
+  ): Promise<Servers> {
     const servers = new Servers();
     try {
-      for (const way of WAYS) {
+      for (const way of ways) {
         const command = commandOf(way, programs);
-        if (command !== null) await servers.#start(way, command, join(folder, way));
+        if (command === null) continue;
+        const socket = join(folder, proxied ? `${way}-served` : way);
+        await servers.#start([...command, socket, way.endsWith("-poll") ? "poll" : "block"]);
+        if (proxied) await servers.#start([...PROXY, "--server", socket, "--socket", join(folder, way)]);
+        servers.sockets.set(way, join(folder, way));
       }
       return servers;
     } catch (error) {
@@ -45,14 +60,12 @@ export class Servers implements AsyncDisposable {
     process.off("exit", this.#kill);
   }
 
-  async #start(way: Way, command: readonly string[], socket: string): Promise<void> {
-    const [program, ...args] = [...command, socket, way.endsWith("-poll") ? "poll" : "block"];
+  async #start([program, ...args]: readonly string[]): Promise<void> {
     // Its input is a pipe from here: our own server ends with it, the others are killed.
     const child = spawn(program, args, { stdio: ["pipe", "pipe", "inherit"] });
     this.#children.push(child);
     if (child.stdout === null) throw new Error("standard output is a pipe");
     await once(child.stdout, "data", { signal: AbortSignal.timeout(LIMIT_MS) });
-    this.sockets.set(way, socket);
   }
 }
 

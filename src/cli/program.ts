@@ -5,6 +5,7 @@ import { declareBenchDesigns } from "./commands/bench/designs.js";
 import { declareBenchTrackers } from "./commands/bench/trackers.js";
 import { declareBench } from "./commands/bench.js";
 import { declareCerts } from "./commands/certs.js";
+import { declareDeviceProxy } from "./commands/device/proxy.js";
 import { declareDeviceResume } from "./commands/device/resume.js";
 import { declareDeviceStatus } from "./commands/device/status.js";
 import { declareDevice } from "./commands/device.js";
@@ -64,7 +65,7 @@ export function commandLine({ version, models }: { version: string; models: read
     [declareList],
     [declareResume],
     [declareAbort],
-    [(parent) => declareDevice(parent, models), declareDeviceStatus, declareDeviceResume],
+    [(parent) => declareDevice(parent, models), declareDeviceStatus, declareDeviceResume, declareDeviceProxy],
   ];
   for (const [declare, ...below] of commands) {
     const command = declare(program);

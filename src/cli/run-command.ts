@@ -114,3 +114,14 @@ async function runInterruptibly(
     setTimeout(() => process.exit(), LINGER_MS).unref();
   }
 }
+
+/** Resolves when there will be no more on standard input. */
+export function stdinEnded(): Promise<void> {
+  return new Promise((resolve) => {
+    process.stdin
+      .once("end", resolve)
+      .once("close", resolve)
+      .once("error", () => resolve())
+      .resume();
+  });
+}

@@ -18,6 +18,8 @@ export interface ControlledDevice {
   readonly id: string;
   readonly model: string;
   readonly vfio: VfioUserDevice;
+  /** Its server can have it write by messages. */
+  readonly byMessages: boolean;
   /** Where it is in QEMU. */
   readonly place: GuestDevice;
 }
@@ -26,7 +28,7 @@ export interface ControlledDevice {
  * Opens the control connections of a guest's devices; QEMU goes on using them.
  * @param options.sockets of devices whose sockets QEMU does not tell, by name
  * @param options.side a destination's devices must wait for state
- * @throws UsageError `NO_SOCKET`, `NO_CONTROL`, `OLD_SERVER`, `CANNOT_MIGRATE`, `NOT_INCOMING`: nothing is left open
+ * @throws UsageError `NO_SOCKET`, `NO_CONTROL`, `OLD_SERVER`, `CANNOT_MIGRATE`, `CANNOT_TRACK`, `NOT_INCOMING`: nothing is left open
  */
 export async function openDevices(
   places: readonly GuestDevice[],
@@ -38,8 +40,9 @@ export async function openDevices(
       const socket = socketOf(place, sockets);
       const vfio = await openControl(place.name, socket);
       try {
-        await checkReady(vfio, await countersOf(vfio), { socket, side });
-        opened.push({ id: place.name, model: vfio.model, vfio, place });
+        const counters = await countersOf(vfio);
+        await checkReady(vfio, counters, { socket, side });
+        opened.push({ id: place.name, model: vfio.model, vfio, byMessages: byMessages(counters), place });
       } catch (error) {
         await vfio[Symbol.asyncDispose]();
         throw error;
@@ -105,13 +108,17 @@ export async function countersOf(vfio: VfioUserDevice): Promise<ServerCounters> 
 /** @throws UsageError for a device that can't be moved from here, or to here */
 async function checkReady(
   vfio: VfioUserDevice,
-  { writePath, waitsForState, failure, migration }: ServerCounters,
+  counters: ServerCounters,
   { socket, side }: { socket: string; side: "source" | "destination" },
 ): Promise<void> {
+  const { writePath, waitsForState, failure, migration, state, dmaLogging } = counters;
   const refuse = (what: string, code: string, remedy: string) => {
     throw new UsageError(`${side}: '${vfio.id}' at ${socket} ${what}`, { code, remedy });
   };
   if (writePath === undefined) refuse("is served by an older Dirtmap", "OLD_SERVER", "upgrade the server");
+  if (failure === null && state === null) {
+    refuse("can't be migrated", "CANNOT_MIGRATE", "detach it first: its server can't save or load its state");
+  }
   if (failure !== null) refuse("has failed", "CANNOT_MIGRATE", `reset it: dirtmap device resume ${socket} --reset`);
   if (migration !== null) {
     refuse("is in a migration already", "CANNOT_MIGRATE", `see what became of that: dirtmap device status ${socket}`);
@@ -119,9 +126,21 @@ async function checkReady(
   if (side === "destination" && waitsForState !== true) {
     refuse("does not wait for a state", "NOT_INCOMING", "start its server with --incoming");
   }
+  if (side === "source" && dmaLogging === null && !byMessages(counters)) {
+    refuse(
+      "can't be tracked: its server has no log, and writes as it likes",
+      "CANNOT_TRACK",
+      "start its proxy with --dma messages, before the guest",
+    );
+  }
   if (side === "source" && waitsForState === true) {
     refuse("waits for a state itself", "CANNOT_MIGRATE", "move its guest there first, or serve it without --incoming");
   }
+}
+
+/** Only a proxy says what is possible: Dirtmap's own servers can do both. */
+function byMessages({ writePath }: ServerCounters): boolean {
+  return writePath?.possible?.includes("messages") ?? true;
 }
 
 /**

@@ -11,15 +11,19 @@ import { type ControlledDevice, countersOf } from "./guest-devices.js";
  */
 export type GuestTracker = "messages" | "device";
 
-/** What the guest pays least for, if nobody says otherwise. */
+/** What the guest pays least for, if nobody says otherwise and the device's server can. */
 export const DEFAULT_TRACKER: GuestTracker = "messages";
 
 /** Bytes per bit of a device's log: QEMU tracks by pages. */
 export const GRANULE = PAGE_SIZE;
 
 /** How a device is tracked. @param trackers that are asked for, by the devices' names */
-export function trackerFor(id: string, trackers: Readonly<Record<string, GuestTracker>> = {}): GuestTracker {
-  return Object.hasOwn(trackers, id) ? trackers[id] : DEFAULT_TRACKER;
+export function trackerFor(
+  { id, byMessages }: Pick<ControlledDevice, "id" | "byMessages">,
+  trackers: Readonly<Record<string, GuestTracker>> = {},
+): GuestTracker {
+  if (Object.hasOwn(trackers, id)) return trackers[id];
+  return byMessages ? DEFAULT_TRACKER : "device";
 }
 
 /** How reports call it: by messages it is QEMU that tracks. */

@@ -282,8 +282,8 @@ class QemuMove implements MemoryMove {
     });
   }
 
-  #trackerOf({ id }: ControlledDevice): GuestTracker {
-    return trackerFor(id, this.#options.trackers);
+  #trackerOf(device: ControlledDevice): GuestTracker {
+    return trackerFor(device, this.#options.trackers);
   }
 
   async #readShares(which: (tracking: DeviceTracking) => boolean): Promise<void> {

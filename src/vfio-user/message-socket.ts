@@ -54,6 +54,13 @@ export interface Message {
   readonly fds: number[];
 }
 
+/** A message with a copy of its payload, which the next {@link MessageSocket.receive} leaves alone. It can be passed on as well. */
+export function keptMessage(message: Message): Message {
+  const { payload } = message;
+  const frame = payload.buffer.slice(payload.byteOffset - HEADER_BYTES, payload.byteOffset + payload.byteLength);
+  return { ...message, payload: new Uint8Array(frame, HEADER_BYTES) };
+}
+
 /** Closes the descriptors that nobody took. */
 export function closeFds(fds: number[]): void {
   if (fds.length > 0) for (const fd of fds.splice(0)) if (fd >= 0) closeSync(fd);
@@ -85,8 +92,10 @@ export class MessageSocket implements Disposable {
   #outgoing = this.#small.subarray(HEADER_BYTES, HEADER_BYTES);
   #large: SharedArrayBuffer | undefined;
   readonly #frames = new Set<ArrayBufferLike>();
-  #unsent: { readonly data: Uint8Array; at: number; readonly fds: readonly number[] }[] = [];
+  #unsent: { readonly data: Uint8Array; at: number; readonly fds: readonly number[]; readonly owned: boolean }[] = [];
   #unsentBytes = 0;
+  /** Where the message lay that was passed on last. */
+  #passed: Uint8Array = this.#small;
 
   /** @param maxPayload bytes of the largest message to take, without its header */
   constructor(socket: UnixSocket, maxPayload: number) {
@@ -103,6 +112,11 @@ export class MessageSocket implements Disposable {
   /** True while there is more to send than the peer has taken. */
   get unsent(): boolean {
     return this.#unsent.length > 0;
+  }
+
+  /** How much that is. */
+  get unsentBytes(): number {
+    return this.#unsentBytes;
   }
 
   /**
@@ -217,20 +231,49 @@ export class MessageSocket implements Disposable {
     view.setUint32(ERROR, error, true);
     const at = this.unsent ? 0 : this.#sendNow(data, size, fds);
     const isOurs = isLarge && buffer === this.#large;
-    if (at < size) this.#keep(isOurs ? data : data.slice(0, size), at, fds);
+    if (at < size) this.#keep({ data: isOurs ? data : data.slice(0, size), at, fds, owned: false });
     if (isOurs && (at < size || (this.#large?.byteLength ?? 0) > KEPT_BYTES)) this.#large = undefined;
+  }
+
+  /**
+   * Passes on a message that another socket has received, under another id: from where it lies, so that it is not copied. Its
+   * descriptors are taken over.
+   * @param wantsReply false: as the message says itself
+   */
+  pass({ payload, fds }: Message, id: number, wantsReply = false): void {
+    const memory = this.#passed.buffer === payload.buffer ? this.#passed : new Uint8Array(payload.buffer);
+    this.#passed = memory;
+    const from = payload.byteOffset - HEADER_BYTES;
+    const end = payload.byteOffset + payload.length;
+    memory[from + ID] = id;
+    memory[from + ID + 1] = id >> 8;
+    if (wantsReply) memory[from + FLAGS] &= ~VFIO_USER_F_NO_REPLY;
+    const taken = fds.length === 0 ? NO_FDS : fds.splice(0);
+    let sent = 0;
+    try {
+      if (!this.unsent) sent = this.#socket.send(memory, from, end, taken, end - from > SMALL_BYTES);
+    } catch (error) {
+      closeFds([...taken]);
+      throw error;
+    }
+    if (sent === end - from) closeFds([...taken]);
+    else this.#keep({ data: memory.slice(from, end), at: sent, fds: taken, owned: true });
   }
 
   sendCommand(command: number, id: number, payload: Uint8Array | null, fds?: readonly number[]): void {
     this.send({ id, command, flags: VFIO_USER_F_TYPE_COMMAND }, payload, fds);
   }
 
-  sendReply({ id, command }: Message, payload: Uint8Array | null, fds?: readonly number[]): void {
+  sendReply(
+    { id, command }: Pick<Message, "id" | "command">,
+    payload: Uint8Array | null,
+    fds?: readonly number[],
+  ): void {
     this.send({ id, command, flags: VFIO_USER_F_TYPE_REPLY }, payload, fds);
   }
 
   /** An error is a header alone. */
-  sendError({ id, command }: Message, errno: number): void {
+  sendError({ id, command }: Pick<Message, "id" | "command">, errno: number): void {
     this.send({ id, command, flags: VFIO_USER_F_TYPE_REPLY | VFIO_USER_F_ERROR, error: errno }, null);
   }
 
@@ -242,6 +285,7 @@ export class MessageSocket implements Disposable {
       this.#unsentBytes -= sent;
       if (first.at < first.data.byteLength) return;
       this.#unsent.shift();
+      if (first.owned) closeFds([...first.fds]);
     }
   }
 
@@ -249,6 +293,7 @@ export class MessageSocket implements Disposable {
     closeFds(this.#arrived);
     for (const { fds } of this.#fds) closeFds(fds);
     this.#fds = [];
+    for (const { fds, owned } of this.#unsent) if (owned) closeFds([...fds]);
     this.#unsent = [];
     this.#large = undefined;
     this.#socket.shutdown();
@@ -271,9 +316,10 @@ export class MessageSocket implements Disposable {
     return place.buffer;
   }
 
-  #keep(data: Uint8Array, at: number, fds: readonly number[]): void {
-    this.#unsent.push({ data, at, fds });
-    this.#unsentBytes += data.byteLength - at;
+  /** @param message with `owned` descriptors, which are closed once they are sent */
+  #keep(message: { data: Uint8Array; at: number; fds: readonly number[]; owned: boolean }): void {
+    this.#unsent.push(message);
+    this.#unsentBytes += message.data.byteLength - message.at;
     if (this.#unsentBytes > MAX_UNSENT_BYTES) {
       throw new DirtmapError(`the peer has left ${this.#unsentBytes} bytes unread`, { code: "PEER_STUCK" });
     }

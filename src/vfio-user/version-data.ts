@@ -20,7 +20,7 @@ const schema = z.looseObject({
       max_data_xfer_size: size.optional(),
       max_dma_maps: size.optional(),
       pgsizes: size.optional(),
-      twin_socket: z.looseObject({ supported: z.boolean().optional() }).optional(),
+      twin_socket: z.looseObject({ supported: z.boolean().optional(), fd_index: z.int().min(0).optional() }).optional(),
       write_multiple: z.boolean().optional(),
       dirtmap: z.looseObject({ protocol: z.int().min(1).max(0xffff) }).optional(),
     })

@@ -12,6 +12,8 @@ import { VfioUserDevice } from "../../src/vfio-user/client/device.js";
 import type { DmaMapping, MappedDevice } from "../../src/vfio-user/client/dma-mappings.js";
 import { VfioUserHost } from "../../src/vfio-user/client/host.js";
 import { VfioUserIommufd } from "../../src/vfio-user/client/iommufd.js";
+import { proxyDevice } from "../../src/vfio-user/proxy/proxy.js";
+import type { DmaMode } from "../../src/vfio-user/server/client-memory.js";
 import { type DeviceServer, serveDevice } from "../../src/vfio-user/server/server.js";
 import { type FixtureDevice, type IommufdFixture, iommufdConformance } from "./iommufd.js";
 import { MAPPED, type VfioBench, type VfioFixture, vfioConformance } from "./vfio.js";
@@ -21,16 +23,26 @@ function served(device: VfioDevice): VfioUserDevice {
   throw new Error("not a device of a vfio-user server");
 }
 
-/** Sockets of two servers of one model, which live as long as the tests of the file. */
-function servers(model: string, count: number, options: Readonly<Record<string, number>>): string[] {
+/**
+ * Sockets of two servers of one model, which live as long as the tests of the file.
+ * @param proxy with which each is reached by way of a proxy; null: it is reached itself
+ */
+function servers(
+  model: string,
+  { options, proxy }: { options: Readonly<Record<string, number>>; proxy: DmaMode | null },
+): string[] {
   const directory = mkdtempSync(join(tmpdir(), "dirtmap-vfio-user-"));
-  const paths = Array.from({ length: count }, (_, i) => join(directory, `${model}${i}`));
+  const paths = Array.from({ length: 2 }, (_, i) => join(directory, `${model}${i}`));
   const running: DeviceServer[] = [];
   beforeAll(async () => {
-    for (const path of paths) running.push(await serveDevice({ model, path, options }));
+    for (const path of paths) {
+      const server = proxy === null ? path : `${path}-served`;
+      running.push(await serveDevice({ model, path: server, options }));
+      if (proxy !== null) running.push(await proxyDevice({ server, path, dma: proxy }));
+    }
   });
   afterAll(async () => {
-    for (const server of running) await server.close();
+    for (const server of running.reverse()) await server.close();
     rmSync(directory, { recursive: true, force: true });
   });
   return paths;
@@ -41,11 +53,13 @@ function conformance(
   model: string,
   options: Readonly<Record<string, number>>,
   what: Pick<VfioFixture, "migration" | "dmaLogging">,
+  proxy: DmaMode | null = null,
 ): void {
-  const [first, second] = servers(model, 2, options);
+  const [first, second] = servers(model, { options, proxy });
   const memory = DmaMemory.allocate(4 * MiB, { kind: "memfd" });
   const span = { arena: memory.arena, offset: memory.offset, length: Number(MAPPED.length) };
-  vfioConformance(`vfio-user ${model}`, {
+  const way = proxy === null ? "" : ` behind a proxy (--dma ${proxy})`;
+  vfioConformance(`vfio-user ${model}${way}`, {
     ...what,
     mdev: false,
     resets: true,
@@ -81,6 +95,19 @@ function conformance(
 
 conformance("mlx5", { rate: 0 }, { migration: { stopCopy: true, p2p: true, preCopy: true }, dmaLogging: true });
 conformance("nic", { rate: 0 }, { migration: { stopCopy: true, p2p: true, preCopy: false }, dmaLogging: false });
+
+/** What is promised of a device holds of another program's as well, as seen through a proxy. */
+for (const proxy of ["auto", "messages"] as const) {
+  const migration = { stopCopy: true, p2p: true, preCopy: true };
+  conformance("mlx5", { rate: 0 }, { migration, dmaLogging: true }, proxy);
+  // Its own server has no log: the proxy has one.
+  conformance(
+    "nic",
+    { rate: 0 },
+    { migration: { ...migration, preCopy: false }, dmaLogging: proxy === "messages" },
+    proxy,
+  );
+}
 
 conformance("dma-engine", {}, { migration: { stopCopy: true, p2p: true, preCopy: true }, dmaLogging: true });
 

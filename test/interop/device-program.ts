@@ -32,7 +32,7 @@ export class DeviceProgram implements AsyncDisposable {
   static async start(model: string, socket: string, options: readonly string[] = []): Promise<DeviceProgram> {
     const server = new DeviceProgram(model, socket, options);
     const until = performance.now() + SERVER_LIMIT_MS;
-    while (!server.output.includes(`serving ${model}`)) {
+    while (!/^serving /m.test(server.output)) {
       if (server.#child.exitCode !== null) throw new Error(`the server ended: ${server.output}`);
       if (performance.now() > until) throw new Error(`the server did not start: ${server.output}`);
       await new Promise((resolve) => setTimeout(resolve, 50));

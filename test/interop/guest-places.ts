@@ -73,8 +73,12 @@ export class Places implements AsyncDisposable {
     }
   }
 
-  /** @param instead a place that is no more, whose sockets this one has */
-  async add({ instead }: { instead?: Place } = {}): Promise<Place> {
+  /**
+   * @param instead a place that is no more, whose sockets this one has
+   * @param proxied QEMU reaches each server by way of a proxy, with this mode of DMA, and the server's own control connection is
+   * left alone
+   */
+  async add({ instead, proxied }: { instead?: Place; proxied?: "auto" | "messages" } = {}): Promise<Place> {
     const { engine = false, writers = [], own, interrupts = [], options: others = [] } = this.#shape;
     const isFirst = this.#all.length === 0;
     const number = instead === undefined ? this.#all.length : this.#all.indexOf(instead);
@@ -84,7 +88,11 @@ export class Places implements AsyncDisposable {
     const devices = ["-device", "pcie-root-port,id=port1,chassis=1,addr=4.0"];
     const serve = async (model: string, name: string, options: readonly string[], its: object) => {
       const path = at(name);
-      servers.push(await DeviceProgram.start(model, path, [...options, ...incoming]));
+      const served = proxied === undefined ? path : `${path}-served`;
+      servers.push(await DeviceProgram.start(model, served, [...options, ...incoming]));
+      if (proxied !== undefined) {
+        servers.push(await DeviceProgram.start("proxy", path, ["--server", served, "--dma", proxied, ...incoming]));
+      }
       devices.push("-device", JSON.stringify({ driver: "vfio-user-pci", socket: { type: "unix", path }, ...its }));
     };
     for (const [i, disk] of DISKS.entries()) {

@@ -11,7 +11,8 @@ import { EventFd } from "../../src/sys/eventfd.js";
 import { POLLIN, PollSet } from "../../src/sys/poll.js";
 import type { VfioUserDevice } from "../../src/vfio-user/client/device.js";
 import { VfioUserHost } from "../../src/vfio-user/client/host.js";
-import { startServer } from "../../src/vfio-user/server/server.js";
+import { proxyDevice } from "../../src/vfio-user/proxy/proxy.js";
+import { type DeviceServer, startServer } from "../../src/vfio-user/server/server.js";
 import { MissingError } from "../../tools/vm/missing.js";
 import { findLibvfioUser, type LibvfioUser } from "./libvfio-user.js";
 import { BAR1_BYTES } from "./sample-device.js";
@@ -43,11 +44,16 @@ if (found instanceof MissingError) {
 
 let folder: string;
 let children: Program[];
+let proxies: DeviceServer[];
+let proxyLines: string[];
 beforeEach(() => {
+  proxies = [];
+  proxyLines = [];
   folder = mkdtempSync(join(tmpdir(), "dirtmap-libvfio-user-"));
   children = [];
 });
 afterEach(async () => {
+  for (const proxy of proxies) await proxy.close();
   for (const child of children) await child.end();
   rmSync(folder, { recursive: true, force: true });
 });
@@ -162,7 +168,20 @@ async function save(device: VfioUserDevice): Promise<{ preCopy: Uint8Array[]; st
   return { preCopy, stopCopy: await read() };
 }
 
-describe.skipIf(found instanceof MissingError)("our client", () => {
+/** A sample server, with a proxy before it: the path is the proxy's. */
+async function startProxied(name: string, socket: string): Promise<{ path: string; program: Program }> {
+  const { path, program } = await startSample(name, socket);
+  const proxied = `${path}-proxy`;
+  proxies.push(await proxyDevice({ server: path, path: proxied, log: (line) => proxyLines.push(line) }));
+  return { path: proxied, program };
+}
+
+const WAYS = [
+  { who: "our client", startSample },
+  { who: "our client, by way of a proxy,", startSample: startProxied },
+];
+
+describe.skipIf(found instanceof MissingError).each(WAYS)("$who", ({ startSample }) => {
   it("finds out what libvfio-user's devices have", LONG, async () => {
     const { path } = await startSample("gpio-pci-idio-16", "gpio");
     await using host = new VfioUserHost([{ path, id: "gpio" }]);
@@ -242,6 +261,78 @@ describe.skipIf(found instanceof MissingError)("our client", () => {
     expect(Buffer.from(await destination.regionRead(BAR1, 0, BAR1_BYTES)).equals(contents)).toBe(true);
     await destination.setState("RUNNING");
     await interrupted(eventFd);
+  });
+});
+
+describe.skipIf(found instanceof MissingError)("a proxy before libvfio-user's sample server", () => {
+  it("has its device moved over control connections, while its client stays", LONG, async () => {
+    const { path: from } = await startProxied("server", "from");
+    const { path: to } = await startProxied("server", "to");
+    using memory = DmaMemory.allocate(2 * PAGE_SIZE, { kind: "memfd" });
+    using eventFd = EventFd.create();
+    await using clients = new VfioUserHost([
+      { path: from, id: "source" },
+      { path: to, id: "destination" },
+    ]);
+    const source = await attached(clients, "source", memory);
+    await source.setIrqEventFds(0, 0, [eventFd.fd]);
+    const contents = new Uint8Array(BAR1_BYTES).map((_, i) => i * 31 + (i >> 8));
+    await source.regionWrite(BAR1, 0, contents);
+    await source.regionWrite(BAR0, 0, inSeconds(3));
+    const config = await source.regionRead(CONFIG, 0, 256);
+
+    await using controls = new VfioUserHost([
+      { path: from, id: "source" },
+      { path: to, id: "destination" },
+    ]);
+    const saving = await controls.openControl("source");
+    expect(await saving.serverCounters()).toMatchObject({
+      state: "RUNNING",
+      dmaLogging: { pageSizes: [PAGE_SIZE] },
+      writePath: { possible: ["direct"] },
+      mapped: [{ iova: 0n, bytes: 2 * PAGE_SIZE }],
+    });
+    const { stopCopy } = await save(saving);
+    // The server itself takes no access in STOP_COPY; QEMU's part of the state is read then.
+    expect(Buffer.from(await source.regionRead(CONFIG, 0, 256)).equals(Buffer.from(config))).toBe(true);
+    await saving.announceHandover("committing", "1f0c93ab");
+
+    const destination = await attached(clients, "destination", memory);
+    const loading = await controls.openControl("destination");
+    const stream = await loading.setState("RESUMING");
+    if (stream?.direction !== "resuming") throw new Error("no stream to write");
+    for (const part of stopCopy) await stream.write(part);
+    await loading.setState("STOP");
+    // In STOP it takes no interrupts either, and QEMU sets its own then: the proxy does it as the device runs.
+    await destination.setIrqEventFds(0, 0, [eventFd.fd]);
+    expect(Buffer.from(await destination.regionRead(BAR1, 0, BAR1_BYTES)).equals(contents)).toBe(true);
+    eventFd.take();
+    await loading.setState("RUNNING");
+    await interrupted(eventFd);
+    eventFd.take();
+    // The first was the proxy's, in case one was lost; this is the device's timer.
+    await interrupted(eventFd);
+    expect((await saving.serverCounters())?.migration).toMatchObject({ notice: "committing", connected: true });
+  });
+
+  it("lets its device run again when the process that moved it dies, and resets it for an operator", LONG, async () => {
+    // The other sample ends where it leaves STOP_COPY before all of its data was read.
+    const { path } = await startProxied("gpio-pci-idio-16", "gpio");
+    using memory = DmaMemory.allocate(2 * PAGE_SIZE, { kind: "memfd" });
+    await using clients = new VfioUserHost([{ path, id: "device" }]);
+    const device = await attached(clients, "device", memory);
+    const movers = new VfioUserHost([{ path, id: "device" }]);
+    await (await movers.openControl("device")).setState("STOP_COPY");
+    await movers[Symbol.asyncDispose]();
+    await using controls = new VfioUserHost([{ path, id: "device" }]);
+    const control = await controls.openControl("device");
+    expect(await control.serverCounters()).toMatchObject({ state: "RUNNING", migration: null });
+    expect(proxyLines.join()).toMatch(/has gone and left 'device' in STOP_COPY: it runs again/);
+    // A reset is refused by the server while it is stopped.
+    await control.setState("STOP");
+    await control.reset();
+    expect(await control.serverCounters()).toMatchObject({ state: "RUNNING", migration: null });
+    expect(await device.state()).toBe("RUNNING");
   });
 });
 

@@ -5,7 +5,7 @@ import { parseSize } from "../../units.js";
 import { serveDevice } from "../../vfio-user/server/server.js";
 import type { DeviceInput } from "../commands/device.js";
 import { tellEvent } from "../output.js";
-import { type Run, untilAborted } from "../run-command.js";
+import { type Run, stdinEnded, untilAborted } from "../run-command.js";
 
 export const run: Run<DeviceInput> = async (input, { signal }) => {
   const { model: name, socket: path, socketGroup, json = false, incoming = false, poll = false, id, dma } = input;
@@ -31,17 +31,6 @@ export const run: Run<DeviceInput> = async (input, { signal }) => {
   tell({ event: "ready", model: name, socket: path, control }, `serving ${name} at ${path}, controlled at ${control}`);
   await Promise.race([server.ended, untilAborted(signal), ...(input.untilStdinEnds === true ? [stdinEnded()] : [])]);
 };
-
-/** Resolves when there will be no more on standard input. */
-function stdinEnded(): Promise<void> {
-  return new Promise((resolve) => {
-    process.stdin
-      .once("end", resolve)
-      .once("close", resolve)
-      .once("error", () => resolve())
-      .resume();
-  });
-}
 
 /** The text as the option's kind of value; what is none is left as it is, to be refused with the others. */
 function optionValue(model: ServableModel | undefined, name: string, text: string): string | number {

@@ -60,7 +60,11 @@ export function readAgreement(reply: Uint8Array | null): Agreement {
   };
 }
 
-function readAnswer(reply: Uint8Array): Capabilities {
+/**
+ * What a server says of itself.
+ * @throws UapiError EPROTONOSUPPORT for another version, EPROTO for what can't be understood
+ */
+export function readAnswer(reply: Uint8Array): Capabilities {
   const refuse = (what: string) =>
     new UapiError("EPROTO", { syscall: VERSION, attempted: `read the server's answer: ${what}` });
   if (reply.byteLength < vfio_user_version.size) throw refuse(`it has ${reply.byteLength} bytes`);

@@ -35,6 +35,13 @@ export interface DmaTarget {
   write(address: bigint, from: Uint8Array): ErrnoName | null;
 }
 
+/** What sends commands to a server, and waits for its answers: see {@link Connection.call}. */
+export interface Caller {
+  /** Why no more answers come; undefined while they do. */
+  readonly failure: UapiError | undefined;
+  call(command: number, what: string, payload: Uint8Array | null, fds?: readonly number[]): Promise<Uint8Array>;
+}
+
 interface Pending {
   readonly command: number;
   readonly request: Uint8Array | null;
@@ -56,7 +63,7 @@ export interface ConnectionOptions {
  * A server that goes away, does not answer in time, or says what can't be, is done with: every command that is under way,
  * and every later one, fails with the same error, and the socket is closed.
  */
-export class Connection implements Disposable {
+export class Connection implements Caller, Disposable {
   readonly path: string;
   /** What the server takes. */
   agreement: Agreement = readAgreement(null);

@@ -54,7 +54,12 @@ const schema = z.looseObject({
   log: z.looseObject({ granule: z.int().min(1), startedBy: z.string() }).nullable(),
   /** Absent of a server of an older version: its device's writes can't be switched. */
   writePath: z
-    .looseObject({ path: z.enum(["direct", "messages"]), chosenBy: z.string().max(256).nullable() })
+    .looseObject({
+      path: z.enum(["direct", "messages"]),
+      chosenBy: z.string().max(256).nullable(),
+      /** Absent of Dirtmap's own servers, whose device can take both. */
+      possible: z.array(z.enum(["direct", "messages"])).optional(),
+    })
     .optional(),
   /** What the device can write; null where that is in too many places to be told. Absent of a server of an older version. */
   mapped: z

@@ -1,10 +1,10 @@
 import type { InfoTransport } from "../../host/device-info.js";
 import { vfio_irq_info, vfio_region_info } from "../../uapi/vfio.js";
 import { VFIO_USER_COMMAND, vfio_user_device_info } from "../../uapi/vfio-user.js";
-import type { Connection } from "./connection.js";
+import type { Caller } from "./connection.js";
 
 /** Asks a server what its device is. */
-export function infoByMessages(connection: Connection): InfoTransport {
+export function infoByMessages(connection: Caller): InfoTransport {
   const { DEVICE_GET_INFO, DEVICE_GET_REGION_INFO, DEVICE_GET_IRQ_INFO } = VFIO_USER_COMMAND;
   return {
     async info() {

@@ -2,6 +2,7 @@ import { clearTail } from "../../bitmap/bits.js";
 import { DirtyBitmap } from "../../bitmap/dirty-bitmap.js";
 import type { FeatureTransport } from "../../host/device-feature.js";
 import type { Call } from "../../host/iommufd-checks.js";
+import type { Iova } from "../../memory/address.js";
 import { isErrno, UapiError } from "../../uapi/errno.js";
 import {
   type DeviceFeature,
@@ -16,8 +17,7 @@ import {
   vfio_user_dma_logging_control,
   vfio_user_dma_logging_report,
 } from "../../uapi/vfio-user.js";
-import type { Connection } from "./connection.js";
-import type { DmaMappings } from "./dma-mappings.js";
+import type { Caller } from "./connection.js";
 import { WrittenPages } from "./written-pages.js";
 
 const HEAD = vfio_device_feature.size;
@@ -32,16 +32,23 @@ interface Stretch {
   readonly pageSize: number;
 }
 
+/** What the server was given of the client's memory, and what it has written there by messages. */
+export interface NotedMappings {
+  readonly mapped: Iterable<readonly [Iova, { readonly span: { readonly length: number } }]>;
+  /** While the server's log is on. */
+  written: WrittenPages | null;
+}
+
 /**
  * VFIO_USER_DEVICE_FEATURE. Where the kernel's structures have a pointer, the wire has the data itself.
  *
  * What the server writes by messages is noted here while its log is on: its own log may not have it.
  */
 export class MessageFeatures implements FeatureTransport {
-  readonly #connection: Connection;
-  readonly #mappings: DmaMappings;
+  readonly #connection: Caller;
+  readonly #mappings: NotedMappings;
 
-  constructor(connection: Connection, mappings: DmaMappings) {
+  constructor(connection: Caller, mappings: NotedMappings) {
     this.#connection = connection;
     this.#mappings = mappings;
   }

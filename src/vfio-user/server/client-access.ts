@@ -6,7 +6,6 @@ import type { ClientMemory, WritePath } from "./client-memory.js";
 import type { DmaChannel } from "./dma-channel.js";
 import { refusal, requestOf, sizedRequestOf } from "./refusal.js";
 import { MAX_TRANSFER } from "./region-access.js";
-import type { ServedDevice } from "./served-device.js";
 
 /*
  * What a control connection does with the memory of the device's client: it decides how the device's writes get there, and
@@ -14,6 +13,13 @@ import type { ServedDevice } from "./served-device.js";
  */
 
 const HEAD = dirtmap_client_memory.size;
+
+/** What is needed of a device to reach its client's memory. */
+export interface ClientAccess {
+  readonly memory: ClientMemory;
+  /** It does no DMA at all. */
+  readonly isStopped: boolean;
+}
 
 /** A connection that may switch the path of the device's writes. */
 interface Switcher {
@@ -53,7 +59,11 @@ export class WritePathSwitch {
 }
 
 /** DIRTMAP_COMMAND.WRITE_PATH: holds for every write that the device does after the answer. */
-export function switchWritePath({ payload }: Message, { writePath }: ServedDevice, user: Switcher): Uint8Array {
+export function switchWritePath(
+  { payload }: Message,
+  { writePath }: { readonly writePath: WritePathSwitch },
+  user: Switcher,
+): Uint8Array {
   const { path: number } = sizedRequestOf(dirtmap_write_path, payload, "write path");
   const path = (Object.keys(DIRTMAP_WRITE_PATH) as WritePath[]).find((name) => DIRTMAP_WRITE_PATH[name] === number);
   if (path === undefined) throw refusal("EINVAL", "write path", `have writes go by path ${number}`, "there is none");
@@ -62,7 +72,7 @@ export function switchWritePath({ payload }: Message, { writePath }: ServedDevic
 }
 
 /** DIRTMAP_COMMAND.CLIENT_READ */
-export function readClient({ payload }: Message, device: ServedDevice, socket: MessageSocket): Uint8Array {
+export function readClient({ payload }: Message, device: ClientAccess, socket: MessageSocket): Uint8Array {
   const access = accessOf(payload, "read client memory");
   const reply = socket.outgoing(HEAD + access.count);
   reply.set(payload.subarray(0, HEAD));
@@ -71,7 +81,7 @@ export function readClient({ payload }: Message, device: ServedDevice, socket: M
 }
 
 /** DIRTMAP_COMMAND.CLIENT_WRITE */
-export function writeClient({ payload }: Message, device: ServedDevice): Uint8Array {
+export function writeClient({ payload }: Message, device: ClientAccess): Uint8Array {
   const access = accessOf(payload, "write client memory");
   if (payload.byteLength !== HEAD + access.count) {
     throw access.refuse("EINVAL", `send all of the data: ${payload.byteLength - HEAD} bytes came`);
@@ -86,7 +96,7 @@ export function writeClient({ payload }: Message, device: ServedDevice): Uint8Ar
  * DIRTMAP_COMMAND.CLIENT_REWRITE: whole pages. Only of a device that is stopped, and the caller answers for the vCPUs: between
  * the reading of a page and its writing nobody else may write to it.
  */
-export function rewriteClient({ payload }: Message, device: ServedDevice): Uint8Array {
+export function rewriteClient({ payload }: Message, device: ClientAccess): Uint8Array {
   const access = accessOf(payload, "rewrite client memory");
   const { address, count } = access;
   if (address % BigInt(PAGE_SIZE) !== 0n || count % PAGE_SIZE !== 0) {
@@ -116,7 +126,7 @@ function accessOf(payload: Uint8Array, what: string): Access {
 }
 
 /** @throws UapiError ENOTCONN where the device has no client */
-function channelOf({ memory }: ServedDevice, { refuse }: Access): DmaChannel {
+function channelOf({ memory }: ClientAccess, { refuse }: Access): DmaChannel {
   if (memory.channel === null) throw refuse("ENOTCONN", "connect the device's client: it has none");
   return memory.channel;
 }

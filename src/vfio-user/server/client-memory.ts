@@ -1,7 +1,7 @@
 import { closeSync, fstatSync, statfsSync } from "node:fs";
 import type { DmaFault, DmaPort } from "../../devices/model.js";
 import { UsageError } from "../../errors.js";
-import { hex, iovaOf, PAGE_SIZE, type PageNumber } from "../../memory/address.js";
+import { hex, iovaOf, PAGE_SIZE, type PageNumber, pageOf } from "../../memory/address.js";
 import { type FilePiece, FileSpace } from "../../memory/file-space.js";
 import { IntervalMap } from "../../memory/interval-map.js";
 import { mayWrite } from "../../sys/fd.js";
@@ -167,6 +167,24 @@ export class ClientMemory implements DmaPort {
     return fault ?? refused;
   }
   readonly #rewritten = new Uint8Array(REWRITTEN_PAGES * PAGE_SIZE);
+
+  /** True for pages that are all reached without asking the client. */
+  isHere(page: PageNumber, pages: number): boolean {
+    for (let next = page; next < page + pages; ) {
+      const region = this.#regions.at(next)?.value;
+      if (region === undefined || region.kind === "messages") return false;
+      next = region.page + region.pages;
+    }
+    return true;
+  }
+
+  /** The client has done a write of the device's itself: it counts, and is in the log. */
+  noteWrite(address: bigint, bytes: number): void {
+    const last = pageOf(address + BigInt(bytes) - 1n);
+    for (let page = pageOf(address); page <= last; page++) this.log?.mark(page);
+    this.counts.writes++;
+    this.counts.bytesWritten += bytes;
+  }
 
   /** How many regions there are. */
   get size(): number {

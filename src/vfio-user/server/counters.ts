@@ -3,6 +3,8 @@ import { hex, iovaOf, PAGE_SIZE } from "../../memory/address.js";
 import { safeText } from "../../safe-text.js";
 import { dirtmap_counters } from "../../uapi/vfio-user.js";
 import type { Message } from "../message-socket.js";
+import type { ClientMemory } from "./client-memory.js";
+import type { DmaLog } from "./dma-logging.js";
 import { sizedRequestOf } from "./refusal.js";
 import type { ServedDevice } from "./served-device.js";
 
@@ -19,9 +21,14 @@ const SCHEMA_VERSION = 1;
  * DIRTMAP_COMMAND.COUNTERS: JSON, see docs/vfio-user.md. Where the client has no room for all of it, it learns from `argsz`
  * how much that is.
  */
-export function getCounters({ payload }: Message, device: ServedDevice): Uint8Array {
+export function getCounters(message: Message, device: ServedDevice): Uint8Array {
+  return writeCounters(message, report(device));
+}
+
+/** The answer with this report. */
+export function writeCounters({ payload }: Message, told: object): Uint8Array {
   const { argsz: room } = sizedRequestOf(dirtmap_counters, payload, "counters");
-  const json = new TextEncoder().encode(`${JSON.stringify(report(device))}\0`);
+  const json = new TextEncoder().encode(`${JSON.stringify({ schemaVersion: SCHEMA_VERSION, ...told })}\0`);
   const argsz = dirtmap_counters.size + json.byteLength;
   const reply = new Uint8Array(room < argsz ? dirtmap_counters.size : argsz);
   dirtmap_counters.encode({ argsz }, reply);
@@ -33,7 +40,6 @@ function report(device: ServedDevice): object {
   const { id, model, memory, logging, driver } = device;
   const { info } = model;
   return {
-    schemaVersion: SCHEMA_VERSION,
     id,
     model: info.model,
     state: info.migration === null ? null : driver.state,
@@ -57,7 +63,7 @@ function report(device: ServedDevice): object {
 }
 
 /** What the device can write, of the client's memory; null where it is in too many places to be told. */
-function mappedReport(memory: ServedDevice["memory"]): object | null {
+export function mappedReport(memory: ClientMemory): object | null {
   const stretches = memory
     .regions()
     .filter(({ writeable }) => writeable)
@@ -67,7 +73,7 @@ function mappedReport(memory: ServedDevice["memory"]): object | null {
   return places.map(({ iova, length }) => ({ iova: hex(iova), bytes: Number(length) }));
 }
 
-function logReport(state: ServedDevice["logging"]["state"]): object | null {
+export function logReport(state: DmaLog["state"]): object | null {
   if (state === null) return null;
   const { granule, ranges, startedBy } = state;
   return {

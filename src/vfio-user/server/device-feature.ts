@@ -23,7 +23,7 @@ import type { Message, MessageSocket } from "../message-socket.js";
 import type { Answer } from "./answer.js";
 import { bitmapBytes, bitmapOver, MAX_BITMAP_BYTES } from "./bitmap.js";
 import type { Mover } from "./custody.js";
-import type { DmaLogUser } from "./dma-logging.js";
+import type { DmaLog, DmaLogUser } from "./dma-logging.js";
 import { refusal, requestOf } from "./refusal.js";
 import type { ServedDevice } from "./served-device.js";
 
@@ -32,8 +32,8 @@ const SET = VFIO_DEVICE_FEATURE_SET;
 const PROBE = VFIO_DEVICE_FEATURE_PROBE;
 
 /** What a feature is given to do its work with. */
-interface Call {
-  readonly device: ServedDevice;
+interface Call<Device> {
+  readonly device: Device;
   readonly user: DmaLogUser & Mover;
   readonly socket: MessageSocket;
   /** What the client has room for behind struct vfio_device_feature. */
@@ -42,20 +42,52 @@ interface Call {
   readonly data: Uint8Array;
 }
 
-interface Feature {
+interface Feature<Device> {
   /** VFIO_DEVICE_FEATURE_GET and _SET, as far as it has them. */
   readonly operations: number;
   /** Bytes that the client must have room for. */
   readonly minBytes: number;
-  supported(device: ServedDevice): boolean;
+  supported(device: Device): boolean;
   /** Returns the whole reply for a GET; null for a SET whose reply is its request. */
-  run(call: Call, operation: number, head: Uint8Array): Promise<Uint8Array | null>;
+  run(call: Call<Device>, operation: number, head: Uint8Array): Promise<Uint8Array | null>;
 }
 
 const migrates = ({ model }: ServedDevice) => model.info.migration !== null;
-const logs = ({ logging }: ServedDevice) => logging.isSupported;
 
-const FEATURES: ReadonlyMap<number, Feature> = new Map<number, Feature>([
+/** A device with a log, whoever keeps it. */
+interface Logged {
+  readonly logging: DmaLog;
+}
+
+const logs = ({ logging }: Logged) => logging.isSupported;
+
+/** DMA logging. */
+export const LOG_FEATURES: ReadonlyMap<number, Feature<Logged>> = new Map<number, Feature<Logged>>([
+  [
+    VFIO_DEVICE_FEATURE.DMA_LOGGING_START,
+    { operations: SET, minBytes: vfio_user_dma_logging_control.size, supported: logs, run: startLogging },
+  ],
+  [
+    VFIO_DEVICE_FEATURE.DMA_LOGGING_STOP,
+    {
+      operations: SET,
+      minBytes: 0,
+      supported: logs,
+      async run({ device, user }) {
+        await device.logging.stop(user);
+        return null;
+      },
+    },
+  ],
+  [
+    VFIO_DEVICE_FEATURE.DMA_LOGGING_REPORT,
+    { operations: GET, minBytes: vfio_user_dma_logging_report.size, supported: logs, run: reportLogging },
+  ],
+]);
+
+/** Those of a device that this server serves. */
+export const FEATURES: ReadonlyMap<number, Feature<ServedDevice>> = new Map<number, Feature<ServedDevice>>([
+  ...LOG_FEATURES,
   [
     VFIO_DEVICE_FEATURE.MIGRATION,
     {
@@ -117,35 +149,16 @@ const FEATURES: ReadonlyMap<number, Feature> = new Map<number, Feature>([
       },
     },
   ],
-  [
-    VFIO_DEVICE_FEATURE.DMA_LOGGING_START,
-    { operations: SET, minBytes: vfio_user_dma_logging_control.size, supported: logs, run: startLogging },
-  ],
-  [
-    VFIO_DEVICE_FEATURE.DMA_LOGGING_STOP,
-    {
-      operations: SET,
-      minBytes: 0,
-      supported: logs,
-      async run({ device, user }) {
-        await device.logging.stop(user);
-        return null;
-      },
-    },
-  ],
-  [
-    VFIO_DEVICE_FEATURE.DMA_LOGGING_REPORT,
-    { operations: GET, minBytes: vfio_user_dma_logging_report.size, supported: logs, run: reportLogging },
-  ],
 ]);
 
 /**
  * VFIO_USER_DEVICE_FEATURE, checked in the order in which vfio_ioctl_device_feature() does, with its errnos: ENOTTY for a
  * feature that the device lacks.
  */
-export async function deviceFeature(
+export async function deviceFeature<Device>(
   { payload }: Message,
-  { device, user, socket }: { device: ServedDevice; user: DmaLogUser & Mover; socket: MessageSocket },
+  features: ReadonlyMap<number, Feature<Device>>,
+  { device, user, socket }: { device: Device; user: DmaLogUser & Mover; socket: MessageSocket },
 ): Promise<Answer> {
   const syscall = "VFIO_USER_DEVICE_FEATURE";
   const { argsz, flags } = requestOf(vfio_device_feature, payload, syscall);
@@ -157,7 +170,7 @@ export async function deviceFeature(
   const wanted = flags & (GET | SET);
   const probes = (flags & PROBE) !== 0;
   if (!probes && wanted === (GET | SET)) throw refuse("GET and SET exclude each other, but for a PROBE");
-  const feature = FEATURES.get(flags & VFIO_DEVICE_FEATURE_MASK);
+  const feature = features.get(flags & VFIO_DEVICE_FEATURE_MASK);
   if (feature === undefined || !feature.supported(device)) {
     throw refusal("ENOTTY", syscall, `use feature ${flags & VFIO_DEVICE_FEATURE_MASK}`, "this device lacks it");
   }
@@ -189,7 +202,7 @@ function setArgsz(reply: Uint8Array): void {
   new DataView(reply.buffer, reply.byteOffset).setUint32(vfio_device_feature.offsetOf("argsz"), reply.byteLength, true);
 }
 
-async function startLogging({ device, user, data }: Call): Promise<null> {
+async function startLogging({ device, user, data }: Call<Logged>): Promise<null> {
   const syscall = "VFIO_DEVICE_FEATURE_DMA_LOGGING_START";
   const { page_size, num_ranges } = requestOf(vfio_user_dma_logging_control, data, syscall);
   const { size: each } = vfio_device_feature_dma_logging_range;
@@ -218,7 +231,7 @@ async function startLogging({ device, user, data }: Call): Promise<null> {
 }
 
 async function reportLogging(
-  { device, user, data, room, socket }: Call,
+  { device, user, data, room, socket }: Call<Logged>,
   _operation: number,
   head: Uint8Array,
 ): Promise<Uint8Array> {

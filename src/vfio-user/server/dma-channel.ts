@@ -53,6 +53,7 @@ export class DmaChannel {
   readonly #take: ((command: Message) => number) | null;
   readonly #broken: (why: string) => void;
   readonly #silent: (ms: number) => void;
+  readonly #others: { readonly below: number; take(reply: Message): void } | null;
   readonly #waitToRead: PollSet;
   readonly #waitToSend: PollSet;
   readonly #request: Uint8Array;
@@ -93,13 +94,16 @@ export class DmaChannel {
     broken: (why: string) => void;
     /** The client has not answered a DMA for so long; called once for each. */
     silent: (ms: number) => void;
+    /** Takes replies with ids below this one: somebody else asks on the same socket. Default: nobody does. */
+    others?: { readonly below: number; take(reply: Message): void };
   }) {
-    const { socket, maxTransfer, stop, take, broken, silent } = options;
+    const { socket, maxTransfer, stop, take, broken, silent, others = null } = options;
     this.#socket = socket;
     this.#maxBytes = Math.min(maxTransfer, MAX_DMA_BYTES);
     this.#take = take;
     this.#broken = broken;
     this.#silent = silent;
+    this.#others = others;
     const wait = (events: number) =>
       new PollSet([
         { fd: stop, events: POLLIN },
@@ -247,7 +251,7 @@ export class DmaChannel {
     { address, count, dataBytes }: { address: bigint; count: number; dataBytes: number },
     isPosted: boolean,
   ): Uint8Array {
-    do this.#id = (this.#id + 1) & 0xffff;
+    do this.#id = Math.max((this.#id + 1) & 0xffff, this.#others?.below ?? 0);
     while (this.#abandoned.has(this.#id) || this.#unasked.has(this.#id));
     this.#address = address;
     this.#view.setBigUint64(ADDRESS, address, true);
@@ -284,6 +288,9 @@ export class DmaChannel {
           return this.#fail("it sent a command on the socket that is for the server's own");
         }
         giveUpAt = Math.min(giveUpAt, performance.now() + this.#take(message));
+      } else if (this.#others !== null && message.id < this.#others.below) {
+        this.#others.take(message);
+        silentAt = 0;
       } else if (message.id !== this.#id && this.takeLate(message)) silentAt = 0;
       else if (message.id !== this.#id || message.command !== command) {
         closeFds(message.fds);

@@ -13,9 +13,9 @@ import {
 import type { Message, MessageSocket } from "../message-socket.js";
 import type { Answer } from "./answer.js";
 import { bitmapBytes, bitmapOver, MAX_BITMAP_BYTES } from "./bitmap.js";
-import type { DmaRegion } from "./client-memory.js";
+import type { ClientMemory, DmaRegion } from "./client-memory.js";
 import type { DmaChannel } from "./dma-channel.js";
-import type { DmaLogUser } from "./dma-logging.js";
+import type { DmaLog, DmaLogUser } from "./dma-logging.js";
 import { refusal, requestOf, sizedRequestOf } from "./refusal.js";
 import type { ServedDevice } from "./served-device.js";
 
@@ -25,9 +25,23 @@ const UNMAP = "VFIO_USER_DMA_UNMAP";
 /** The last page of the 64-bit address space; one behind it counts as outside, as in the kernel. */
 const END = U64_MAX;
 
+/** A device to which memory is mapped, and its log. */
+interface Mapped {
+  readonly memory: ClientMemory;
+  readonly logging: DmaLog;
+}
+
 /** VFIO_USER_DMA_MAP. At once, in the middle of a DMA even, but where a log of everything has to end. */
 export function mapDma(message: Message, device: ServedDevice, channel: DmaChannel): null | Promise<null> {
-  const { payload, fds } = message;
+  const region = regionToMap(message);
+  const fd = message.fds.at(0);
+  message.fds.length = 0;
+  device.memory.map(region, fd, channel);
+  return device.logging.covers(region) ? null : device.logging.end().then(() => null);
+}
+
+/** What a VFIO_USER_DMA_MAP asks for; its descriptor, if there is one, is left with it. @throws UapiError EINVAL */
+export function regionToMap({ payload, fds }: Message): DmaRegion {
   const { flags, offset, address, size } = sizedRequestOf(vfio_user_dma_map, payload, MAP);
   const refuse = (remedy: string) => refusal("EINVAL", MAP, `map ${hex(size)} bytes at ${hex(address)}`, remedy);
   const rights = VFIO_USER_F_DMA_REGION_READ | VFIO_USER_F_DMA_REGION_WRITE;
@@ -41,9 +55,7 @@ export function mapDma(message: Message, device: ServedDevice, channel: DmaChann
   if (fds.length > 1) throw refuse(`${fds.length} descriptors came: send one, or none`);
   if (offset % BigInt(PAGE_SIZE) !== 0n) throw refuse(`an offset of ${hex(offset)} is no multiple of ${PAGE_SIZE}`);
   if (fds.length > 0 && offset + size > BigInt(Number.MAX_SAFE_INTEGER)) throw refuse("no file is that long");
-  const fd = fds.at(0);
-  fds.length = 0;
-  const region: DmaRegion = {
+  return {
     page: pageOf(address),
     pages: Number(size / BigInt(PAGE_SIZE)),
     readable: (flags & VFIO_USER_F_DMA_REGION_READ) !== 0,
@@ -51,8 +63,6 @@ export function mapDma(message: Message, device: ServedDevice, channel: DmaChann
     offset: Number(offset),
     fileIo: (flags & VFIO_USER_F_DMA_REGION_FILE_IO) !== 0,
   };
-  device.memory.map(region, fd, channel);
-  return device.logging.covers(region) ? null : device.logging.end().then(() => null);
 }
 
 /**
@@ -60,8 +70,8 @@ export function mapDma(message: Message, device: ServedDevice, channel: DmaChann
  * unmapped: so none is in flight to what is unmapped when the reply is sent.
  */
 export function unmapDma(
-  { payload }: Message,
-  device: ServedDevice,
+  { payload }: Pick<Message, "payload">,
+  device: Mapped,
   { socket, user }: { socket: MessageSocket; user: DmaLogUser },
 ): Answer | Promise<Answer> {
   const { flags, address, size } = sizedRequestOf(vfio_user_dma_unmap, payload, UNMAP);
@@ -93,7 +103,7 @@ export function leavesMapped({ payload }: Message, channel: DmaChannel): boolean
 /** With the bits of the device's own log: what it wrote since they were last read, up to the unmapping. */
 async function unmapWithBitmap(
   payload: Uint8Array,
-  device: ServedDevice,
+  device: Mapped,
   { socket, user }: { socket: MessageSocket; user: DmaLogUser },
 ): Promise<Answer> {
   const head = vfio_user_dma_unmap.size + vfio_user_bitmap.size;

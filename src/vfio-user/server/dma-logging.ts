@@ -14,6 +14,23 @@ export interface DmaLogUser {
   readonly name: string;
 }
 
+/** The log of a device's DMA, whoever keeps it. */
+export interface DmaLog {
+  /** What is logged, for a report; null: it is off. */
+  readonly state: { readonly granule: number; readonly ranges: readonly LogRange[]; readonly startedBy: string } | null;
+  readonly isSupported: boolean;
+  /** VFIO_DEVICE_FEATURE_DMA_LOGGING_START; returns the granule. */
+  start(pageSize: number, ranges: readonly LoggedRange[], user: DmaLogUser): Promise<number>;
+  /** VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT */
+  report(query: BitmapQuery, user: DmaLogUser): Promise<void>;
+  /** VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP */
+  stop(user: DmaLogUser): Promise<void>;
+  /** A connection is over: its log ends. */
+  release(user: DmaLogUser): Promise<void>;
+  /** Ends the log, whoever has started it: the device was reset. */
+  end(): Promise<void>;
+}
+
 /**
  * The DMA logging of a served device, over its own log in {@link ClientMemory}. The log belongs to the connection that
  * started it, and ends with it: another that read it would take its bits away.
@@ -21,7 +38,7 @@ export interface DmaLogUser {
  * The specification gives 0 ranges a meaning that the kernel refuses: log everything. That is all that the device writes,
  * wherever it is mapped by then.
  */
-export class ServedLog {
+export class ServedLog implements DmaLog {
   readonly #memory: ClientMemory;
   readonly #logging: DmaLogging | null;
   /** The first address that the device's log does not cover. */
@@ -37,8 +54,7 @@ export class ServedLog {
     this.#logging = limits === null ? null : new DmaLogging(limits, logOf(memory));
   }
 
-  /** What is logged, for a report; null: it is off. */
-  get state(): { readonly granule: number; readonly ranges: readonly LogRange[]; readonly startedBy: string } | null {
+  get state(): DmaLog["state"] {
     if (this.#user === null) return null;
     const ranges = this.#everything ? this.#memory.regions() : (this.#logging?.ranges ?? []);
     return { granule: this.#granule, ranges, startedBy: this.#user.name };
@@ -48,7 +64,6 @@ export class ServedLog {
     return this.#logging !== null;
   }
 
-  /** VFIO_DEVICE_FEATURE_DMA_LOGGING_START; returns the granule. */
   async start(pageSize: number, ranges: readonly LoggedRange[], user: DmaLogUser): Promise<number> {
     const logging = this.#supported("start");
     const everything = ranges.length === 0;
@@ -62,27 +77,24 @@ export class ServedLog {
     return this.#granule;
   }
 
-  /** VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT */
   async report(query: BitmapQuery, user: DmaLogUser): Promise<void> {
     const logging = this.#supported("report");
-    this.#checkUser(user, "read");
+    checkLogUser(this.#user, user, "read");
     // Nothing is in flight between two commands: a log that is readable only then is readable.
     await logging.report(query, true);
   }
 
-  /** VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP. Stopping what is off does nothing, as with mlx5. */
+  /** Stopping what is off does nothing, as with mlx5. */
   async stop(user: DmaLogUser): Promise<void> {
     this.#supported("stop");
-    this.#checkUser(user, "stop");
+    checkLogUser(this.#user, user, "stop");
     await this.end();
   }
 
-  /** A connection is over: its log ends. */
   async release(user: DmaLogUser): Promise<void> {
     if (this.#user === user) await this.end();
   }
 
-  /** Ends the log, whoever has started it: the device was reset. */
   async end(): Promise<void> {
     this.#user = null;
     this.#everything = false;
@@ -105,11 +117,12 @@ export class ServedLog {
     if (this.#logging === null) throw noDmaLogging(operation);
     return this.#logging;
   }
+}
 
-  #checkUser(user: DmaLogUser, what: string): void {
-    if (this.#user === null || this.#user === user) return;
-    throw refusal("EBUSY", "VFIO_DEVICE_FEATURE_DMA_LOGGING", `${what} the log`, `${this.#user.name} has started it`);
-  }
+/** @throws UapiError EBUSY for a log that another connection has started */
+export function checkLogUser(started: DmaLogUser | null, user: DmaLogUser, what: string): void {
+  if (started === null || started === user) return;
+  throw refusal("EBUSY", "VFIO_DEVICE_FEATURE_DMA_LOGGING", `${what} the log`, `${started.name} has started it`);
 }
 
 function logOf(memory: ClientMemory): LogSource {

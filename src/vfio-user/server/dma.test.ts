@@ -16,12 +16,12 @@ import {
   vfio_user_header,
   vfio_user_region_access,
 } from "../../uapi/vfio-user.js";
-import type { Message } from "../message-socket.js";
 import { RawClient } from "../raw-client.test.helper.js";
 import {
   dma,
   errnoOf,
   mapDma,
+  messageMemory,
   READ_WRITE,
   Served,
   sharedMemory,
@@ -31,23 +31,6 @@ import {
 import { TEST_COMMAND, TEST_FAULTS, TEST_REGISTER } from "./test-model.test.helper.js";
 
 const PAGE = 4096n;
-
-/** A client's memory that is reached by messages: answers the server's commands from a Map of bytes. */
-function messageMemory(bytes: number, base: bigint) {
-  const memory = Buffer.alloc(bytes);
-  const seen: { command: number; address: bigint; count: number }[] = [];
-  const answer = (message: Message, client: RawClient) => {
-    const { address, count } = vfio_user_dma_access.decode(message.payload);
-    const at = Number(address - base);
-    seen.push({ command: message.command, address, count: Number(count) });
-    const head = vfio_user_dma_access.encode({ address, count });
-    if (message.command === VFIO_USER_COMMAND.DMA_WRITE) {
-      memory.set(message.payload.subarray(vfio_user_dma_access.size), at);
-      client.socket.sendReply(message, head);
-    } else client.socket.sendReply(message, Buffer.concat([head, memory.subarray(at, at + Number(count))]));
-  };
-  return { memory, seen, answer };
-}
 
 describe.runIf(process.platform === "linux")("memory that a client gives to its device", () => {
   let served: Served;

@@ -1,21 +1,42 @@
 import { PAGE_SIZE } from "../../memory/address.js";
 import {
   DIRTMAP_PROTOCOL,
+  VFIO_USER_COMMAND,
   VFIO_USER_DEFAULT_DATA_XFER,
   VFIO_USER_DEFAULT_MAX_FDS,
   VFIO_USER_MAJOR,
   VFIO_USER_MINOR,
   vfio_user_version,
 } from "../../uapi/vfio-user.js";
+import { versionMismatch } from "../dirtmap-protocol.js";
+import type { Message } from "../message-socket.js";
 import { type Capabilities, readCapabilities, writeVersion } from "../version-data.js";
 import { MAX_DMA_MAPS } from "./client-memory.js";
 import { refusal, requestOf } from "./refusal.js";
 import { MAX_TRANSFER } from "./region-access.js";
+import { nameOf, type SessionKind } from "./rights.js";
 
 const VERSION = "VFIO_USER_VERSION";
 
 /** Descriptors that we take in a message, for SET_IRQS: more than 16 are an error to QEMU's client. */
-const MAX_MSG_FDS = 16;
+export const MAX_MSG_FDS = 16;
+
+/** What this side takes, and says of itself. */
+export interface ServerLimits {
+  readonly maxFds: number;
+  readonly maxTransfer: number;
+  readonly maxDmaMaps: number;
+  readonly pageSizes: number;
+  readonly writeMultiple: boolean;
+}
+
+const LIMITS: ServerLimits = {
+  maxFds: MAX_MSG_FDS,
+  maxTransfer: MAX_TRANSFER,
+  maxDmaMaps: MAX_DMA_MAPS,
+  pageSizes: PAGE_SIZE,
+  writeMultiple: true,
+};
 
 /** What was agreed on. */
 export interface Agreement {
@@ -28,6 +49,31 @@ export interface Agreement {
   readonly writeMultiple: boolean;
   /** The version of Dirtmap's own commands that the client speaks; null: it is not Dirtmap's. */
   readonly dirtmap: number | null;
+}
+
+/**
+ * Answers a client's first message.
+ * @throws UapiError of {@link readProposal}; EINVAL for another command
+ */
+export function agreeWith(
+  { command, payload }: Message,
+  kind: SessionKind,
+  limits = LIMITS,
+): { agreement: Agreement; answer: Uint8Array; mismatch: ReturnType<typeof versionMismatch> } {
+  if (command !== VFIO_USER_COMMAND.VERSION) {
+    throw refusal("EINVAL", nameOf(command), "do it before the version is agreed on", "send VFIO_USER_VERSION first");
+  }
+  const proposal = readProposal(payload);
+  const agreement = {
+    ...proposal,
+    twinSocket: proposal.twinSocket && proposal.maxFds > 0 && kind === "main",
+    writeMultiple: proposal.writeMultiple && limits.writeMultiple,
+  };
+  return {
+    agreement,
+    answer: writeAgreement(agreement, limits),
+    mismatch: agreement.dirtmap === null ? null : versionMismatch(agreement.dirtmap, "client", "server"),
+  };
 }
 
 /**
@@ -56,12 +102,12 @@ export function readProposal(payload: Uint8Array): Agreement {
 }
 
 /** The answer. The twin socket's descriptor, if there is one, is the first that comes along. */
-export function writeAgreement({ minor, twinSocket, writeMultiple }: Agreement): Uint8Array {
+export function writeAgreement({ minor, twinSocket, writeMultiple }: Agreement, limits = LIMITS): Uint8Array {
   return writeVersion(minor, {
-    max_msg_fds: MAX_MSG_FDS,
-    max_data_xfer_size: MAX_TRANSFER,
-    max_dma_maps: MAX_DMA_MAPS,
-    pgsizes: PAGE_SIZE,
+    max_msg_fds: limits.maxFds,
+    max_data_xfer_size: limits.maxTransfer,
+    max_dma_maps: limits.maxDmaMaps,
+    pgsizes: limits.pageSizes,
     ...(writeMultiple ? { write_multiple: true } : {}),
     ...(twinSocket ? { twin_socket: { supported: true, fd_index: 0 } } : {}),
     dirtmap: { protocol: DIRTMAP_PROTOCOL },

@@ -4,8 +4,9 @@ import { explain } from "../../errors.js";
 import { POLLIN, POLLOUT, PollSet } from "../../sys/poll.js";
 import { accept, WAIT_MS } from "../../sys/unix-socket.js";
 import { VFIO_PCI_IRQ_INDEX } from "../../uapi/vfio.js";
+import type { SessionKind } from "./rights.js";
 import type { ServedDevice } from "./served-device.js";
-import { Session, type SessionKind, type Turn } from "./session.js";
+import { Session, type Turn } from "./session.js";
 
 /** A wait that nothing bounds is looked at again after this long. */
 const MAX_WAIT_MS = 1000;

@@ -2,10 +2,9 @@ import { clockMonotonic } from "../../devices/clock.js";
 import { Containment } from "../../devices/containment.js";
 import type { DeviceContext, DeviceModel, DmaFault } from "../../devices/model.js";
 import { MigrationDriver, type RunMode } from "../../devices/variant-driver/migration-driver.js";
-import { explain } from "../../errors.js";
 import { MiB } from "../../memory/address.js";
 import { type MigState, VFIO_PCI_IRQ_INDEX } from "../../uapi/vfio.js";
-import { whatToDo } from "../stays.js";
+import { settleAbandoned } from "./abandoned.js";
 import { WritePathSwitch } from "./client-access.js";
 import { ClientMemory, type DmaMode } from "./client-memory.js";
 import { Custody, type Mover } from "./custody.js";
@@ -151,25 +150,16 @@ export class ServedDevice implements DeviceContext, Disposable {
    * log says what became of the device. Does not throw.
    */
   async release(user: Mover): Promise<void> {
-    const from = this.model.info.migration === null ? "RUNNING" : this.driver.state;
-    const abandoned = this.custody.leave(user, from);
-    if (abandoned.what === "nothing") return;
-    const left = `${user.name} has gone and left '${this.id}' in ${from}`;
-    try {
-      if (abandoned.what === "stay") {
-        const migration = this.custody.report?.migration ?? null;
-        const advice = whatToDo(abandoned.stays, { socket: this.#socket, migration });
-        return this.#log(`${left}, where it stays; ${advice}`);
-      }
-      if (abandoned.what === "reset") await this.#reset();
-      else await this.driver.setState("RUNNING");
-      this.custody.clear();
-      this.#log(
-        `${left}: ${abandoned.what === "reset" ? "it is reset, since its state is another's" : "it runs again"}`,
-      );
-    } catch (error) {
-      this.#log(`${left}, and it can't be brought back: ${explain(error)}`);
-    }
+    const state = this.model.info.migration === null ? "RUNNING" : this.driver.state;
+    const device = {
+      id: this.id,
+      socket: this.#socket,
+      custody: this.custody,
+      run: () => this.driver.setState("RUNNING"),
+      reset: () => this.#reset(),
+    };
+    const line = await settleAbandoned(device, user, state);
+    if (line !== null) this.#log(line);
   }
 
   /** VFIO_USER_DEVICE_RESET: also ends DMA logging and the migration's session. */

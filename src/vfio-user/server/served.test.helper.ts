@@ -29,6 +29,8 @@ import {
   vfio_user_region_access,
 } from "../../uapi/vfio-user.js";
 import type { ServerCounters } from "../client/counters.js";
+import type { Message } from "../message-socket.js";
+import { proxyDevice } from "../proxy/proxy.js";
 import { RawClient } from "../raw-client.test.helper.js";
 import type { DmaMode } from "./client-memory.js";
 import { type DeviceServer, startServer } from "./server.js";
@@ -49,15 +51,23 @@ export function socketDirectory(): { path: string } & Disposable {
   return { path, [Symbol.dispose]: () => rmSync(path, { recursive: true, force: true }) };
 }
 
-/** A server, its log, and a client that has agreed on the version. */
+/** A server, its log, and a client that has agreed on the version. With a proxy: the client's server is the proxy. */
 export class Served implements AsyncDisposable {
   readonly server: DeviceServer;
+  /** The server that the proxy stands before; without one, the same. */
+  readonly behind: DeviceServer;
   readonly lines: string[];
   client: RawClient;
   readonly #directory: Disposable;
 
-  private constructor(server: DeviceServer, lines: string[], directory: Disposable, capabilities: object | undefined) {
+  private constructor(
+    { server, behind = server }: { server: DeviceServer; behind?: DeviceServer },
+    lines: string[],
+    directory: Disposable,
+    capabilities: object | undefined,
+  ) {
     this.server = server;
+    this.behind = behind;
     this.lines = lines;
     this.#directory = directory;
     this.client = RawClient.open(server.path, capabilities);
@@ -67,11 +77,14 @@ export class Served implements AsyncDisposable {
     dma = "auto",
     busy = false,
     incoming = false,
+    proxy,
     capabilities,
   }: {
     dma?: DmaMode;
     incoming?: boolean;
     busy?: boolean;
+    /** Whose log is then {@link lines}. */
+    proxy?: { readonly dma?: DmaMode; readonly incoming?: boolean };
     capabilities?: object;
   } = {}): Promise<Served> {
     const directory = socketDirectory();
@@ -79,9 +92,21 @@ export class Served implements AsyncDisposable {
     const server = await startServer(
       new URL("./test-model-thread.test.helper.js", import.meta.url),
       { model: "test", options: {}, id: "test", dma, incoming, busy },
-      { path: join(directory.path, "device"), log: (line) => lines.push(line) },
+      {
+        path: join(directory.path, "device"),
+        log: (line) => proxy === undefined && lines.push(line),
+      },
     );
-    return new Served(server, lines, directory, capabilities);
+    if (proxy === undefined) return new Served({ server }, lines, directory, capabilities);
+    const path = join(directory.path, "proxied");
+    const log = (line: string) => lines.push(line);
+    try {
+      const started = await proxyDevice({ server: server.path, path, id: "test", ...proxy, log });
+      return new Served({ server: started, behind: server }, lines, directory, capabilities);
+    } catch (error) {
+      await server.close();
+      throw error;
+    }
   }
 
   /** The client gives the device memory, as QEMU does when it makes its own. */
@@ -136,6 +161,7 @@ export class Served implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.client[Symbol.dispose]();
     await this.server.close();
+    if (this.behind !== this.server) await this.behind.close();
     this.#directory[Symbol.dispose]();
   }
 }
@@ -211,6 +237,23 @@ export function announce(client: RawClient, notice: number, migration: string, a
   const data = Buffer.from(migration);
   const size = dirtmap_handover.size + data.byteLength;
   client.call(DIRTMAP_COMMAND.HANDOVER, dirtmap_handover, { argsz: argsz ?? size, notice }, { data });
+}
+
+/** A client's memory that is reached by messages: answers the server's commands from a Map of bytes. */
+export function messageMemory(bytes: number, base: bigint) {
+  const memory = Buffer.alloc(bytes);
+  const seen: { command: number; address: bigint; count: number }[] = [];
+  const answer = (message: Message, client: RawClient) => {
+    const { address, count } = vfio_user_dma_access.decode(message.payload);
+    const at = Number(address - base);
+    seen.push({ command: message.command, address, count: Number(count) });
+    const head = vfio_user_dma_access.encode({ address, count });
+    if (message.command === VFIO_USER_COMMAND.DMA_WRITE) {
+      memory.set(message.payload.subarray(vfio_user_dma_access.size), at);
+      client.socket.sendReply(message, head);
+    } else client.socket.sendReply(message, Buffer.concat([head, memory.subarray(at, at + Number(count))]));
+  };
+  return { memory, seen, answer };
 }
 
 /** Has the device do a DMA in its next slice of work; returns the fault, or `done`. */

@@ -48,17 +48,21 @@ export interface DeviceServer extends AsyncDisposable {
   close(): Promise<void>;
 }
 
-/** What the server's thread is given. */
-export interface ServerThreadData {
+/** What the thread of a device's server is given. */
+export interface ServerThreadData extends ThreadSockets {
   readonly model: string;
   readonly options: ModelOptions;
   readonly id: string;
-  /** Of its socket, for messages. */
-  readonly path: string;
   readonly dma: DmaMode;
   /** Default: false. */
   readonly incoming?: boolean;
   readonly busy: boolean;
+}
+
+/** The part that every server's thread is given. */
+export interface ThreadSockets {
+  /** Of its socket, for messages. */
+  readonly path: string;
   readonly listener: number;
   readonly controlListener: number;
   readonly stop: number;
@@ -96,10 +100,10 @@ export async function serveDevice(given: ServeDeviceOptions): Promise<DeviceServ
   );
 }
 
-/** {@link serveDevice} with a thread of the caller's choice: tests have models of their own. */
-export async function startServer(
+/** {@link serveDevice} with a thread of the caller's choice: a proxy's, or a test's with a model of its own. */
+export async function startServer<Data extends { readonly id: string } = Omit<ServerThreadData, keyof ThreadSockets>>(
   entry: URL,
-  data: Omit<ServerThreadData, "path" | "listener" | "controlListener" | "stop" | "connections">,
+  data: Data,
   { path, ...access }: { path: string; group?: number; log: (line: string) => void },
 ): Promise<DeviceServer> {
   const listener = listenAtFree(path, access);
@@ -147,7 +151,7 @@ class ThreadedServer implements DeviceServer {
   }
 
   /** Resolves when clients are taken. The listeners are the thread's from then on. */
-  async start(entry: URL, data: ServerThreadData): Promise<void> {
+  async start(entry: URL, data: ThreadSockets & { readonly id: string }): Promise<void> {
     let started = false;
     // Descriptors come from sockets and go to clients: Node, which would watch over them, sees only half of that.
     const worker = new Worker(entry, { workerData: data, name: `vfio-user ${data.id}`, trackUnmanagedFds: false });
@@ -213,7 +217,7 @@ class ThreadedServer implements DeviceServer {
   }
 }
 
-function closeLeft({ listener, controlListener, connections }: ServerThreadData): void {
+function closeLeft({ listener, controlListener, connections }: ThreadSockets): void {
   for (const fd of [listener, controlListener, ...connections]) {
     try {
       if (fd >= 0) closeSync(fd);

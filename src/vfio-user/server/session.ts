@@ -2,15 +2,13 @@ import { closeSync } from "node:fs";
 import { DirtmapError, explain } from "../../errors.js";
 import { socketPair, type UnixSocket } from "../../sys/unix-socket.js";
 import { UapiError } from "../../uapi/errno.js";
-import { VFIO_PCI_REGION_INDEX } from "../../uapi/vfio.js";
-import { DIRTMAP_COMMAND, DIRTMAP_PROTOCOL, VFIO_USER_COMMAND, vfio_user_region_access } from "../../uapi/vfio-user.js";
-import { versionMismatch } from "../dirtmap-protocol.js";
-import { closeFds, type Message, MessageSocket } from "../message-socket.js";
+import { DIRTMAP_COMMAND, VFIO_USER_COMMAND } from "../../uapi/vfio-user.js";
+import { closeFds, keptMessage, type Message, MessageSocket } from "../message-socket.js";
 import type { Answer } from "./answer.js";
 import { readClient, rewriteClient, switchWritePath, writeClient } from "./client-access.js";
 import { getCounters } from "./counters.js";
 import type { Mover } from "./custody.js";
-import { deviceFeature, isProbe } from "./device-feature.js";
+import { deviceFeature, FEATURES, isProbe } from "./device-feature.js";
 import { getInfo, getRegionInfo, getRegionIoFds } from "./device-info.js";
 import { DmaChannel } from "./dma-channel.js";
 import { leavesMapped, mapDma, unmapDma } from "./dma-commands.js";
@@ -18,9 +16,10 @@ import type { DmaLogUser } from "./dma-logging.js";
 import { announceHandover } from "./handover.js";
 import { getIrqInfo, setIrqs } from "./irq-commands.js";
 import { MigrationReader, writeMigrationData } from "./migration-data.js";
-import { readProposal, writeAgreement } from "./negotiation.js";
+import { agreeWith } from "./negotiation.js";
 import { refusal } from "./refusal.js";
 import { MAX_TRANSFER, RegionAccess } from "./region-access.js";
+import { checkMay, nameOf, type SessionKind } from "./rights.js";
 import type { ServedDevice } from "./served-device.js";
 import { LINES_OF_CLIENT, limited } from "./server-log.js";
 
@@ -37,43 +36,8 @@ const MAX_HELD_BYTES = 16 * 2 ** 20;
 /** How long a client may be connected without having agreed on the version. */
 const VERSION_LIMIT_MS = 10_000;
 
-/**
- * The device's one client proper, or one that controls: it may look at the device, track and migrate it while another
- * uses it, but neither use it nor give it memory and interrupts.
- */
-export type SessionKind = "main" | "control";
-
 /** What became of a turn: nothing is left to do, there is more, or the connection is over. */
 export type Turn = "waiting" | "more" | "over";
-
-const CONTROL_COMMANDS: ReadonlySet<number> = new Set([
-  VFIO_USER_COMMAND.DEVICE_GET_INFO,
-  VFIO_USER_COMMAND.DEVICE_GET_REGION_INFO,
-  VFIO_USER_COMMAND.DEVICE_GET_IRQ_INFO,
-  VFIO_USER_COMMAND.DEVICE_RESET,
-  VFIO_USER_COMMAND.DEVICE_FEATURE,
-  VFIO_USER_COMMAND.MIG_DATA_READ,
-  VFIO_USER_COMMAND.MIG_DATA_WRITE,
-  ...Object.values(DIRTMAP_COMMAND),
-]);
-
-/** Of the regions, only the configuration space, and only to be read: that does nothing to the device. */
-function mayControl({ command, payload }: Message): boolean {
-  if (command !== VFIO_USER_COMMAND.REGION_READ) return CONTROL_COMMANDS.has(command);
-  if (payload.byteLength < vfio_user_region_access.size) return false;
-  return vfio_user_region_access.decode(payload).region === VFIO_PCI_REGION_INDEX.CONFIG;
-}
-
-/** Commands of Dirtmap's own: for clients that have said which version of them they speak. */
-const OWN_COMMANDS: ReadonlySet<number> = new Set(Object.values(DIRTMAP_COMMAND));
-
-/** Of these, what the device's client can't ask for: it has its memory itself, and would be asked in the middle of asking. */
-const CONTROL_ONLY: ReadonlySet<number> = new Set([
-  DIRTMAP_COMMAND.WRITE_PATH,
-  DIRTMAP_COMMAND.CLIENT_READ,
-  DIRTMAP_COMMAND.CLIENT_WRITE,
-  DIRTMAP_COMMAND.CLIENT_REWRITE,
-]);
 
 /**
  * A client that waits for the answer to a command before it serves DMA, as QEMU's main loop does while a vCPU waits, and a
@@ -125,7 +89,7 @@ export class Session implements DmaLogUser, Mover {
   #begun: Promise<void> | undefined;
   #heldBytes = 0;
   #negotiated = false;
-  #speaksDirtmap = false;
+  speaksDirtmap = false;
   #over = false;
 
   constructor(options: {
@@ -159,7 +123,7 @@ export class Session implements DmaLogUser, Mover {
 
   /** A client that speaks Dirtmap's own commands says so before it gives a machine up. */
   get announces(): boolean {
-    return this.#speaksDirtmap;
+    return this.speaksDirtmap;
   }
 
   /** True for one that is to be closed: a DMA found it gone, or it has not said its version in time. */
@@ -259,20 +223,7 @@ export class Session implements DmaLogUser, Mover {
   #run(message: Message): Answer | Promise<Answer> {
     if (!this.#negotiated) return this.#version(message);
     const { command } = message;
-    if (this.kind === "control" && !mayControl(message) && isKnown(command)) {
-      throw refusal("EPERM", nameOf(command), "use the device on a control connection", "use the device's own socket");
-    }
-    if (CONTROL_ONLY.has(command) && this.kind === "main") {
-      throw refusal("EPERM", nameOf(command), "reach the client's memory for the client", "use a control connection");
-    }
-    if (OWN_COMMANDS.has(command) && !this.#speaksDirtmap) {
-      throw refusal(
-        "EPROTONOSUPPORT",
-        nameOf(command),
-        "do it for a client that named no version of Dirtmap's own commands",
-        `upgrade the client: it names version ${DIRTMAP_PROTOCOL} among its capabilities`,
-      );
-    }
+    checkMay(message, this);
     switch (command) {
       case VFIO_USER_COMMAND.REGION_READ:
         return this.#regions.read(message, this.#socket);
@@ -297,7 +248,7 @@ export class Session implements DmaLogUser, Mover {
       case VFIO_USER_COMMAND.DEVICE_RESET:
         return this.#device.reset(this).then(() => null);
       case VFIO_USER_COMMAND.DEVICE_FEATURE:
-        return deviceFeature(message, { device: this.#device, user: this, socket: this.#socket });
+        return deviceFeature(message, FEATURES, { device: this.#device, user: this, socket: this.#socket });
       case VFIO_USER_COMMAND.MIG_DATA_READ:
         return this.#migration.read(message, this.#socket);
       case VFIO_USER_COMMAND.MIG_DATA_WRITE:
@@ -323,17 +274,11 @@ export class Session implements DmaLogUser, Mover {
     }
   }
 
-  #version({ command, payload }: Message): Answer {
+  #version(message: Message): Answer {
     // Whatever is wrong, there is nothing more to say on this connection.
     this.#over = true;
-    if (command !== VFIO_USER_COMMAND.VERSION) {
-      throw refusal("EINVAL", nameOf(command), "do it before the version is agreed on", "send VFIO_USER_VERSION first");
-    }
-    const proposal = readProposal(payload);
-    const canTwin = proposal.twinSocket && proposal.maxFds > 0 && this.kind === "main";
-    const agreement = { ...proposal, twinSocket: canTwin };
-    const answer = writeAgreement(agreement);
-    const mismatch = agreement.dirtmap === null ? null : versionMismatch(agreement.dirtmap, "client", "server");
+    const { agreement, answer, mismatch } = agreeWith(message, this.kind);
+    const canTwin = agreement.twinSocket;
     if (mismatch !== null) {
       // It learns of it from the answer, and the operator of this side from the log.
       this.#log(`${this.name} is closed: ${mismatch.problem}; ${mismatch.remedy}`);
@@ -362,8 +307,8 @@ export class Session implements DmaLogUser, Mover {
     });
     if (this.kind === "main") this.#device.memory.channel = this.#channel;
     this.#negotiated = true;
-    this.#speaksDirtmap = agreement.dirtmap !== null;
-    if (this.kind === "main" && !this.#speaksDirtmap) this.#device.noteVmm(this.name);
+    this.speaksDirtmap = agreement.dirtmap !== null;
+    if (this.kind === "main" && !this.speaksDirtmap) this.#device.noteVmm(this.name);
     this.#over = false;
     return canTwin ? { payload: answer, fds: [this.#twinEnd] } : answer;
   }
@@ -414,7 +359,7 @@ export class Session implements DmaLogUser, Mover {
         code: "PROTOCOL",
       });
     }
-    this.#held.push({ ...message, payload: message.payload.slice() });
+    this.#held.push(keptMessage(message));
   }
 
   #reply(message: Message, answer: Answer): void {
@@ -453,17 +398,4 @@ export class Session implements DmaLogUser, Mover {
     if (this.#twinEnd >= 0) closeSync(this.#twinEnd);
     this.#twinEnd = -1;
   }
-}
-
-const NAMES: ReadonlyMap<number, string> = new Map([
-  ...Object.entries(VFIO_USER_COMMAND).map(([name, number]): [number, string] => [number, `VFIO_USER_${name}`]),
-  ...Object.entries(DIRTMAP_COMMAND).map(([name, number]): [number, string] => [number, `Dirtmap's ${name}`]),
-]);
-
-function isKnown(command: number): boolean {
-  return NAMES.has(command);
-}
-
-function nameOf(command: number): string {
-  return NAMES.get(command) ?? `command ${command}`;
 }

@@ -81,13 +81,19 @@ export async function run(
   const header = guestHeader(
     { id: migration, startedAt: new Date(), downtimeLimitMs: applied.downtimeLimitMs },
     memoryBytes,
-    guest.devices.map(({ id, model }) => ({ id, model, ...reportedTracking(trackerFor(id, trackers)) })),
+    guest.devices.map((device) => {
+      const { id, model } = device;
+      return { id, model, ...reportedTracking(trackerFor(device, trackers)) };
+    }),
   );
   await using followed = await FollowedMigration.begin(header, { options: input, store, note: tell });
   note = (text) => followed.note(text);
   const conditionsUntilNow = watchGuestConditions(
     { memoryBytes, endpoint: destination.endpoint, local: remote === undefined },
-    { ...applied, trackers: Object.fromEntries(guest.devices.map(({ id }) => [id, trackerFor(id, trackers)])) },
+    {
+      ...applied,
+      trackers: Object.fromEntries(guest.devices.map((device) => [device.id, trackerFor(device, trackers)])),
+    },
   );
   const mover = new QemuMover(guest, {
     address: place.address,
