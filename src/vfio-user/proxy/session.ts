@@ -108,6 +108,7 @@ export class ProxySession implements DmaLogUser, Mover {
   /** Commands that were passed on and have no reply yet. */
   #waits = 0;
   #over = false;
+  #wasSilent = false;
 
   constructor(options: {
     name: string;
@@ -170,13 +171,20 @@ export class ProxySession implements DmaLogUser, Mover {
     return !this.#over && !this.isFull && this.#socket.hasBuffered;
   }
 
-  /** Ends a client that has kept others waiting for too long. */
+  /**
+   * Ends a client that has not said its version. One that doesn't answer a DMA is only told of: QEMU never connects again, so a
+   * guest would lose its device if a QEMU that stood still were disconnected.
+   */
   checkTime(now: number): void {
     if (this.#over) return;
     if (this.#commands === null && now - this.#since > VERSION_LIMIT_MS) {
       this.end(`it has not said its version for ${VERSION_LIMIT_MS} ms`);
-    } else if (this.#commands?.isLate(now) === true) this.end(`it has not answered a DMA for ${DMA_LIMIT_MS} ms`);
-    else if (this.#waits > 0 || this.#busy) this.#commands?.giveUp(now - HELD_LIMIT_MS);
+      return;
+    }
+    const isSilent = this.#commands?.isLate(now) === true;
+    if (isSilent && !this.#wasSilent) this.#log(`${this.name} has not answered a DMA for ${DMA_LIMIT_MS} ms`);
+    this.#wasSilent = isSilent;
+    if (this.#waits > 0 || this.#busy) this.#commands?.giveUp(now - HELD_LIMIT_MS);
   }
 
   /** Handles what has come. Does not throw. */
