@@ -1,5 +1,5 @@
 import { UsageError } from "../errors.js";
-import { GIVEN_UP, type MigrationReport } from "../migration/report.js";
+import { GIVEN_UP, type MigrationReport, WATCH_ENDED } from "../migration/report.js";
 
 /** How the command ends: the one table, which `--help` prints too. */
 export const EXIT_CODES = {
@@ -20,9 +20,12 @@ export const EXIT_CODES = {
   },
 } as const;
 
-/** The table for `--help`. */
-export function exitCodesHelp(): string {
-  const lines = Object.values(EXIT_CODES).map(({ code, means }) => `  ${String(code).padStart(3)}  ${means}`);
+/** The table for `--help`. @param other what the codes of a command mean that moves nothing itself */
+export function exitCodesHelp(other: Partial<Record<keyof typeof EXIT_CODES, string>> = {}): string {
+  const names = Object.keys(EXIT_CODES) as (keyof typeof EXIT_CODES)[];
+  const lines = names.map(
+    (name) => `  ${String(EXIT_CODES[name].code).padStart(3)}  ${other[name] ?? EXIT_CODES[name].means}`,
+  );
   return ["Exit codes:", ...lines].join("\n");
 }
 
@@ -38,6 +41,13 @@ export function exitCodeOf({
   if (result === "completed") return verified === true ? EXIT_CODES.done.code : EXIT_CODES.failed.code;
   if (error?.code === GIVEN_UP) return EXIT_CODES.failed.code;
   return EXIT_CODES[result].code;
+}
+
+/** The exit code of a migration that was only watched: how it ended, which nobody could verify. */
+export function exitCodeOfWatched({ result, error }: Pick<MigrationReport, "result" | "error">): number {
+  if (error?.code === WATCH_ENDED) return EXIT_CODES.cancelled.code;
+  if (result === "completed") return EXIT_CODES.done.code;
+  return result === "indeterminate" ? EXIT_CODES.indeterminate.code : EXIT_CODES.failed.code;
 }
 
 /** The exit code of a thrown error. */

@@ -121,7 +121,6 @@ export const SLOW_REASONS = [
   "bandwidth-limit",
   "downtime-limit",
   "switchover-bandwidth",
-  "device-state",
   "nothing-moves",
 ] as const;
 
@@ -131,10 +130,9 @@ export const slowReasonSchema = z.object({
     .number()
     .min(0)
     .describe(
-      "`dirty-rate`: bytes per second that are sent; `bandwidth-limit`, `switchover-bandwidth`: the setting, the same; `downtime-limit`: the setting, in milliseconds; `device-state`: bytes that the limit allows",
+      "`dirty-rate`: bytes per second that are sent; `bandwidth-limit`, `switchover-bandwidth`: the setting, the same; `downtime-limit`: the setting, in milliseconds",
     ),
   need: z.number().min(0).describe("what would be enough, in the same unit; `nothing-moves`: bytes that are left"),
-  device: id.exactOptional(),
 });
 
 /** A device's migration states, as its VMM told them. */
@@ -146,17 +144,7 @@ export const watchedSchema = z
     uuid: z.string().max(64).nullable(),
     fromBeginning: z.boolean().describe("false: it was under way when the watch began"),
     statuses: statesSchema.describe("the migration's, by QEMU's names"),
-    devices: z
-      .array(
-        z.object({
-          id,
-          states: statesSchema,
-          stopCopyBytes: bytes
-            .nullable()
-            .describe("of its state, while the machine stood still; null: no trace told it"),
-        }),
-      )
-      .max(256),
+    devices: z.array(z.object({ id, states: statesSchema })).max(256),
     deviceBytes: bytes.nullable().describe("of all devices' states, a sum; null: the VMM told none"),
     settings: z.record(z.string().max(64), z.union([z.number(), z.boolean(), z.null()])),
     changes: z

@@ -45,6 +45,9 @@ export type PredictedOutcome = Immutable<z.output<typeof predictedOutcomeSchema>
 /** The error's code of a migration that is `indeterminate` because the operator said `abort`. */
 export const GIVEN_UP = "GIVEN_UP";
 
+/** The code of an error: the watch of a migration was ended, and the migration went on. */
+export const WATCH_ENDED = "WATCH_ENDED";
+
 /** The phases in which a migration moves the machine: from the first page sent until the destination runs. */
 const MOVING: readonly string[] = ["pre-copy", "pausing", "stop-copy", "handover"];
 

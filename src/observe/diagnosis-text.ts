@@ -16,8 +16,8 @@ export function verdictLine({ converging, stalled, leftMs, downtimeMs }: Diagnos
   return parts.join(" · ");
 }
 
-/** Why it does not end, and what would help. */
-export function reasonText({ code, have, need, device }: SlowReason): string {
+/** What keeps it from its end, and what would help. */
+export function reasonText({ code, have, need }: SlowReason): string {
   switch (code) {
     case "dirty-rate":
       return `the guest and its devices dirty ${formatRate(need)}, and ${formatRate(have)} are sent: raise the bandwidth, slow the guest (auto-converge), or use a faster link`;
@@ -27,8 +27,6 @@ export function reasonText({ code, have, need, device }: SlowReason): string {
       return `what a pass leaves takes ${formatMs(need)}, and downtime-limit is ${formatMs(have)}: raise it, or the bandwidth`;
     case "switchover-bandwidth":
       return `QEMU counts with avail-switchover-bandwidth of ${formatRate(have)}, and sends ${formatRate(need)}: raise it`;
-    case "device-state":
-      return `the state of ${device ?? "a device"}, ${formatSize(need)}, is more than the ${formatSize(have)} that downtime-limit allows: raise it, or the bandwidth`;
     case "nothing-moves":
       return `QEMU sends nothing, with ${formatSize(need)} left: see whether the link and the destination are there`;
   }

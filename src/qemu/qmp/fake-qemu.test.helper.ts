@@ -58,14 +58,10 @@ export class FakeQemu implements AsyncDisposable {
     return this;
   }
 
-  event(event: string, data?: object): void {
-    this.say(
-      JSON.stringify({
-        event,
-        ...(data === undefined ? {} : { data }),
-        timestamp: { seconds: 1, microseconds: 500_000 },
-      }),
-    );
+  /** @param atMs by QEMU's clock */
+  event(event: string, data?: object, atMs = 1500): void {
+    const timestamp = { seconds: Math.floor(atMs / 1000), microseconds: Math.round((atMs % 1000) * 1000) };
+    this.say(JSON.stringify({ event, ...(data === undefined ? {} : { data }), timestamp }));
   }
 
   /** Sends a line as it is. */

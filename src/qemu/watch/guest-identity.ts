@@ -6,12 +6,10 @@ import { isRefusal, type Qemu } from "../qmp/qemu.js";
  * Which guest is watched, and which of its devices have a migration state of their own.
  */
 
-/** Types of devices that QEMU moves by VFIO's migration protocol, or Dirtmap instead of QEMU. */
-const DEVICE_TYPES = new Set([
-  ...["vfio-pci", "vfio-pci-nohotplug", "vfio-user-pci", "vfio-ap", "vfio-ccw", "vfio-platform"],
-]);
+/** Types of devices that QEMU moves by VFIO's migration protocol. */
+const DEVICE_TYPES = new Set(["vfio-pci", "vfio-pci-nohotplug"]);
 
-/** Devices are counted, and each is asked about. */
+/** Each is asked about. */
 const MAX_DEVICES = 256;
 
 /** A device of a guest that is watched. */
@@ -20,12 +18,10 @@ export interface WatchedDevice {
   readonly id: string;
   /** Its type in QEMU. */
   readonly model: string;
-  /** As QEMU's traces and reasons name it: a PCI address, or an mdev's UUID; null: QEMU does not tell. */
-  readonly kernelName: string | null;
   /** The path of its object. */
   readonly path: string;
-  /** It tells its states by events; null: QEMU does not say. */
-  readonly tellsStates: boolean | null;
+  /** It tells its states by events. */
+  readonly tellsStates: boolean;
 }
 
 export interface GuestIdentity {
@@ -35,8 +31,6 @@ export interface GuestIdentity {
   readonly memoryBytes: number;
   readonly devices: readonly WatchedDevice[];
 }
-
-const text = z.string().max(4096);
 
 export async function identify(qemu: Qemu): Promise<GuestIdentity> {
   const [name, uuid, memoryBytes, devices] = await Promise.all([
@@ -55,39 +49,19 @@ async function watchedDevices(qemu: Qemu): Promise<WatchedDevice[]> {
       const model = /^child<(.+)>$/.exec(type)?.[1];
       if (model === undefined || !DEVICE_TYPES.has(model) || found.length >= MAX_DEVICES) continue;
       const path = `${container}/${name}`;
-      const [host, sysfs, tellsStates] = await Promise.all([
-        propertyOr(qemu, path, "host", text),
-        propertyOr(qemu, path, "sysfsdev", text),
-        propertyOr(qemu, path, "migration-events", z.boolean()),
-      ]);
       const id = safeText(container.endsWith("-anon") ? `${model}.${name}` : name, 200);
-      found.push({ id, model, kernelName: kernelNameOf(host, sysfs), path, tellsStates });
+      found.push({ id, model, path, tellsStates: await tellsStates(qemu, path) });
     }
   }
   return found;
 }
 
-/** Null for a property that the object does not have, or that can't be read. */
-async function propertyOr<Schema extends z.ZodType>(
-  qemu: Qemu,
-  path: string,
-  property: string,
-  schema: Schema,
-): Promise<z.output<Schema> | null> {
+/** A device of a type, or of a QEMU, that has no such property tells nothing. */
+async function tellsStates(qemu: Qemu, path: string): Promise<boolean> {
   try {
-    return await qemu.qomGet(path, property, schema);
+    return await qemu.qomGet(path, "migration-events", z.boolean());
   } catch (error) {
-    if (isRefusal(error)) return null;
+    if (isRefusal(error)) return false;
     throw error;
   }
-}
-
-/** QEMU names a device by the last part of its place in sysfs, where it was given that, else by its PCI address. */
-function kernelNameOf(host: string | null, sysfs: string | null): string | null {
-  const last = sysfs
-    ?.split("/")
-    .filter((part) => part !== "")
-    .at(-1);
-  const name = last ?? host;
-  return name === null || name === undefined || name === "" || /^f{4}:f{2}/.test(name) ? null : safeText(name, 200);
 }

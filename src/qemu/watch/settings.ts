@@ -9,6 +9,8 @@ export interface WatchedSettings {
   readonly switchoverBandwidth: number | null;
   readonly multifdChannels: number | null;
   readonly autoConverge: boolean;
+  /** QEMU tells by itself how a migration's status changes. */
+  readonly events: boolean;
 }
 
 /** By QEMU's names, as a report lists their changes. */
@@ -18,7 +20,10 @@ export const SETTING_NAMES = {
   switchoverBandwidth: "avail-switchover-bandwidth",
   multifdChannels: "multifd-channels",
   autoConverge: "auto-converge",
+  events: "events",
 } as const satisfies Record<keyof WatchedSettings, string>;
+
+const NAMES = Object.keys(SETTING_NAMES) as (keyof WatchedSettings)[];
 
 export async function readSettings(qemu: Qemu): Promise<WatchedSettings> {
   const [capabilities, parameters] = await Promise.all([qemu.capabilities(), qemu.parameters()]);
@@ -32,10 +37,16 @@ export async function readSettings(qemu: Qemu): Promise<WatchedSettings> {
     switchoverBandwidth: positive(SETTING_NAMES.switchoverBandwidth),
     multifdChannels: capabilities.get("multifd") === true ? positive(SETTING_NAMES.multifdChannels) : null,
     autoConverge: capabilities.get(SETTING_NAMES.autoConverge) === true,
+    events: capabilities.get(SETTING_NAMES.events) === true,
   };
+}
+
+/** By QEMU's names. */
+export function namedSettings(settings: WatchedSettings): Record<string, number | boolean | null> {
+  return Object.fromEntries(NAMES.map((name) => [SETTING_NAMES[name], settings[name]]));
 }
 
 /** The settings that differ. */
 export function changesOf(before: WatchedSettings, after: WatchedSettings): (keyof WatchedSettings)[] {
-  return (Object.keys(SETTING_NAMES) as (keyof WatchedSettings)[]).filter((name) => before[name] !== after[name]);
+  return NAMES.filter((name) => before[name] !== after[name]);
 }

@@ -30,7 +30,10 @@ const WORDS: Readonly<Record<string, string>> = {
   failing: "QEMU ends the migration, which has failed",
 };
 
-const RESULTS: Readonly<Record<string, Exclude<MigrationResult, "indeterminate">>> = {
+/** How a migration that is watched ends. */
+export type WatchedResult = Exclude<MigrationResult, "indeterminate">;
+
+const RESULTS: Readonly<Record<string, WatchedResult>> = {
   completed: "completed",
   failed: "failed",
   cancelled: "cancelled",
@@ -46,6 +49,6 @@ export function wordsOf(status: string): string | undefined {
 }
 
 /** How a migration with this status has ended; null: it has not. */
-export function resultOf(status: string): Exclude<MigrationResult, "indeterminate"> | null {
+export function resultOf(status: string): WatchedResult | null {
   return RESULTS[status] ?? null;
 }
