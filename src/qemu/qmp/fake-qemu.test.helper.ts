@@ -48,6 +48,12 @@ export class FakeQemu implements AsyncDisposable {
     return this;
   }
 
+  /** Answers a command with what this makes of it; undefined: not at all. */
+  with(command: string, make: (command: FakeCommand) => FakeAnswer | undefined): this {
+    this.answers.set(command, make);
+    return this;
+  }
+
   refuse(command: string, desc: string, its = "GenericError"): this {
     return this.answer(command, { error: { class: its, desc } });
   }
@@ -71,7 +77,7 @@ export class FakeQemu implements AsyncDisposable {
 
   /** Closes the connection, as a QEMU that ends. */
   hangUp(): void {
-    this.#client?.destroy();
+    this.#client?.destroySoon();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

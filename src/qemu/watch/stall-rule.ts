@@ -3,8 +3,8 @@ import type { Sample } from "./sample.js";
 /*
  * When a migration counts as stalled: the rule of docs/watching.md, and nothing else.
  *
- * - It does not converge: a pass has more to send than `1 - improvement` times what the pass `passes` passes before it had. How
- *   long a pass takes does not matter, so a slow link alone is no stall.
+ * - It does not converge: a pass has more to send than `1 - improvement` times what a pass had that was `passes` or more before
+ *   it. How long a pass takes does not matter, so a slow link alone is no stall.
  * - Nothing moves: for `silenceMs`, QEMU has sent no byte and taken no page off its list.
  *
  * What a pass has to send is what was dirtied since the pass before began. That is how much the sum of what is left and what has
@@ -28,8 +28,9 @@ export type Stall = "does-not-converge" | "nothing-moves" | null;
 /** Judges a migration's samples, in the order in which they come. */
 export class StallRule {
   readonly #limits: StallLimits;
-  /** What each of the last passes had to send, the oldest first; bytes. */
-  readonly #work: number[] = [];
+  /** What passes had to send, the oldest first; of several that were too short to be seen one by one, on average. */
+  #passes: { readonly last: number; readonly bytes: number }[] = [];
+  #shrinks = true;
   #last: Sample | undefined;
   /** When something moved for the last time. */
   #movedAtMs = 0;
@@ -40,7 +41,7 @@ export class StallRule {
 
   /** What the newest pass had to send; null: none has begun while it was watched. */
   get passBytes(): number | null {
-    return this.#work.at(-1) ?? null;
+    return this.#passes.at(-1)?.bytes ?? null;
   }
 
   /** @param sample of a migration whose guest runs */
@@ -52,21 +53,17 @@ export class StallRule {
     }
     if (last !== undefined && sample.pass > last.pass) this.#begin(sample, last);
     if (sample.atMs - this.#movedAtMs >= this.#limits.silenceMs) return "nothing-moves";
-    return this.#shrinks() ? null : "does-not-converge";
+    return this.#shrinks ? null : "does-not-converge";
   }
 
-  /** One pass has begun since the last sample, or several that were too short to be seen, which share what they had. */
+  /** One pass has begun since the last sample, or several. */
   #begin(sample: Sample, last: Sample): void {
-    const dirtied = sample.memoryBytes + sample.handledBytes - last.memoryBytes - last.handledBytes;
-    const begun = sample.pass - last.pass;
-    const { passes } = this.#limits;
-    for (let i = 0; i < Math.min(begun, passes + 1); i++) this.#work.push(Math.max(0, dirtied / begun));
-    this.#work.splice(0, Math.max(0, this.#work.length - passes - 1));
-  }
-
-  #shrinks(): boolean {
     const { passes, improvement } = this.#limits;
-    if (this.#work.length <= passes) return true;
-    return this.#work[passes] <= this.#work[0] * (1 - improvement);
+    const dirtied = sample.memoryBytes + sample.handledBytes - last.memoryBytes - last.handledBytes;
+    const bytes = Math.max(0, dirtied / (sample.pass - last.pass));
+    // The newest that is old enough; none behind it will be needed again.
+    const before = this.#passes.findLastIndex((each) => each.last <= last.pass + 1 - passes);
+    this.#shrinks = before < 0 || bytes <= this.#passes[before].bytes * (1 - improvement);
+    this.#passes = [...this.#passes.slice(Math.max(0, before)), { last: sample.pass, bytes }];
   }
 }
