@@ -3,9 +3,9 @@ import { type MigrationEvent, publish } from "../../migration/events.js";
 import { newMigrationId } from "../../migration/journal.js";
 import type { MigrationReport } from "../../migration/report.js";
 import type { RunConditions } from "../../observe/conditions.js";
+import { effectiveTuning } from "../../qemu/migration-settings.js";
 import { openQemu } from "../../qemu/qmp/open-qemu.js";
 import type { GuestIdentity } from "../../qemu/watch/guest-identity.js";
-import type { WatchedSettings } from "../../qemu/watch/settings.js";
 import { STALL_LIMITS } from "../../qemu/watch/stall-rule.js";
 import { watchGuest } from "../../qemu/watch/watch-guest.js";
 import type { WatchInput } from "../commands/watch.js";
@@ -40,10 +40,10 @@ export const run: Run<WatchInput> = async (input, { signal, interrupts }) => {
   // There is one once a migration has begun.
   await using _followed = { [Symbol.asyncDispose]: async () => followed?.[Symbol.asyncDispose]() };
   let conditions: (() => RunConditions) | undefined;
-  const begin = async ({ memoryBytes, devices }: GuestIdentity, settings: WatchedSettings) => {
-    const downtimeLimitMs = settings.downtimeLimitMs ?? 0;
+  const begin = async ({ memoryBytes, devices }: GuestIdentity) => {
+    const tuning = await effectiveTuning(qemu, {});
     const header = guestHeader(
-      { id: migration, startedAt: new Date(), downtimeLimitMs },
+      { id: migration, startedAt: new Date(), downtimeLimitMs: tuning.downtimeLimitMs },
       memoryBytes,
       devices.map(({ id, model }) => ({ id, model, tracker: "vmm", granule: null })),
     );
@@ -51,12 +51,7 @@ export const run: Run<WatchInput> = async (input, { signal, interrupts }) => {
     note = (text) => followed?.note(text);
     conditions = watchGuestConditions(
       { memoryBytes, hosts: ["qemu"], transport: { scheme: "qemu", local: false } },
-      {
-        downtimeLimitMs,
-        bandwidth: settings.maxBandwidth ?? 0,
-        multifdChannels: settings.multifdChannels ?? 0,
-        trackers: Object.fromEntries(devices.map(({ id }) => [id, "vmm"])),
-      },
+      { ...tuning, trackers: Object.fromEntries(devices.map(({ id }) => [id, "vmm"])) },
     );
   };
   const report = await watchGuest(qemu, {

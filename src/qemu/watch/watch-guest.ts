@@ -6,7 +6,7 @@ import type { EventStream } from "../qmp/event-stream.js";
 import type { Qemu } from "../qmp/qemu.js";
 import { type GuestIdentity, identify } from "./guest-identity.js";
 import { MigrationObserver } from "./observer.js";
-import { readSettings, type WatchedSettings } from "./settings.js";
+import { readSettings } from "./settings.js";
 import type { StallLimits } from "./stall-rule.js";
 
 /** Settings are read anew this often: QEMU tells no change of them. */
@@ -26,7 +26,7 @@ export interface WatchGuestOptions {
   /** Nothing is under way yet. */
   onWaiting(identity: GuestIdentity): void;
   /** A migration has begun, or was found: what it publishes is held back until this resolves. */
-  onBegin(identity: GuestIdentity, settings: WatchedSettings): Promise<void>;
+  onBegin(identity: GuestIdentity): Promise<void>;
   /** Takes what the migration's watch publishes. */
   tell(event: MigrationEvent): void;
 }
@@ -60,7 +60,7 @@ export async function watchGuest(qemu: Qemu, options: WatchGuestOptions): Promis
     observer.settings(await readSettings(qemu), settingsAt);
   };
   const begin = async () => {
-    await options.onBegin(identity, settings);
+    await options.onBegin(identity);
     tell = options.tell;
     for (const event of held.splice(0)) tell(event);
   };
