@@ -20,12 +20,16 @@ export const EXIT_CODES = {
   },
 } as const;
 
-/** The table for `--help`. @param other what the codes of a command mean that moves nothing itself */
-export function exitCodesHelp(other: Partial<Record<keyof typeof EXIT_CODES, string>> = {}): string {
-  const names = Object.keys(EXIT_CODES) as (keyof typeof EXIT_CODES)[];
-  const lines = names.map(
-    (name) => `  ${String(EXIT_CODES[name].code).padStart(3)}  ${other[name] ?? EXIT_CODES[name].means}`,
-  );
+type Meanings = Partial<Readonly<Record<keyof typeof EXIT_CODES, string>>>;
+
+const MEANINGS: Meanings = Object.fromEntries(Object.entries(EXIT_CODES).map(([name, { means }]) => [name, means]));
+
+/** The table for `--help`. @param meanings those of a command that has meanings of its own, and no others */
+export function exitCodesHelp(meanings: Meanings = MEANINGS): string {
+  const lines = (Object.keys(EXIT_CODES) as (keyof Meanings)[]).flatMap((name) => {
+    const means = meanings[name];
+    return means === undefined ? [] : [`  ${String(EXIT_CODES[name].code).padStart(3)}  ${means}`];
+  });
   return ["Exit codes:", ...lines].join("\n");
 }
 

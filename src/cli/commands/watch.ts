@@ -27,7 +27,6 @@ const EXIT_MEANS = {
   failed: "the migration has failed, or was cancelled",
   usage: "wrong usage; nothing was watched",
   indeterminate: "QEMU was lost sight of before it told how the migration ended",
-  notConverging: "not used here",
   cancelled: "the watch was ended (Ctrl-C); the migration goes on",
 };
 
@@ -42,7 +41,7 @@ export function declareWatch(program: Command): Command {
       "publish no live feed: `dirtmap serve` and `dirtmap top` don't see the migration while it runs",
     )
     .option("--json", "print events as JSON, a line each, and the report as the last line")
-    .option("-q, --quiet", "show no progress")
+    .option("-q, --quiet", "show nothing while it runs")
     .addHelpText("after", `${NOTES}\n${exitCodesHelp(EXIT_MEANS)}`);
   return runBy<WatchInput>(command, () => import("../run/watch.js"));
 }
