@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { DirtmapError, UsageError } from "../errors.js";
-import { EXIT_CODES, exitCodeOf, exitCodeOfError, exitCodesHelp } from "./exit-codes.js";
+import { EXIT_CODES, exitCodeOf, exitCodeOfError, exitCodeOfWatched, exitCodesHelp } from "./exit-codes.js";
 
 describe("exit codes", () => {
   it.each([
@@ -17,6 +17,17 @@ describe("exit codes", () => {
   it("a migration that the operator gave up ends as one that failed: nothing waits for a decision", () => {
     const error = { code: "GIVEN_UP", message: "given up" };
     expect(exitCodeOf({ result: "indeterminate", verified: null, error })).toBe(EXIT_CODES.failed.code);
+  });
+
+  it.each([
+    ["completed", undefined, 0],
+    ["failed", "QEMU_MIGRATION_FAILED", 1],
+    ["cancelled", "CANCELLED", 1],
+    ["indeterminate", "QEMU_LOST", 3],
+    ["indeterminate", "WATCH_ENDED", 130],
+  ] as const)("a migration that was watched and is %s, with error %s, ends with %d", (result, error, code) => {
+    const why = error === undefined ? {} : { error: { code: error, message: "" } };
+    expect(exitCodeOfWatched({ result, ...why })).toBe(code);
   });
 
   it("tell wrong usage from failure and from cancelling", () => {

@@ -1,5 +1,5 @@
 import { UsageError } from "../errors.js";
-import { GIVEN_UP, type MigrationReport } from "../migration/report.js";
+import { GIVEN_UP, type MigrationReport, WATCH_ENDED } from "../migration/report.js";
 
 /** How the command ends: the one table, which `--help` prints too. */
 export const EXIT_CODES = {
@@ -20,9 +20,16 @@ export const EXIT_CODES = {
   },
 } as const;
 
-/** The table for `--help`. */
-export function exitCodesHelp(): string {
-  const lines = Object.values(EXIT_CODES).map(({ code, means }) => `  ${String(code).padStart(3)}  ${means}`);
+type Meanings = Partial<Readonly<Record<keyof typeof EXIT_CODES, string>>>;
+
+const MEANINGS: Meanings = Object.fromEntries(Object.entries(EXIT_CODES).map(([name, { means }]) => [name, means]));
+
+/** The table for `--help`. @param meanings those of a command that has meanings of its own, and no others */
+export function exitCodesHelp(meanings: Meanings = MEANINGS): string {
+  const lines = (Object.keys(EXIT_CODES) as (keyof Meanings)[]).flatMap((name) => {
+    const means = meanings[name];
+    return means === undefined ? [] : [`  ${String(EXIT_CODES[name].code).padStart(3)}  ${means}`];
+  });
   return ["Exit codes:", ...lines].join("\n");
 }
 
@@ -38,6 +45,13 @@ export function exitCodeOf({
   if (result === "completed") return verified === true ? EXIT_CODES.done.code : EXIT_CODES.failed.code;
   if (error?.code === GIVEN_UP) return EXIT_CODES.failed.code;
   return EXIT_CODES[result].code;
+}
+
+/** The exit code of a migration that was only watched: how it ended, which nobody could verify. */
+export function exitCodeOfWatched({ result, error }: Pick<MigrationReport, "result" | "error">): number {
+  if (error?.code === WATCH_ENDED) return EXIT_CODES.cancelled.code;
+  if (result === "completed") return EXIT_CODES.done.code;
+  return result === "indeterminate" ? EXIT_CODES.indeterminate.code : EXIT_CODES.failed.code;
 }
 
 /** The exit code of a thrown error. */

@@ -22,6 +22,7 @@ import { declareResume } from "./commands/resume.js";
 import { declareScenarios } from "./commands/scenarios.js";
 import { declareServe } from "./commands/serve.js";
 import { declareTop } from "./commands/top.js";
+import { declareWatch } from "./commands/watch.js";
 import { exitCodesHelp } from "./exit-codes.js";
 import { addRenamed } from "./input/options/renamed.js";
 import { err, out } from "./output.js";
@@ -60,6 +61,7 @@ export function commandLine({ version, models }: { version: string; models: read
     [declareRecommend],
     [declareReplay],
     [declareTop],
+    [declareWatch],
     [declareScenarios],
     [declareCerts],
     [declareList],

@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { MIGRATION_PHASES } from "./events.js";
-import { ownerCountsSchema, ownerNameSchema, roundReportSchema } from "./report-schema.js";
+import { ownerCountsSchema, ownerNameSchema, roundReportSchema, slowReasonSchema } from "./report-schema.js";
 
 /*
  * The events of a run, field by field: their types (events.ts), live feeds and the dashboard's API are made of these.
@@ -68,4 +68,40 @@ export const readEventSchema = z
   })
   .describe("one read of all trackers");
 
-export const migrationEventSchema = z.discriminatedUnion("type", [phase, round, progress, readEventSchema]);
+const deviceState = z
+  .object({
+    type: z.literal("device"),
+    atMs,
+    device: z.string().min(1).max(256),
+    state: z.string().max(64).describe("as its VMM calls it: `pre-copy`, `stop-copy`, `running` …"),
+  })
+  .describe("a device's migration state changed");
+
+export const rangeSchema = z.object({ low: amount, high: amount });
+
+const diagnosis = z
+  .object({
+    type: z.literal("diagnosis"),
+    atMs,
+    converging: z.boolean().nullable().describe("null: can't be told yet"),
+    stalled: z.boolean(),
+    reasons: z.array(slowReasonSchema).max(512).describe("empty: it converges, or nothing is known"),
+    leftMs: z
+      .object({ low: amount, high: amount.nullable().describe("null: no bound") })
+      .nullable()
+      .describe("until the machine is stopped; null: not known, or never"),
+    downtimeMs: rangeSchema.nullable(),
+    sentBytesPerSecond: amount.nullable().describe("null, as of the next: not known yet"),
+    dirtiedBytesPerSecond: amount.nullable().describe("by vCPUs and devices together"),
+    passBytes: amount.nullable().describe("what the newest pass had to send"),
+  })
+  .describe("whether a migration that is watched will end, and why not");
+
+export const migrationEventSchema = z.discriminatedUnion("type", [
+  phase,
+  round,
+  progress,
+  readEventSchema,
+  deviceState,
+  diagnosis,
+]);

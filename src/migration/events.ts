@@ -3,7 +3,8 @@ import type { z } from "zod";
 import type { Immutable } from "../immutable.js";
 import type { DirtyRead } from "../tracking/dirty-source.js";
 import { heatOf } from "../tracking/heat.js";
-import type { migrationEventSchema, ownerReadSchema, readEventSchema } from "./events-schema.js";
+import type { migrationEventSchema, ownerReadSchema, rangeSchema, readEventSchema } from "./events-schema.js";
+import type { slowReasonSchema } from "./report-schema.js";
 
 /*
  * The events that a migration publishes while it runs; events-schema.ts describes each field. observe/ and the command line
@@ -32,6 +33,15 @@ export type MigrationPhase = (typeof MIGRATION_PHASES)[number];
 
 /** An event of a migration, published while it runs. Times are milliseconds since the migration began. */
 export type MigrationEvent = Immutable<z.output<typeof migrationEventSchema>>;
+
+/** Whether a migration that is watched will end, and why not. */
+export type Diagnosis = Extract<MigrationEvent, { type: "diagnosis" }>;
+
+/** Why a migration does not end. */
+export type SlowReason = Immutable<z.output<typeof slowReasonSchema>>;
+
+/** The least and the most that a figure may be. */
+export type Range = Immutable<z.output<typeof rangeSchema>>;
 
 /** One read of all trackers. */
 export type ReadEvent = Immutable<z.output<typeof readEventSchema>>;

@@ -115,6 +115,54 @@ export const predictedOutcomeSchema = z
   })
   .describe("what was predicted before the migration began");
 
+/** Why a migration does not end. */
+export const SLOW_REASONS = [
+  "dirty-rate",
+  "bandwidth-limit",
+  "downtime-limit",
+  "switchover-bandwidth",
+  "nothing-moves",
+] as const;
+
+export const slowReasonSchema = z.object({
+  code: z.enum(SLOW_REASONS),
+  have: z
+    .number()
+    .min(0)
+    .describe(
+      "`dirty-rate`: bytes per second that are sent; `bandwidth-limit`, `switchover-bandwidth`: the setting, the same; `downtime-limit`: the setting, in milliseconds",
+    ),
+  need: z.number().min(0).describe("what would be enough, in the same unit; `nothing-moves`: bytes that are left"),
+});
+
+/** A device's migration states, as its VMM told them. */
+const statesSchema = z.array(z.object({ state: z.string().max(64), atMs: ms })).max(10_000);
+
+export const watchedSchema = z
+  .object({
+    name: text.nullable().describe("the guest's name, as its VMM has it"),
+    uuid: z.string().max(64).nullable(),
+    fromBeginning: z.boolean().describe("false: it was under way when the watch began"),
+    statuses: statesSchema.describe("the migration's, by QEMU's names"),
+    devices: z.array(z.object({ id, states: statesSchema })).max(256),
+    deviceBytes: bytes.nullable().describe("of all devices' states, a sum; null: the VMM told none"),
+    settings: z.record(z.string().max(64), z.union([z.number(), z.boolean(), z.null()])),
+    changes: z
+      .array(z.object({ atMs: ms, setting: z.string().max(64), to: z.union([z.number(), z.boolean(), z.null()]) }))
+      .max(10_000)
+      .describe("of settings, while it was watched"),
+    stalls: z
+      .array(
+        z.object({
+          fromMs: ms,
+          toMs: ms.nullable().describe("null: to the end"),
+          reasons: z.array(slowReasonSchema).max(512),
+        }),
+      )
+      .max(10_000),
+  })
+  .describe("a migration that Dirtmap only watched");
+
 export const migrationReportSchema = z
   .object({
     schemaVersion: z.literal(1),
@@ -140,6 +188,7 @@ export const migrationReportSchema = z
     memory: memoryComparisonSchema.nullable(),
     destination: destinationReportSchema.nullable(),
     predicted: predictedOutcomeSchema.nullable(),
+    watched: watchedSchema.exactOptional(),
     warnings: z.array(text).max(4096).describe("what the operator should know of, though it did not end the migration"),
     error: z
       .object({

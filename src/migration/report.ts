@@ -8,6 +8,7 @@ import type {
   migrationReportSchema,
   predictedOutcomeSchema,
   roundReportSchema,
+  watchedSchema,
 } from "./report-schema.js";
 
 /*
@@ -19,6 +20,9 @@ export type MigrationReport = Immutable<z.output<typeof migrationReportSchema>>;
 
 /** The result of a migration. "Handover" in docs/architecture.md explains `indeterminate`. */
 export type MigrationResult = MigrationReport["result"];
+
+/** What of a migration was seen that Dirtmap only watched. */
+export type WatchedReport = Immutable<z.output<typeof watchedSchema>>;
 
 /** One device in a report. If devices share an HWPT, there is no share per device, and the counts are null. */
 export type DeviceReport = Immutable<z.output<typeof deviceReportSchema>>;
@@ -40,6 +44,9 @@ export type PredictedOutcome = Immutable<z.output<typeof predictedOutcomeSchema>
 
 /** The error's code of a migration that is `indeterminate` because the operator said `abort`. */
 export const GIVEN_UP = "GIVEN_UP";
+
+/** The code of an error: the watch of a migration was ended, and the migration went on. */
+export const WATCH_ENDED = "WATCH_ENDED";
 
 /** The phases in which a migration moves the machine: from the first page sent until the destination runs. */
 const MOVING: readonly string[] = ["pre-copy", "pausing", "stop-copy", "handover"];

@@ -143,6 +143,30 @@ describe("the live view", () => {
     expect(screen.text).toMatch(/cpu +cpu +0B\/s +░{20} +0 %/);
   });
 
+  it("shows of a migration that is watched why it does not end, and each device's state", () => {
+    const screen = new Screen(true, 200);
+    watch(screen, { watched: true });
+    publish(PROGRESS);
+    publish({ type: "device", atMs: 1, device: "vf0", state: "pre-copy" });
+    publish({
+      type: "diagnosis",
+      atMs: 2,
+      converging: false,
+      stalled: true,
+      reasons: [{ code: "downtime-limit", have: 300, need: 1000 }],
+      leftMs: null,
+      downtimeMs: null,
+      sentBytesPerSecond: 1,
+      dirtiedBytesPerSecond: 1,
+      passBytes: 1,
+    });
+    expect(screen.text).toContain("STALLED");
+    expect(screen.text).toContain("what a pass leaves takes 1.00 s, and downtime-limit is 300 ms");
+    expect(screen.text).toMatch(/vf0 +mlx5 +pre-copy/);
+    expect(screen.text).toMatch(/nic0 +nic +-/);
+    expect(screen.text).toContain("Ctrl-C ends the watch; the migration goes on.");
+  });
+
   it("is not displaced by the ^C that the terminal echoes", () => {
     const screen = new Screen(true);
     const shown = watch(screen);

@@ -1,7 +1,8 @@
-import { type MigrationEvent, type MigrationPhase, migrationEvents } from "../migration/events.js";
+import { type Diagnosis, type MigrationEvent, type MigrationPhase, migrationEvents } from "../migration/events.js";
 import type { RoundReport } from "../migration/report.js";
 import { safeStrings, safeText } from "../safe-text.js";
 import { ownerLabel, parseOwner } from "../tracking/owner.js";
+import { reasonText, verdictLine } from "./diagnosis-text.js";
 import { formatCount, formatMs, formatRate, formatShare, formatSize } from "./format.js";
 import { afterEvent, ownersRead, type RunDevice, type RunState, startOfRun } from "./run-state.js";
 import { table } from "./table.js";
@@ -32,27 +33,46 @@ export interface LiveViewOptions {
   /** The machine's devices with the trackers that were chosen for them. */
   readonly devices: readonly RunDevice[];
   readonly downtimeLimitMs: number;
+  /** Somebody else migrates, and it is only watched. */
+  readonly watched?: boolean;
 }
 
 /** The block's lines, without colours; at most `columns` characters each. */
-export function blockLines(state: RunState, downtimeLimitMs: number, columns: number): string[] {
+export function blockLines(
+  state: RunState,
+  { downtimeLimitMs, watched = false }: Pick<LiveViewOptions, "downtimeLimitMs" | "watched">,
+  columns: number,
+): string[] {
   const head: string[] = [state.phase ?? "connecting"];
   if (state.round !== null) head.push(`round ${state.round}`);
   if (state.remainingBytes !== null) head.push(`remaining ${formatSize(state.remainingBytes)}`);
   const { bytesPerSecond } = state;
   if (bytesPerSecond !== null && bytesPerSecond > 0) head.push(`throughput ${formatRate(bytesPerSecond)}`);
+  const lines = [
+    head.join(" · "),
+    `  ${progressLine(state, downtimeLimitMs)}`,
+    ...(watched ? watchedLines(state) : ownerLines(state)).map((line) => `  ${line}`),
+    watched ? "Ctrl-C ends the watch; the migration goes on." : "Ctrl-C cancels; the source goes on running.",
+  ];
+  return lines.map((line) => line.slice(0, columns));
+}
+
+function ownerLines(state: RunState): string[] {
   const all = ownersRead(state).reduce((sum, { last }) => sum + last.bytesPerSecond, 0);
   const rows = state.owners.map(({ owner, tracker, last }) => {
     if (last === null) return [ownerLabel(owner), tracker, "-", "", ""];
     const share = all > 0 ? last.bytesPerSecond / all : 0;
     return [ownerLabel(owner), tracker, formatRate(last.bytesPerSecond), bar(share, BAR_CELLS), formatShare(share)];
   });
-  const body = table(
-    [["device", "tracker", "dirty rate", "share"], ...rows],
-    ["left", "left", "right", "left", "right"],
-  );
-  const lines = [head.join(" · "), `  ${progressLine(state, downtimeLimitMs)}`, ...body.map((line) => `  ${line}`)];
-  return [...lines, "Ctrl-C cancels; the source goes on running."].map((line) => line.slice(0, columns));
+  return table([["device", "tracker", "dirty rate", "share"], ...rows], ["left", "left", "right", "left", "right"]);
+}
+
+/** Whether it will end, why not, and how far each device is. */
+function watchedLines({ diagnosis, devices, deviceStates }: RunState): string[] {
+  const verdict = diagnosis === null ? [] : [verdictLine(diagnosis), ...diagnosis.reasons.map(reasonText)];
+  if (devices.length === 0) return verdict;
+  const rows = devices.map(({ id, model }) => [id, model, deviceStates[id] ?? "-"]);
+  return [...verdict, ...table([["device", "model", "state"], ...rows], ["left", "left", "left"])];
 }
 
 /** A line for a round that is over, as it is printed where there is no terminal. */
@@ -76,6 +96,7 @@ export class LiveView implements Disposable {
   readonly #options: LiveViewOptions;
   #state: RunState;
   #drawn = 0;
+  #verdict: string | undefined;
   readonly #listener = (event: unknown) => this.#show(safeStrings(event as MigrationEvent));
 
   constructor(options: LiveViewOptions) {
@@ -109,12 +130,23 @@ export class LiveView implements Disposable {
     }
     if (this.#options.stream.isTTY === true) this.#draw();
     else if (event.type === "round") this.note(roundLine(event.round));
+    else if (event.type === "device") this.note(`${event.device}: ${event.state}`);
+    else if (event.type === "diagnosis") this.#noteVerdict(event);
+  }
+
+  /** A verdict that is not the one before, with why. */
+  #noteVerdict(diagnosis: Diagnosis): void {
+    const { converging, stalled, reasons } = diagnosis;
+    const verdict = `${converging} ${stalled}`;
+    if (verdict === this.#verdict || (converging === null && !stalled)) return;
+    this.#verdict = verdict;
+    this.note([verdictLine(diagnosis), ...reasons.map(reasonText)].join("; "));
   }
 
   #draw(): void {
     const { stream, color } = this.#options;
     // One column less than there are: in the last one some terminals wrap.
-    const lines = blockLines(this.#state, this.#options.downtimeLimitMs, (stream.columns ?? 80) - 1);
+    const lines = blockLines(this.#state, this.#options, (stream.columns ?? 80) - 1);
     const erase = this.#erase();
     this.#drawn = lines.length;
     const shown = color ? [`\x1b[1m${lines[0]}\x1b[0m`, ...lines.slice(1, -1), `\x1b[2m${lines.at(-1)}\x1b[0m`] : lines;

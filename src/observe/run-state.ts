@@ -1,5 +1,5 @@
 import { PAGE_SIZE } from "../memory/address.js";
-import type { MigrationEvent, MigrationPhase, OwnerRead } from "../migration/events.js";
+import type { Diagnosis, MigrationEvent, MigrationPhase, OwnerRead } from "../migration/events.js";
 import { covers, deviceOwner, devicesOf, type Owner, parseOwner, trackerOf } from "../tracking/owner.js";
 
 /*
@@ -70,6 +70,10 @@ export interface RunState {
   readonly reads: number;
   /** Owners in the order in which reads first named them, then the devices that no read tells of. */
   readonly owners: readonly OwnerState[];
+  /** Migration states of devices, by their names, as their VMM told them. */
+  readonly deviceStates: Readonly<Record<string, string>>;
+  /** Whether a migration that is watched will end; null: nobody judges. */
+  readonly diagnosis: Diagnosis | null;
   /** Events that a feed left out. */
   readonly lost: number;
 }
@@ -88,6 +92,8 @@ export function startOfRun(devices: readonly RunDevice[]): RunState {
     elapsedMs: 0,
     reads: 0,
     owners: unread(devices, []),
+    deviceStates: {},
+    diagnosis: null,
     lost: 0,
   };
 }
@@ -106,6 +112,10 @@ export function afterEvent(state: RunState, event: RunEvent): RunState {
     }
     case "read":
       return afterRead(state, event);
+    case "device":
+      return { ...state, atMs: event.atMs, deviceStates: { ...state.deviceStates, [event.device]: event.state } };
+    case "diagnosis":
+      return { ...state, atMs: event.atMs, diagnosis: event };
     case "lost":
       return { ...state, lost: state.lost + event.events };
   }

@@ -21,12 +21,17 @@ export const NOT_RUN: Readonly<Record<string, string>> = {
   "dirtmap receive --libvirt": "needs libvirt; src/qemu/qmp/libvirt-monitor.test.ts has a fake one",
   "dirtmap migrate --libvirt": "needs libvirt; src/qemu/qmp/libvirt-monitor.test.ts has a fake one",
   "dirtmap migrate --qmp": "needs the guest of a QEMU; test/interop/qemu-move.test.ts has one",
+  "npx dirtmap watch --qmp": "needs a QEMU that migrates; src/cli/run/watch.test.ts has a fake one",
+  "dirtmap watch --libvirt": "needs libvirt; src/qemu/qmp/libvirt-monitor.test.ts has a fake one",
   "dirtmap device nvme --socket ./nvme2": "serves beside the commands that are not run",
   "npx dirtmap migrate --qmp": "needs the guest of a QEMU; test/interop/qemu-move.test.ts has one",
   "npx dirtmap device nvme --socket ./nvme2": "serves beside the commands that are not run",
   "npx dirtmap device status ./mlx5": "needs a device that a migration left; device-control.test.ts has one",
   "npx dirtmap device resume ./mlx5": "needs a device that a migration left; device-control.test.ts has one",
 };
+
+/** Commands whose output needs a QEMU that migrates: compared with a recorded one by test/docs/watching.test.ts. */
+export const OF_A_MIGRATION = /^dirtmap watch --qmp /;
 
 /** Commands whose output needs devices: compared in a guest that has the README's, by test/kernel/pci/readme.test.ts. */
 export const IN_A_GUEST = /^npx dirtmap (probe|plan) --host linux$/;

@@ -15,6 +15,8 @@ import { keepMigration, ReadRecorder } from "./record-run.js";
 export interface FollowOptions extends ReportOption {
   readonly feed: boolean;
   readonly quiet?: boolean;
+  /** Somebody else migrates, and it is only watched. */
+  readonly watched?: boolean;
 }
 
 /**
@@ -36,8 +38,9 @@ export class FollowedMigration implements AsyncDisposable {
     this.#store = store;
     this.#plainNote = note;
     const { devices, downtimeLimitMs = 0 } = header;
-    if (options.quiet !== true) {
-      this.#view = new LiveView({ stream: err, color: mayColor(err), devices, downtimeLimitMs });
+    const { quiet = false, watched = false } = options;
+    if (!quiet) {
+      this.#view = new LiveView({ stream: err, color: mayColor(err), devices, downtimeLimitMs, watched });
     }
     // Where nobody listens, the migration counts nothing for it.
     if (store.store !== false || options.report !== undefined) this.#recorder = new ReadRecorder();

@@ -29,15 +29,18 @@ export interface AskedFor {
   readonly runAfterMs: number;
 }
 
-/** The conditions of a QEMU guest's move: what QEMU does has no number of rounds, and nobody compares its memories. */
+/**
+ * The conditions of a QEMU guest's move: what QEMU does has no number of rounds, and nobody compares its memories.
+ * @param moved hosts: whose devices the guest has
+ */
 export function watchGuestConditions(
-  { memoryBytes, endpoint, local }: { memoryBytes: number; endpoint: Endpoint; local: boolean },
+  { memoryBytes, hosts, transport }: Pick<RunConditions, "memoryBytes" | "hosts" | "transport">,
   { trackers, multifdChannels, bandwidth, downtimeLimitMs }: Required<MigrationTuning> & GuestTrackers,
 ): () => RunConditions {
   const machineReport = watchMachine();
   return () => ({
     software: SOFTWARE,
-    hosts: ["qemu", "vfio-user"],
+    hosts,
     memoryBytes,
     design: "vmm",
     policy: {
@@ -49,7 +52,7 @@ export function watchGuestConditions(
       untracked: null,
       untrackedDevices: {},
     },
-    transport: { scheme: endpoint.scheme, local },
+    transport,
     bandwidth: bandwidth === 0 ? null : bandwidth,
     // Without multifd, QEMU has one stream.
     channels: Math.max(1, multifdChannels),

@@ -6,7 +6,15 @@ import type { ReadEvent } from "../../migration/events.js";
 import type { MigrationReport } from "../../migration/report.js";
 import { conditionRows, type RunConditions } from "../../observe/conditions.js";
 import { formatMs, formatSize } from "../../observe/format.js";
-import { destinationLines, devicesTable, headline, memoryLines, predictedLines, roundsTable } from "./report-text.js";
+import {
+  destinationLines,
+  devicesTable,
+  headline,
+  memoryLines,
+  predictedLines,
+  roundsTable,
+  watchedLines,
+} from "./report-text.js";
 import { tableBlock } from "./table-text.js";
 
 /** What a report tells besides what the migration itself reports. */
@@ -25,6 +33,7 @@ export function migrationDocument(report: MigrationReport, context: MigrationCon
     ...predictedLines(report),
     ...memoryLines(report),
     ...(destination === null ? [] : destinationLines(destination)),
+    ...watchedLines(report),
   ];
   const blocks: Block[] = [
     { kind: "text", text: headline(report) },

@@ -1,4 +1,11 @@
-import { type DestinationReport, type Findings, type MigrationReport, movingMs } from "../../migration/report.js";
+import {
+  type DestinationReport,
+  type Findings,
+  type MigrationReport,
+  movingMs,
+  type WatchedReport,
+} from "../../migration/report.js";
+import { reasonText } from "../../observe/diagnosis-text.js";
 import { formatCount, formatMs, formatSize } from "../../observe/format.js";
 import { type Cells, tableLines } from "./table-text.js";
 
@@ -18,6 +25,7 @@ export function reportText(report: MigrationReport): string {
   lines.push(...predictedLines(report));
   lines.push(...memoryLines(report));
   if (destination !== null) lines.push(...destinationLines(destination));
+  lines.push(...watchedLines(report));
   if (rounds.length > 0) lines.push("", ...tableLines(roundsTable(report)));
   if (devices.length > 0) lines.push("", ...tableLines(devicesTable(report)), "");
   for (const { id, reason } of devices) lines.push(`${id}: ${reason}`);
@@ -70,6 +78,35 @@ export function destinationLines({ resumeMs, stamps, requests, written }: Destin
   if (stamps !== null) lines.push(findingsLine("stamps", stamps, "all whole"));
   if (requests !== undefined) lines.push(findingsLine("requests", requests, "each done and completed once"));
   return lines;
+}
+
+/** What was seen of a migration that was only watched. */
+export function watchedLines({ watched }: MigrationReport): string[] {
+  if (watched === undefined) return [];
+  const { name, uuid, fromBeginning, statuses, devices, settings, changes, stalls } = watched;
+  const guest = `guest ${name ?? uuid ?? "without a name"}`;
+  return [
+    `  watched: ${guest}, ${fromBeginning ? "from the beginning" : "from the middle"}; QEMU was told nothing`,
+    `  statuses: ${statesText(statuses)}`,
+    ...devices.map(({ id, states }) => `  ${id}: ${states.length === 0 ? "told no state" : statesText(states)}`),
+    ...stalls.map(({ fromMs, toMs, reasons }) => {
+      const until = toMs === null ? "to the end of the watch" : `to ${formatMs(toMs)}`;
+      return `  stalled from ${formatMs(fromMs)} ${until}${reasons.map((reason) => `; ${reasonText(reason)}`).join("")}`;
+    }),
+    `  settings: ${Object.entries(settings)
+      .map(([setting, value]) => `${setting} ${settingText(value)}`)
+      .join(", ")}`,
+    ...changes.map(({ atMs, setting, to }) => `  at ${formatMs(atMs)}, ${setting} became ${settingText(to)}`),
+  ];
+}
+
+function statesText(states: WatchedReport["statuses"]): string {
+  return states.map(({ state, atMs }) => `${state} ${formatMs(atMs)}`).join(" · ");
+}
+
+function settingText(value: WatchedReport["settings"][string]): string {
+  if (typeof value === "boolean") return value ? "on" : "off";
+  return value === null ? "none" : String(value);
 }
 
 function findingsLine(what: string, { checked, problems }: Findings, allRight: string): string {

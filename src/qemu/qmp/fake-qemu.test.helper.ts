@@ -50,6 +50,12 @@ export class FakeQemu implements AsyncDisposable {
     return this;
   }
 
+  /** Answers a command with what this makes of it; undefined: not at all. */
+  with(command: string, make: (command: FakeCommand) => FakeAnswer | undefined): this {
+    this.answers.set(command, make);
+    return this;
+  }
+
   refuse(command: string, desc: string, its = "GenericError"): this {
     return this.answer(command, { error: { class: its, desc } });
   }
@@ -60,14 +66,10 @@ export class FakeQemu implements AsyncDisposable {
     return this;
   }
 
-  event(event: string, data?: object): void {
-    this.say(
-      JSON.stringify({
-        event,
-        ...(data === undefined ? {} : { data }),
-        timestamp: { seconds: 1, microseconds: 500_000 },
-      }),
-    );
+  /** @param atMs by QEMU's clock */
+  event(event: string, data?: object, atMs = 1500): void {
+    const timestamp = { seconds: Math.floor(atMs / 1000), microseconds: Math.round((atMs % 1000) * 1000) };
+    this.say(JSON.stringify({ event, ...(data === undefined ? {} : { data }), timestamp }));
   }
 
   /** Sends a line as it is. */
@@ -77,7 +79,7 @@ export class FakeQemu implements AsyncDisposable {
 
   /** Closes the connection, as a QEMU that ends. */
   hangUp(): void {
-    this.#client?.destroy();
+    this.#client?.destroySoon();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

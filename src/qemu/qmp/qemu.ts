@@ -39,6 +39,10 @@ const migrateSchema = z.looseObject({
   downtime: count.optional(),
   "expected-downtime": count.optional(),
   "setup-time": count.optional(),
+  /** Of the whole system, devices included. */
+  remaining: count.optional(),
+  /** A sum over all VFIO devices. */
+  vfio: z.looseObject({ transferred: count }).optional(),
   ram: ramSchema.optional(),
 });
 
@@ -193,6 +197,17 @@ export class Qemu implements AsyncDisposable {
   async memoryBytes(): Promise<number> {
     const summary = await this.#ask("query-memory-size-summary", memorySchema);
     return summary["base-memory"] + (summary["plugged-memory"] ?? 0);
+  }
+
+  /** As QEMU was told with -name; null: it was not. */
+  async guestName(): Promise<string | null> {
+    return (await this.#ask("query-name", z.looseObject({ name: text.optional() }))).name ?? null;
+  }
+
+  /** Null for one without. */
+  async guestUuid(): Promise<string | null> {
+    const { UUID } = await this.#ask("query-uuid", z.looseObject({ UUID: text }));
+    return /^[0-]*$/.test(UUID) ? null : UUID;
   }
 
   pci(): Promise<readonly PciBus[]> {

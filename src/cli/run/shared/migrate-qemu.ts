@@ -89,7 +89,11 @@ export async function run(
   await using followed = await FollowedMigration.begin(header, { options: input, store, note: tell });
   note = (text) => followed.note(text);
   const conditionsUntilNow = watchGuestConditions(
-    { memoryBytes, endpoint: destination.endpoint, local: remote === undefined },
+    {
+      memoryBytes,
+      hosts: ["qemu", "vfio-user"],
+      transport: { scheme: destination.endpoint.scheme, local: remote === undefined },
+    },
     {
       ...applied,
       trackers: Object.fromEntries(guest.devices.map((device) => [device.id, trackerFor(device, trackers)])),
