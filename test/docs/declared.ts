@@ -36,6 +36,9 @@ export const OF_A_MIGRATION = /^dirtmap watch --qmp /;
 /** Commands whose output needs devices: compared in a guest that has the README's, by test/kernel/pci/readme.test.ts. */
 export const IN_A_GUEST = /^npx dirtmap (probe|plan) --host linux$/;
 
+/** A command whose output needs the guest of a QEMU: compared where one is moved, by test/interop/qemu-move.test.ts. */
+export const MOVES_A_GUEST = /^npx dirtmap migrate --qmp /;
+
 /** Commands that go on until they are stopped: started before what follows them in a block, once standard error says this. */
 export const SERVICES: readonly { readonly command: RegExp; readonly ready: RegExp }[] = [
   { command: /^(npx )?dirtmap receive /, ready: /^listening on / },
