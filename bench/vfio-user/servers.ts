@@ -10,7 +10,7 @@ const LIMIT_MS = 20_000;
 const PROXY = [
   process.execPath,
   fileURLToPath(new URL("../../../bin/dirtmap.js", import.meta.url)),
-  ...["device", "proxy", "--until-stdin-ends"],
+  ...["device", "proxy", "--until-stdin-ends", "--json"],
 ];
 
 /** The servers that take turns, by name; `-poll`: never asleep while it has a client. */

@@ -14,6 +14,9 @@ import { ProxySession } from "./session.js";
 /** Control connections at a time. */
 const MAX_CONTROLS = 16;
 
+/** How long a server may take until its device is attached: less than the start of this thread may. */
+const GREETING_LIMIT_MS = 5000;
+
 /** A server that is gone is looked for again after this long. */
 const RETRY_MS = 500;
 
@@ -88,6 +91,7 @@ class Relay {
   #isReady = false;
   #lastFailure = "";
   #retryAt = 0;
+  #linkSince = 0;
   #acceptFrom = 0;
   #connections = 0;
 
@@ -143,6 +147,7 @@ class Relay {
     try {
       const link = new ServerLink(path, device.serversLog ?? NOTHING_NOTED);
       this.#link = link;
+      this.#linkSince = performance.now();
       const attaching = async () => {
         await link.greet();
         await device.attach(link);
@@ -184,7 +189,9 @@ class Relay {
     const now = performance.now();
     const link = this.#link;
     if (link?.commands.broken !== undefined) this.#serverFailed(link.commands.broken);
-    else if (link?.commands.isLate(now) === true)
+    else if (link !== null && this.#device.server !== link && now - this.#linkSince > GREETING_LIMIT_MS) {
+      this.#serverFailed(new Error(`it has not told what it has for ${GREETING_LIMIT_MS} ms`));
+    } else if (link?.commands.isLate(now) === true)
       this.#serverFailed(new Error("it has left a command unanswered for 10 s"));
     this.#main?.checkTime(now);
     if (this.#main?.isOver === true) {

@@ -22,7 +22,7 @@ import {
 import { readAnswer } from "../client/agreement.js";
 import { infoByMessages } from "../client/device-info.js";
 import { MessageFeatures, type NotedMappings } from "../client/feature.js";
-import { MessageSocket } from "../message-socket.js";
+import { closeFds, MessageSocket } from "../message-socket.js";
 import { MAX_BITMAP_BYTES } from "../server/bitmap.js";
 import { MAX_DMA_MAPS } from "../server/client-memory.js";
 import { MAX_MSG_FDS, type ServerLimits } from "../server/negotiation.js";
@@ -84,18 +84,25 @@ export class ServerLink implements Disposable {
       twin_socket: { supported: true },
     });
     const { payload, fds } = await this.commands.ask(VFIO_USER_COMMAND.VERSION, what, proposal);
-    const capabilities = readAnswer(payload);
-    this.limits = limitsOf(capabilities);
-    if (capabilities.twin_socket?.supported === true) {
-      const index = capabilities.twin_socket.fd_index ?? 0;
-      const fd = fds.at(index);
-      if (fd === undefined) {
-        const attempted = `take descriptor ${index} for the twin socket, where ${fds.length} came`;
-        throw new UapiError("EPROTO", { syscall: what, attempted });
-      }
-      this.twin = new MessageSocket(new UnixSocket(fd), MAX_TRANSFER + 4096);
+    try {
+      const capabilities = readAnswer(payload);
+      this.limits = limitsOf(capabilities);
+      if (capabilities.twin_socket?.supported === true) this.#takeTwin(fds, capabilities.twin_socket.fd_index ?? 0);
+    } finally {
+      closeFds(fds);
     }
     this.facts = await this.#findOut();
+  }
+
+  /** @throws UapiError EPROTO where there is no such descriptor */
+  #takeTwin(fds: number[], index: number): void {
+    const fd = fds.at(index);
+    if (fd === undefined) {
+      const attempted = `take descriptor ${index} for the twin socket, where ${fds.length} came`;
+      throw new UapiError("EPROTO", { syscall: "VFIO_USER_VERSION", attempted });
+    }
+    fds[index] = -1;
+    this.twin = new MessageSocket(new UnixSocket(fd), MAX_TRANSFER + 4096);
   }
 
   async #findOut(): Promise<ServerFacts> {
