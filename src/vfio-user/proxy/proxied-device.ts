@@ -5,7 +5,13 @@ import type { DmaLoggingLimits } from "../../host/host.js";
 import { hex, iovaOf, PAGE_SIZE } from "../../memory/address.js";
 import { Lock } from "../../threads/lock.js";
 import { UapiError } from "../../uapi/errno.js";
-import { type MigState, SAVING_GROUP, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_PCI_REGION_INDEX, vfio_irq_set } from "../../uapi/vfio.js";
+import {
+  type MigState,
+  SAVING_GROUP,
+  VFIO_IRQ_SET_ACTION_TRIGGER,
+  VFIO_PCI_REGION_INDEX,
+  vfio_irq_set,
+} from "../../uapi/vfio.js";
 import {
   VFIO_IRQ_SET_DATA_NONE,
   VFIO_USER_COMMAND,
