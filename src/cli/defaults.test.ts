@@ -20,6 +20,7 @@ const DESCRIBED = [
   "$XDG_STATE_HOME/dirtmap, or ~/.local/state/dirtmap",
   "a second process on this machine",
   "all",
+  "device",
   "all on a VFIO driver",
   "all that can be measured",
   "it quits",

@@ -92,6 +92,8 @@ describe("an option", () => {
     "--quick": "each says what it does less of",
     "--listen": "addresses of HTTP have no scheme",
     "--socket": "a device is served there, or taken over from there",
+    "--dma": "a proxy decides what another server is given of it",
+    "--incoming": "a device of Dirtmap's own leaves its disk alone meanwhile",
     "--qmp": "each says which QEMU",
     "--tracker": "of a QEMU guest, migrate knows trackers of its own besides",
     "--channels": "a destination takes Dirtmap's own as the source says; of QEMU's it must be told",

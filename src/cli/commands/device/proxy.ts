@@ -35,7 +35,7 @@ export function declareDeviceProxy(device: Command): Command {
     .option("--server <path>", "connect to the server that has the device (required)")
     .option("--socket <path>", "listen for the client here, and for control connections at PATH.control (required)")
     .option("--socket-group <group>", "let a group connect, too, by name or number (default: only this user)")
-    .option("--id <name>", "set the device's name in messages (default: device)")
+    .option("--id <name>", "set its name in stamps and messages (default: device)")
     .addOption(
       new Option(
         "--dma <mode>",
