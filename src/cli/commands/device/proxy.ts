@@ -17,7 +17,7 @@ export interface DeviceProxyInput {
 }
 
 const NOTES = `
-For servers of other programs, such as SPDK's or those made with libvfio-user: \`probe\`, \`plan\`, \`migrate --qmp\` and
+For servers of other programs, such as those made with libvfio-user: \`probe\`, \`plan\`, \`migrate --qmp\` and
 \`device status\` then work with their devices. Mapped BARs, interrupts and guest memory pass straight through; register
 accesses by message take a second hop. What the server lacks is a line in the log. The server must run already. If it ends, the
 device's client is disconnected, and the server is looked for until it is back.
