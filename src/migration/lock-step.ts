@@ -1,5 +1,6 @@
 import { DirtmapError, explain, UsageError } from "../errors.js";
 import type { AttachedDevice, DataStream, HandoverNotice, MigrationSupport, SavingStream } from "../host/host.js";
+import { settled } from "../threads/settled.js";
 import type { MigState } from "../uapi/vfio.js";
 import { within } from "./deadline.js";
 import { DeviceError } from "./device-error.js";
@@ -188,13 +189,12 @@ export async function announceHandover(
   });
 }
 
-/** All at once; waits for all, then throws the first error: no device is left on its way. */
+/** All at once: no device is left on its way. */
 async function together(
   devices: readonly MigratableDevice[],
   change: (device: MigratableDevice) => Promise<void>,
 ): Promise<void> {
-  const results = await Promise.allSettled(devices.map(change));
-  for (const result of results) if (result.status === "rejected") throw result.reason;
+  await settled(devices.map(change));
 }
 
 async function setState(device: MigratableDevice, next: MigState, deviceMs: number): Promise<DataStream | null> {

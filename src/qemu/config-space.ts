@@ -1,6 +1,7 @@
 import { z } from "zod";
 import { DirtmapError } from "../errors.js";
 import { safeText } from "../safe-text.js";
+import { settled } from "../threads/settled.js";
 import type { GuestDevice } from "./guest.js";
 import { type PciAddress, pciAddressesOf } from "./pci-address.js";
 import { isRefusal, type Qemu } from "./qmp/qemu.js";
@@ -136,9 +137,11 @@ export class ConfigSpace implements AsyncDisposable {
 /** ECAM's place in a Q35, once its firmware has switched it on; null for another machine, and before. */
 async function findWindow(qemu: Qemu): Promise<EcamWindow | null> {
   const size = z.int().min(0).max(Number.MAX_SAFE_INTEGER);
-  const asked = [qemu.qomGet(Q35, "MCFG", z.number().min(0)), qemu.qomGet(Q35, "mcfg_size", size)];
   try {
-    const [base, bytes] = await Promise.all(asked);
+    const [base, bytes] = await settled([
+      qemu.qomGet(Q35, "MCFG", z.number().min(0)),
+      qemu.qomGet(Q35, "mcfg_size", size),
+    ]);
     // The property's value before that is where it usually is, and behind 2^53 where it has been switched off.
     if (!Number.isSafeInteger(base)) return null;
     const window = { base: BigInt(base), buses: Math.floor(bytes / BUS_BYTES) };
@@ -147,8 +150,6 @@ async function findWindow(qemu: Qemu): Promise<EcamWindow | null> {
   } catch (error) {
     if (isRefusal(error)) return null;
     throw error;
-  } finally {
-    await Promise.allSettled(asked);
   }
 }
 

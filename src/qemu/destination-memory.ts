@@ -1,5 +1,6 @@
 import { DirtmapError } from "../errors.js";
 import type { MemoryArrival, MemoryDestination } from "../migration/memory-mover.js";
+import { settled } from "../threads/settled.js";
 import { ConfigSpace } from "./config-space.js";
 import type { DestinationGuest } from "./destination-guest.js";
 import { readGuestState } from "./guest-state.js";
@@ -114,7 +115,6 @@ class QemuArrival implements MemoryArrival {
       await restorePciState(qemu, space, space.addresses[i], { saved, server: vfio });
     });
     // All have ended before the guest's own port address is put back.
-    await Promise.allSettled(restoring);
-    await Promise.all(restoring);
+    await settled(restoring);
   }
 }

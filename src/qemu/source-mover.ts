@@ -14,6 +14,7 @@ import type {
 } from "../migration/memory-mover.js";
 import { removeNote, writeNote } from "../migration/outliving.js";
 import type { DeviceReport } from "../migration/report.js";
+import { settled } from "../threads/settled.js";
 import { VFIO_PCI_IRQ_INDEX } from "../uapi/vfio.js";
 import { ConfigSpace } from "./config-space.js";
 import { type ControlledDevice, devicesFirst } from "./guest-devices.js";
@@ -315,8 +316,7 @@ class QemuMove implements MemoryMove {
     const reading = devices.map(({ id }, i) =>
       readPciState(qemu, space, space.addresses[i]).then((state) => [id, state] as const),
     );
-    await Promise.allSettled(reading);
-    return { running, devices: new Map(await Promise.all(reading)) };
+    return { running, devices: new Map(await settled(reading)) };
   }
 
   /** What QEMU's main loop has yet to take from a device's eventfd, it takes before. */

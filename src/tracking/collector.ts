@@ -3,6 +3,7 @@ import { contains, overlap } from "../bitmap/ranges.js";
 import { DirtmapError, explain } from "../errors.js";
 import { hex } from "../memory/address.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
+import { settled } from "../threads/settled.js";
 import { addArea, addDirty, type MappedArea, writeableAreas } from "./areas.js";
 import type { DirtyRead } from "./dirty-source.js";
 import { Ledger, type OwnerPages } from "./ledger.js";
@@ -297,11 +298,4 @@ async function stopSlot(slot: Slot): Promise<void> {
   const { session } = slot;
   slot.session = null;
   await session?.[Symbol.asyncDispose]();
-}
-
-/** Waits for all, then throws the first failure: nothing is left running behind the caller's back. */
-async function settled(promises: readonly Promise<void>[]): Promise<void> {
-  for (const result of await Promise.allSettled(promises)) {
-    if (result.status === "rejected") throw result.reason;
-  }
 }

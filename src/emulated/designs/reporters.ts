@@ -4,6 +4,7 @@ import type { ContainerMember } from "../../host/designs.js";
 import type { Iommufd, ObjectId, VfioDevice } from "../../host/host.js";
 import { type RunningDmaLog, startDmaLog } from "../../host/running-dma-log.js";
 import { PAGE_SIZE } from "../../memory/address.js";
+import { settled } from "../../threads/settled.js";
 
 /** A tracker as the kernel's own code would call it: what both aggregating designs have underneath. */
 export interface Reporter {
@@ -50,8 +51,7 @@ export async function startAll(reporters: readonly Reporter[], mapped: readonly 
 
 /** Switches all off, then throws the first failure. */
 export async function stopAll(reporters: readonly Reporter[]): Promise<void> {
-  const results = await Promise.allSettled(reporters.map((reporter) => reporter.stop()));
-  for (const result of results) if (result.status === "rejected") throw result.reason;
+  await settled(reporters.map((reporter) => reporter.stop()));
 }
 
 class DomainReporter implements Reporter {
