@@ -69,3 +69,33 @@ export class EventStream implements AsyncIterableIterator<QmpEvent>, Disposable 
     this.#ended();
   }
 }
+
+/** The streams of one monitor: each has all that is told from its opening on. */
+export class EventStreams {
+  readonly #open = new Set<EventStream>();
+  #failure: Error | undefined;
+
+  /** After {@link fail}, one that fails at once. */
+  open(): EventStream {
+    const stream = new EventStream(() => this.#open.delete(stream));
+    if (this.#failure === undefined) this.#open.add(stream);
+    else stream.fail(this.#failure);
+    return stream;
+  }
+
+  /** How many are read. */
+  get size(): number {
+    return this.#open.size;
+  }
+
+  push(event: QmpEvent): void {
+    for (const stream of this.#open) stream.push(event);
+  }
+
+  /** The monitor tells nothing more. */
+  fail(error: Error): void {
+    this.#failure ??= error;
+    for (const stream of this.#open) stream.fail(error);
+    this.#open.clear();
+  }
+}

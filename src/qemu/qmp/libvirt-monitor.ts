@@ -1,7 +1,7 @@
 import { DirtmapError, UsageError } from "../../errors.js";
 import { pause } from "../../migration/deadline.js";
 import { safeText } from "../../safe-text.js";
-import { EventStream } from "./event-stream.js";
+import { type EventStream, EventStreams } from "./event-stream.js";
 import { readPassedOn } from "./messages.js";
 import {
   ANSWER_MS,
@@ -48,7 +48,7 @@ export class LibvirtMonitor implements Monitor {
   readonly #run: DomainRun;
   readonly #shell: VirshShell;
   readonly #closed = new AbortController();
-  readonly #streams = new Set<EventStream>();
+  readonly #streams = new EventStreams();
   readonly #queue: Pending[] = [];
   #under: Pending | undefined;
   #failure: Error | undefined;
@@ -97,10 +97,7 @@ export class LibvirtMonitor implements Monitor {
   }
 
   events(): EventStream {
-    const stream = new EventStream(() => this.#streams.delete(stream));
-    if (this.#failure === undefined) this.#streams.add(stream);
-    else stream.fail(this.#failure);
-    return stream;
+    return this.#streams.open();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -144,9 +141,7 @@ export class LibvirtMonitor implements Monitor {
   /** Resolves once events are told: libvirt's own, or where it can't, those that are made of what QEMU answers. */
   async #listen(): Promise<void> {
     const { signal } = this.#closed;
-    const event = (told: QmpEvent) => {
-      for (const stream of this.#streams) stream.push(told);
-    };
+    const event = (told: QmpEvent) => this.#streams.push(told);
     const listener = {
       event,
       error: (error: Error) => this.#fail(error),
@@ -173,8 +168,7 @@ export class LibvirtMonitor implements Monitor {
       clearTimeout(timer);
       reject(error);
     }
-    for (const stream of this.#streams) stream.fail(error);
-    this.#streams.clear();
+    this.#streams.fail(error);
   }
 }
 

@@ -3,7 +3,7 @@ import { connect, type Socket } from "node:net";
 import { resolve } from "node:path";
 import { DirtmapError, UsageError } from "../../errors.js";
 import { safeText } from "../../safe-text.js";
-import { EventStream } from "./event-stream.js";
+import { type EventStream, EventStreams } from "./event-stream.js";
 import { checkGreeting, type QmpMessage, readMessage } from "./messages.js";
 import { ANSWER_MS, type ExecuteOptions, MAX_PENDING, type Monitor, QmpRefusal, timedOut, tooMany } from "./monitor.js";
 
@@ -40,7 +40,7 @@ export class SocketMonitor implements Monitor {
   readonly #pending = new Map<string, Pending>();
   /** In front of the ids of this connection's commands. */
   readonly #ours = `${randomUUID().slice(0, 8)}-`;
-  readonly #streams = new Set<EventStream>();
+  readonly #streams = new EventStreams();
   /** The greeting, until it has come. */
   #greeted: ((failure: Error | null) => void) | undefined;
   #parts: string[] = [];
@@ -110,10 +110,7 @@ export class SocketMonitor implements Monitor {
   }
 
   events(): EventStream {
-    const stream = new EventStream(() => this.#streams.delete(stream));
-    if (this.#failure === undefined) this.#streams.add(stream);
-    else stream.fail(this.#failure);
-    return stream;
+    return this.#streams.open();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -171,7 +168,7 @@ export class SocketMonitor implements Monitor {
         return;
       }
       const message = readMessage(line, this.name);
-      if (message.kind === "event") for (const stream of this.#streams) stream.push(message.event);
+      if (message.kind === "event") this.#streams.push(message.event);
       else this.#answer(message);
     } catch (error) {
       this.#end(error as Error);
@@ -224,8 +221,7 @@ export class SocketMonitor implements Monitor {
       reject(error);
     }
     this.#pending.clear();
-    for (const stream of this.#streams) stream.fail(error);
-    this.#streams.clear();
+    this.#streams.fail(error);
   }
 
   #unreachable(cause: NodeJS.ErrnoException): Error {
