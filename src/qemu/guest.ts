@@ -73,13 +73,7 @@ export async function lookAtGuest(qemu: Qemu): Promise<Guest> {
       },
     );
   }
-  const objects: { path: string; type: string }[] = [];
-  for (const container of CONTAINERS) {
-    for (const { name, type } of await qemu.qomList(container)) {
-      const child = /^child<(.+)>$/.exec(type);
-      if (child !== null) objects.push({ path: `${container}/${name}`, type: child[1] });
-    }
-  }
+  const objects = await deviceObjects(qemu);
   const ours = objects.filter(({ type }) => type === VFIO_USER_PCI);
   if (ours.length > MAX_DEVICES) {
     throw new UsageError(`the guest has ${ours.length} vfio-user devices`, {
@@ -89,6 +83,18 @@ export async function lookAtGuest(qemu: Qemu): Promise<Guest> {
   }
   const devices = await Promise.all(ours.map(({ path }) => deviceAt(qemu, path)));
   return { devices, obstacles: await obstaclesOf(qemu, objects) };
+}
+
+/** The objects of a guest's devices, of all kinds. */
+export async function deviceObjects(qemu: Qemu): Promise<{ readonly path: string; readonly type: string }[]> {
+  const objects: { path: string; type: string }[] = [];
+  for (const container of CONTAINERS) {
+    for (const { name, type } of await qemu.qomList(container)) {
+      const child = /^child<(.+)>$/.exec(type);
+      if (child !== null) objects.push({ path: `${container}/${name}`, type: child[1] });
+    }
+  }
+  return objects;
 }
 
 async function deviceAt(qemu: Qemu, path: string): Promise<GuestDevice> {

@@ -79,8 +79,7 @@ export class MigrationWatch implements Disposable {
 
   /** Cancels the migration, if one is under way, and waits until it is over. @throws as {@link until} does */
   async cancel(): Promise<void> {
-    await this.#unstick();
-    if (IDLE.has(statusOf(await this.#qemu.migration()))) return;
+    if (IDLE.has(statusOf(await this.#unstuck()))) return;
     await this.#qemu.migrateCancel();
     await this.until(IDLE, { limitMs: CANCEL_MS });
   }
@@ -90,17 +89,18 @@ export class MigrationWatch implements Disposable {
   }
 
   /**
-   * While it sends the rest, QEMU's main loop waits for the destination's. If that stands still, so does this QEMU, and answers
+   * What QEMU answers, once it does. While it sends the rest, QEMU's main loop waits for the destination's. If that stands still, so does this QEMU, and answers
    * nothing until the stream between them ends.
    */
-  async #unstick(): Promise<void> {
+  async #unstuck(): Promise<MigrationInfo> {
     try {
-      await this.#qemu.migration({ limitMs: STUCK_MS });
+      return await this.#qemu.migration({ limitMs: STUCK_MS });
     } catch (error) {
       if ((error as { code?: string }).code !== "QMP_TIMED_OUT") throw error;
       await this.#qemu.yankMigration().catch((refusal: unknown) => {
         if (!isRefusal(refusal)) throw refusal;
       });
+      return await this.#qemu.migration();
     }
   }
 

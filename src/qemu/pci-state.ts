@@ -126,7 +126,7 @@ export async function restorePciState(
  * the destination for good, and its guest would be flooded until it disables the line.
  */
 export async function endIntx(qemu: Qemu, { config }: PciState): Promise<void> {
-  const bar = firstMemoryBar(config);
+  const bar = memoryBarAt(config, BARS[0]);
   if (bar !== null) await readPhysical(qemu, bar, 1);
 }
 
@@ -144,25 +144,20 @@ export function usesIntx({ config }: PciState): boolean {
 /** Where the MSI-X table lies in the guest's physical memory; null where there is none, or it can't be reached there. */
 function msixTableOf(config: readonly number[]): { readonly address: bigint; readonly dwords: number } | null {
   const at = capabilitiesOf(config).get(CAP.MSIX);
-  if (at === undefined || (config[COMMAND / 4] & COMMAND_MEMORY) === 0) return null;
+  if (at === undefined) return null;
   const vectors = ((config[at / 4] >>> 16) & 0x7ff) + 1;
   const place = config[at / 4 + 1];
   const base = memoryBarAt(config, BARS[place & 0x7]);
   return base === null ? null : { address: base + BigInt((place & ~0x7) >>> 0), dwords: vectors * MSIX_ENTRY_DWORDS };
 }
 
-/** The address in a BAR of memory; null for another, or one that has none. */
+/** The address in a BAR of memory that the driver has enabled; null for another, or one that has none. */
 function memoryBarAt(config: readonly number[], bar: number): bigint | null {
+  if ((config[COMMAND / 4] & COMMAND_MEMORY) === 0) return null;
   const low = config[bar / 4];
   const high = (low & BAR_64) === 0 ? 0 : config[bar / 4 + 1];
   const base = (BigInt(high) << 32n) | BigInt((low & ~0xf) >>> 0);
   return base === 0n || (low & BAR_IO) !== 0 ? null : base;
-}
-
-/** The address of the first BAR of memory that the driver has enabled. */
-function firstMemoryBar(config: readonly number[]): bigint | null {
-  if ((config[COMMAND / 4] & COMMAND_MEMORY) === 0) return null;
-  return memoryBarAt(config, BARS[0]);
 }
 
 function capabilitiesOf(config: readonly number[]): Capabilities {

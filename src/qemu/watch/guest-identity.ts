@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { safeText } from "../../safe-text.js";
+import { deviceObjects } from "../guest.js";
 import { isRefusal, type Qemu } from "../qmp/qemu.js";
 
 /*
@@ -44,14 +45,11 @@ export async function identify(qemu: Qemu): Promise<GuestIdentity> {
 
 async function watchedDevices(qemu: Qemu): Promise<WatchedDevice[]> {
   const found: WatchedDevice[] = [];
-  for (const container of ["/machine/peripheral", "/machine/peripheral-anon"]) {
-    for (const { name, type } of await qemu.qomList(container)) {
-      const model = /^child<(.+)>$/.exec(type)?.[1];
-      if (model === undefined || !DEVICE_TYPES.has(model) || found.length >= MAX_DEVICES) continue;
-      const path = `${container}/${name}`;
-      const id = safeText(container.endsWith("-anon") ? `${model}.${name}` : name, 200);
-      found.push({ id, model, path, tellsStates: await tellsStates(qemu, path) });
-    }
+  const objects = (await deviceObjects(qemu)).filter(({ type }) => DEVICE_TYPES.has(type));
+  for (const { path, type: model } of objects.slice(0, MAX_DEVICES)) {
+    const [container, name] = [path.slice(0, path.lastIndexOf("/")), path.slice(path.lastIndexOf("/") + 1)];
+    const id = safeText(container.endsWith("-anon") ? `${model}.${name}` : name, 200);
+    found.push({ id, model, path, tellsStates: await tellsStates(qemu, path) });
   }
   return found;
 }
