@@ -18,11 +18,11 @@ import {
   vfio_user_dma_unmap,
   vfio_user_region_access,
 } from "../../uapi/vfio-user.js";
-import { settleAbandoned } from "../server/abandoned.js";
 import { type ClientAccess, WritePathSwitch } from "../server/client-access.js";
 import { ClientMemory, type DmaMode, type DmaRegion, type WritePath } from "../server/client-memory.js";
-import { Custody, type Mover } from "../server/custody.js";
+import type { Mover } from "../server/custody.js";
 import { type DmaLog, type DmaLogUser, ServedLog } from "../server/dma-logging.js";
+import { Movement } from "../server/movement.js";
 import { refusal } from "../server/refusal.js";
 import { LogAtServer } from "./log-at-server.js";
 import { OwedCommands } from "./owed.js";
@@ -64,7 +64,7 @@ export interface ProxiedDeviceOptions {
 export class ProxiedDevice implements ClientAccess, Disposable {
   readonly id: string;
   readonly dma: DmaMode;
-  readonly custody = new Custody();
+  readonly movement: Movement;
   /** The client's memory, as far as it came with descriptors: for what the server itself can't be asked for. */
   readonly memory = new ClientMemory("auto");
   readonly writePath = new WritePathSwitch(this.memory);
@@ -79,7 +79,6 @@ export class ProxiedDevice implements ClientAccess, Disposable {
   /** Types of interrupts for which the client has set eventfds. */
   readonly #irqs = new Set<number>();
   #state: MigState = "RUNNING";
-  #waitsForState: boolean;
   /** Nothing has been read of the state since the device began to save it. */
   #isUnread = false;
   /** The configuration space as it was before STOP_COPY. */
@@ -89,7 +88,17 @@ export class ProxiedDevice implements ClientAccess, Disposable {
     this.#options = options;
     this.id = options.id;
     this.dma = options.dma;
-    this.#waitsForState = options.incoming;
+    const state = () => this.#state;
+    const moved = {
+      id: options.id,
+      socket: options.socket,
+      get state() {
+        return state();
+      },
+      moveTo: (next: MigState) => this.#moveTo(next),
+      reset: () => this.#reset(),
+    };
+    this.movement = new Movement(moved, options);
     this.serversLog = options.dma === "messages" ? null : new LogAtServer(this, this.memory);
     this.logging = this.serversLog ?? new ServedLog(this.memory, OWN_LOG);
   }
@@ -100,11 +109,6 @@ export class ProxiedDevice implements ClientAccess, Disposable {
 
   get isStopped(): boolean {
     return !RUNNING_STATES.has(this.#state) && !P2P_STATES.has(this.#state);
-  }
-
-  /** See ServedDevice: nothing but a state, or an operator's reset, has the device work. */
-  get waitsForState(): boolean {
-    return this.#waitsForState;
   }
 
   /** See VFIO_MIG_GET_PRECOPY_INFO: what was never read is `initial_bytes`. */
@@ -148,7 +152,7 @@ export class ProxiedDevice implements ClientAccess, Disposable {
     if (!twin && this.dma === "messages") lacks.push("has its DMA on the socket of its commands");
     this.#options.log(`'${this.id}' is at ${server.path}${lacks.length === 0 ? "" : `; it ${lacks.join(", and ")}`}`);
     if (this.#state !== "RUNNING") this.#options.log(`'${this.id}' is in ${this.#state}, as its server has it`);
-    if (this.#waitsForState && migration === null) {
+    if (this.movement.waitsForState && migration === null) {
       this.#options.log(`'${this.id}' waits for a state that its server can't load`);
     }
   }
@@ -156,38 +160,20 @@ export class ProxiedDevice implements ClientAccess, Disposable {
   /** The server is gone, with the device's state. */
   detach(): void {
     this.server = null;
-    this.custody.clear();
+    this.movement.begin(this.#options);
     this.serversLog?.forget();
     this.#owed[Symbol.dispose]();
     this.#config = null;
-    this.#waitsForState = this.#options.incoming;
   }
 
-  /** VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, SET. @throws UapiError also of {@link Custody.check} */
+  /** See {@link Movement.setState}. */
   setState(next: MigState, user: Mover): Promise<void> {
-    return this.#lock.run(async () => {
-      this.custody.check(user, next);
-      const from = this.#state;
-      const loaded = this.custody.report?.loaded === true;
-      try {
-        await this.#moveTo(next);
-        if (loaded && next !== "RESUMING" && next !== "STOP") this.#waitsForState = false;
-      } finally {
-        if (this.#state !== from) this.custody.moved(user, this.#state);
-      }
-    });
+    return this.#lock.run(() => this.movement.setState(next, user));
   }
 
-  /** VFIO_USER_DEVICE_RESET */
+  /** See {@link Movement.reset}. */
   reset(user: Mover & { readonly kind: "main" | "control" }): Promise<void> {
-    return this.#lock.run(async () => {
-      const before = this.custody.report;
-      await this.#reset();
-      if (user.kind === "control") this.#waitsForState = false;
-      if (before !== null && before.movedBy !== user.name) {
-        this.#options.log(`${user.name} has reset '${this.id}', which ends the migration of ${before.movedBy}`);
-      }
-    });
+    return this.#lock.run(() => this.movement.reset(user));
   }
 
   /** Asks the server where the device is. */
@@ -200,17 +186,7 @@ export class ProxiedDevice implements ClientAccess, Disposable {
   async release(user: Mover & DmaLogUser): Promise<void> {
     await this.logging.release(user);
     this.writePath.release(user);
-    await this.#lock.run(async () => {
-      const device = {
-        id: this.id,
-        socket: this.#options.socket,
-        custody: this.custody,
-        run: () => this.#moveTo("RUNNING"),
-        reset: () => this.#reset(),
-      };
-      const line = await settleAbandoned(device, user, this.#state);
-      if (line !== null) this.#options.log(line);
-    });
+    await this.#lock.run(() => this.movement.release(user));
   }
 
   /** The client has given the server eventfds of this type. */
@@ -267,13 +243,6 @@ export class ProxiedDevice implements ClientAccess, Disposable {
     this.memory.channel = null;
   }
 
-  /** A client comes or goes in the middle of a migration: that does not disturb it, but whoever reads the log should know. */
-  noteMeanwhile(name: string, what: "come" | "gone"): void {
-    const { report } = this.custody;
-    if (report === null || report.movedBy === name) return;
-    this.#options.log(`${name} has ${what} while '${this.id}' is in ${this.#state}, moved there by ${report.movedBy}`);
-  }
-
   /** The server has written the client's memory by a message that the client has answered. */
   noteWrite(address: bigint, bytes: number): void {
     if (bytes === 0) return;
@@ -322,7 +291,7 @@ export class ProxiedDevice implements ClientAccess, Disposable {
     this.#config = null;
     this.#state = await server.state();
     if (this.#state !== "RUNNING") await this.#moveTo("RUNNING");
-    this.custody.clear();
+    this.movement.custody.clear();
     await this.#pay();
   }
 

@@ -315,7 +315,7 @@ class Relay {
       const session = new ProxySession({ name, kind, socket, device: this.#device, stop, log, background });
       if (kind === "main") {
         this.#main = session;
-        this.#device.noteMeanwhile(name, "come");
+        this.#device.movement.noteMeanwhile(name, "come");
       } else this.#controls.push(session);
       this.#noteConnections();
       session.serve();

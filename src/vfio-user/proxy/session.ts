@@ -244,7 +244,7 @@ export class ProxySession implements DmaLogUser, Mover {
     this.#commands?.fail(gone);
     if (this.kind === "main") await this.#device.forgetClient();
     await this.#device.release(this);
-    if (this.kind === "main") this.#device.noteMeanwhile(this.name, "gone");
+    if (this.kind === "main") this.#device.movement.noteMeanwhile(this.name, "gone");
   }
 
   #take(message: Message): void {
@@ -318,7 +318,7 @@ export class ProxySession implements DmaLogUser, Mover {
       case DIRTMAP_COMMAND.PRECOPY_INFO:
         return this.#precopyInfo(message);
       case DIRTMAP_COMMAND.HANDOVER:
-        return announceHandover(message, device.custody, this);
+        return announceHandover(message, device.movement.custody, this);
       case DIRTMAP_COMMAND.WRITE_PATH:
         return this.#switchWritePath(message);
       case DIRTMAP_COMMAND.CLIENT_READ:

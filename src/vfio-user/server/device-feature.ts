@@ -120,7 +120,7 @@ export const FEATURES: ReadonlyMap<number, Feature<ServedDevice>> = new Map<numb
             "there is none",
           );
         }
-        await device.setState(next, user);
+        await device.movement.setState(next, user);
         return null;
       },
     },

@@ -230,7 +230,7 @@ class Server {
       const session = new Session({ name, kind, socket, device: this.#device, stop, log });
       if (kind === "main") {
         this.#main = session;
-        this.#device.noteClient(name);
+        this.#device.movement.noteMeanwhile(name, "come");
       } else this.#controls.push(session);
       this.#noteConnections();
       await this.#serve(session);

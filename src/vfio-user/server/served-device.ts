@@ -4,12 +4,11 @@ import type { DeviceContext, DeviceModel, DmaFault } from "../../devices/model.j
 import { MigrationDriver, type RunMode } from "../../devices/variant-driver/migration-driver.js";
 import { MiB } from "../../memory/address.js";
 import { type MigState, VFIO_PCI_IRQ_INDEX } from "../../uapi/vfio.js";
-import { settleAbandoned } from "./abandoned.js";
 import { WritePathSwitch } from "./client-access.js";
 import { ClientMemory, type DmaMode } from "./client-memory.js";
-import { Custody, type Mover } from "./custody.js";
 import { ServedLog } from "./dma-logging.js";
 import { Irqs } from "./irqs.js";
+import { Movement } from "./movement.js";
 
 /** What a device's state has at most: its memory and registers. */
 const MAX_IMAGE_BYTES = 1024 * MiB;
@@ -28,16 +27,14 @@ export class ServedDevice implements DeviceContext, Disposable {
   readonly irqs: Irqs;
   readonly logging: ServedLog;
   readonly writePath: WritePathSwitch;
-  readonly custody: Custody;
+  readonly movement: Movement;
   /** Commands that were answered, and those that were refused. */
   readonly messages = { answered: 0, refused: 0 };
   #mode: RunMode = "running";
   /** Interrupts that tell of writes of which it is not known whether the client has done them. */
   readonly #owed = new Map<string, { readonly index: number; readonly vector: number }>();
-  #waitsForState: boolean;
   #toldVmm = false;
   readonly #log: (line: string) => void;
-  readonly #socket: string;
 
   private constructor({
     id,
@@ -49,10 +46,8 @@ export class ServedDevice implements DeviceContext, Disposable {
     incoming = false,
   }: ServedDeviceOptions) {
     this.id = id;
-    this.#waitsForState = incoming;
     this.model = model;
     this.#log = log;
-    this.#socket = socket;
     this.contained = new Containment(model, {
       failed: (reason, guestSees) => {
         onFailure(reason);
@@ -65,7 +60,6 @@ export class ServedDevice implements DeviceContext, Disposable {
     this.irqs = new Irqs(model.info.irqs);
     this.logging = new ServedLog(this.memory, model.info.dmaLogging);
     this.writePath = new WritePathSwitch(this.memory);
-    this.custody = new Custody();
     const failure = () => this.failure;
     this.driver = new MigrationDriver({
       id,
@@ -80,6 +74,17 @@ export class ServedDevice implements DeviceContext, Disposable {
       },
       maxImage: MAX_IMAGE_BYTES,
     });
+    const state = () => (model.info.migration === null ? "RUNNING" : this.driver.state);
+    const moved = {
+      id,
+      socket,
+      get state() {
+        return state();
+      },
+      moveTo: (next: MigState) => this.driver.setState(next),
+      reset: () => this.#reset(),
+    };
+    this.movement = new Movement(moved, { incoming, log });
   }
 
   /** Starts the model. @throws what its `start` throws */
@@ -108,21 +113,12 @@ export class ServedDevice implements DeviceContext, Disposable {
   }
 
   /**
-   * Another device is to be migrated here, and has not been: until its state is there and runs, this one does no work, whatever
-   * its client does. A reset by its client changes nothing; one over a control connection is an operator's, who has it run
-   * without.
-   */
-  get waitsForState(): boolean {
-    return this.#waitsForState;
-  }
-
-  /**
    * Lets the model work, if its state and its guest's driver allow it. Returns the milliseconds until it wants to again,
    * undefined where nothing but a message can change that.
    */
   run(budgetMs: number): number | undefined {
     if (this.failure !== undefined || this.#mode === "stopped" || !this.model.busMaster) return undefined;
-    if (this.#waitsForState) return undefined;
+    if (this.movement.waitsForState) return undefined;
     if (this.#mode === "p2p-quiesced" && !this.model.info.separatesP2p) return undefined;
     this.#raiseOwed();
     this.memory.posts = this.model.postsWrites === true;
@@ -132,57 +128,12 @@ export class ServedDevice implements DeviceContext, Disposable {
     return this.failure === undefined ? wait : undefined;
   }
 
-  /** VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, SET. @throws UapiError also of {@link Custody.check} */
-  async setState(next: MigState, user: Mover): Promise<void> {
-    this.custody.check(user, next);
-    const from = this.driver.state;
-    const loaded = this.custody.report?.loaded === true;
-    try {
-      await this.driver.setState(next);
-      if (loaded && next !== "RESUMING" && next !== "STOP") this.#waitsForState = false;
-    } finally {
-      if (this.driver.state !== from) this.custody.moved(user, this.driver.state);
-    }
-  }
-
-  /**
-   * A connection is over. A migration that it was in the middle of is undone, if it can't have handed the machine over; the
-   * log says what became of the device. Does not throw.
-   */
-  async release(user: Mover): Promise<void> {
-    const state = this.model.info.migration === null ? "RUNNING" : this.driver.state;
-    const device = {
-      id: this.id,
-      socket: this.#socket,
-      custody: this.custody,
-      run: () => this.driver.setState("RUNNING"),
-      reset: () => this.#reset(),
-    };
-    const line = await settleAbandoned(device, user, state);
-    if (line !== null) this.#log(line);
-  }
-
-  /** VFIO_USER_DEVICE_RESET: also ends DMA logging and the migration's session. */
-  async reset(user: Mover & { readonly kind?: "main" | "control" }): Promise<void> {
-    const before = this.custody.report;
-    await this.#reset();
-    if (user.kind === "control") this.#waitsForState = false;
-    if (before !== null && before.movedBy !== user.name) {
-      this.#log(`${user.name} has reset '${this.id}', which ends the migration of ${before.movedBy}`);
-    }
-  }
-
-  /** The device's one client has come. */
-  noteClient(name: string): void {
-    this.#noteMeanwhile(`${name} has come`);
-  }
-
   /**
    * The device's one client is no Dirtmap: a VMM. What becomes of its guest can't be seen from here, so that its operator is told
    * beforehand, once.
    */
   noteVmm(name: string): void {
-    if (this.#toldVmm || this.#waitsForState || this.model.info.migration === null) return;
+    if (this.#toldVmm || this.movement.waitsForState || this.model.info.migration === null) return;
     this.#toldVmm = true;
     this.#log(
       `${name} uses '${this.id}'; if it is QEMU, its own migration says 'completed' and loses the device (tried with 11.1): ` +
@@ -234,7 +185,7 @@ export class ServedDevice implements DeviceContext, Disposable {
     this.memory.channel = null;
     this.#owed.clear();
     this.irqs.clear();
-    this.#noteMeanwhile(`${name} has gone`);
+    this.movement.noteMeanwhile(name, "gone");
   }
 
   [Symbol.dispose](): void {
@@ -247,15 +198,8 @@ export class ServedDevice implements DeviceContext, Disposable {
     return this.driver.reset(async () => {
       await this.logging.end();
       this.contained.reset();
-      this.custody.clear();
+      this.movement.custody.clear();
     });
-  }
-
-  /** A client that comes or goes does not disturb another's migration; whoever reads the log should know. */
-  #noteMeanwhile(what: string): void {
-    const { report } = this.custody;
-    if (report === null || what.startsWith(`${report.movedBy} `)) return;
-    this.#log(`${what} while '${this.id}' is in ${this.driver.state}, moved there by ${report.movedBy}`);
   }
 
   #setMode(mode: RunMode): void {
@@ -269,7 +213,7 @@ export interface ServedDeviceOptions {
   /** Taken over. */
   readonly model: DeviceModel;
   readonly dma: DmaMode;
-  /** Another device is to be migrated here: see {@link ServedDevice.waitsForState}. Default: false. */
+  /** Another device is to be migrated here: see {@link Movement.waitsForState}. Default: false. */
   readonly incoming?: boolean;
   /** The path of its socket, for messages. */
   readonly socket?: string;

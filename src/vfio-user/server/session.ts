@@ -180,7 +180,7 @@ export class Session implements DmaLogUser, Mover {
     await this.#device.logging.release(this);
     this.#device.writePath.release(this);
     if (this.kind === "main") this.#device.forgetClient(this.name);
-    if (!serverEnds) await this.#device.release(this);
+    if (!serverEnds) await this.#device.movement.release(this);
     for (const { fds } of this.#held) closeFds(fds);
     this.#held = [];
     this.#twin?.[Symbol.dispose]();
@@ -246,7 +246,7 @@ export class Session implements DmaLogUser, Mover {
       case VFIO_USER_COMMAND.DEVICE_SET_IRQS:
         return setIrqs(message, this.#device.irqs);
       case VFIO_USER_COMMAND.DEVICE_RESET:
-        return this.#device.reset(this).then(() => null);
+        return this.#device.movement.reset(this).then(() => null);
       case VFIO_USER_COMMAND.DEVICE_FEATURE:
         return deviceFeature(message, FEATURES, { device: this.#device, user: this, socket: this.#socket });
       case VFIO_USER_COMMAND.MIG_DATA_READ:
@@ -258,7 +258,7 @@ export class Session implements DmaLogUser, Mover {
       case DIRTMAP_COMMAND.PRECOPY_INFO:
         return this.#migration.precopyInfo(message);
       case DIRTMAP_COMMAND.HANDOVER:
-        return announceHandover(message, this.#device.custody, this);
+        return announceHandover(message, this.#device.movement.custody, this);
       case DIRTMAP_COMMAND.WRITE_PATH:
         return switchWritePath(message, this.#device, this);
       case DIRTMAP_COMMAND.CLIENT_READ:

@@ -204,7 +204,7 @@ export class Side implements AsyncDisposable {
   }
 
   async reset(): Promise<void> {
-    await this.device.reset(USER);
+    await this.device.movement.reset(USER);
     this.#log = null;
   }
 
