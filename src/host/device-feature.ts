@@ -8,9 +8,12 @@ import {
   VFIO_MIGRATION_PRE_COPY,
   VFIO_MIGRATION_STOP_COPY,
   VFIO_PRECOPY_INFO_REINIT,
+  vfio_device_feature_dma_logging_control,
+  vfio_device_feature_dma_logging_range,
   vfio_precopy_info,
 } from "../uapi/vfio.js";
 import { plausibleBytes } from "./device-checks.js";
+import type { LoggedRange } from "./dma-logging-checks.js";
 import type { MigrationSupport, PrecopyInfo } from "./host.js";
 import type { Call } from "./iommufd-checks.js";
 
@@ -61,6 +64,20 @@ export async function setFeature<Of extends Fields>(
   { values = {}, array }: { values?: Given<Of>; array?: Uint8Array },
 ): Promise<Values<Of>> {
   return layout.decode(await transport.set(feature, layout.encode(values), call, array));
+}
+
+/** DMA_LOGGING_START; returns the page size that the device chose, as it came. */
+export async function requestLog(
+  transport: FeatureTransport,
+  { pageSize, ranges }: { readonly pageSize: number; readonly ranges: readonly LoggedRange[] },
+  call: Call,
+): Promise<bigint> {
+  const { size } = vfio_device_feature_dma_logging_range;
+  const array = new Uint8Array(ranges.length * size);
+  for (const [i, range] of ranges.entries()) vfio_device_feature_dma_logging_range.encode(range, array, i * size);
+  const values = { page_size: BigInt(pageSize), num_ranges: ranges.length };
+  const layout = vfio_device_feature_dma_logging_control;
+  return (await setFeature(transport, "DMA_LOGGING_START", layout, call, { values, array })).page_size;
 }
 
 /** Flags of struct vfio_device_feature_migration, as what is supported. */

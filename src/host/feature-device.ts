@@ -7,8 +7,6 @@ import {
   type MigState,
   SAVING_GROUP,
   VFIO_DEVICE_STATE,
-  vfio_device_feature_dma_logging_control,
-  vfio_device_feature_dma_logging_range,
   vfio_device_feature_dma_logging_report,
   vfio_device_feature_mig_data_size,
   vfio_device_feature_mig_state,
@@ -16,7 +14,7 @@ import {
 } from "../uapi/vfio.js";
 import type { ResumingSession, SavingSession, SessionDevice } from "./data-session.js";
 import { checkRegionAccess, plausibleBytes } from "./device-checks.js";
-import { type FeatureTransport, getFeature, setFeature, stateOf, supportOf } from "./device-feature.js";
+import { type FeatureTransport, getFeature, requestLog, setFeature, stateOf, supportOf } from "./device-feature.js";
 import {
   checkDmaLoggingReport,
   checkDmaLoggingStart,
@@ -166,12 +164,7 @@ export abstract class FeatureDevice<Region extends RegionInfo = RegionInfo> {
     return this.lock.run(async () => {
       // "Another start is not allowed in the meantime" (vfio.h); not every driver sees to it.
       if (this.#logging) refuse("EINVAL", call, LOG_IS_ON);
-      const { size } = vfio_device_feature_dma_logging_range;
-      const array = new Uint8Array(ranges.length * size);
-      for (const [i, range] of ranges.entries()) vfio_device_feature_dma_logging_range.encode(range, array, i * size);
-      const control = vfio_device_feature_dma_logging_control;
-      const values = { page_size: BigInt(pageSize), num_ranges: ranges.length };
-      const { page_size } = await setFeature(this.features, "DMA_LOGGING_START", control, call, { values, array });
+      const page_size = await requestLog(this.features, args, call);
       this.#logging = true;
       if (isPowerOfTwo(page_size) && page_size <= LARGEST_GRANULE) return Number(page_size);
       await this.stopLog();

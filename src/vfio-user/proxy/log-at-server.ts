@@ -1,12 +1,8 @@
-import { getFeature, setFeature } from "../../host/device-feature.js";
+import { getFeature, requestLog } from "../../host/device-feature.js";
 import { LOG_IS_OFF, LOG_IS_ON, type LoggedRange } from "../../host/dma-logging-checks.js";
 import type { BitmapQuery } from "../../host/host.js";
 import { iovaOf, PAGE_SIZE, pageOf } from "../../memory/address.js";
-import {
-  vfio_device_feature_dma_logging_control,
-  vfio_device_feature_dma_logging_range,
-  vfio_device_feature_dma_logging_report,
-} from "../../uapi/vfio.js";
+import { vfio_device_feature_dma_logging_report } from "../../uapi/vfio.js";
 import type { NotedMappings } from "../client/feature.js";
 import type { WrittenPages } from "../client/written-pages.js";
 import type { ClientMemory, DmaRegion } from "../server/client-memory.js";
@@ -64,15 +60,9 @@ export class LogAtServer implements DmaLog, NotedMappings {
 
   async start(pageSize: number, ranges: readonly LoggedRange[], user: DmaLogUser): Promise<number> {
     if (this.#user !== null) throw refusal("EINVAL", START, "start the log", LOG_IS_ON);
-    const { size } = vfio_device_feature_dma_logging_range;
-    const array = new Uint8Array(ranges.length * size);
-    for (const [i, range] of ranges.entries()) vfio_device_feature_dma_logging_range.encode(range, array, i * size);
     const call = { syscall: START, attempted: `log ${ranges.length} ranges` };
-    const values = { page_size: BigInt(pageSize), num_ranges: ranges.length };
-    const layout = vfio_device_feature_dma_logging_control;
-    const { page_size } = await setFeature(this.#features, "DMA_LOGGING_START", layout, call, { values, array });
+    this.#granule = Number(await requestLog(this.#features, { pageSize, ranges }, call));
     this.#user = user;
-    this.#granule = Number(page_size);
     this.#ranges = ranges;
     return this.#granule;
   }
