@@ -43,33 +43,16 @@ import { refusal, requestOf, sizedRequestOf } from "../server/refusal.js";
 import { MAX_TRANSFER } from "../server/region-access.js";
 import { checkMay, nameOf, type SessionKind } from "../server/rights.js";
 import { LINES_OF_CLIENT, limited } from "../server/server-log.js";
+import { HELD_LIMIT_MS, MAX_HELD, MAX_PAYLOAD, MAX_PER_TURN, VERSION_LIMIT_MS } from "../server/session-limits.js";
 import { tellCounters } from "./counters.js";
 import type { ProxiedDevice } from "./proxied-device.js";
 import { IDS_BELOW, UnderWay } from "./under-way.js";
 
-/** Of a command's payload: what is transferred, and what is before it. */
-const MAX_PAYLOAD = MAX_TRANSFER + 4096;
-
-/** Messages that are taken before others have their turn again. */
-const MAX_PER_TURN = 64;
-
-/** Commands that wait for one that takes longer; with more, the client is not heard. */
-const MAX_HELD = 1024;
-
 /** What the server has not taken yet: with more, the client is not heard. */
 const MAX_AHEAD_BYTES = 4 * 2 ** 20;
 
-/** How long a client may be connected without having agreed on the version. */
-const VERSION_LIMIT_MS = 10_000;
-
-/** How long a client may take to answer a DMA: less than Dirtmap's own server waits, which would end its connection. */
+/** A client that has not answered a DMA after this long stands still: the log says so. */
 const DMA_LIMIT_MS = 4000;
-
-/**
- * A command of the client's waits no longer than this for a DMA that it does not answer, as with Dirtmap's own server: QEMU serves
- * no DMA while a vCPU waits for a register. The server is then told that the DMA has failed.
- */
-const HELD_LIMIT_MS = 2000;
 
 /** The command was passed on, and its reply will be, too. */
 const PASSED = Symbol("passed");

@@ -120,7 +120,7 @@ export class DmaChannel {
     for (let done = 0; done < bytes; done += this.#maxBytes) {
       const count = Math.min(this.#maxBytes, bytes - done);
       this.#put(0, source, from + done, count);
-      const reply = this.#ask(VFIO_USER_COMMAND.DMA_WRITE, address + BigInt(done), count, count);
+      const reply = this.#ask(VFIO_USER_COMMAND.DMA_WRITE, address + BigInt(done), count);
       if (typeof reply === "string") return reply;
       closeFds(reply.fds);
     }
@@ -155,7 +155,7 @@ export class DmaChannel {
     if (bytes === 0) return null;
     this.#heldBytes = 0;
     this.#posted.push({ address: this.#heldAddress, bytes });
-    const reply = this.#ask(VFIO_USER_COMMAND.DMA_WRITE, this.#heldAddress, bytes, bytes);
+    const reply = this.#ask(VFIO_USER_COMMAND.DMA_WRITE, this.#heldAddress, bytes);
     this.#posted = [];
     if (reply === "detached") {
       this.#owed = this.#id;
@@ -177,7 +177,7 @@ export class DmaChannel {
     this.#sendHeld();
     for (let done = 0; done < bytes; done += this.#maxBytes) {
       const count = Math.min(this.#maxBytes, bytes - done);
-      const reply = this.#ask(VFIO_USER_COMMAND.DMA_READ, address + BigInt(done), count, 0);
+      const reply = this.#ask(VFIO_USER_COMMAND.DMA_READ, address + BigInt(done), count);
       if (typeof reply === "string") return reply;
       closeFds(reply.fds);
       target.set(reply.payload.subarray(HEAD), to + done);
@@ -223,7 +223,7 @@ export class DmaChannel {
     this.#heldBytes = 0;
     this.#posted.push({ address: this.#heldAddress, bytes });
     try {
-      this.#send(VFIO_USER_COMMAND.DMA_WRITE, { address: this.#heldAddress, count: bytes, dataBytes: bytes }, true);
+      this.#send(VFIO_USER_COMMAND.DMA_WRITE, this.#heldAddress, bytes, { posted: true });
     } catch (error) {
       this.#fail(explain(error));
     }
@@ -235,30 +235,25 @@ export class DmaChannel {
   }
 
   /** Sends a command and waits for its reply. */
-  #ask(command: number, address: bigint, count: number, dataBytes: number): Message | DmaFault {
+  #ask(command: number, address: bigint, count: number): Message | DmaFault {
     if (!this.#usable || this.#stalled) return "detached";
     try {
-      const payload = this.#send(command, { address, count, dataBytes }, false);
-      return this.#reply(command, payload);
+      return this.#reply(command, this.#send(command, address, count));
     } catch (error) {
       return this.#fail(explain(error));
     }
   }
 
-  /** @throws UapiError of the socket */
-  #send(
-    command: number,
-    { address, count, dataBytes }: { address: bigint; count: number; dataBytes: number },
-    isPosted: boolean,
-  ): Uint8Array {
+  /** What a write writes lies in the frame already. @throws UapiError of the socket */
+  #send(command: number, address: bigint, count: number, { posted = false } = {}): Uint8Array {
     do this.#id = Math.max((this.#id + 1) & 0xffff, this.#others?.below ?? 0);
     while (this.#abandoned.has(this.#id) || this.#unasked.has(this.#id));
     this.#address = address;
     this.#view.setBigUint64(ADDRESS, address, true);
     this.#view.setUint32(COUNT, count, true);
     this.#view.setUint32(COUNT + 4, 0, true);
-    const payload = this.#request.subarray(0, HEAD + dataBytes);
-    const flags = VFIO_USER_F_TYPE_COMMAND | (isPosted ? VFIO_USER_F_NO_REPLY : 0);
+    const payload = this.#request.subarray(0, HEAD + (command === VFIO_USER_COMMAND.DMA_WRITE ? count : 0));
+    const flags = VFIO_USER_F_TYPE_COMMAND | (posted ? VFIO_USER_F_NO_REPLY : 0);
     this.#socket.send({ id: this.#id, command, flags }, payload);
     return payload;
   }

@@ -18,33 +18,19 @@ import { getIrqInfo, setIrqs } from "./irq-commands.js";
 import { MigrationReader, writeMigrationData } from "./migration-data.js";
 import { agreeWith } from "./negotiation.js";
 import { refusal } from "./refusal.js";
-import { MAX_TRANSFER, RegionAccess } from "./region-access.js";
+import { RegionAccess } from "./region-access.js";
 import { checkMay, nameOf, type SessionKind } from "./rights.js";
 import type { ServedDevice } from "./served-device.js";
 import { LINES_OF_CLIENT, limited } from "./server-log.js";
+import { HELD_LIMIT_MS, MAX_HELD, MAX_PAYLOAD, MAX_PER_TURN, VERSION_LIMIT_MS } from "./session-limits.js";
 
-/** Of a command's payload: what is transferred, and what is before it. */
-const MAX_PAYLOAD = MAX_TRANSFER + 4096;
-
-/** Messages that are answered before the device and other clients have their turn again. */
-const MAX_PER_TURN = 64;
-
-/** Commands that may wait while the client's answer to a DMA is waited for, and their bytes. */
-const MAX_HELD = 1024;
+/** Of the commands that wait while the client's answer to a DMA is waited for. */
 const MAX_HELD_BYTES = 16 * 2 ** 20;
-
-/** How long a client may be connected without having agreed on the version. */
-const VERSION_LIMIT_MS = 10_000;
 
 /** What became of a turn: nothing is left to do, there is more, or the connection is over. */
 export type Turn = "waiting" | "more" | "over";
 
-/**
- * A client that waits for the answer to a command before it serves DMA, as QEMU's main loop does while a vCPU waits, and a
- * command that can't be answered during DMA: after this long the DMA is given up. Less than what QEMU waits (5 s).
- */
-const HELD_LIMIT_MS = 2000;
-/** The same for a reset, which gives up whatever the DMA was for: long enough for a client that does answer meanwhile. */
+/** {@link HELD_LIMIT_MS} for a reset, which gives up whatever the DMA was for: long enough for a client that does answer meanwhile. */
 const RESET_LIMIT_MS = 100;
 
 /** Commands that don't meet the device's own work: they are answered even while its DMA waits for the client. */
