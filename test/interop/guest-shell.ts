@@ -4,7 +4,7 @@ import { closeSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, 
 import { connect, type Socket } from "node:net";
 import { join } from "node:path";
 import { findKernel } from "../../tools/vm/kernel-image.js";
-import { MissingError } from "../../tools/vm/missing.js";
+import { foundOrMissing, MissingError } from "../../tools/vm/missing.js";
 import { findQemu, type Qemu } from "../../tools/vm/qemu.js";
 import { atExit } from "../support/at-exit.js";
 
@@ -33,12 +33,7 @@ export interface ShellImage {
 
 /** What a guest with vfio-user devices boots from, but for its archive; the error where something is missing. */
 export function findShellImage(root: string): Omit<ShellImage, "initramfs"> | MissingError {
-  try {
-    return { qemu: findQemu({ needs: [{ device: "vfio-user-pci" }] }), kernel: findKernel(root) };
-  } catch (error) {
-    if (error instanceof MissingError) return error;
-    throw error;
-  }
+  return foundOrMissing(() => ({ qemu: findQemu({ needs: [{ device: "vfio-user-pci" }] }), kernel: findKernel(root) }));
 }
 
 /** Where the C programs of a guest with disks lie. */

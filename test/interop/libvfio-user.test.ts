@@ -13,8 +13,8 @@ import type { VfioUserDevice } from "../../src/vfio-user/client/device.js";
 import { VfioUserHost } from "../../src/vfio-user/client/host.js";
 import { proxyDevice } from "../../src/vfio-user/proxy/proxy.js";
 import { type DeviceServer, startServer } from "../../src/vfio-user/server/server.js";
-import { MissingError } from "../../tools/vm/missing.js";
-import { findLibvfioUser, type LibvfioUser } from "./libvfio-user.js";
+import { foundOrMissing, MissingError } from "../../tools/vm/missing.js";
+import { findLibvfioUser } from "./libvfio-user.js";
 import { BAR1_BYTES } from "./sample-device.js";
 
 /*
@@ -28,16 +28,7 @@ const BAR0 = 0;
 const BAR1 = 1;
 const CONFIG = 7;
 
-function find(): LibvfioUser | MissingError {
-  try {
-    return findLibvfioUser();
-  } catch (error) {
-    if (error instanceof MissingError) return error;
-    throw error;
-  }
-}
-
-const found = find();
+const found = foundOrMissing(findLibvfioUser);
 if (found instanceof MissingError) {
   test.skip(`libvfio-user as a peer: ${found.message}`, () => {});
 }

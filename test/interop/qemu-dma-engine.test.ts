@@ -1,7 +1,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, beforeAll, describe, expect, it, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { DirtyBitmap } from "../../src/bitmap/dirty-bitmap.js";
 import {
   CONTROL,
@@ -17,8 +17,9 @@ import {
 } from "../../src/devices/dma-engine/spec.js";
 import { VfioUserDevice } from "../../src/vfio-user/client/device.js";
 import { type DeviceServer, serveDevice } from "../../src/vfio-user/server/server.js";
-import { MissingError } from "../../tools/vm/missing.js";
-import { findQemu, type Qemu } from "../../tools/vm/qemu.js";
+import { foundOrMissing, MissingError } from "../../tools/vm/missing.js";
+import { findQemu } from "../../tools/vm/qemu.js";
+import { requireFound } from "../support/required.js";
 import { QtestMachine } from "./qtest.js";
 
 /*
@@ -42,22 +43,8 @@ const SOURCE = 0x20_0000;
 const TARGET = 0x30_0000;
 const ENTRIES = 16;
 
-function find(): Qemu | MissingError {
-  try {
-    return findQemu({ needs: [{ device: "vfio-user-pci" }] });
-  } catch (error) {
-    if (error instanceof MissingError) return error;
-    throw error;
-  }
-}
-
-const found = find();
-
-if (found instanceof MissingError) {
-  test.skipIf(!process.env.CI)(`QEMU 10.1 or later as a client of vfio-user: ${found.message}`, () => {
-    throw found;
-  });
-}
+const found = foundOrMissing(() => findQemu({ needs: [{ device: "vfio-user-pci" }] }));
+requireFound("QEMU 10.1 or later as a client of vfio-user", found);
 
 describe.skipIf(found instanceof MissingError)("a DMA engine in QEMU's machine", () => {
   const folder = mkdtempSync(join(tmpdir(), "dirtmap-dma-engine-"));

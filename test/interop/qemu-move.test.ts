@@ -2,7 +2,7 @@ import { once } from "node:events";
 import { readFileSync } from "node:fs";
 import { type AddressInfo, createConnection, createServer, type Server } from "node:net";
 import { join } from "node:path";
-import { afterAll, beforeAll, describe, expect, it, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { DirtyBitmap } from "../../src/bitmap/dirty-bitmap.js";
 import { PAGE_SIZE } from "../../src/memory/address.js";
 import { readPhysical } from "../../src/qemu/config-space.js";
@@ -18,6 +18,7 @@ import { blocksOf } from "../docs/blocks.js";
 import { MOVES_A_GUEST } from "../docs/declared.js";
 import { expectForm, transcriptsOf } from "../docs/transcript.js";
 import { Child } from "../support/child.js";
+import { requireFound } from "../support/required.js";
 import {
   COMPLAINT,
   connect,
@@ -50,12 +51,7 @@ const TEST_LIMIT_MS = 300_000;
 const LOAD_MS = 1500;
 
 const found = findShellImage(root);
-
-if (found instanceof MissingError) {
-  test.skipIf(!process.env.CI)(`QEMU 10.1 or later as a client of vfio-user: ${found.message}`, () => {
-    throw found;
-  });
-}
+requireFound("QEMU 10.1 or later as a client of vfio-user", found);
 
 describe.skipIf(found instanceof MissingError)("a guest of QEMU that moves with its disks", () => {
   let places: Places;

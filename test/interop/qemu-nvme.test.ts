@@ -3,7 +3,7 @@ import { closeSync, existsSync, ftruncateSync, mkdtempSync, openSync, readFileSy
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { afterAll, beforeAll, describe, expect, it, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import {
   VFIO_DEVICE_FEATURE as FEATURE,
   VFIO_DEVICE_FEATURE_GET as GET,
@@ -19,6 +19,7 @@ import {
 } from "../../src/uapi/vfio-user.js";
 import { RawClient } from "../../src/vfio-user/raw-client.test.helper.js";
 import { MissingError } from "../../tools/vm/missing.js";
+import { requireFound } from "../support/required.js";
 import { DeviceProgram } from "./device-program.js";
 import { findShellImage, GUEST_MEMORY_BYTES, makeShellInitramfs, ShellGuest, type ShellImage } from "./guest-shell.js";
 
@@ -93,12 +94,7 @@ function vfioUser(socket: string, id: string, bus?: string): object {
 }
 
 const found = findShellImage(root);
-
-if (found instanceof MissingError) {
-  test.skipIf(!process.env.CI)(`QEMU 10.1 or later as a client of vfio-user: ${found.message}`, () => {
-    throw found;
-  });
-}
+requireFound("QEMU 10.1 or later as a client of vfio-user", found);
 
 /** `dirtmap device nvme`. */
 function serve(socket: string, file: string, options: readonly string[] = []): Promise<DeviceProgram> {

@@ -4,6 +4,7 @@ import { describe, expect, test } from "vitest";
 import { type QemuArgument, qemuOptions } from "../../src/vmm-options/qemu-command-line.js";
 import { MissingError } from "../../tools/vm/missing.js";
 import { findQemu, type Qemu, type QemuNeed } from "../../tools/vm/qemu.js";
+import { requireFound } from "../support/required.js";
 import { generatedPlans, SEEDS } from "./generated-hosts.js";
 import { CASES, caseDevices } from "./vmm-cases.js";
 
@@ -101,12 +102,7 @@ const recent = find({ device: "vfio-pci", property: "x-device-dirty-page-trackin
 const found = [recent, find({ device: "vfio-pci" })].flatMap((one) => ("qemu" in one ? [one.qemu] : []));
 const qemus = [...new Map(found.map((qemu) => [qemu.from, qemu])).values()];
 
-if ("missing" in recent) {
-  const { missing } = recent;
-  test.skipIf(!process.env.CI)(`a QEMU with all options: ${missing.message}`, () => {
-    throw missing;
-  });
-}
+if ("missing" in recent) requireFound("a QEMU with all options", recent.missing);
 
 describe.each(qemus)("QEMU in $from", (qemu) => {
   const version = run(qemu, ["-version"]).output.split("\n")[0];

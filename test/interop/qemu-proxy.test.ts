@@ -1,6 +1,7 @@
 import { join } from "node:path";
-import { afterAll, beforeAll, describe, expect, it, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { MissingError } from "../../tools/vm/missing.js";
+import { requireFound } from "../support/required.js";
 import { COMPLAINT, counts, endLoad, type Place, Places, pause, root, runDirtmap, startLoad } from "./guest-places.js";
 import { findShellImage } from "./guest-shell.js";
 
@@ -13,12 +14,7 @@ const TEST_LIMIT_MS = 300_000;
 const LOAD_MS = 1500;
 
 const found = findShellImage(root);
-
-if (found instanceof MissingError) {
-  test.skipIf(!process.env.CI)(`QEMU 10.1 or later as a client of vfio-user: ${found.message}`, () => {
-    throw found;
-  });
-}
+requireFound("QEMU 10.1 or later as a client of vfio-user", found);
 
 describe.skipIf(found instanceof MissingError)("a guest of QEMU whose disks are behind proxies", () => {
   let places: Places;

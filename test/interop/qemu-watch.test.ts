@@ -2,12 +2,13 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterEach, beforeEach, describe, expect, it, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import type { Qemu as Monitor } from "../../src/qemu/qmp/qemu.js";
-import { MissingError } from "../../tools/vm/missing.js";
-import { findQemu, type Qemu } from "../../tools/vm/qemu.js";
+import { foundOrMissing, MissingError } from "../../tools/vm/missing.js";
+import { findQemu } from "../../tools/vm/qemu.js";
 import { Child } from "../support/child.js";
 import { PROGRAM } from "../support/program.js";
+import { requireFound } from "../support/required.js";
 import { connect } from "./guest-places.js";
 
 /*
@@ -20,21 +21,8 @@ const LONG = { timeout: 300_000 };
 /** Writes 64 KiB in each of six segments from 0x20000 on, with another word each time; for ever. */
 const WRITER = Buffer.from("fafcba00208ec231ffb90080f3ab81c2001081fa008075ed40ebe7", "hex");
 
-function qemu(): Qemu | MissingError {
-  try {
-    return findQemu({ needs: [] });
-  } catch (error) {
-    if (error instanceof MissingError) return error;
-    throw error;
-  }
-}
-
-const found = qemu();
-if (found instanceof MissingError) {
-  test.skipIf(!process.env.CI)(`QEMU: ${found.message}`, () => {
-    throw found;
-  });
-}
+const found = foundOrMissing(() => findQemu({ needs: [] }));
+requireFound("QEMU", found);
 
 describe.skipIf(found instanceof MissingError)("a migration between two QEMUs that is watched", () => {
   let folder: string;

@@ -5,6 +5,7 @@ import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it, test } from "vitest";
 import { MissingError } from "../../tools/vm/missing.js";
 import { findShellImage, makeShellInitramfs, ShellGuest, type ShellImage } from "../interop/guest-shell.js";
+import { requireFound } from "../support/required.js";
 
 /*
  * The bugs of Linux that docs/kernel-bugs.md describes, each shown by the C program beside this file that the document names. A
@@ -30,12 +31,7 @@ const EDU = "0000:00:05.0";
 const MTTY = "00000000-0000-4000-8000-000000000001";
 
 const found = findShellImage(root);
-
-if (found instanceof MissingError) {
-  test.skipIf(!process.env.CI)(`the kernel that has the bugs: ${found.message}`, () => {
-    throw found;
-  });
-}
+requireFound("the kernel that has the bugs", found);
 
 describe.skipIf(found instanceof MissingError)(
   "a bug that docs/kernel-bugs.md describes is still in the kernel:",

@@ -13,3 +13,13 @@ export class MissingError extends Error {
     this.remedy = remedy;
   }
 }
+
+/** What `find` returns, or what it misses. */
+export function foundOrMissing<Found>(find: () => Found): Found | MissingError {
+  try {
+    return find();
+  } catch (error) {
+    if (error instanceof MissingError) return error;
+    throw error;
+  }
+}
