@@ -88,13 +88,10 @@ export class ProxiedDevice implements ClientAccess, Disposable {
     this.#options = options;
     this.id = options.id;
     this.dma = options.dma;
-    const state = () => this.#state;
     const moved = {
       id: options.id,
       socket: options.socket,
-      get state() {
-        return state();
-      },
+      state: () => this.#state,
       moveTo: (next: MigState) => this.#moveTo(next),
       reset: () => this.#reset(),
     };

@@ -9,7 +9,7 @@ export interface MovedDevice {
   /** Of its server, for messages. */
   readonly socket: string;
   /** RUNNING of one that can't be migrated. */
-  readonly state: MigState;
+  state(): MigState;
   /** By the arcs of the state machine. */
   moveTo(next: MigState): Promise<unknown>;
   /** Back to what it was after power-on; ends its custody, too. */
@@ -49,13 +49,14 @@ export class Movement {
   async setState(next: MigState, user: Mover): Promise<void> {
     const device = this.#device;
     this.custody.check(user, next);
-    const from = device.state;
+    const from = device.state();
     const loaded = this.custody.report?.loaded === true;
     try {
       await device.moveTo(next);
       if (loaded && next !== "RESUMING" && next !== "STOP") this.#waitsForState = false;
     } finally {
-      if (device.state !== from) this.custody.moved(user, device.state);
+      const now = device.state();
+      if (now !== from) this.custody.moved(user, now);
     }
   }
 
@@ -74,7 +75,8 @@ export class Movement {
    * log says what became of the device. Does not throw.
    */
   async release(user: Mover): Promise<void> {
-    const { id, socket, state } = this.#device;
+    const { id, socket } = this.#device;
+    const state = this.#device.state();
     const abandoned = this.custody.leave(user, state);
     if (abandoned.what === "nothing") return;
     const left = `${user.name} has gone and left '${id}' in ${state}`;
@@ -98,7 +100,7 @@ export class Movement {
   noteMeanwhile(name: string, what: "come" | "gone"): void {
     const { report } = this.custody;
     if (report === null || report.movedBy === name) return;
-    const { id, state } = this.#device;
-    this.#log(`${name} has ${what} while '${id}' is in ${state}, moved there by ${report.movedBy}`);
+    const where = `'${this.#device.id}' is in ${this.#device.state()}`;
+    this.#log(`${name} has ${what} while ${where}, moved there by ${report.movedBy}`);
   }
 }

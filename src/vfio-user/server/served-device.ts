@@ -74,13 +74,10 @@ export class ServedDevice implements DeviceContext, Disposable {
       },
       maxImage: MAX_IMAGE_BYTES,
     });
-    const state = () => (model.info.migration === null ? "RUNNING" : this.driver.state);
     const moved = {
       id,
       socket,
-      get state() {
-        return state();
-      },
+      state: () => (model.info.migration === null ? "RUNNING" : this.driver.state),
       moveTo: (next: MigState) => this.driver.setState(next),
       reset: () => this.#reset(),
     };
