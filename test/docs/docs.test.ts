@@ -10,7 +10,7 @@ import { parseScenario } from "../../src/scenario/scenario.js";
 import { VfioUserHost } from "../../src/vfio-user/client/host.js";
 import { serveDevice } from "../../src/vfio-user/server/server.js";
 import { anchorsOf, blocksOf, commandsInText, commandsOf, type DocBlock, documents, linksOf, ROOT } from "./blocks.js";
-import { IN_A_GUEST, NOT_RUN, OF_A_MIGRATION, SUBSTITUTIONS } from "./declared.js";
+import { IN_A_GUEST, MOVES_A_GUEST, NOT_RUN, OF_A_MIGRATION, SUBSTITUTIONS } from "./declared.js";
 import { Session } from "./session.js";
 import { expectForm, type Transcript, transcriptsOf } from "./transcript.js";
 
@@ -123,7 +123,8 @@ describe("each option that a document names is one of its command:", () => {
 
 describe("each output has the form of today's:", () => {
   for (const block of inLanguage("console")) {
-    const here = ({ command }: Transcript) => !IN_A_GUEST.test(command) && !OF_A_MIGRATION.test(command);
+    const here = ({ command }: Transcript) =>
+      ![IN_A_GUEST, MOVES_A_GUEST, OF_A_MIGRATION].some((elsewhere) => elsewhere.test(command));
     for (const transcript of transcriptsOf(block.text).filter(here)) {
       const { command } = transcript;
       it(`${named(block)}: ${command}`, { timeout: 300_000 }, async () => {
