@@ -1,6 +1,6 @@
 import { DirtmapError, explain, UsageError } from "../errors.js";
 import type { AttachedDevice, DataStream, HandoverNotice, MigrationSupport, SavingStream } from "../host/host.js";
-import { settled } from "../threads/settled.js";
+import { settled } from "../settled.js";
 import type { MigState } from "../uapi/vfio.js";
 import { within } from "./deadline.js";
 import { DeviceError } from "./device-error.js";

@@ -1,7 +1,7 @@
 import { z } from "zod";
 import { DirtmapError } from "../errors.js";
 import { safeText } from "../safe-text.js";
-import { settled } from "../threads/settled.js";
+import { settled } from "../settled.js";
 import type { GuestDevice } from "./guest.js";
 import { type PciAddress, pciAddressesOf } from "./pci-address.js";
 import { isRefusal, type Qemu } from "./qmp/qemu.js";

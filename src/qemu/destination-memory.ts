@@ -1,6 +1,6 @@
 import { DirtmapError } from "../errors.js";
 import type { MemoryArrival, MemoryDestination } from "../migration/memory-mover.js";
-import { settled } from "../threads/settled.js";
+import { settled } from "../settled.js";
 import { ConfigSpace } from "./config-space.js";
 import type { DestinationGuest } from "./destination-guest.js";
 import { readGuestState } from "./guest-state.js";

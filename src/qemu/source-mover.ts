@@ -14,7 +14,7 @@ import type {
 } from "../migration/memory-mover.js";
 import { removeNote, writeNote } from "../migration/outliving.js";
 import type { DeviceReport } from "../migration/report.js";
-import { settled } from "../threads/settled.js";
+import { settled } from "../settled.js";
 import { VFIO_PCI_IRQ_INDEX } from "../uapi/vfio.js";
 import { ConfigSpace } from "./config-space.js";
 import { type ControlledDevice, devicesFirst } from "./guest-devices.js";

@@ -3,7 +3,7 @@ import { contains, overlap } from "../bitmap/ranges.js";
 import { DirtmapError, explain } from "../errors.js";
 import { hex } from "../memory/address.js";
 import type { GuestMemory } from "../memory/guest-memory.js";
-import { settled } from "../threads/settled.js";
+import { settled } from "../settled.js";
 import { addArea, addDirty, type MappedArea, writeableAreas } from "./areas.js";
 import type { DirtyRead } from "./dirty-source.js";
 import { Ledger, type OwnerPages } from "./ledger.js";

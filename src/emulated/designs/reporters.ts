@@ -4,7 +4,7 @@ import type { ContainerMember } from "../../host/designs.js";
 import type { Iommufd, ObjectId, VfioDevice } from "../../host/host.js";
 import { type RunningDmaLog, startDmaLog } from "../../host/running-dma-log.js";
 import { PAGE_SIZE } from "../../memory/address.js";
-import { settled } from "../../threads/settled.js";
+import { settled } from "../../settled.js";
 
 /** A tracker as the kernel's own code would call it: what both aggregating designs have underneath. */
 export interface Reporter {
